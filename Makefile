@@ -1,0 +1,50 @@
+# `make demo` and `make test` start from a bare machine: Python 3.11 or later, and no more.
+
+PYTHON ?= python3
+DEMO := .venv
+TEST := .venv-test
+SOURCES := pyproject.toml $(shell find keras_gemma presets -type f -not -name '*.pyc')
+
+.PHONY: demo test lint format clean
+
+demo: $(DEMO)/.installed
+	@KERAS_BACKEND=jax $(DEMO)/bin/keras-gemma generate "ROMEO:" \
+		--max-new-tokens 120 --sampler top_k --top-k 5 --seed 1
+
+# Every step runs even when one before it failed; the target fails if any did.
+test: $(TEST)/.installed
+	@status=0; \
+	$(TEST)/bin/ruff check . || status=1; \
+	$(TEST)/bin/ruff format --check . || status=1; \
+	for backend in jax torch tensorflow; do \
+		echo "== KERAS_BACKEND=$$backend"; \
+		KERAS_BACKEND=$$backend $(TEST)/bin/python -m pytest -q || status=1; \
+	done; \
+	exit $$status
+
+lint: $(TEST)/.installed
+	$(TEST)/bin/ruff check .
+	$(TEST)/bin/ruff format --check .
+
+format: $(TEST)/.installed
+	$(TEST)/bin/ruff check --fix .
+	$(TEST)/bin/ruff format .
+
+clean:
+	rm -rf $(DEMO) $(TEST) build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(DEMO)/.installed: $(SOURCES)
+	test -x $(DEMO)/bin/python || $(PYTHON) -m venv $(DEMO)
+	$(DEMO)/bin/python -m pip install --quiet ".[jax]"
+	@touch $@
+
+# The CPU build of torch comes first, on a line of its own: left to the extras, a plain torch
+# would bring gigabytes of CUDA libraries. Elsewhere: `make test TORCH=<another requirement>`.
+TORCH ?= torch==2.13.0
+
+$(TEST)/.installed: pyproject.toml
+	test -x $(TEST)/bin/python || $(PYTHON) -m venv $(TEST)
+	$(TEST)/bin/python -m pip install --quiet $(TORCH)
+	$(TEST)/bin/python -m pip install --quiet --editable ".[all,dev]"
+	@touch $@

@@ -1,0 +1,38 @@
+"""Gemma on Keras 3: the public names, and nothing else.
+
+`import keras_gemma as keras_hub` above a Gemma notebook gives it the names it uses.
+
+The names are imported when the package is, so that Keras knows the classes of a saved model,
+with one exception: the command `keras-gemma` takes what it needs itself, and so answers `--help`
+before Keras is loaded.
+"""
+
+import sys
+from pathlib import Path
+
+from keras_gemma.backend_choice import use_backend
+from keras_gemma.config import GemmaConfig
+from keras_gemma.version import __version__
+
+if Path(sys.argv[0]).stem != "keras-gemma":
+    use_backend()  # before anything below imports Keras
+
+    # `storage` is no public name: imported, it gives the classes their `from_preset`.
+    from keras_gemma import models, samplers, storage, tokenizers  # noqa: F401
+    from keras_gemma.causal_lm import GemmaCausalLM
+    from keras_gemma.model.backbone import GemmaBackbone
+    from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor, GemmaPreprocessor
+    from keras_gemma.text.tokenizer import GemmaTokenizer
+
+__all__ = [
+    "GemmaBackbone",
+    "GemmaCausalLM",
+    "GemmaCausalLMPreprocessor",
+    "GemmaConfig",
+    "GemmaPreprocessor",
+    "GemmaTokenizer",
+    "__version__",
+    "models",
+    "samplers",
+    "tokenizers",
+]

@@ -1,0 +1,50 @@
+"""The work that differs from framework to framework, behind one contract.
+
+Keras's chosen backend decides which module serves; it is chosen once, here. Shapes are in the
+alphabet of `keras_gemma.config`. A weight is *packed* when it is stored: the module picks the
+layout that its compiler reads fastest, and nothing above this folder knows it.
+
+    packed_shape(shape, kind)          the shape a weight is stored in
+    pack(weight, kind)                 NumPy `[out, in]` -> the stored layout, NumPy
+    unpack(packed, shape)              the way back
+    matmul(x, packed)                  `[..., in]` -> `[..., out]`
+    embed(ids, packed)                 `[...]` -> `[..., D]`, rows of a packed embedding
+    attend(q, k, v, mask, scale, cap)  `[B, T, N, H]`, soft cap and mask included
+    write_cache(cache, new, slots)     `[B, R, K, H]` with one position a row written, in place
+                                       where the framework can
+    compile(program, donate)           a whole program; `donate` names arguments it may consume
+    fuse(function)                     a part that a program calls many times
+    loop(proceed, step, state, limit)  `step` while `proceed(state)`, at most `limit` times
+    memory_bandwidth()                 bytes/s that plain reading reaches on this machine
+
+`reference.py` says what matmul, embed, attend and write_cache mean, in `keras.ops` alone; the
+tests compare every backend with it.
+"""
+
+import keras
+
+_name = keras.config.backend()
+
+if _name == "jax":
+    from keras_gemma.backend import jax as _module
+elif _name == "torch":
+    from keras_gemma.backend import torch as _module
+elif _name == "tensorflow":
+    from keras_gemma.backend import tensorflow as _module
+else:
+    raise ImportError(
+        f"keras_gemma runs on the Keras backends jax, torch and tensorflow. Received: {_name!r}. "
+        "Set KERAS_BACKEND to one of them before Keras is imported."
+    )
+
+packed_shape = _module.packed_shape
+pack = _module.pack
+unpack = _module.unpack
+matmul = _module.matmul
+embed = _module.embed
+attend = _module.attend
+write_cache = _module.write_cache
+compile = _module.compile
+fuse = _module.fuse
+loop = _module.loop
+memory_bandwidth = _module.memory_bandwidth

@@ -1,0 +1,61 @@
+"""What the contract's functions mean, in `keras.ops` alone: slow, plain, and right.
+
+The tests hold every backend against these. `attend` also serves the backends that have found
+nothing better for a shape.
+"""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+LOWEST = -2.0**127
+"""Stands for minus infinity in masked logits; finite, so that a fully masked row has no NaN."""
+
+
+def matmul(x: Any, weight: Any) -> Any:
+    """`x [..., in]` times a weight `[out, in]` -> `[..., out]`."""
+    return ops.matmul(x, ops.transpose(weight))
+
+
+def embed(ids: Any, weight: Any) -> Any:
+    """Rows `ids [...]` of `weight [V, D]` -> `[..., D]`."""
+    return ops.take(weight, ids, axis=0)
+
+
+def attend(
+    query: Any, key: Any, value: Any, mask: Any, *, scale: float, soft_cap: float | None
+) -> Any:
+    """Attention of N query heads over K key/value heads, G = N / K of them to each.
+
+    The order is Gemma 2's: scale the query, multiply, cap, mask, softmax in float32. A query
+    that may see nothing gives zeros.
+
+    Args:
+        query: `[B, T, N, H]`.
+        key, value: `[B, S, K, H]`.
+        mask: bool `[B, T, S]`; True where the query may look.
+        scale: factor of the query.
+        soft_cap: `c` of `c * tanh(logits / c)`, or None.
+
+    Returns:
+        `[B, T, N, H]`, in the dtype of `value`.
+    """
+    b, t, n, h = ops.shape(query)
+    k = ops.shape(key)[2]
+    dtype = keras.backend.standardize_dtype(value.dtype)
+    query = ops.reshape(ops.cast(query, "float32") * scale, (b, t, k, n // k, h))
+    logits = ops.einsum("btkgh,bskh->bkgts", query, ops.cast(key, "float32"))
+    if soft_cap is not None:
+        logits = ops.tanh(logits / soft_cap) * soft_cap
+    mask = ops.expand_dims(ops.expand_dims(mask, 1), 1)  # (B, 1, 1, T, S)
+    weights = ops.softmax(ops.where(mask, logits, LOWEST), axis=-1)
+    weights = ops.where(mask, weights, 0.0)
+    heads = ops.einsum("bkgts,bskh->btkgh", weights, ops.cast(value, "float32"))
+    return ops.cast(ops.reshape(heads, (b, t, n, h)), dtype)
+
+
+def write_cache(cache: Any, new: Any, slots: Any) -> Any:
+    """`cache [B, R, K, H]` with `new [B, 1, K, H]` at slot `slots [B]` of each row."""
+    here = ops.arange(ops.shape(cache)[1])[None, :] == slots[:, None]
+    return ops.where(here[:, :, None, None], new, cache)

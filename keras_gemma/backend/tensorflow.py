@@ -1,0 +1,103 @@
+"""The contract on TensorFlow.
+
+One row is fastest under XLA, on the layout of `packing.py`; many rows are fastest outside of XLA,
+where oneDNN multiplies bf16 three times as fast on CPU. So a prompt runs as a plain graph, and a
+decoding step is compiled by XLA.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_gemma.backend import packing, stepping
+from keras_gemma.backend.reference import attend
+
+__all__ = ["attend"]
+
+FEW_ROWS = 8
+"""Up to so many rows, a pass over the weights for each row beats XLA's product of several."""
+
+
+@lru_cache
+def _on_cpu() -> bool:
+    return not tf.config.list_physical_devices("GPU")
+
+
+def packed_shape(shape: tuple[int, ...], kind: str) -> tuple[int, ...]:
+    return packing.packed_shape(shape, kind) if _on_cpu() else shape
+
+
+def pack(weight: np.ndarray, kind: str) -> np.ndarray:
+    return packing.pack(weight, kind) if _on_cpu() else weight
+
+
+unpack = packing.unpack
+
+
+def _one_row(x: tf.Tensor, packed: tf.Tensor) -> tf.Tensor:
+    """`x [1, in]` -> `[1, out]`."""
+    if packed.shape.rank == 2:
+        return tf.matmul(x, packed, transpose_b=True)
+    parts = tf.split(x, packed.shape[0], axis=1)
+    return tf.add_n(
+        [tf.matmul(part, packed[i], transpose_b=True) for i, part in enumerate(parts)]
+    )
+
+
+def matmul(x: tf.Tensor, packed: tf.Tensor) -> tf.Tensor:
+    packed = tf.convert_to_tensor(packed)
+    rows = tf.reshape(x, (-1, x.shape[-1]))
+    count = rows.shape[0]
+    if count is not None and count <= FEW_ROWS and x.dtype == tf.bfloat16 and _on_cpu():
+        y = tf.concat([_one_row(rows[i : i + 1], packed) for i in range(count)], axis=0)
+    elif packed.shape.rank == 2:
+        y = tf.matmul(rows, packed, transpose_b=True)
+    else:
+        blocks, _, length = packed.shape
+        parts = tf.transpose(tf.reshape(rows, (-1, blocks, length)), (1, 0, 2))
+        products = tf.matmul(parts, packed, transpose_b=True)
+        y = tf.cast(tf.reduce_sum(tf.cast(products, tf.float32), axis=0), x.dtype)
+    shape = tf.concat([tf.shape(x)[:-1], tf.shape(y)[-1:]], axis=0)
+    y = tf.reshape(y, shape)
+    y.set_shape([*x.shape[:-1], packed.shape[-2]])
+    return y
+
+
+def embed(ids: tf.Tensor, packed: tf.Tensor) -> tf.Tensor:
+    return tf.gather(packed, ids)
+
+
+def write_cache(cache: tf.Tensor, new: tf.Tensor, slots: tf.Tensor) -> tf.Tensor:
+    where = tf.stack([tf.range(cache.shape[0]), slots], axis=1)
+    return tf.tensor_scatter_nd_update(cache, where, new[:, 0])
+
+
+def compile(program: Callable[..., Any], donate: Sequence[str] = ()) -> Callable[..., Any]:
+    return tf.function(program, reduce_retracing=False)
+
+
+def fuse(function: Callable[..., Any]) -> Callable[..., Any]:
+    return function
+
+
+def loop(
+    proceed: Callable[[Any], Any], step: Callable[[Any, Any], Any]
+) -> Callable[[Any, Any, int], Any]:
+    compiled = tf.function(step, jit_compile=True)
+    return lambda weights, state, limit: stepping.run(proceed, compiled, weights, state, limit)
+
+
+def memory_bandwidth() -> float:
+    array = tf.ones((1 << 28,), tf.float32)
+    read = tf.function(tf.reduce_sum, jit_compile=True)
+    read(array).numpy()
+    fastest = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        read(array).numpy()
+        fastest = min(fastest, time.perf_counter() - start)
+    return 4 * (1 << 28) / fastest

@@ -1,0 +1,54 @@
+"""The application: its commands, and what reaches the terminal when one of them fails.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage. An error is one or two lines on stderr.
+"""
+
+import sys
+from types import TracebackType
+
+import typer
+
+from keras_gemma.cli.generate import generate
+from keras_gemma.cli.info import info
+
+app = typer.Typer(
+    name="keras-gemma",
+    help="Gemma language models on Keras 3.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(generate)
+app.command()(info)
+
+READABLE = (ValueError, TypeError, OSError, ImportError)
+"""Errors whose text says what to do; of others the kind is named too."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit code.
+
+    What a command raises is reported by `sys.excepthook`, and Python then exits with 1.
+
+    Args:
+        arguments: what follows `keras-gemma`; None for those of this process.
+    """
+    sys.excepthook = report
+    command = typer.main.get_command(app)
+    try:
+        code = command(arguments, prog_name="keras-gemma", standalone_mode=False)
+    except typer.TyperException as error:
+        print(f"error: {error.format_message()}", file=sys.stderr)
+        print("keras-gemma COMMAND --help shows the usage.", file=sys.stderr)
+        return error.exit_code
+    return code or 0
+
+
+def report(kind: type[BaseException], error: BaseException, _: TracebackType | None) -> None:
+    """Print at most two lines about `error` to stderr."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    if not issubclass(kind, READABLE):
+        lines[0] = f"{kind.__name__}: {lines[0]}"
+    if len(lines) > 2:
+        lines[1] += " (--debug shows all)"
+    print("error:", *lines[:1], file=sys.stderr)
+    print(*lines[1:2], sep="\n", end="\n" if lines[1:] else "", file=sys.stderr)

@@ -1,0 +1,180 @@
+"""`keras-gemma generate`: text for a prompt from the command line or from a pipe."""
+
+import json
+import logging
+import os
+import sys
+import warnings
+from enum import StrEnum
+from typing import Annotated, Any, TextIO
+
+import typer
+
+from keras_gemma.backend_choice import BACKENDS, use_backend
+
+Backend = StrEnum("Backend", [(name, name) for name in BACKENDS])
+
+
+class SamplerName(StrEnum):
+    """How the next token is chosen."""
+
+    GREEDY = "greedy"
+    RANDOM = "random"
+    TOP_K = "top_k"
+    TOP_P = "top_p"
+
+
+SAMPLER_OPTIONS = {
+    SamplerName.GREEDY: (),
+    SamplerName.RANDOM: ("temperature",),
+    SamplerName.TOP_K: ("top_k", "temperature"),
+    SamplerName.TOP_P: ("top_p", "top_k", "temperature"),
+}
+"""The options that each sampler listens to."""
+
+
+def generate(
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PROMPT",
+            help='Texts to continue, each on its own. "-", or none and a pipe: standard input.',
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="Preset name, kaggle:// or hf:// handle, or directory.")
+    ] = "gemma_tiny_en",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens after the prompt.")] = 128,
+    sampler: Annotated[
+        SamplerName | None,
+        typer.Option(help="By default the one that the options call for, else greedy."),
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="Below 1 bolder choices are rarer.")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="Choose among the K likeliest tokens.")
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Choose among the likeliest that reach probability P."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
+    strip_prompt: Annotated[
+        bool, typer.Option("--strip-prompt", help="Print what follows the prompt alone.")
+    ] = False,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of weights and activations, e.g. bfloat16.")
+    ] = None,
+    backend: Annotated[
+        Backend | None, typer.Option(help="By default KERAS_BACKEND, or the first installed.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON a prompt.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks and what the frameworks log.")
+    ] = False,
+) -> None:
+    """Continue each PROMPT and print it with its continuation."""
+    name, settings = choose_sampler(
+        sampler, {"temperature": temperature, "top_k": top_k, "top_p": top_p}, seed
+    )
+    texts = read_prompts(prompts or [], sys.stdin)
+    if debug:
+        sys.excepthook = sys.__excepthook__
+    else:
+        silence_frameworks()
+    use_backend(backend and backend.value)
+
+    # Keras is imported here, on the backend chosen; `storage` gives the model its from_preset.
+    from keras_gemma import storage  # noqa: F401
+    from keras_gemma.causal_lm import GemmaCausalLM
+
+    lm = GemmaCausalLM.from_preset(model, dtype=dtype)
+    lm.compile(sampler=make_sampler(name, settings))
+    outputs = lm.generate(
+        texts, max_new_tokens=max_new_tokens, strip_prompt=strip_prompt, seed=seed
+    )
+    for prompt, text in zip(texts, outputs, strict=True):
+        if as_json:
+            text = json.dumps({"model": model, "prompt": prompt, "text": text}, ensure_ascii=False)
+        print(text)
+
+
+def read_prompts(prompts: list[str], stdin: TextIO) -> list[str]:
+    """The prompts, with standard input in the place of "-", or alone where there is none.
+
+    Raises:
+        typer.BadParameter: no prompt and no pipe, or nothing in the pipe.
+    """
+    if not prompts and not stdin.isatty():
+        prompts = ["-"]
+    if not prompts:
+        raise typer.BadParameter("write one, or pipe a text in", param_hint="PROMPT")
+    if "-" not in prompts:
+        return prompts
+    piped = stdin.read().removesuffix("\n")
+    if not piped:
+        raise typer.BadParameter("standard input is empty", param_hint="PROMPT")
+    return [piped if prompt == "-" else prompt for prompt in prompts]
+
+
+def choose_sampler(
+    name: SamplerName | None, options: dict[str, float | None], seed: int | None
+) -> tuple[SamplerName, dict[str, float]]:
+    """The sampler, and those of its options that were given.
+
+    Args:
+        name: the sampler asked for; None for the one that the options call for.
+        options: values of `temperature`, `top_k` and `top_p`; None where not given.
+        seed: calls for a random choice, where nothing else does.
+
+    Raises:
+        typer.BadParameter: an option that the sampler would not listen to.
+    """
+    given = {option: value for option, value in options.items() if value is not None}
+    if name is None and "top_p" in given:
+        name = SamplerName.TOP_P
+    elif name is None and "top_k" in given:
+        name = SamplerName.TOP_K
+    elif name is None:
+        chance = given or seed is not None
+        name = SamplerName.RANDOM if chance else SamplerName.GREEDY
+    for option in given:
+        if option not in SAMPLER_OPTIONS[name]:
+            raise typer.BadParameter(
+                f"{name.value} does not use --{option.replace('_', '-')}; leave one of them out",
+                param_hint="--sampler",
+            )
+    return name, given
+
+
+def make_sampler(name: SamplerName, settings: dict[str, float]) -> Any:
+    """The sampler object; `settings` are named as the command's options are."""
+    from keras_gemma.generation import samplers
+
+    arguments = {option.removeprefix("top_"): value for option, value in settings.items()}
+    classes = {
+        SamplerName.GREEDY: samplers.GreedySampler,
+        SamplerName.RANDOM: samplers.RandomSampler,
+        SamplerName.TOP_K: samplers.TopKSampler,
+        SamplerName.TOP_P: samplers.TopPSampler,
+    }
+    return classes[name](**arguments)
+
+
+def silence_frameworks() -> None:
+    """Keep logs, warnings and, in a pipe, progress bars off stderr; before Keras is imported.
+
+    TensorFlow's native code writes to file descriptor 2 whatever it is told: from here on that
+    leads nowhere, and `sys.stderr` to where it led before.
+    """
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for logger in ("absl", "jax", "tensorflow"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    sys.stderr.flush()
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

@@ -1,0 +1,188 @@
+"""The one description of a Gemma model: its sizes, and everything that follows from them.
+
+Knows no framework and no file. `model/` builds layers from it, `storage/` reads and
+writes it, `generation/` sizes its caches by it.
+
+The alphabet of every shape in this package:
+
+    B batch    T query positions    S key positions    V vocabulary    L layers
+    N query heads    K key/value heads    G = N / K    H head dim    D hidden    F feed forward
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+CONTEXT_LENGTH = 8192
+"""Positions that Gemma 1 and Gemma 2 were trained on."""
+
+BYTES_PER_ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "int4": 0.5}
+
+
+@dataclasses.dataclass(frozen=True)
+class GemmaConfig:
+    """The sizes and switches of one Gemma model.
+
+    Field names are those of `GemmaBackbone`'s arguments. `intermediate_dim` is 2F, as in
+    KerasHub; `feed_forward_dim` is F.
+
+    Raises:
+        ValueError: a size is not positive, or two of them do not fit together.
+
+    Example:
+
+    ```python
+    config = GemmaConfig(
+        vocabulary_size=256000, num_layers=18, num_query_heads=8, num_key_value_heads=1,
+        hidden_dim=2048, intermediate_dim=32768, head_dim=256,
+    )
+    config.parameter_count  # 2506172416
+    ```
+    """
+
+    vocabulary_size: int
+    num_layers: int
+    num_query_heads: int
+    num_key_value_heads: int
+    hidden_dim: int
+    intermediate_dim: int
+    head_dim: int
+    query_head_dim_normalize: bool = True
+    use_post_ffw_norm: bool = False
+    use_post_attention_norm: bool = False
+    attention_logit_soft_cap: float | None = None
+    final_logit_soft_cap: float | None = None
+    use_sliding_window_attention: bool = False
+    sliding_window_size: int = 4096
+    layer_norm_epsilon: float = 1e-6
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in (
+            "vocabulary_size",
+            "num_layers",
+            "num_query_heads",
+            "num_key_value_heads",
+            "hidden_dim",
+            "intermediate_dim",
+            "head_dim",
+            "sliding_window_size",
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+        if self.num_query_heads % self.num_key_value_heads:
+            raise ValueError(
+                "`num_query_heads` must be a multiple of `num_key_value_heads`, so that each "
+                "key/value head serves as many query heads. Received: "
+                f"num_query_heads={self.num_query_heads}, "
+                f"num_key_value_heads={self.num_key_value_heads}"
+            )
+        if self.intermediate_dim % 2:
+            raise ValueError(
+                "`intermediate_dim` counts the gate and the up projection together, so it must "
+                f"be even. Received: intermediate_dim={self.intermediate_dim}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(
+                "`head_dim` must be even: rotary embeddings turn pairs of its elements. "
+                f"Received: head_dim={self.head_dim}"
+            )
+        for name in ("attention_logit_soft_cap", "final_logit_soft_cap"):
+            cap = getattr(self, name)
+            if cap is not None and not cap > 0:
+                raise ValueError(f"`{name}` must be positive, or None. Received: {name}={cap!r}")
+        if not self.layer_norm_epsilon > 0:
+            raise ValueError(
+                "`layer_norm_epsilon` must be positive. "
+                f"Received: layer_norm_epsilon={self.layer_norm_epsilon!r}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"`dropout` must be in [0, 1). Received: dropout={self.dropout!r}")
+
+    @property
+    def feed_forward_dim(self) -> int:
+        """F: the width between the two halves of the feed forward."""
+        return self.intermediate_dim // 2
+
+    @property
+    def query_scale(self) -> float:
+        """What queries are multiplied by: 1/sqrt(H), or 1/sqrt(D/N) for the 27B models."""
+        if self.query_head_dim_normalize:
+            return self.head_dim**-0.5
+        return (self.hidden_dim / self.num_query_heads) ** -0.5
+
+    @property
+    def embedding_scale(self) -> float:
+        """What embeddings are multiplied by, before rounding to the activations' dtype."""
+        return math.sqrt(self.hidden_dim)
+
+    @property
+    def context_length(self) -> int:
+        """The longest text, in tokens, that the model was trained to read."""
+        return CONTEXT_LENGTH
+
+    def is_local(self, layer: int) -> bool:
+        """Whether `layer` (0-based) sees the sliding window alone: the even ones of Gemma 2."""
+        return self.use_sliding_window_attention and layer % 2 == 0
+
+    def window(self, layer: int) -> int | None:
+        """How many positions, its own included, `layer` sees; None for all before it."""
+        return self.sliding_window_size if self.is_local(layer) else None
+
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every weight of the model by its name, in the order of the data.
+
+        Matrices are `[out, in]`, so the tied embedding is `[V, D]` as the output head.
+        """
+        d, f = self.hidden_dim, self.feed_forward_dim
+        queries = self.num_query_heads * self.head_dim
+        keys = self.num_key_value_heads * self.head_dim
+        shapes: dict[str, tuple[int, ...]] = {"token_embedding": (self.vocabulary_size, d)}
+        for i in range(self.num_layers):
+            layer = f"layers.{i}"
+            shapes[f"{layer}.pre_attention_norm"] = (d,)
+            shapes[f"{layer}.query"] = (queries, d)
+            shapes[f"{layer}.key"] = (keys, d)
+            shapes[f"{layer}.value"] = (keys, d)
+            shapes[f"{layer}.output"] = (d, queries)
+            if self.use_post_attention_norm:
+                shapes[f"{layer}.post_attention_norm"] = (d,)
+            shapes[f"{layer}.pre_ffw_norm"] = (d,)
+            shapes[f"{layer}.gate"] = (f, d)
+            shapes[f"{layer}.up"] = (f, d)
+            shapes[f"{layer}.down"] = (d, f)
+            if self.use_post_ffw_norm:
+                shapes[f"{layer}.post_ffw_norm"] = (d,)
+        shapes["final_norm"] = (d,)
+        return shapes
+
+    @property
+    def parameter_count(self) -> int:
+        """How many numbers the model holds; the tied embedding counts once."""
+        return sum(math.prod(shape) for shape in self.weight_shapes().values())
+
+    def weight_bytes(self, dtype: str = "bfloat16") -> int:
+        """Bytes of the weights in `dtype`."""
+        return int(self.parameter_count * BYTES_PER_ELEMENT[dtype])
+
+    def cache_slots(self, layer: int, length: int) -> int:
+        """Positions that the cache of `layer` keeps for a text of `length` tokens."""
+        window = self.window(layer)
+        return length if window is None else min(length, window)
+
+    def cache_bytes(self, batch: int, length: int, dtype: str = "bfloat16") -> int:
+        """Bytes of keys and values for `batch` texts of `length` tokens."""
+        per_slot = 2 * self.num_key_value_heads * self.head_dim * BYTES_PER_ELEMENT[dtype]
+        slots = sum(self.cache_slots(i, length) for i in range(self.num_layers))
+        return int(batch * slots * per_slot)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as a dictionary: `GemmaBackbone`'s arguments."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "GemmaConfig":
+        """The config whose fields stand in `values`; other keys are ignored."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in names})

@@ -1,0 +1,53 @@
+"""Random numbers from a counter: the same on JAX, TensorFlow and PyTorch, whatever the batch.
+
+Threefry-2x32 with 20 rounds (Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2, 3"),
+in 32-bit integers that wrap around, signed because not every backend has unsigned ones.
+"""
+
+from typing import Any
+
+from keras import ops
+
+ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+PARITY = 0x1BD11BDA
+
+
+def _rotate_left(x: Any, bits: int) -> Any:
+    low = ops.bitwise_and(ops.right_shift(x, 32 - bits), (1 << bits) - 1)
+    return ops.bitwise_or(ops.left_shift(x, bits), low)
+
+
+def threefry(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[Any, Any]:
+    """Two words of random bits for a key and a counter of two words each.
+
+    All are int32 and broadcast together; the bits are those of the unsigned words.
+    """
+    k0, k1 = key
+    keys = (k0, k1, ops.bitwise_xor(ops.bitwise_xor(k0, k1), PARITY))
+    x0, x1 = counter[0] + keys[0], counter[1] + keys[1]
+    for block in range(5):
+        for bits in ROTATIONS[block % 2]:
+            x0 = x0 + x1
+            x1 = ops.bitwise_xor(_rotate_left(x1, bits), x0)
+        x0 = x0 + keys[(block + 1) % 3]
+        x1 = x1 + keys[(block + 2) % 3] + (block + 1)
+    return x0, x1
+
+
+def gumbel(seed: Any, rows: Any, step: Any, vocabulary_size: int) -> Any:
+    """Gumbel noise for one choice: `argmax(logits + noise)` draws from `softmax(logits)`.
+
+    Args:
+        seed: int32 scalar.
+        rows: int32 `[B]`, which row of the batch each is.
+        step: int32 `[B]`, how many choices each row has made before.
+        vocabulary_size: V.
+
+    Returns:
+        float32 `[B, V]`.
+    """
+    tokens = ops.arange(vocabulary_size, dtype="int32")[None, :]
+    bits, _ = threefry((seed + 0 * rows[:, None], rows[:, None]), (step[:, None], tokens))
+    bits = ops.bitwise_and(ops.right_shift(bits, 8), 0xFFFFFF)
+    uniform = (ops.cast(bits, "float32") + 0.5) * 2.0**-24  # in (0, 1), never either end
+    return -ops.log(-ops.log(uniform))

@@ -1,0 +1,47 @@
+"""Samplers: the choice of the next token, one rule a file.
+
+    sampler.py  the base class, and what a sampler of one's own overrides
+    greedy.py   the likeliest token
+    random.py   any token, by its probability
+    top_k.py    one of the k likeliest
+    top_p.py    one of the likeliest that together have probability p
+"""
+
+from typing import Any
+
+from keras_gemma.generation.samplers.greedy import GreedySampler
+from keras_gemma.generation.samplers.random import RandomSampler
+from keras_gemma.generation.samplers.sampler import Sampler
+from keras_gemma.generation.samplers.top_k import TopKSampler
+from keras_gemma.generation.samplers.top_p import TopPSampler
+
+__all__ = ["GreedySampler", "RandomSampler", "Sampler", "TopKSampler", "TopPSampler", "get"]
+
+NAMES = {
+    "greedy": GreedySampler,
+    "random": RandomSampler,
+    "top_k": TopKSampler,
+    "top_p": TopPSampler,
+}
+
+
+def get(sampler: Any) -> Sampler:
+    """The sampler that a name stands for, or `sampler` itself.
+
+    Raises:
+        ValueError: no such name.
+        TypeError: no sampler.
+    """
+    if isinstance(sampler, str):
+        if sampler not in NAMES:
+            raise ValueError(
+                f"`sampler` must be one of {sorted(NAMES)}, or a "
+                f"`keras_gemma.samplers.Sampler`. Received: sampler={sampler!r}"
+            )
+        return NAMES[sampler]()
+    if not isinstance(sampler, Sampler):
+        raise TypeError(
+            f"`sampler` must be one of {sorted(NAMES)}, or a `keras_gemma.samplers.Sampler`. "
+            f"Received: {sampler!r} of type {type(sampler).__name__}"
+        )
+    return sampler

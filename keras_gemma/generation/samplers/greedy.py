@@ -1,0 +1,26 @@
+"""The likeliest token, always."""
+
+import dataclasses
+from collections.abc import Hashable
+from typing import Any
+
+from keras import ops
+
+from keras_gemma.generation.samplers.sampler import Sampler
+
+
+@dataclasses.dataclass(frozen=True)
+class GreedySampler(Sampler):
+    """Takes the likeliest token. Temperature and seed change nothing."""
+
+    temperature: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    def structure(self) -> Hashable:
+        return "greedy"
+
+    def choose(self, logits: Any, state: dict[str, Any]) -> Any:
+        return ops.argmax(logits, axis=-1)

@@ -1,0 +1,112 @@
+"""Attention of a decoder block: who looks at whom, and at what.
+
+A text's own keys and values serve while it is read as a whole (training, scoring, a prompt); in
+decoding they come from the cache. The choice is the caller's: here they are arrays and a mask.
+"""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_gemma import backend
+from keras_gemma.config import GemmaConfig
+from keras_gemma.model.linear import Linear
+from keras_gemma.model.rope import rotate
+
+
+def causal_mask(attended: Any, window: int | None) -> Any:
+    """Which positions of the same text each position sees -> bool `[B, T, T]`.
+
+                   key 0 1 2 3 4
+        query 0        x                    window 3: itself and the two before it
+              1        x x
+              2        x x x
+              3          x x x
+              4            x x x
+
+    Args:
+        attended: bool `[B, T]`; False is padding, which nobody looks at.
+        window: positions in sight, its own included; None for all.
+    """
+    positions = ops.arange(ops.shape(attended)[1], dtype="int32")
+    distance = positions[:, None] - positions[None, :]
+    visible = distance >= 0
+    if window is not None:
+        visible = ops.logical_and(visible, distance < window)
+    return ops.logical_and(visible[None], ops.cast(attended, "bool")[:, None, :])
+
+
+def project(
+    x: Any, weights: dict[str, Any], config: GemmaConfig, rotary: tuple[Any, Any]
+) -> tuple[Any, Any, Any]:
+    """Queries `[B, T, N, H]` and keys `[B, T, K, H]`, both rotated, and values `[B, T, K, H]`."""
+    b, t = ops.shape(x)[0], ops.shape(x)[1]
+
+    def heads(name: str, count: int) -> Any:
+        return ops.reshape(backend.matmul(x, weights[name]), (b, t, count, config.head_dim))
+
+    query = heads("query", config.num_query_heads)
+    key = heads("key", config.num_key_value_heads)
+    value = heads("value", config.num_key_value_heads)
+    return rotate(query, *rotary), rotate(key, *rotary), value
+
+
+def attention(
+    x: Any,
+    weights: dict[str, Any],
+    config: GemmaConfig,
+    rotary: tuple[Any, Any],
+    mask: Any,
+    cache: tuple[Any, Any] | None = None,
+    slots: Any = None,
+) -> tuple[Any, tuple[Any, Any]]:
+    """One attention half, before its residual.
+
+    Args:
+        x: `[B, T, D]`, normalised.
+        weights: packed `query`, `key`, `value`, `output`.
+        rotary: cosine and sine of `rope.rotary_angles`.
+        mask: bool `[B, T, S]`.
+        cache: keys and values `[B, S, K, H]` of the text so far; None to look at `x` alone.
+        slots: `[B]`, where in the cache the one position of `x` goes.
+
+    Returns:
+        `[B, T, D]`, and the keys and values that were looked at.
+    """
+    query, key, value = project(x, weights, config, rotary)
+    if cache is not None:
+        key = backend.write_cache(cache[0], key, slots)
+        value = backend.write_cache(cache[1], value, slots)
+    heads = backend.attend(
+        query,
+        key,
+        value,
+        mask,
+        scale=config.query_scale,
+        soft_cap=config.attention_logit_soft_cap,
+    )
+    b, t = ops.shape(x)[0], ops.shape(x)[1]
+    heads = ops.reshape(heads, (b, t, config.num_query_heads * config.head_dim))
+    return backend.matmul(heads, weights["output"]), (key, value)
+
+
+@keras.saving.register_keras_serializable(package="keras_gemma")
+class GemmaAttention(keras.layers.Layer):
+    """Holds the four matrices of one attention half."""
+
+    def __init__(self, config: GemmaConfig, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        queries = config.num_query_heads * config.head_dim
+        keys = config.num_key_value_heads * config.head_dim
+        policy = self.dtype_policy
+        self.query_dense = Linear(queries, dtype=policy, name="query")
+        self.key_dense = Linear(keys, dtype=policy, name="key")
+        self.value_dense = Linear(keys, dtype=policy, name="value")
+        self.output_dense = Linear(config.hidden_dim, dtype=policy, name="attention_output")
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        for layer in (self.query_dense, self.key_dense, self.value_dense):
+            layer.build(input_shape)
+        self.output_dense.build((*input_shape[:-1], self.query_dense.out_dim))
+        self.built = True

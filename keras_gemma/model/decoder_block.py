@@ -1,0 +1,134 @@
+"""A decoder block: attention and feed forward, each normalised and added to the residual."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_gemma.config import GemmaConfig
+from keras_gemma.model.attention import GemmaAttention, attention, causal_mask
+from keras_gemma.model.feed_forward import feed_forward
+from keras_gemma.model.linear import Linear
+from keras_gemma.model.normalization import RMSNormalization, rms_normalize
+from keras_gemma.model.rope import rotary_angles
+
+
+def decoder_block(
+    x: Any,
+    weights: dict[str, Any],
+    config: GemmaConfig,
+    rotary: tuple[Any, Any],
+    mask: Any,
+    cache: tuple[Any, Any] | None = None,
+    slots: Any = None,
+    dropout: Callable[[Any], Any] = lambda x: x,
+) -> tuple[Any, tuple[Any, Any]]:
+    """One block. Gemma 2 normalises the end of each half too, where the weights hold such a norm.
+
+    Args:
+        x: `[B, T, D]`, the residual.
+        weights: this block's, named as in `GemmaConfig.weight_shapes`.
+        dropout: applied to what each half adds; see `attention` for the rest.
+
+    Returns:
+        `[B, T, D]`, and the keys and values that were looked at.
+    """
+
+    def normalize(x: Any, name: str) -> Any:
+        return rms_normalize(x, weights[name], config.layer_norm_epsilon)
+
+    half, looked_at = attention(
+        normalize(x, "pre_attention_norm"), weights, config, rotary, mask, cache, slots
+    )
+    if "post_attention_norm" in weights:
+        half = normalize(half, "post_attention_norm")
+    x = x + dropout(half)
+
+    half = feed_forward(
+        normalize(x, "pre_ffw_norm"), weights["gate"], weights["up"], weights["down"]
+    )
+    if "post_ffw_norm" in weights:
+        half = normalize(half, "post_ffw_norm")
+    return x + dropout(half), looked_at
+
+
+@keras.saving.register_keras_serializable(package="keras_gemma")
+class GemmaDecoderBlock(keras.layers.Layer):
+    """Holds the weights of one block; `layer` is its 0-based place, which decides its window."""
+
+    def __init__(self, config: GemmaConfig, layer: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.config = config
+        self.layer = layer
+        policy = self.dtype_policy
+
+        def norm(name: str) -> RMSNormalization:
+            return RMSNormalization(config.layer_norm_epsilon, dtype=policy, name=name)
+
+        self.pre_attention_norm = norm("pre_attention_norm")
+        self.attention = GemmaAttention(config, dtype=policy, name="attention")
+        if config.use_post_attention_norm:
+            self.post_attention_norm = norm("post_attention_norm")
+        self.pre_ffw_norm = norm("pre_ffw_norm")
+        self.gating_ffw = Linear(config.feed_forward_dim, dtype=policy, name="ffw_gating")
+        self.gating_ffw_2 = Linear(config.feed_forward_dim, dtype=policy, name="ffw_gating_2")
+        self.ffw_linear = Linear(config.hidden_dim, dtype=policy, name="ffw_linear")
+        if config.use_post_ffw_norm:
+            self.post_ffw_norm = norm("post_ffw_norm")
+        self.dropout = keras.layers.Dropout(config.dropout, dtype=policy, name="dropout")
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        inner_shape = (*input_shape[:-1], self.config.feed_forward_dim)
+        for layer in self._flatten_layers(include_self=False, recursive=False):
+            layer.build(inner_shape if layer is self.ffw_linear else input_shape)
+        self.built = True
+
+    def holders(self) -> dict[str, RMSNormalization | Linear]:
+        """The layer that holds each weight, by the weight's name in `weight_shapes`."""
+        holders = {
+            "pre_attention_norm": self.pre_attention_norm,
+            "query": self.attention.query_dense,
+            "key": self.attention.key_dense,
+            "value": self.attention.value_dense,
+            "output": self.attention.output_dense,
+            "post_attention_norm": getattr(self, "post_attention_norm", None),
+            "pre_ffw_norm": self.pre_ffw_norm,
+            "gate": self.gating_ffw,
+            "up": self.gating_ffw_2,
+            "down": self.ffw_linear,
+            "post_ffw_norm": getattr(self, "post_ffw_norm", None),
+        }
+        return {name: holder for name, holder in holders.items() if holder is not None}
+
+    def tensors(self) -> dict[str, Any]:
+        """The packed weights in the compute dtype: what `decoder_block` takes."""
+        return {name: holder.tensor for name, holder in self.holders().items()}
+
+    def call(self, x: Any, padding_mask: Any = None, training: bool | None = None) -> Any:
+        """`[B, T, D]` -> `[B, T, D]`; `padding_mask [B, T]` is false or 0 at padding."""
+        b, t = ops.shape(x)[0], ops.shape(x)[1]
+        if padding_mask is None:
+            padding_mask = ops.ones((b, t), dtype="bool")
+        positions = ops.arange(t, dtype="int32")[None]
+        x, _ = decoder_block(
+            x,
+            self.tensors(),
+            self.config,
+            rotary_angles(positions, self.config.head_dim),
+            causal_mask(padding_mask, self.config.window(self.layer)),
+            dropout=lambda half: self.dropout(half, training=training),
+        )
+        return x
+
+    def compute_output_spec(
+        self, x: Any, padding_mask: Any = None, training: bool | None = None
+    ) -> keras.KerasTensor:
+        return keras.KerasTensor(x.shape, dtype=self.compute_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "config": self.config.to_dict(), "layer": self.layer}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "GemmaDecoderBlock":
+        return cls(**{**config, "config": GemmaConfig.from_dict(config["config"])})

@@ -1,0 +1,22 @@
+"""The gated half of a decoder block (GeGLU: Shazeer, 2020, arXiv:2002.05202)."""
+
+from typing import Any
+
+from keras import ops
+
+from keras_gemma import backend
+
+
+def feed_forward(x: Any, gate: Any, up: Any, down: Any) -> Any:
+    """`down(gelu(gate(x)) * up(x))`, GELU by its tanh approximation.
+
+    Args:
+        x: `[B, T, D]`.
+        gate, up: packed `[F, D]`.
+        down: packed `[D, F]`.
+
+    Returns:
+        `[B, T, D]`.
+    """
+    gated = ops.gelu(backend.matmul(x, gate), approximate=True)
+    return backend.matmul(gated * backend.matmul(x, up), down)

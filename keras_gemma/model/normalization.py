@@ -1,0 +1,51 @@
+"""Root mean square normalisation (Zhang and Sennrich, 2019, arXiv:1910.07467), Gemma's way."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+
+def rms_normalize(x: Any, scale: Any, epsilon: float) -> Any:
+    """`x / rms(x) * (1 + scale)`, in float32, rounded to the dtype of `x` last.
+
+    Args:
+        x: `[..., D]`.
+        scale: `[D]`; zero leaves the normalised vector as it is.
+        epsilon: added to the mean square.
+    """
+    dtype = keras.backend.standardize_dtype(x.dtype)
+    x = ops.cast(x, "float32")
+    mean_square = ops.mean(ops.square(x), axis=-1, keepdims=True)
+    x = x * ops.rsqrt(mean_square + epsilon) * (1.0 + ops.cast(scale, "float32"))
+    return ops.cast(x, dtype)
+
+
+@keras.saving.register_keras_serializable(package="keras_gemma")
+class RMSNormalization(keras.layers.Layer):
+    """Holds the scale of one RMS norm, `[D]`, zero at first."""
+
+    def __init__(self, epsilon: float = 1e-6, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.epsilon = epsilon
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        # Never rounded to the compute dtype: the sum 1 + scale is taken in float32.
+        self.scale = self.add_weight(
+            name="scale", shape=(input_shape[-1],), initializer="zeros", autocast=False
+        )
+        self.built = True
+
+    @property
+    def tensor(self) -> Any:
+        """The scale, in the dtype it is stored in."""
+        return self.scale.value
+
+    def call(self, x: Any) -> Any:
+        return rms_normalize(x, self.tensor, self.epsilon)
+
+    def compute_output_spec(self, x: Any) -> keras.KerasTensor:
+        return keras.KerasTensor(x.shape, dtype=self.compute_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "epsilon": self.epsilon}

@@ -1,0 +1,50 @@
+"""`from_preset` and `save_to_preset`, for every class that a preset can hold.
+
+The classes live on the lower floors and the reading and writing of files lives above them, so
+`storage/` hands its readers in here when it is imported, and nothing below imports it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+
+class Presettable:
+    """A class with a place in a preset folder."""
+
+    _load = None
+    _save = None
+
+    @classmethod
+    def from_preset(cls, preset: str | Path, **kwargs: Any) -> Any:
+        """The object that a preset describes.
+
+        Args:
+            preset: a built-in name (`"gemma_tiny_en"`), a `kaggle://` or `hf://` handle, or a
+                directory that holds a Keras preset or a Hugging Face checkpoint.
+            **kwargs: models take `load_weights` (False leaves the weights as initialised) and
+                `dtype`; everything else replaces what the preset says of this argument.
+
+        Raises:
+            ValueError: no such preset, or files that do not fit together; the text says which.
+
+        Example:
+
+        ```python
+        lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en", dtype="bfloat16")
+        ```
+        """
+        return Presettable._load(cls, preset, **kwargs)
+
+    def save_to_preset(self, preset_dir: str | Path) -> None:
+        """Write this object to `preset_dir`, in the format that KerasHub reads too.
+
+        The files are written beside the folder and moved in when all are whole.
+
+        Example:
+
+        ```python
+        lm.save_to_preset("my_gemma")
+        lm = keras_gemma.models.GemmaCausalLM.from_preset("my_gemma")
+        ```
+        """
+        Presettable._save(self, preset_dir)

@@ -1,0 +1,11 @@
+"""`keras_hub.samplers`: the choice of the next token."""
+
+from keras_gemma.generation.samplers import (
+    GreedySampler,
+    RandomSampler,
+    Sampler,
+    TopKSampler,
+    TopPSampler,
+)
+
+__all__ = ["GreedySampler", "RandomSampler", "Sampler", "TopKSampler", "TopPSampler"]

@@ -1,0 +1,186 @@
+"""KerasHub's preset folder, read: JSON descriptions, a SentencePiece vocabulary, H5 weights.
+
+Knows the format alone; which class to build from it, and with which overrides, is decided in
+`presets.py`. `hugging_face.py` offers the same functions for the other format.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import ml_dtypes
+import numpy as np
+
+from keras_gemma.config import GemmaConfig
+from keras_gemma.storage import keras_layout as layout
+from keras_gemma.storage.checkpoint import Place, StoredTensor
+from keras_gemma.storage.files import read_json, shards
+
+IGNORED_TENSORS = ()
+
+_LAYER_KEYS = {"name", "trainable", "dtype"}
+_PREPROCESSOR_KEYS = {"sequence_length", "add_start_token", "add_end_token"}
+
+
+def read_backbone(folder: Path) -> dict[str, Any]:
+    """`GemmaBackbone`'s arguments, with `name`, `trainable` and `dtype` as saved.
+
+    Raises:
+        ValueError: the folder holds another architecture or a quantised model, or config.json
+            has keys that are unknown, missing or out of range.
+    """
+    path = folder / layout.CONFIG
+    values = _read_object(path, ("GemmaBackbone",))
+    if "dtype" in values:
+        values["dtype"] = _dtype_name(values["dtype"], path)
+    fields = dataclasses.fields(GemmaConfig)
+    unknown = sorted(set(values) - {field.name for field in fields} - _LAYER_KEYS)
+    if unknown:
+        raise ValueError(
+            f"{path} sets {', '.join(unknown)}, which GemmaBackbone does not have. "
+            "The preset was saved by a later release or by a class of its own."
+        )
+    missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in values]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}. Fetch or save the preset again.")
+    GemmaConfig.from_dict(values)
+    return values
+
+
+def read_tokenizer(folder: Path) -> dict[str, Any]:
+    """`GemmaTokenizer`'s arguments, the vocabulary as `proto` in bytes among them.
+
+    Raises:
+        ValueError: the folder holds no vocabulary, or that of another tokenizer.
+    """
+    vocabulary = folder / layout.VOCABULARY
+    if not vocabulary.is_file():
+        raise ValueError(
+            f"{folder} holds no vocabulary: looked for {layout.VOCABULARY}. "
+            "To load the model alone, pass `preprocessor=None`."
+        )
+    values: dict[str, Any] = {}
+    path = folder / layout.TOKENIZER
+    if path.is_file():
+        values = _read_object(path, ("GemmaTokenizer",))
+    defaults = {"config_file": layout.TOKENIZER, "sequence_length": None}
+    defaults |= {"add_bos": False, "add_eos": False, "proto": None}
+    values = {k: v for k, v in values.items() if k not in defaults or v != defaults[k]}
+    if "dtype" in values:
+        values["dtype"] = _dtype_name(values["dtype"], path)
+    return {**values, "proto": vocabulary.read_bytes()}
+
+
+def read_preprocessor(folder: Path) -> dict[str, Any] | None:
+    """The preprocessor's arguments but its tokenizer; None if the model was saved without one."""
+    path = folder / layout.PREPROCESSOR
+    if path.is_file():
+        values = _read_object(path, ("GemmaCausalLMPreprocessor", "GemmaPreprocessor"))
+        return {key: value for key, value in values.items() if key in _PREPROCESSOR_KEYS}
+    task = folder / layout.TASK
+    if task.is_file() and _read_object(task).get("preprocessor", {}) is None:
+        return None
+    return {}
+
+
+@contextlib.contextmanager
+def open_weights(folder: Path) -> Iterator[dict[str, StoredTensor]]:
+    """The tensors in the folder's H5 file or shards, by path, readable within the block.
+
+    Raises:
+        ValueError: a file is no H5 file or is cut short, or a tensor lies outside the file.
+        FileNotFoundError: no weights, or shards are missing.
+    """
+    index = None
+    if (folder / layout.WEIGHTS).is_file():
+        paths = [folder / layout.WEIGHTS]
+    elif (folder / layout.WEIGHTS_INDEX).is_file():
+        index = _weight_map(folder / layout.WEIGHTS_INDEX)
+        names = {name for files in index.values() for name in files}
+        paths = shards(folder, names, layout.WEIGHTS_INDEX)
+    else:
+        raise FileNotFoundError(
+            f"{folder} holds no weights: looked for {layout.WEIGHTS} and {layout.WEIGHTS_INDEX}. "
+            "Pass `load_weights=False` for a model with random weights."
+        )
+    with contextlib.ExitStack() as stack:
+        stored: dict[str, StoredTensor] = {}
+        for path in paths:
+            stored |= _tensors(stack.enter_context(_open(path)), path)
+        yield stored
+
+
+def weight_places(config: GemmaConfig) -> dict[str, Place]:
+    """For each weight's logical name, where it lies in the H5 file."""
+    return layout.h5_places(config)
+
+
+def _read_object(path: Path, expected: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The `config` of a serialised object, after comparing its class with `expected`."""
+    content = read_json(path)
+    name = content.get("class_name") or str(content.get("registered_name")).split(">")[-1]
+    if expected and name not in expected:
+        raise ValueError(
+            f"{path} describes {name}, and this package reads {' or '.join(expected)}. "
+            "Choose a preset of Gemma or Gemma 2."
+        )
+    config = content.get("config")
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} lacks its `config`. Fetch or save the preset again.")
+    return config
+
+
+def _dtype_name(dtype: Any, path: Path) -> str | None:
+    """The name of a serialised dtype policy: `"bfloat16"`, `"mixed_float16"`."""
+    if dtype is None or isinstance(dtype, str):
+        return dtype
+    name = dtype.get("config", {}).get("name") if isinstance(dtype, dict) else None
+    if name is None or dtype.get("class_name") not in ("DTypePolicy", "FloatDTypePolicy"):
+        raise ValueError(
+            f"{path} gives the dtype policy {dtype!r}, and only plain floating-point policies "
+            "are read. Save the model before it is quantised."
+        )
+    return name
+
+
+def _weight_map(path: Path) -> dict[str, list[str]]:
+    """H5 group to the shards that hold it; Keras writes one name, or a list."""
+    weight_map = read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{path} lacks its `weight_map`. Fetch or save the preset again.")
+    return {
+        group: [files] if isinstance(files, str) else list(files)
+        for group, files in weight_map.items()
+    }
+
+
+def _open(path: Path) -> h5py.File:
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be read as an H5 file: {error}. Fetch or save the preset again."
+        ) from error
+
+
+def _tensors(file: h5py.File, path: Path) -> dict[str, StoredTensor]:
+    """Every dataset of `file`, by path; soft and external links are not followed."""
+    found: dict[str, StoredTensor] = {}
+
+    def visit(name: str, node: h5py.Group | h5py.Dataset) -> None:
+        if not isinstance(node, h5py.Dataset):
+            return
+        if node.external is not None or node.is_virtual:
+            raise ValueError(f"{path} keeps {name} in another file: do not trust this preset.")
+        bfloat16 = node.attrs.get("dtype") == "bfloat16" or node.dtype == np.dtype("V2")
+        found[name] = StoredTensor(
+            tuple(node.shape),
+            "bfloat16" if bfloat16 else str(node.dtype),
+            lambda: node[...].view(ml_dtypes.bfloat16) if bfloat16 else node[...],
+        )
+
+    file.visititems(visit)
+    return found

@@ -1,0 +1,261 @@
+"""From a preset's folder to an object, and from an object into a folder.
+
+Decides which format a folder has and what each class is made of. Knows no file format
+(`keras_preset.py`, `hugging_face.py`, `keras_writer.py`) and no task: classes are handed in.
+"""
+
+import inspect
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from keras_gemma.config import GemmaConfig
+from keras_gemma.model.backbone import GemmaBackbone, uninitialized
+from keras_gemma.storage import checkpoint, hugging_face, keras_preset, keras_writer
+from keras_gemma.storage import keras_layout as layout
+from keras_gemma.storage.files import read_json, replacing, write_json
+from keras_gemma.storage.locate import resolve
+from keras_gemma.text.preprocessor import GemmaPreprocessor
+from keras_gemma.text.tokenizer import GemmaTokenizer
+
+CONFIG = "config.json"
+
+
+def load(
+    cls: type,
+    preset: str | Path,
+    load_weights: bool = True,
+    dtype: Any = None,
+    **kwargs: Any,
+) -> Any:
+    """An object of `cls` as a preset describes it.
+
+    Args:
+        cls: a backbone, tokenizer, preprocessor or task class, or a subclass of one.
+        preset: a built-in name, a `kaggle://` or `hf://` handle, or a directory.
+        load_weights: False leaves the weights as initialised, and needs no weights file.
+        dtype: the model's dtype or dtype policy. None keeps what a Keras preset says, and takes
+            Keras's own policy for a Hugging Face checkpoint.
+        **kwargs: arguments of `cls`, or of the parts it is made of, that replace the preset's.
+
+    Raises:
+        ValueError: no such preset, arguments that no part has, or files that do not fit.
+        FileNotFoundError: a directory or a file in it is missing.
+        TypeError: `cls` has no place in a preset.
+    """
+    makers = {
+        "backbone": _make_backbone,
+        "tokenizer": _make_tokenizer,
+        "preprocessor": _make_preprocessor,
+        "task": _make_task,
+    }
+    make = makers[_kind(cls)]
+    _check_arguments(cls, kwargs)
+    folder = resolve(preset)
+    return make(cls, folder, _reader(folder), load_weights, dtype, kwargs)
+
+
+def save(item: Any, preset_dir: str | Path, max_shard_size: int | str = "10GB") -> None:
+    """Write `item` to `preset_dir` as a preset that KerasHub reads too.
+
+    Files of an earlier preset there are replaced together, when all new ones are whole; what
+    `item` does not contain, such as the tokenizer beside a backbone, stays.
+
+    Args:
+        item: a backbone, tokenizer, preprocessor or task.
+        preset_dir: the folder; made if it does not exist.
+        max_shard_size: the size of a weights file, in bytes or as `"10GB"`.
+
+    Raises:
+        ValueError: `preset_dir` is a file or the current directory, or a weight is larger than
+            `max_shard_size`.
+        TypeError: `item` has no place in a preset.
+    """
+    kind = _kind(type(item))
+    limit = keras_writer.parse_size(max_shard_size)
+    backbone = {"task": getattr(item, "backbone", None), "backbone": item}.get(kind)
+    preprocessor = {"task": getattr(item, "preprocessor", None), "preprocessor": item}.get(kind)
+    tokenizer = item if kind == "tokenizer" else getattr(preprocessor, "tokenizer", None)
+    if backbone is not None:
+        keras_writer.plan_shards(keras_writer.weight_sizes(backbone), limit)
+
+    def stale(name: str) -> bool:
+        if kind == "task" and name in (layout.PREPROCESSOR, layout.TOKENIZER, layout.VOCABULARY):
+            return True
+        return backbone is not None and (name == layout.TASK or keras_writer.is_weights_file(name))
+
+    with replacing(Path(preset_dir), stale) as folder:
+        if kind == "task":
+            write_json(folder / layout.TASK, keras_writer.task_object(item))
+        if tokenizer is not None:
+            write_json(folder / layout.TOKENIZER, keras_writer.tokenizer_object(tokenizer))
+            keras_writer.write_vocabulary(folder, tokenizer)
+        if preprocessor is not None:
+            content = keras_writer.preprocessor_object(preprocessor)
+            write_json(folder / layout.PREPROCESSOR, content)
+        if backbone is not None:
+            write_json(folder / layout.CONFIG, keras_writer.backbone_object(backbone))
+            keras_writer.write_metadata(folder, backbone.config)
+            keras_writer.write_weights(folder, backbone, limit)
+
+
+def _reader(folder: Path) -> ModuleType:
+    """The module that reads the format of `folder`."""
+    path = folder / CONFIG
+    if not path.is_file():
+        vocabularies = f"{layout.VOCABULARY}, {hugging_face.VOCABULARY}"
+        if (folder / layout.VOCABULARY).is_file():
+            return keras_preset
+        if (folder / hugging_face.VOCABULARY).is_file():
+            return hugging_face
+        raise ValueError(
+            f"{folder} is no preset: looked for {CONFIG}, {vocabularies} and found none of them. "
+            "Pass a folder that `save_to_preset` wrote, or a Hugging Face checkpoint."
+        )
+    content = read_json(path)
+    if "registered_name" in content or "class_name" in content:
+        return keras_preset
+    if "model_type" in content:
+        return hugging_face
+    raise ValueError(
+        f"{path} is of neither format: looked for `registered_name` or `class_name` (Keras) and "
+        f"`model_type` (Hugging Face). It has the keys {', '.join(sorted(content)) or 'none'}."
+    )
+
+
+def _kind(cls: type) -> str:
+    """What part of a preset `cls` is made from."""
+    if issubclass(cls, GemmaBackbone):
+        return "backbone"
+    if issubclass(cls, GemmaTokenizer):
+        return "tokenizer"
+    if issubclass(cls, GemmaPreprocessor):
+        return "preprocessor"
+    if hasattr(cls, "backbone_cls") and hasattr(cls, "preprocessor_cls"):
+        return "task"
+    raise TypeError(
+        "A preset holds a backbone, a tokenizer, a preprocessor or a task. "
+        f"Received: {cls.__module__}.{cls.__qualname__}"
+    )
+
+
+def _arguments(cls: type) -> set[str]:
+    """The names that the constructors of `cls` take, down to Keras's own."""
+    names = {"name", "trainable"}
+    for base in cls.__mro__:
+        if base.__module__.split(".")[0] == "keras":
+            break
+        if "__init__" in vars(base):
+            parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
+            names |= {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    return names
+
+
+def _parts(cls: type) -> list[type]:
+    """`cls` and the classes of what its constructor takes, the outermost first."""
+    parts = [cls]
+    for attribute in ("backbone_cls", "preprocessor_cls", "tokenizer_cls"):
+        part = getattr(cls, attribute, None)
+        if part is not None and _kind(cls) in ("task", "preprocessor"):
+            parts += _parts(part)
+    return parts
+
+
+def _check_arguments(cls: type, kwargs: dict[str, Any]) -> None:
+    """Raise for arguments that neither `cls` nor a part of it has, or that replaced parts had."""
+    accepted = set().union(*map(_arguments, _parts(cls)))
+    unknown = sorted(set(kwargs) - accepted)
+    if unknown:
+        raise ValueError(
+            f"`{cls.__name__}.from_preset` received arguments that it does not have: "
+            f"{', '.join(unknown)}. It has {', '.join(sorted(accepted))}."
+        )
+
+
+def _take(cls: type, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Remove from `kwargs`, and return, the arguments of `cls`."""
+    return {name: kwargs.pop(name) for name in _arguments(cls) & set(kwargs)}
+
+
+def _make_backbone(
+    cls: type,
+    folder: Path,
+    reader: ModuleType,
+    load_weights: bool,
+    dtype: Any,
+    kwargs: dict[str, Any],
+) -> Any:
+    arguments = {**reader.read_backbone(folder), **kwargs}
+    if dtype is not None:
+        arguments["dtype"] = dtype
+    config = GemmaConfig.from_dict(arguments)
+    if not load_weights:
+        return cls(**arguments)
+    places = reader.weight_places(config)
+    with reader.open_weights(folder) as stored:
+        checkpoint.check(stored, places, folder, ignored=reader.IGNORED_TENSORS)
+        with uninitialized():
+            backbone = cls(**arguments)
+        checkpoint.stream(stored, places, backbone.named_weights())
+    return backbone
+
+
+def _make_tokenizer(
+    cls: type,
+    folder: Path,
+    reader: ModuleType,
+    load_weights: bool,
+    dtype: Any,
+    kwargs: dict[str, Any],
+) -> Any:
+    arguments = {**reader.read_tokenizer(folder), **kwargs}
+    if dtype is not None:
+        arguments["dtype"] = dtype
+    return cls(**arguments)
+
+
+def _make_preprocessor(
+    cls: type,
+    folder: Path,
+    reader: ModuleType,
+    load_weights: bool,
+    dtype: Any,
+    kwargs: dict[str, Any],
+) -> Any:
+    arguments = {**(reader.read_preprocessor(folder) or {}), **_take(cls, kwargs)}
+    if dtype is not None:
+        arguments["dtype"] = dtype
+    if "tokenizer" not in arguments:
+        tokenizer = cls.tokenizer_cls
+        arguments["tokenizer"] = _make_tokenizer(tokenizer, folder, reader, True, None, kwargs)
+    return cls(**arguments)
+
+
+def _make_task(
+    cls: type,
+    folder: Path,
+    reader: ModuleType,
+    load_weights: bool,
+    dtype: Any,
+    kwargs: dict[str, Any],
+) -> Any:
+    arguments = _take(cls, kwargs)
+    for_backbone = _take(cls.backbone_cls, kwargs)
+    for part, given in (("backbone", for_backbone), ("preprocessor", kwargs)):
+        if part in arguments and given:
+            raise ValueError(
+                f"`{part}=` was passed, so {', '.join(sorted(given))} cannot apply. "
+                f"Set them on the {part} itself."
+            )
+    if "preprocessor" not in arguments:
+        described = reader.read_preprocessor(folder) is not None or kwargs
+        arguments["preprocessor"] = (
+            _make_preprocessor(cls.preprocessor_cls, folder, reader, True, None, kwargs)
+            if described
+            else None
+        )
+    if "backbone" not in arguments:
+        arguments["backbone"] = _make_backbone(
+            cls.backbone_cls, folder, reader, load_weights, dtype, for_backbone
+        )
+    return cls(**arguments)

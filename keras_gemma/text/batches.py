@@ -1,0 +1,108 @@
+"""Strings on their way into `fit`, `evaluate` and `predict`, in every container Keras takes."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import keras
+
+from keras_gemma import tf_data
+from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
+
+
+def is_text(x: Any) -> bool:
+    """Whether `x` is one string: of Python, of NumPy, or a scalar string tensor."""
+    if isinstance(x, str | bytes):
+        return True
+    return getattr(x, "ndim", None) == 0 and _holds_strings(x)
+
+
+def _holds_strings(x: Any) -> bool:
+    dtype = getattr(x, "dtype", None)
+    if dtype is None:
+        return isinstance(x, list | tuple) and bool(x) and isinstance(x[0], str | bytes)
+    kind = getattr(dtype, "kind", "")
+    if kind == "O":
+        return bool(x.size) and isinstance(x.flat[0], str | bytes)
+    return kind in ("U", "S", "T") or "string" in str(dtype)
+
+
+def encode_inputs(
+    preprocessor: GemmaCausalLMPreprocessor | None, x: Any, y: Any = None, sample_weight: Any = None
+) -> tuple[Any, Any, Any]:
+    """`(x, y, sample_weight)` with strings replaced by ids, labels and weights.
+
+    Args:
+        preprocessor: None leaves everything as it is.
+        x: strings in a list, tuple or array; a `tf.data.Dataset`, a `keras.utils.PyDataset`, a
+            PyTorch loader or a generator of batches of strings; or anything that holds ids.
+    """
+    if preprocessor is None or isinstance(x, dict) or x is None:
+        return x, y, sample_weight
+    if is_text(x):
+        raise ValueError(
+            f"Texts must come in a batch: pass a list of strings. Received: one string, {x!r:.60}"
+        )
+    if _holds_strings(x):
+        return preprocessor(x, y, sample_weight)
+    if tf_data.is_dataset(x):
+        return tf_data.map_strings(preprocessor, x), y, sample_weight
+    if isinstance(x, keras.utils.PyDataset):
+        return _EncodedDataset(preprocessor, x), y, sample_weight
+    if isinstance(x, Iterable) and not hasattr(x, "dtype") and not isinstance(x, list | tuple):
+        if hasattr(x, "__len__"):
+            return _EncodedDataset(preprocessor, _Batches(x)), y, sample_weight
+        return _encoded(preprocessor, x), y, sample_weight
+    return x, y, sample_weight
+
+
+def _encode_batch(preprocessor: GemmaCausalLMPreprocessor, batch: Any) -> Any:
+    texts = batch[0] if isinstance(batch, tuple) and len(batch) == 1 else batch
+    return preprocessor(texts) if _holds_strings(texts) else batch
+
+
+def _encoded(preprocessor: GemmaCausalLMPreprocessor, batches: Iterable[Any]) -> Iterator[Any]:
+    for batch in batches:
+        yield _encode_batch(preprocessor, batch)
+
+
+class _Batches:
+    """The batches of a loader that can be read again and again, by their index, in order."""
+
+    workers, use_multiprocessing, max_queue_size = 1, False, 10
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+        self.iterator: Iterator[Any] = iter(())
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __getitem__(self, index: int) -> Any:
+        if index == 0:
+            self.iterator = iter(self.loader)
+        return next(self.iterator)
+
+    def on_epoch_end(self) -> None:
+        """A loader shuffles by itself when it is read anew."""
+
+
+class _EncodedDataset(keras.utils.PyDataset):
+    """A data set of batches of strings, as one of ids, labels and weights."""
+
+    def __init__(self, preprocessor: GemmaCausalLMPreprocessor, batches: Any) -> None:
+        super().__init__(
+            workers=batches.workers,
+            use_multiprocessing=batches.use_multiprocessing,
+            max_queue_size=batches.max_queue_size,
+        )
+        self.preprocessor = preprocessor
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> Any:
+        return _encode_batch(self.preprocessor, self.batches[index])
+
+    def on_epoch_end(self) -> None:
+        self.batches.on_epoch_end()

@@ -1,0 +1,330 @@
+"""`GemmaTokenizer`: strings to token ids and back, by a SentencePiece vocabulary.
+
+Works on the host with numpy alone, whatever the backend. Knows neither prompts nor padding masks
+(`preprocessor.py`), and no file but the vocabulary's own.
+"""
+
+import base64
+import binascii
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import sentencepiece
+
+from keras_gemma import tf_data
+from keras_gemma.presettable import Presettable
+from keras_gemma.text.reading import as_str, pad_rows, read_ids, read_texts
+
+VOCABULARY_FILE = "vocabulary.spm"
+LONGEST_PATH = 2048
+"""A longer `proto` string is no path but a vocabulary in base64."""
+
+
+@keras.saving.register_keras_serializable(package="keras_gemma")
+class GemmaTokenizer(Presettable, keras.layers.Layer):
+    """Gemma's tokenizer: strings to ids when called, ids to strings by `detokenize`.
+
+    Args:
+        proto: the SentencePiece model as a path, as bytes or as a base64 string; None where
+            `load_assets` or `set_proto` brings it later.
+        dtype: of the ids, an integer type.
+        sequence_length: where given, ids are cut and padded to this many tokens.
+        add_bos: whether ids start with `<bos>`. Leave it to the preprocessor where there is one.
+        add_eos: whether ids end with `<eos>`; cut off where the text is too long.
+        **kwargs: `name` and `trainable`, as of every Keras layer.
+
+    Attributes:
+        start_token, end_token, pad_token: `"<bos>"`, `"<eos>"`, `"<pad>"`.
+        start_token_id, end_token_id, pad_token_id: their ids; None without a vocabulary.
+        end_of_turn_token_id: of `<end_of_turn>`; None where the vocabulary has no such piece.
+
+    Raises:
+        FileNotFoundError: no file at `proto`.
+        ValueError: `proto` is no SentencePiece model, or lacks a special token.
+
+    Example:
+
+    ```python
+    tokenizer = GemmaTokenizer("vocabulary.spm")
+    tokenizer("The quick brown fox.")               # numpy int32 [T]
+    tokenizer(["The quick brown fox.", "It ran."])  # a list of two such arrays
+    tokenizer.detokenize(tokenizer("It ran."))      # "It ran."
+    ```
+    """
+
+    start_token = "<bos>"
+    end_token = "<eos>"
+    pad_token = "<pad>"
+
+    def __init__(
+        self,
+        proto: str | Path | bytes | None = None,
+        dtype: Any = "int32",
+        sequence_length: int | None = None,
+        add_bos: bool = False,
+        add_eos: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        kwargs.pop("config_file", None)  # KerasHub's presets name their own file here
+        super().__init__(dtype=dtype, **kwargs)
+        if not keras.backend.is_int_dtype(self.compute_dtype):
+            raise ValueError(f"`dtype` must be an integer type. Received: dtype={dtype!r}")
+        if sequence_length is not None and sequence_length < 1:
+            raise ValueError(
+                "`sequence_length` must be positive, or None for ids of any length. "
+                f"Received: sequence_length={sequence_length!r}"
+            )
+        self.sequence_length = sequence_length
+        self.add_bos = add_bos
+        self.add_eos = add_eos
+        self.built = True
+        self.set_proto(proto)
+
+    # The vocabulary.
+
+    def set_proto(self, proto: str | Path | bytes | None) -> None:
+        """Take another vocabulary: a path, bytes, a base64 string, or None for none."""
+        self.proto = self._pieces = None
+        self.start_token_id = self.end_token_id = self.pad_token_id = None
+        self.end_of_turn_token_id = None
+        if proto is None:
+            return
+        proto = _read_proto(proto)
+        pieces = _parse_proto(proto)
+        for token in self.special_tokens:
+            if _id_or_none(pieces, token) is None:
+                raise ValueError(
+                    f"`proto` must hold the special tokens {self.special_tokens}, but {token!r} "
+                    "is missing. Give Gemma's own vocabulary, or one of `train_vocabulary`. "
+                    f"Received: a vocabulary of {pieces.vocab_size()} pieces"
+                )
+        self.proto = proto
+        self._pieces = pieces
+        self.start_token_id = _id_or_none(pieces, self.start_token)
+        self.end_token_id = _id_or_none(pieces, self.end_token)
+        self.pad_token_id = _id_or_none(pieces, self.pad_token)
+        self.end_of_turn_token_id = _id_or_none(pieces, "<end_of_turn>")
+
+    @property
+    def _vocabulary(self) -> sentencepiece.SentencePieceProcessor:
+        self._check_vocabulary()
+        return self._pieces
+
+    def _check_vocabulary(self) -> None:
+        if self._pieces is None:
+            raise ValueError(
+                f"The tokenizer {self.name!r} has no vocabulary yet. Create it with `proto=...`, "
+                "by `GemmaTokenizer.from_preset(...)`, or call `load_assets(directory)` on it."
+            )
+
+    def vocabulary_size(self) -> int:
+        """The number of token ids, V."""
+        return self._vocabulary.vocab_size()
+
+    def get_vocabulary(self) -> list[str]:
+        """All pieces, in the order of their ids. A space is written `▁`."""
+        return self._vocabulary.id_to_piece(list(range(self.vocabulary_size())))
+
+    def id_to_token(self, id: int) -> str:
+        """The piece of an id; ValueError where the id is out of range."""
+        if not 0 <= id < self.vocabulary_size():
+            raise ValueError(
+                f"`id` must be in the vocabulary's range [0, {self.vocabulary_size()}). "
+                f"Received: id={id}"
+            )
+        return self._vocabulary.id_to_piece(int(id))
+
+    def token_to_id(self, token: str | bytes) -> int:
+        """The id of a piece; the id of `<unk>` where the vocabulary has no such piece."""
+        return self._vocabulary.piece_to_id(as_str(token))
+
+    @property
+    def special_tokens(self) -> list[str]:
+        """The tokens that are no part of a text: start, end and padding."""
+        return [self.start_token, self.end_token, self.pad_token]
+
+    @property
+    def special_token_ids(self) -> list[int]:
+        """The ids of `special_tokens`."""
+        self._check_vocabulary()
+        return [self.start_token_id, self.end_token_id, self.pad_token_id]
+
+    @property
+    def stop_token_ids(self) -> list[int]:
+        """The ids that end a generated text: of `<eos>`, and of `<end_of_turn>` if there is one."""
+        self._check_vocabulary()
+        ids = [self.end_token_id, self.end_of_turn_token_id]
+        return [id for id in ids if id is not None]
+
+    # Strings to ids.
+
+    def __call__(self, inputs: Any) -> Any:
+        """`tokenize`. Strings are no tensors, so nothing of Keras's own call applies."""
+        return self.call(inputs)
+
+    def call(self, inputs: Any) -> Any:
+        """`tokenize`."""
+        return self.tokenize(inputs)
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """The bare ids of each text, without `<bos>`, `<eos>` or padding."""
+        return self._vocabulary.encode(list(texts), out_type=int)
+
+    def tokenize(self, inputs: Any) -> Any:
+        """The ids of one text or of many.
+
+        Args:
+            inputs: a string, or a list, tuple or 1-D array of B strings; also string tensors,
+                inside `tf.data.Dataset.map` too.
+
+        Returns:
+            int [T] for one string; for many a list of B such arrays, or one int
+            [B, sequence_length] where `sequence_length` is set.
+
+        Raises:
+            TypeError: something else than strings.
+            ValueError: no vocabulary yet, an array of two or more dimensions, or in
+                `Dataset.map` a batch without a `sequence_length`.
+        """
+        self._check_vocabulary()
+        if tf_data.is_symbolic(inputs):
+            return self._tokenize_symbolic(inputs)
+        texts, batched = read_texts(inputs)
+        start = [self.start_token_id] if self.add_bos else []
+        end = [self.end_token_id] if self.add_eos else []
+        rows = [start + ids + end for ids in self.encode(texts)]
+        if self.sequence_length is None:
+            rows = [np.array(ids, self.compute_dtype) for ids in rows]
+        else:
+            rows = [ids[: self.sequence_length] for ids in rows]
+            rows, _ = pad_rows(rows, self.sequence_length, self.pad_token_id)
+            rows = rows.astype(self.compute_dtype)
+        return rows if batched else rows[0]
+
+    def _tokenize_symbolic(self, inputs: Any) -> Any:
+        if inputs.shape.rank != 0 and self.sequence_length is None:
+            raise ValueError(
+                "A batch of strings in `Dataset.map` needs ids of one length: create the "
+                "tokenizer with `sequence_length=...`, or map it before `batch`. "
+                f"Received: inputs={inputs}"
+            )
+        signature = keras.KerasTensor((self.sequence_length,), self.compute_dtype)
+        return tf_data.map_numpy(self.tokenize, inputs, signature)
+
+    # Ids to strings.
+
+    def detokenize(self, inputs: Any) -> str | list[str]:
+        """The text of one sequence of ids, or of many.
+
+        Args:
+            inputs: an id, a 1-D list or array of them, a 2-D array, or a list of 1-D lists or
+                arrays of any lengths. Arrays may be tensors of any framework.
+
+        Returns:
+            a string, or a list of strings for 2-D inputs. `<bos>`, `<eos>` and `<pad>` are
+            written as nothing, bytes that are not UTF-8 as U+FFFD.
+
+        Raises:
+            ValueError: an id out of range, or more than two dimensions.
+            TypeError: ids that are not integers.
+        """
+        vocabulary = self._vocabulary
+        rows, batched = read_ids(inputs)
+        for row in rows:
+            wrong = row[(row < 0) | (row >= vocabulary.vocab_size())]
+            if wrong.size:
+                raise ValueError(
+                    "`inputs` must be ids in the vocabulary's range "
+                    f"[0, {vocabulary.vocab_size()}). Received: {wrong[:10].tolist()}"
+                )
+        texts = [vocabulary.decode(row.tolist()) if row.size else "" for row in rows]
+        return texts if batched else texts[0]
+
+    # Saving.
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments; the vocabulary as a base64 string."""
+        proto = None if self.proto is None else base64.b64encode(self.proto).decode("ascii")
+        return {
+            **super().get_config(),
+            "proto": proto,
+            "sequence_length": self.sequence_length,
+            "add_bos": self.add_bos,
+            "add_eos": self.add_eos,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "GemmaTokenizer":
+        """The tokenizer of a `get_config`. A stored config may hold a vocabulary, but no path."""
+        proto = config.get("proto")
+        if isinstance(proto, str):
+            config = {**config, "proto": _decode_base64(proto)}
+        return super().from_config(config)
+
+    def save_assets(self, dir_path: str | Path) -> None:
+        """Write the vocabulary to `dir_path`/vocabulary.spm."""
+        self._check_vocabulary()
+        Path(dir_path, VOCABULARY_FILE).write_bytes(self.proto)
+
+    def load_assets(self, dir_path: str | Path) -> None:
+        """Read the vocabulary from `dir_path`/vocabulary.spm."""
+        self.set_proto(Path(dir_path, VOCABULARY_FILE))
+
+    def load_preset_assets(self, preset_dir: str | Path) -> None:
+        """Read the vocabulary of a preset's directory on this machine."""
+        self.load_assets(Path(preset_dir, "assets", "tokenizer"))
+
+
+def _read_proto(proto: str | Path | bytes) -> bytes:
+    """The bytes of a vocabulary given as a path, bytes or a base64 string."""
+    if isinstance(proto, bytes):
+        return proto
+    if not isinstance(proto, str | Path):
+        raise TypeError(
+            "`proto` must be a path, bytes, a base64 string or None. "
+            f"Received: proto of type {type(proto).__name__}"
+        )
+    if isinstance(proto, str) and len(proto) > LONGEST_PATH:
+        return _decode_base64(proto)
+    path = Path(proto)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"No vocabulary file at `proto`. Give the path of a {VOCABULARY_FILE} or "
+            f"tokenizer.model. Received: proto={str(proto)!r}"
+        )
+    return path.read_bytes()
+
+
+def _decode_base64(proto: str) -> bytes:
+    try:
+        return base64.b64decode(proto, validate=True)
+    except binascii.Error as error:
+        raise ValueError(
+            "`proto` is no vocabulary in base64. Give a path to the constructor, not to a config. "
+            f"Received: proto={proto[:40]!r} ({len(proto)} characters)"
+        ) from error
+
+
+def _parse_proto(proto: bytes) -> sentencepiece.SentencePieceProcessor:
+    try:
+        if proto:
+            return sentencepiece.SentencePieceProcessor(model_proto=proto)
+    except RuntimeError as error:
+        raise _no_model(proto) from error
+    raise _no_model(proto)
+
+
+def _id_or_none(pieces: sentencepiece.SentencePieceProcessor, token: str) -> int | None:
+    id = pieces.piece_to_id(token)
+    return id if pieces.id_to_piece(id) == token else None
+
+
+def _no_model(proto: bytes) -> ValueError:
+    return ValueError(
+        "`proto` must be a SentencePiece model, such as the file vocabulary.spm or "
+        "tokenizer.model of a Gemma checkpoint. "
+        f"Received: {len(proto)} bytes that begin with {proto[:16]!r}"
+    )

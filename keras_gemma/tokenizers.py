@@ -1,0 +1,5 @@
+"""`keras_hub.tokenizers`, as far as it is Gemma."""
+
+from keras_gemma.text.tokenizer import GemmaTokenizer
+
+__all__ = ["GemmaTokenizer"]

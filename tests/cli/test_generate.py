@@ -1,0 +1,137 @@
+"""The command's own decisions, in this process; a double stands in for the model."""
+
+import io
+import json
+import sys
+
+import pytest
+import typer
+
+from keras_gemma import samplers
+from keras_gemma.cli import main
+from keras_gemma.cli.app import report
+from keras_gemma.cli.generate import SamplerName, choose_sampler, make_sampler, read_prompts
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+class Model:
+    """Answers every prompt with the settings it was called with."""
+
+    def from_preset(self, preset, **arguments):
+        self.loaded = (preset, arguments)
+        return self
+
+    def compile(self, sampler):
+        self.sampler = sampler
+
+    def generate(self, prompts, **settings):
+        self.settings = settings
+        return [f"{prompt} ❧" for prompt in prompts]
+
+
+@pytest.fixture
+def model(monkeypatch):
+    """The double, in a process that the command leaves as it was."""
+    monkeypatch.setattr("sys.excepthook", sys.excepthook)
+    monkeypatch.setattr("keras_gemma.cli.generate.silence_frameworks", lambda: None)
+    double = Model()
+    monkeypatch.setattr("keras_gemma.causal_lm.GemmaCausalLM", double)
+    return double
+
+
+def test_prompts():
+    pipe = "from\na pipe\n"
+    assert read_prompts(["a", "b"], Terminal()) == ["a", "b"]
+    assert read_prompts([], io.StringIO(pipe)) == ["from\na pipe"]
+    assert read_prompts(["a", "-"], io.StringIO(pipe)) == ["a", "from\na pipe"]
+    assert read_prompts([""], Terminal()) == [""]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "stdin", "says"),
+    [([], Terminal(), "write one"), ([], io.StringIO(), "empty"), (["-"], Terminal(), "empty")],
+)
+def test_no_prompt(prompts, stdin, says):
+    with pytest.raises(typer.BadParameter, match=says):
+        read_prompts(prompts, stdin)
+
+
+@pytest.mark.parametrize(
+    ("options", "seed", "expected"),
+    [
+        ({}, None, SamplerName.GREEDY),
+        ({}, 0, SamplerName.RANDOM),
+        ({"temperature": 0.5}, None, SamplerName.RANDOM),
+        ({"top_k": 3, "temperature": 0.5}, None, SamplerName.TOP_K),
+        ({"top_k": 3, "top_p": 0.9}, None, SamplerName.TOP_P),
+    ],
+)
+def test_options_call_for_a_sampler(options, seed, expected):
+    everything = {"temperature": None, "top_k": None, "top_p": None} | options
+    assert choose_sampler(None, everything, seed) == (expected, options)
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [("greedy", "temperature"), ("random", "top_k"), ("top_k", "top_p")]
+)
+def test_unused_option(name, option):
+    with pytest.raises(
+        typer.BadParameter, match=f"{name} does not use --{option}".replace("_", ".")
+    ):
+        choose_sampler(SamplerName(name), {option: 1}, None)
+
+
+def test_samplers():
+    assert isinstance(make_sampler(SamplerName.GREEDY, {}), samplers.GreedySampler)
+    assert isinstance(
+        make_sampler(SamplerName.RANDOM, {"temperature": 2.0}), samplers.RandomSampler
+    )
+    assert isinstance(make_sampler(SamplerName.TOP_K, {"top_k": 3}), samplers.TopKSampler)
+    sampler = make_sampler(SamplerName.TOP_P, {"top_p": 0.9, "top_k": 4, "temperature": 0.5})
+    assert isinstance(sampler, samplers.TopPSampler)
+
+
+def test_generate(model, capsys):
+    assert main(["generate", "one", "two", "--dtype", "bfloat16", "--seed", "7"]) == 0
+    assert capsys.readouterr().out == "one ❧\ntwo ❧\n"
+    assert model.loaded == ("gemma_tiny_en", {"dtype": "bfloat16"})
+    assert isinstance(model.sampler, samplers.RandomSampler)
+    assert model.settings == {"max_new_tokens": 128, "strip_prompt": False, "seed": 7}
+
+
+def test_generate_json(model, capsys):
+    assert main(["generate", "one", "two", "--model", "mine", "--json", "--strip-prompt"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        {"model": "mine", "prompt": "one", "text": "one ❧"},
+        {"model": "mine", "prompt": "two", "text": "two ❧"},
+    ]
+    assert model.settings["strip_prompt"] is True
+
+
+def test_errors_raised_by_the_work_are_not_taken_for_usage(model, monkeypatch):
+    def fail(*_, **__):
+        raise FileNotFoundError("a missing shard")
+
+    monkeypatch.setattr(model, "from_preset", fail)
+    with pytest.raises(FileNotFoundError, match="a missing shard"):
+        main(["generate", "one"])
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ValueError("what, and the remedy"), "error: what, and the remedy\n"),
+        (KeyError("name"), "error: KeyError: 'name'\n"),
+        (RuntimeError(), "error: RuntimeError: \n"),
+        (ValueError("one\n\ntwo"), "error: one\ntwo\n"),
+        (ValueError("one\ntwo\nthree"), "error: one\ntwo (--debug shows all)\n"),
+    ],
+)
+def test_report(error, expected, capsys):
+    report(type(error), error, None)
+    assert capsys.readouterr().err == expected

@@ -1,0 +1,84 @@
+"""Models whose weights all matter, made by KerasHub and by this package."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_gemma.model.backbone import GemmaBackbone
+from keras_gemma.presettable import Presettable
+from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
+from keras_gemma.text.tokenizer import GemmaTokenizer
+
+IDS = np.array([[2, 9, 31, 8, 300, 77, 5, 140, 11, 12], [2, 400, 3, 17, 17, 60, 211, 4, 90, 1]])
+"""Longer than any window of `configurations.py`; no padding."""
+
+
+class Task(Presettable):
+    """The least that a preset's task is: what `GemmaCausalLM` is to the reader of files."""
+
+    backbone_cls = GemmaBackbone
+    preprocessor_cls = GemmaCausalLMPreprocessor
+
+    def __init__(self, backbone, preprocessor=None, name="task"):
+        self.backbone = backbone
+        self.preprocessor = preprocessor
+        self.name = name
+
+
+def randomize(weights, seed=0):
+    """Assign every weight (norms start at zero) a random value of a bfloat16."""
+    random = np.random.default_rng(seed)
+    for weight in weights:
+        value = random.normal(0.0, 0.2, tuple(weight.shape)).astype("float32")
+        weight.assign(ops.convert_to_numpy(ops.cast(value, "bfloat16")).astype("float32"))
+
+
+def make_backbone(configuration, dtype="float32"):
+    backbone = GemmaBackbone(**configuration, dtype=dtype)
+    randomize(backbone.named_weights().values())
+    return backbone
+
+
+def make_keras_hub_backbone(configuration, dtype="float32"):
+    import keras_hub
+
+    backbone = keras_hub.models.GemmaBackbone(**configuration, dtype=dtype)
+    randomize(backbone.weights)
+    return backbone
+
+
+def make_task(configuration, proto, dtype="float32"):
+    preprocessor = GemmaCausalLMPreprocessor(GemmaTokenizer(proto), sequence_length=24)
+    return Task(make_backbone(configuration, dtype), preprocessor)
+
+
+def outputs(backbone):
+    """Hidden states and logits for `IDS`, as float32 arrays."""
+    hidden = backbone({"token_ids": IDS, "padding_mask": np.ones_like(IDS)})
+    logits = backbone.token_embedding(hidden, reverse=True)
+    return [ops.convert_to_numpy(ops.cast(x, "float32")) for x in (hidden, logits)]
+
+
+def assert_close(actual, expected):
+    """Within 1e-4 of the largest."""
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * np.abs(b).max())
+
+
+def assert_same_weights(actual, expected):
+    """Every weight of two of our backbones, exactly."""
+    actual, expected = actual.named_weights(), expected.named_weights()
+    assert list(actual) == list(expected)
+    for name in expected:
+        np.testing.assert_array_equal(
+            actual[name].numpy().astype("float32"),
+            expected[name].numpy().astype("float32"),
+            err_msg=name,
+        )
+
+
+@pytest.fixture(autouse=True)
+def default_policy():
+    yield
+    keras.config.set_dtype_policy("float32")

@@ -1,0 +1,72 @@
+import json
+import sys
+
+import keras
+import pytest
+
+from keras_gemma.backend_choice import choose_backend, configured_backend, use_backend
+
+
+def only(*names):
+    return lambda backend: backend in names
+
+
+@pytest.mark.parametrize(
+    ("environ", "configured", "installed", "expected"),
+    [
+        ({}, None, ("jax", "torch", "tensorflow"), "jax"),
+        ({}, None, ("torch", "tensorflow"), "torch"),
+        ({}, None, ("tensorflow",), "tensorflow"),
+        ({}, "torch", ("jax", "torch"), "torch"),
+        ({}, "tensorflow", ("jax",), "jax"),
+        ({}, "numpy", ("torch", "numpy"), "torch"),
+        ({"KERAS_BACKEND": "torch"}, "jax", ("jax", "torch"), "torch"),
+        ({"KERAS_BACKEND": ""}, None, ("torch",), "torch"),
+    ],
+)
+def test_choice(environ, configured, installed, expected):
+    assert choose_backend(environ, configured, only(*installed)) == expected
+
+
+def test_nothing_installed():
+    with pytest.raises(ImportError, match=r'pip install "keras-gemma\[jax\]"'):
+        choose_backend({}, "tensorflow", only())
+
+
+def test_named_backend_is_missing():
+    with pytest.raises(ImportError, match=r'pip install "keras-gemma\[torch\]"'):
+        choose_backend({"KERAS_BACKEND": "torch"}, None, only("jax"))
+
+
+def test_named_backend_is_unknown():
+    with pytest.raises(ValueError, match=r"one of jax, torch, tensorflow.*'numpy'"):
+        choose_backend({"KERAS_BACKEND": "numpy"}, None, only("jax", "numpy"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [(json.dumps({"backend": "torch"}), "torch"), ("{}", None), ("{broken", None), (None, None)],
+)
+def test_configuration_file(tmp_path, text, expected):
+    if text is not None:
+        (tmp_path / "keras.json").write_text(text)
+    assert configured_backend({"KERAS_HOME": str(tmp_path)}) == expected
+
+
+def test_running_keras_keeps_its_backend(monkeypatch):
+    running = keras.config.backend()
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    assert use_backend() == use_backend(running) == running
+    other = "torch" if running == "jax" else "jax"
+    with pytest.raises(ValueError, match=f"running on {running} already"):
+        use_backend(other)
+
+
+def test_sets_the_environment_before_keras(monkeypatch):
+    monkeypatch.delitem(sys.modules, "keras")
+    monkeypatch.setenv("KERAS_BACKEND", "")
+    monkeypatch.setattr("keras_gemma.backend_choice.is_installed", only("torch"))
+    assert use_backend() == "torch"
+    assert use_backend("torch") == "torch"
+    with pytest.raises(ImportError, match=r"keras-gemma\[jax\]"):
+        use_backend("jax")

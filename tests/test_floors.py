@@ -1,0 +1,134 @@
+"""Imports point to lower floors only: this file reads them, also those inside functions."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "keras_gemma"
+
+FLOORS = (
+    ("config", "presettable", "backend_choice", "version"),
+    ("backend", "text"),
+    ("model", "quantization"),
+    ("storage", "generation", "scoring"),
+    ("causal_lm",),
+    ("training", "export", "serving", "evaluation", "distribution", "cli"),
+    ("public names",),
+)
+FLOOR_OF = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
+
+PUBLIC = ("", "models", "samplers", "tokenizers")
+"""Modules that only name what others define: one unit, above all others."""
+
+FRAMEWORKS = ("jax", "jaxlib", "torch", "tensorflow", "tensorflow_text", "keras_hub")
+"""What only these may import, with Keras's private parts, `keras.src`."""
+MAY_IMPORT_FRAMEWORKS = ("backend", "export")
+
+
+def unit_of(module: str) -> str:
+    """The folder or module that `module`, a dotted name in the package, belongs to."""
+    name = [*module.split("."), ""][1]
+    is_class = name[:1].isupper() or name.startswith("__")
+    return "public names" if name in PUBLIC or is_class else name
+
+
+def imported_modules(source: str, package: str) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of every import; `package` is where relative ones start."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = package.split(".")[: -node.level + 1 or None] if node.level else []
+            module = ".".join(base + ([node.module] if node.module else []))
+            if module in ("keras_gemma", "keras"):
+                for alias in node.names:
+                    yield node.lineno, f"{module}.{alias.name}"
+            else:
+                yield node.lineno, module
+        elif (
+            isinstance(node, ast.Call)
+            and ast.unparse(node.func).endswith("import_module")
+            and isinstance(node.args[0], ast.Constant)
+        ):
+            yield node.lineno, node.args[0].value
+
+
+def violations(source: str, module: str, package: str) -> list[str]:
+    """What the imports of `module` break, one line each."""
+    found = []
+    importer = unit_of(module)
+    if importer not in FLOOR_OF:
+        found.append(f"{module}: {importer!r} has no floor yet: give it one in FLOORS")
+        return found
+    for line, name in imported_modules(source, package):
+        here = f"{module}, line {line}: imports {name}"
+        top = name.split(".")[0]
+        private = name == "keras.src" or name.startswith("keras.src.")
+        if (top in FRAMEWORKS or private) and importer not in MAY_IMPORT_FRAMEWORKS:
+            found.append(f"{here}, which only {' and '.join(MAY_IMPORT_FRAMEWORKS)} may")
+        if top != "keras_gemma":
+            continue
+        imported = unit_of(name)
+        if imported not in FLOOR_OF:
+            found.append(f"{here}, which has no floor yet: give it one in FLOORS")
+        elif imported != importer and FLOOR_OF[imported] >= FLOOR_OF[importer]:
+            place = "beside it" if FLOOR_OF[imported] == FLOOR_OF[importer] else "above it"
+            found.append(f"{here}, which is {place}")
+    return found
+
+
+def modules() -> list:
+    """Dotted name, package and path of every module of `keras_gemma`: test parameters."""
+    listed = []
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(ROOT.parent).with_suffix("").parts
+        package = ".".join(parts[:-1])
+        name = package if parts[-1] == "__init__" else ".".join(parts)
+        listed.append(pytest.param(name, package, path, id=name))
+    return listed
+
+
+@pytest.mark.parametrize(("module", "package", "path"), modules())
+def test_imports_point_down(module, package, path):
+    assert violations(path.read_text(encoding="utf-8"), module, package) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "expected"),
+    [
+        ("keras_gemma.text.tokenizer", "import keras_gemma.model.rope", "above it"),
+        ("keras_gemma.text.tokenizer", "from keras_gemma.backend import pack", "beside it"),
+        ("keras_gemma.model.rope", "def f():\n    from ..causal_lm import X", "above it"),
+        ("keras_gemma.model.rope", "from keras_gemma import GemmaBackbone", "above it"),
+        ("keras_gemma.model.rope", "from keras_gemma import models", "above it"),
+        ("keras_gemma.model.rope", "from .. import models", "above it"),
+        ("keras_gemma.model.rope", "import jax.numpy as jnp", "only backend"),
+        ("keras_gemma.model.rope", "if True:\n    import torch", "only backend"),
+        ("keras_gemma.model.rope", "from keras.src.backend import x", "only backend"),
+        ("keras_gemma.model.rope", "from keras import src", "only backend"),
+        ("keras_gemma.model.rope", "importlib.import_module('tensorflow')", "only backend"),
+        ("keras_gemma.novelty", "", "has no floor"),
+    ],
+)
+def test_a_violation_is_found(module, source, expected):
+    package = module.rpartition(".")[0]
+    found = violations(source, module, package)
+    assert len(found) == 1
+    assert expected in found[0]
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("keras_gemma.model.rope", "import keras\nfrom keras import ops\nimport numpy"),
+        ("keras_gemma.model.rope", "from keras_gemma.backend import x\nfrom . import attention"),
+        ("keras_gemma.model.rope", "from .attention import x\nfrom ..config import GemmaConfig"),
+        ("keras_gemma.backend.jax", "import jax\nfrom keras.src import backend"),
+        ("keras_gemma.models", "from keras_gemma import GemmaBackbone, samplers, causal_lm"),
+    ],
+)
+def test_what_is_allowed(module, source):
+    assert violations(source, module, module.rpartition(".")[0]) == []

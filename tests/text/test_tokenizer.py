@@ -1,0 +1,287 @@
+import copy
+import io
+
+import keras
+import keras_hub
+import numpy as np
+import pytest
+import sentencepiece
+import tensorflow as tf
+import tensorflow_text
+
+from keras_gemma.text import GemmaTokenizer
+from tests.text.texts import TEXTS
+
+
+def rows(ragged):
+    """KerasHub's answer as lists, whatever it is."""
+    return ragged.to_list() if hasattr(ragged, "to_list") else [list(map(int, r)) for r in ragged]
+
+
+# Agreement with the references.
+
+
+def test_ids_and_texts_equal_sentencepiece(proto, tokenizer):
+    reference = sentencepiece.SentencePieceProcessor(model_proto=proto)
+    for text in TEXTS:
+        ids = tokenizer(text)
+        assert ids.dtype == np.int32
+        assert ids.tolist() == reference.encode(text)
+        assert tokenizer.detokenize(ids) == reference.decode(ids.tolist()) == text
+    assert tokenizer.get_vocabulary() == [reference.id_to_piece(i) for i in range(440)]
+    assert tokenizer.vocabulary_size() == 440
+
+
+@pytest.mark.parametrize("add_bos", [False, True])
+@pytest.mark.parametrize("add_eos", [False, True])
+def test_ids_equal_tensorflow_text(proto, add_bos, add_eos):
+    ours = GemmaTokenizer(proto, add_bos=add_bos, add_eos=add_eos)
+    theirs = tensorflow_text.SentencepieceTokenizer(proto, add_bos=add_bos, add_eos=add_eos)
+    expected = theirs.tokenize(TEXTS)
+    assert [ids.tolist() for ids in ours(TEXTS)] == expected.to_list()
+    texts = [text.decode() for text in theirs.detokenize(expected).numpy()]
+    assert ours.detokenize(expected) == texts
+
+
+@pytest.mark.parametrize("options", [{}, {"sequence_length": 6, "add_bos": True, "add_eos": True}])
+@pytest.mark.parametrize("python", [True, False])
+def test_ids_equal_kerashub(proto, options, python):
+    ours = GemmaTokenizer(proto, **options)
+    theirs = keras_hub.models.GemmaTokenizer(proto, _allow_python_workflow=python, **options)
+    assert rows(ours(TEXTS)) == rows(theirs(TEXTS))
+    for text in TEXTS:
+        assert ours(text).tolist() == np.asarray(theirs(text)).tolist()
+        assert ours.detokenize(ours(text)) == theirs.detokenize(theirs(text))
+    assert set(ours.special_tokens) == set(theirs.special_tokens)
+    assert set(ours.special_token_ids) == set(theirs.special_token_ids)
+    assert ours.get_vocabulary() == theirs.get_vocabulary()
+    for name in ("start_token", "end_token", "pad_token"):
+        assert getattr(ours, name) == getattr(theirs, name)
+        assert getattr(ours, f"{name}_id") == getattr(theirs, f"{name}_id")
+
+
+@pytest.mark.parametrize(
+    "ids", [[2, 3, 1, 0], [119, 400, 3], [115 + 0xE2, 115 + 0x82], [106, 108, 107]]
+)
+def test_odd_ids_read_as_in_tensorflow_text(proto, tokenizer, ids):
+    expected = tensorflow_text.SentencepieceTokenizer(proto).detokenize(ids).numpy().decode()
+    assert tokenizer.detokenize(ids) == expected
+
+
+# Shapes and types.
+
+
+def test_a_batch_is_a_list_of_arrays_or_one_dense_array(proto, tokenizer):
+    ragged = tokenizer(["The fox", "dog"])
+    assert [type(ids) for ids in ragged] == [np.ndarray, np.ndarray]
+    assert tokenizer([]) == []
+    dense = GemmaTokenizer(proto, sequence_length=4)(["The quick brown fox", "a", ""])
+    assert dense.shape == (3, 4) and dense.dtype == np.int32
+    assert dense[0].tolist() == tokenizer("The quick brown fox")[:4].tolist()
+    assert dense[1, 1:].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("fox", "née"),
+        np.array(["fox", "née"]),
+        np.array(["fox", "née"], dtype=object),
+        np.array([b"fox", "née".encode()]),
+        [b"fox", "née".encode()],
+        tf.constant(["fox", "née"]),
+        [tf.constant("fox"), tf.constant("née")],
+    ],
+    ids=["tuple", "unicode", "object", "bytes array", "bytes", "tensor", "tensors"],
+)
+def test_every_kind_of_strings_is_read(tokenizer, texts):
+    expected = [tokenizer("fox").tolist(), tokenizer("née").tolist()]
+    assert [ids.tolist() for ids in tokenizer(texts)] == expected
+    assert tokenizer(texts[1]).tolist() == expected[1]
+
+
+def test_every_kind_of_ids_is_read(tokenizer):
+    ids = tokenizer("The fox")
+    for one in (ids, ids.tolist(), list(ids), tuple(ids), ids.astype("int64"), tf.constant(ids)):
+        assert tokenizer.detokenize(one) == "The fox"
+    assert tokenizer.detokenize(keras.ops.convert_to_tensor(ids)) == "The fox"
+    assert tokenizer.detokenize(list(keras.ops.convert_to_tensor(ids))) == "The fox"
+    assert tokenizer.detokenize(keras.ops.convert_to_tensor(ids[None])) == ["The fox"]
+    assert tokenizer.detokenize([ids, tokenizer("a")]) == ["The fox", "a"]
+    assert tokenizer.detokenize([ids.tolist(), []]) == ["The fox", ""]
+    assert tokenizer.detokenize(tf.ragged.constant([ids.tolist(), [106]])) == [
+        "The fox",
+        "<start_of_turn>",
+    ]
+    assert tokenizer.detokenize(106) == "<start_of_turn>"
+    assert tokenizer.detokenize([]) == ""
+    assert tokenizer.detokenize(np.zeros((0, 4), "int32")) == []
+
+
+def test_torch_ids_are_read(tokenizer):
+    torch = pytest.importorskip("torch")
+    assert tokenizer.detokenize(torch.tensor([106, 107])) == "<start_of_turn><end_of_turn>"
+
+
+def test_tf_data_maps_the_tokenizer(proto, tokenizer):
+    dataset = tf.data.Dataset.from_tensor_slices(["fox", "née"])
+    assert [ids.tolist() for ids in dataset.map(tokenizer).as_numpy_iterator()] == [
+        ids.tolist() for ids in tokenizer(["fox", "née"])
+    ]
+    dense = GemmaTokenizer(proto, sequence_length=5)
+    mapped = dataset.batch(2).map(dense)
+    assert mapped.element_spec == tf.TensorSpec((None, 5), tf.int32)
+    assert next(mapped.as_numpy_iterator()).tolist() == dense(["fox", "née"]).tolist()
+    with pytest.raises(ValueError, match="sequence_length"):
+        dataset.batch(2).map(tokenizer)
+
+
+# Tokens.
+
+
+def test_tokens_and_special_ids(tokenizer):
+    assert tokenizer.token_to_id("<start_of_turn>") == 106
+    assert tokenizer.token_to_id(b"<end_of_turn>") == 107
+    assert tokenizer.token_to_id("no such piece") == 3
+    assert tokenizer.id_to_token(107) == "<end_of_turn>"
+    assert tokenizer.id_to_token(np.int32(2)) == "<bos>"
+    ids = tokenizer.start_token_id, tokenizer.end_token_id, tokenizer.pad_token_id
+    assert ids == (2, 1, 0)
+    assert tokenizer.end_of_turn_token_id == 107
+    assert tokenizer.stop_token_ids == [1, 107]
+
+
+def word_vocabulary(**pieces):
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["the quick brown fox jumps"]),
+        model_writer=model,
+        vocab_size=9,
+        model_type="word",
+        minloglevel=2,
+        pad_id=0,
+        bos_id=1,
+        eos_id=2,
+        unk_id=3,
+        **pieces,
+    )
+    return model.getvalue()
+
+
+def test_a_vocabulary_without_turns_stops_on_eos():
+    tokenizer = GemmaTokenizer(
+        word_vocabulary(pad_piece="<pad>", bos_piece="<bos>", eos_piece="<eos>")
+    )
+    assert tokenizer.end_of_turn_token_id is None
+    assert tokenizer.stop_token_ids == [2]
+
+
+# Saving.
+
+
+def test_config_round_trip(proto):
+    tokenizer = GemmaTokenizer(proto, sequence_length=7, add_bos=True, add_eos=True, name="words")
+    config = tokenizer.get_config()
+    again = GemmaTokenizer.from_config(config)
+    assert again.get_config() == config
+    assert again("The fox").tolist() == tokenizer("The fox").tolist()
+    stored = keras.saving.serialize_keras_object(tokenizer)
+    assert stored["registered_name"] == "keras_gemma>GemmaTokenizer"
+    assert keras.saving.deserialize_keras_object(stored)("a").tolist() == tokenizer("a").tolist()
+    assert GemmaTokenizer(config["proto"])("fox").tolist() == GemmaTokenizer(proto)("fox").tolist()
+
+
+def test_a_kerashub_config_is_accepted(proto):
+    config = keras_hub.models.GemmaTokenizer(proto).get_config()
+    tokenizer = GemmaTokenizer.from_config(config)
+    tokenizer.set_proto(proto)
+    assert tokenizer.dtype == "int32"
+    assert tokenizer("fox").size
+
+
+def test_assets_round_trip(tmp_path, proto, tokenizer):
+    folder = tmp_path / "assets" / "tokenizer"
+    folder.mkdir(parents=True)
+    tokenizer.save_assets(folder)
+    assert (folder / "vocabulary.spm").read_bytes() == proto
+    empty = GemmaTokenizer(None)
+    empty.load_assets(str(folder))
+    assert empty("fox").tolist() == tokenizer("fox").tolist()
+    assert GemmaTokenizer(folder / "vocabulary.spm")("fox").tolist() == tokenizer("fox").tolist()
+    empty = GemmaTokenizer()
+    empty.load_preset_assets(tmp_path)
+    assert empty.start_token_id == 2
+
+
+def test_a_copy_tokenizes(tokenizer):
+    assert copy.deepcopy(tokenizer)("fox").tolist() == tokenizer("fox").tolist()
+
+
+# Bad input.
+
+
+def test_without_a_vocabulary_the_remedy_is_named(tmp_path):
+    tokenizer = GemmaTokenizer()
+    assert tokenizer.start_token_id is None
+    for use in (
+        lambda: tokenizer("fox"),
+        lambda: tokenizer.detokenize([1]),
+        lambda: tokenizer.vocabulary_size(),
+        lambda: tokenizer.get_vocabulary(),
+        lambda: tokenizer.id_to_token(1),
+        lambda: tokenizer.token_to_id("a"),
+        lambda: tokenizer.special_token_ids,
+        lambda: tokenizer.stop_token_ids,
+        lambda: tokenizer.save_assets(tmp_path),
+    ):
+        with pytest.raises(ValueError, match=r"no vocabulary yet.*load_assets"):
+            use()
+
+
+def test_a_bad_vocabulary_is_refused(tmp_path, tokenizer):
+    with pytest.raises(FileNotFoundError, match=r"proto='.*missing.spm'"):
+        GemmaTokenizer(str(tmp_path / "missing.spm"))
+    for junk in (b"not a model", b""):
+        with pytest.raises(ValueError, match="must be a SentencePiece model"):
+            GemmaTokenizer(junk)
+    with pytest.raises(ValueError, match="'<bos>' is missing"):
+        GemmaTokenizer(word_vocabulary())
+    with pytest.raises(TypeError, match="`proto` must be a path"):
+        GemmaTokenizer(12)
+    with pytest.raises(ValueError, match="Give a path to the constructor"):
+        GemmaTokenizer.from_config({**tokenizer.get_config(), "proto": "/some/vocabulary.spm"})
+
+
+def test_bad_options_are_refused(proto):
+    with pytest.raises(ValueError, match="`dtype`"):
+        GemmaTokenizer(proto, dtype="float32")
+    with pytest.raises(ValueError, match="sequence_length=0"):
+        GemmaTokenizer(proto, sequence_length=0)
+
+
+@pytest.mark.parametrize("text", [5, None, 1.5, ["a", 5], [["a"]], np.array([1, 2])])
+def test_what_is_no_string_is_refused(tokenizer, text):
+    with pytest.raises(TypeError, match="must be a string"):
+        tokenizer(text)
+
+
+def test_bad_strings_are_refused(tokenizer):
+    with pytest.raises(ValueError, match=r"shape \(1, 2\)"):
+        tokenizer(np.array([["a", "b"]]))
+    for text in ("\ud800", b"\xff"):
+        with pytest.raises(ValueError, match="valid Unicode"):
+            tokenizer(text)
+
+
+def test_bad_ids_are_refused(tokenizer):
+    for ids in ([5, 440], [-1], np.array([[1, 2], [3, 999]])):
+        with pytest.raises(ValueError, match=r"range \[0, 440\)"):
+            tokenizer.detokenize(ids)
+    with pytest.raises(ValueError, match=r"id=440"):
+        tokenizer.id_to_token(440)
+    with pytest.raises(TypeError, match="integer ids"):
+        tokenizer.detokenize([1.5, 2.0])
+    with pytest.raises(TypeError, match="integer ids"):
+        tokenizer.detokenize("fox")
+    with pytest.raises(ValueError, match="one or two dimensions"):
+        tokenizer.detokenize(np.zeros((1, 2, 3), "int32"))
