@@ -12,26 +12,31 @@ ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 PARITY = 0x1BD11BDA
 
 
-def _rotate_left(x: Any, bits: int) -> Any:
-    low = ops.bitwise_and(ops.right_shift(x, 32 - bits), (1 << bits) - 1)
+def _rotate_left(x: Any, bits: Any) -> Any:
+    low = ops.bitwise_and(ops.right_shift(x, 32 - bits), ops.left_shift(1, bits) - 1)
     return ops.bitwise_or(ops.left_shift(x, bits), low)
 
 
 def threefry(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[Any, Any]:
     """Two words of random bits for a key and a counter of two words each.
 
-    All are int32 and broadcast together; the bits are those of the unsigned words.
+    All are int32 and broadcast together; the bits are those of the unsigned words. The five
+    groups of rounds are a loop: unrolled, XLA takes minutes to compile them.
     """
-    k0, k1 = key
-    keys = (k0, k1, ops.bitwise_xor(ops.bitwise_xor(k0, k1), PARITY))
-    x0, x1 = counter[0] + keys[0], counter[1] + keys[1]
-    for block in range(5):
-        for bits in ROTATIONS[block % 2]:
+    keys = ops.stack([*key, ops.bitwise_xor(ops.bitwise_xor(key[0], key[1]), PARITY)])
+    rotations = ops.convert_to_tensor(ROTATIONS, dtype="int32")
+    zeros = ops.zeros_like(counter[0] + counter[1] + key[0])
+
+    def rounds(group: Any, words: tuple[Any, Any]) -> tuple[Any, Any]:
+        x0, x1 = words
+        for i in range(4):
             x0 = x0 + x1
-            x1 = ops.bitwise_xor(_rotate_left(x1, bits), x0)
-        x0 = x0 + keys[(block + 1) % 3]
-        x1 = x1 + keys[(block + 2) % 3] + (block + 1)
-    return x0, x1
+            x1 = ops.bitwise_xor(_rotate_left(x1, rotations[group % 2, i]), x0)
+        x0 = x0 + keys[(group + 1) % 3]
+        x1 = x1 + keys[(group + 2) % 3] + (group + 1)
+        return x0, x1
+
+    return ops.fori_loop(0, 5, rounds, (zeros + counter[0] + key[0], zeros + counter[1] + key[1]))
 
 
 def gumbel(seed: Any, rows: Any, step: Any, vocabulary_size: int) -> Any:
@@ -47,7 +52,7 @@ def gumbel(seed: Any, rows: Any, step: Any, vocabulary_size: int) -> Any:
         float32 `[B, V]`.
     """
     tokens = ops.arange(vocabulary_size, dtype="int32")[None, :]
-    bits, _ = threefry((seed + 0 * rows[:, None], rows[:, None]), (step[:, None], tokens))
+    bits, _ = threefry((seed + ops.zeros_like(rows)[:, None], rows[:, None]), (step[:, None], tokens))
     bits = ops.bitwise_and(ops.right_shift(bits, 8), 0xFFFFFF)
     uniform = (ops.cast(bits, "float32") + 0.5) * 2.0**-24  # in (0, 1), never either end
     return -ops.log(-ops.log(uniform))
