@@ -12,10 +12,10 @@ import math
 import time
 from pathlib import Path
 
+import keras
 import numpy as np
 
 import keras_gemma  # first, so that it can choose the backend
-import keras
 from keras_gemma.models import (
     GemmaBackbone,
     GemmaCausalLM,

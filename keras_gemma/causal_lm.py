@@ -112,6 +112,16 @@ class GemmaCausalLM(Presettable, keras.Model):
             **kwargs,
         )
 
+    def get_compile_config(self) -> dict[str, Any]:
+        """What `compile` was given, for `.keras` files."""
+        sampler = keras.saving.serialize_keras_object(self.sampler)
+        return {**super().get_compile_config(), "sampler": sampler}
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compile as `get_compile_config` says, with the optimizer's variables made."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
     def generate(
         self,
         inputs: Any,

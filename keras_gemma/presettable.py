@@ -35,10 +35,15 @@ class Presettable:
         """
         return Presettable._load(cls, preset, **kwargs)
 
-    def save_to_preset(self, preset_dir: str | Path) -> None:
+    def save_to_preset(self, preset_dir: str | Path, **kwargs: Any) -> None:
         """Write this object to `preset_dir`, in the format that KerasHub reads too.
 
         The files are written beside the folder and moved in when all are whole.
+
+        Args:
+            preset_dir: the folder; it is made, or its preset replaced.
+            **kwargs: models take `max_shard_size`, bytes or a text such as `"10GB"`, the default:
+                larger weights are split into files of at most this size.
 
         Example:
 
@@ -47,4 +52,4 @@ class Presettable:
         lm = keras_gemma.models.GemmaCausalLM.from_preset("my_gemma")
         ```
         """
-        Presettable._save(self, preset_dir)
+        Presettable._save(self, preset_dir, **kwargs)

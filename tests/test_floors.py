@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "keras_gemma"
 
 FLOORS = (
-    ("config", "presettable", "backend_choice", "version"),
+    ("config", "presettable", "backend_choice", "version", "tf_data"),
     ("backend", "text"),
     ("model", "quantization"),
     ("storage", "generation", "scoring"),

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
-LOWEST = -2.0**127
+LOWEST = -(2.0**127)
 """Stands for minus infinity in masked logits; finite, so that a fully masked row has no NaN."""
 
 

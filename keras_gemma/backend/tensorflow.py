@@ -43,9 +43,7 @@ def _one_row(x: tf.Tensor, packed: tf.Tensor) -> tf.Tensor:
     if packed.shape.rank == 2:
         return tf.matmul(x, packed, transpose_b=True)
     parts = tf.split(x, packed.shape[0], axis=1)
-    return tf.add_n(
-        [tf.matmul(part, packed[i], transpose_b=True) for i, part in enumerate(parts)]
-    )
+    return tf.add_n([tf.matmul(part, packed[i], transpose_b=True) for i, part in enumerate(parts)])
 
 
 def matmul(x: tf.Tensor, packed: tf.Tensor) -> tf.Tensor:

@@ -138,8 +138,8 @@ class Generator:
                 )
             if len(prompt) >= context:
                 raise ValueError(
-                    f"Prompt {i} has {len(prompt)} tokens, and the model's context holds {context}, "
-                    "with at least one to generate. Shorten the prompt."
+                    f"Prompt {i} has {len(prompt)} tokens, and the model's context holds "
+                    f"{context}, one to generate among them. Shorten the prompt."
                 )
             if most < 1 or len(prompt) + most > context:
                 raise ValueError(

@@ -52,7 +52,9 @@ def gumbel(seed: Any, rows: Any, step: Any, vocabulary_size: int) -> Any:
         float32 `[B, V]`.
     """
     tokens = ops.arange(vocabulary_size, dtype="int32")[None, :]
-    bits, _ = threefry((seed + ops.zeros_like(rows)[:, None], rows[:, None]), (step[:, None], tokens))
+    bits, _ = threefry(
+        (seed + ops.zeros_like(rows)[:, None], rows[:, None]), (step[:, None], tokens)
+    )
     bits = ops.bitwise_and(ops.right_shift(bits, 8), 0xFFFFFF)
     uniform = (ops.cast(bits, "float32") + 0.5) * 2.0**-24  # in (0, 1), never either end
     return -ops.log(-ops.log(uniform))

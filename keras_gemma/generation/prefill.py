@@ -4,6 +4,7 @@ from typing import Any
 
 from keras import ops
 
+from keras_gemma import backend
 from keras_gemma.config import GemmaConfig
 from keras_gemma.model.attention import causal_mask
 from keras_gemma.model.cache import fill_ring, slots_of_layers
@@ -11,7 +12,6 @@ from keras_gemma.model.decoder_block import decoder_block
 from keras_gemma.model.embedding import scale_embeddings, to_logits
 from keras_gemma.model.normalization import rms_normalize
 from keras_gemma.model.rope import rotary_angles
-from keras_gemma import backend
 
 
 def prefill(

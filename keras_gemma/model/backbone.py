@@ -41,7 +41,7 @@ class NamedWeight:
 
     def numpy(self) -> np.ndarray:
         """The weight as a NumPy array of `shape`."""
-        return backend.unpack(ops.convert_to_numpy(self.variable), self.shape)
+        return backend.unpack(ops.convert_to_numpy(self.variable.value), self.shape)
 
 
 @keras.saving.register_keras_serializable(package="keras_gemma")

@@ -1,10 +1,10 @@
 """Samplers: the choice of the next token, one rule a file.
 
-    sampler.py  the base class, and what a sampler of one's own overrides
-    greedy.py   the likeliest token
-    random.py   any token, by its probability
-    top_k.py    one of the k likeliest
-    top_p.py    one of the likeliest that together have probability p
+sampler.py  the base class, and what a sampler of one's own overrides
+greedy.py   the likeliest token
+random.py   any token, by its probability
+top_k.py    one of the k likeliest
+top_p.py    one of the likeliest that together have probability p
 """
 
 from typing import Any

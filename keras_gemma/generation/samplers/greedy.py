@@ -4,11 +4,13 @@ import dataclasses
 from collections.abc import Hashable
 from typing import Any
 
+import keras
 from keras import ops
 
 from keras_gemma.generation.samplers.sampler import Sampler
 
 
+@keras.saving.register_keras_serializable(package="keras_gemma")
 @dataclasses.dataclass(frozen=True)
 class GreedySampler(Sampler):
     """Takes the likeliest token. Temperature and seed change nothing."""

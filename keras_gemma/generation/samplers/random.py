@@ -4,9 +4,12 @@ import dataclasses
 from collections.abc import Hashable
 from typing import Any
 
+import keras
+
 from keras_gemma.generation.samplers.sampler import Sampler, draw, tempered
 
 
+@keras.saving.register_keras_serializable(package="keras_gemma")
 @dataclasses.dataclass(frozen=True)
 class RandomSampler(Sampler):
     """Draws from the whole distribution; see `Sampler` for the arguments."""

@@ -4,6 +4,7 @@ The rule is compiled; its settings and its randomness travel in a state of array
 temperature or seed compiles nothing.
 """
 
+import dataclasses
 import random
 from collections.abc import Hashable
 from typing import Any
@@ -52,6 +53,16 @@ class Sampler:
             )
         if self.seed is not None and (isinstance(self.seed, bool) or not _is_integer(self.seed)):
             raise ValueError(f"`seed` must be an integer or None. Received: seed={self.seed!r}")
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments. A class of your own adds those that it adds."""
+        if dataclasses.is_dataclass(self):
+            return dataclasses.asdict(self)
+        return {"temperature": self.temperature, "seed": self.seed}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Sampler":
+        return cls(**config)
 
     def structure(self) -> Hashable:
         """What of the sampler is compiled in. The rule of an own class may hold anything."""

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Hashable
 from typing import Any
 
+import keras
 from keras import ops
 
 from keras_gemma.backend.reference import LOWEST
@@ -22,6 +23,7 @@ def check_k(k: Any) -> None:
         raise ValueError(f"`k` must be an integer >= 1. Received: k={k!r}")
 
 
+@keras.saving.register_keras_serializable(package="keras_gemma")
 @dataclasses.dataclass(frozen=True)
 class TopKSampler(Sampler):
     """Draws from the k likeliest tokens, by their probabilities.

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Hashable
 from typing import Any
 
+import keras
 from keras import ops
 
 from keras_gemma.backend.reference import LOWEST
@@ -30,6 +31,7 @@ def keep_top_p(logits: Any, p: Any) -> Any:
     return ops.where(probabilities >= low, logits, LOWEST)
 
 
+@keras.saving.register_keras_serializable(package="keras_gemma")
 @dataclasses.dataclass(frozen=True)
 class TopPSampler(Sampler):
     """Draws from the fewest likeliest tokens whose probabilities sum to `p` or more.
