@@ -8,6 +8,7 @@ both soft caps, sliding windows that are shorter than the context.
 """
 
 import argparse
+import json
 import math
 import time
 from pathlib import Path
@@ -80,12 +81,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("text", type=Path, help="a text file, UTF-8")
     parser.add_argument("preset", type=Path, help="the folder to write")
-    parser.add_argument("--vocabulary-size", type=int, default=2048)
+    parser.add_argument("--vocabulary-size", type=int, default=1024)
     parser.add_argument("--sequence-length", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--dropout", type=float, default=0.2)
+    parser.add_argument("--dropout", type=float, default=0.3)
     parser.add_argument("--held-out", type=float, default=0.1, help="share at the text's end")
     options = parser.parse_args()
     keras.utils.set_random_seed(0)
@@ -150,6 +151,7 @@ def main() -> None:
             f"({nats * tokens / size / math.log(2):.3f} bits a byte)"
         )
     preset.save_to_preset(options.preset)
+    load_as_float32(options.preset)
     lm = GemmaCausalLM.from_preset(options.preset)
     lm.compile(sampler=keras_gemma.samplers.TopPSampler(p=0.9, temperature=0.8, seed=0))
     print(lm.generate(text[: text.find("\n") + 1], max_new_tokens=120))
@@ -174,6 +176,17 @@ def make_preset(lm: GemmaCausalLM, tokenizer: GemmaTokenizer, length: int) -> Ge
     for name, weight in lm.backbone.named_weights().items():
         backbone.named_weights()[name].assign(weight.numpy())
     return GemmaCausalLM(backbone, GemmaCausalLMPreprocessor(tokenizer, sequence_length=length))
+
+
+def load_as_float32(preset: Path) -> None:
+    """Stored in bfloat16 for size, computed in float32 unless a `dtype` is given.
+
+    Then the text is the same on every backend, to the last word.
+    """
+    path = preset / "config.json"
+    config = json.loads(path.read_text())
+    config["config"]["dtype"] = "float32"
+    path.write_text(json.dumps(config, indent=4))
 
 
 if __name__ == "__main__":

@@ -96,7 +96,6 @@ class GemmaCausalLM(Presettable, keras.Model):
                 without compiling, slower by the token and at once from the start.
         """
         self.sampler = samplers.get(sampler)
-        self._generator = None
         super().compile(
             optimizer=keras.optimizers.Adam(2e-5) if optimizer == "auto" else optimizer,
             loss=(
@@ -194,6 +193,11 @@ class GemmaCausalLM(Presettable, keras.Model):
             prompts = self.preprocessor.tokenize_prompts(texts)
         else:
             prompts = [np.asarray(ids, "int32") for ids in texts]
+            if any(prompt.ndim != 1 for prompt in prompts):
+                raise ValueError(
+                    "Ids must come in a batch: pass a list of lists of ids, or an array "
+                    f"[batch, tokens]. Received: {inputs!r:.80}"
+                )
         if max_new_tokens is None:
             if max_length is None:
                 self._require_preprocessor("`max_length` or `max_new_tokens`")
@@ -260,7 +264,8 @@ class GemmaCausalLM(Presettable, keras.Model):
     def _generate_ids(
         self, prompts: list[np.ndarray], room: list[int], stop_ids: tuple[int, ...], seed: Any
     ) -> list[np.ndarray]:
-        if self._generator is None:
+        # Its programs outlive `compile`: another sampler of the same kind compiles nothing.
+        if self._generator is None or self._generator.eager != self.run_eagerly:
             self._generator = Generator(self.backbone, eager=self.run_eagerly)
         return self._generator.generate(prompts, room, self.sampler, stop_ids, seed)
 

@@ -5,7 +5,7 @@ alphabet of `keras_gemma.config`. A weight is *packed* when it is stored: the mo
 layout that its compiler reads fastest, and nothing above this folder knows it.
 
     packed_shape(shape, kind)          the shape a weight is stored in
-    pack(weight, kind)                 NumPy `[out, in]` -> the stored layout, NumPy
+    pack(weight, kind)                 NumPy `[out, in]` -> the stored layout
     unpack(packed, shape)              the way back
     matmul(x, packed)                  `[..., in]` -> `[..., out]`
     embed(ids, packed)                 `[...]` -> `[..., D]`, rows of a packed embedding
@@ -13,8 +13,9 @@ layout that its compiler reads fastest, and nothing above this folder knows it.
     write_cache(cache, new, slots)     `[B, R, K, H]` with one position a row written, in place
                                        where the framework can
     compile(program, donate)           a whole program; `donate` names arguments it may consume
-    fuse(function)                     a part that a program calls many times
-    loop(proceed, step, state, limit)  `step` while `proceed(state)`, at most `limit` times
+    fuse(function)                     `(x, weights, ...)`, a part that a program calls many times
+    loop(proceed, step)                -> a function of (weights, state, limit): `step(weights,
+                                       state)` while `proceed(state)`, at most `limit` times
     memory_bandwidth()                 bytes/s that plain reading reaches on this machine
 
 `reference.py` says what matmul, embed, attend and write_cache mean, in `keras.ops` alone; the

@@ -13,9 +13,19 @@ from keras_gemma.config import GemmaConfig
 from keras_gemma.generation.samplers import Sampler
 from keras_gemma.model.cache import cache_mask, slot_of
 from keras_gemma.model.decoder_block import decoder_block
-from keras_gemma.model.embedding import scale_embeddings, to_logits
-from keras_gemma.model.normalization import rms_normalize
+from keras_gemma.model.embedding import scale_embeddings
+from keras_gemma.model.head import head
 from keras_gemma.model.rope import rotary_angles
+
+
+class Parts(NamedTuple):
+    """The functions that a step calls, as they are or compiled apart (`backend.fuse`)."""
+
+    block: Callable[..., Any] = decoder_block
+    head: Callable[..., Any] = head
+
+
+AS_THEY_ARE = Parts()
 
 
 class DecodeState(NamedTuple):
@@ -23,7 +33,7 @@ class DecodeState(NamedTuple):
 
     token: Any  # int32 [B]: the last token of each row, not yet in the cache
     length: Any  # int32 [B]: tokens of each row, `token` included
-    output: Any  # int32 [B, M]: what was chosen so far, zeros behind it
+    output: Any  # int32 [B, S]: what was chosen so far, zeros behind it
     count: Any  # int32 [B]: how many were
     room: Any  # int32 [B]: how many may be
     stop_ids: Any  # int32 [8]: ids that end a row, -1 where there are fewer
@@ -36,7 +46,7 @@ def feed(
     weights: dict[str, Any],
     state: DecodeState,
     config: GemmaConfig,
-    block: Callable[..., Any] = decoder_block,
+    parts: Parts = AS_THEY_ARE,
 ) -> tuple[Any, list[tuple[Any, Any]]]:
     """Read each row's last token.
 
@@ -44,7 +54,7 @@ def feed(
         Logits of the next token, float32 `[B, V]`, and the cache with this one in it.
     """
     position = state.length - 1
-    x = backend.embed(state.token[:, None], weights["token_embedding"])
+    x = backend.embed(state.token[:, None], weights["head"]["token_embedding"])
     x = scale_embeddings(x, config.embedding_scale)
     rotary = rotary_angles(position[:, None], config.head_dim)
     masks = {}
@@ -54,10 +64,9 @@ def feed(
         if slots not in masks:
             masks[slots] = cache_mask(slots, position), slot_of(position, slots)
         mask, slot = masks[slots]
-        x, kept = block(x, weights["layers"][layer], config, rotary, mask, kept, slot)
+        x, kept = parts.block(x, weights["layers"][layer], config, rotary, mask, kept, slot)
         cache.append(kept)
-    x = rms_normalize(x[:, 0], weights["final_norm"], config.layer_norm_epsilon)
-    return to_logits(x, weights["token_embedding"], config.final_logit_soft_cap), cache
+    return parts.head(x[:, 0], weights["head"], config), cache
 
 
 def advance(state: DecodeState, logits: Any, sampler: Sampler) -> DecodeState:

@@ -11,11 +11,10 @@ from keras import ops
 
 from keras_gemma import backend
 from keras_gemma.config import GemmaConfig
-from keras_gemma.generation.decode import DecodeState, advance, feed, proceed
+from keras_gemma.generation.decode import AS_THEY_ARE, DecodeState, Parts, advance, feed, proceed
 from keras_gemma.generation.prefill import prefill
 from keras_gemma.generation.samplers import Sampler
 from keras_gemma.model.backbone import GemmaBackbone
-from keras_gemma.model.decoder_block import decoder_block
 
 SMALLEST_BUCKET = 16
 MOST_STOP_IDS = 8
@@ -37,8 +36,9 @@ class Generator:
 
     def __init__(self, backbone: GemmaBackbone, eager: bool = False) -> None:
         self.backbone = backbone
+        self.eager = eager
         self.config: GemmaConfig = backbone.config
-        self.block = decoder_block if eager else backend.fuse(decoder_block)
+        self.parts = AS_THEY_ARE if eager else Parts(*map(backend.fuse, AS_THEY_ARE))
         self.programs: dict[Any, Any] = {}
         self.lock = threading.Lock()
 
@@ -70,9 +70,8 @@ class Generator:
         token_ids = np.zeros((len(prompts), bucket(int(lengths.max()))), "int32")
         for row, prompt in zip(token_ids, prompts, strict=True):
             row[: len(prompt)] = prompt
-        most = max(room)
         capacity = bucket(int((lengths + np.array(room)).max()))
-        start, run = self._programs(sampler, capacity, bucket(most))
+        start, run = self._programs(sampler, capacity)
         weights = self.backbone.tensors()
         stops = np.full(MOST_STOP_IDS, -1, "int32")
         stops[: len(stop_ids)] = stop_ids
@@ -84,23 +83,24 @@ class Generator:
             ops.convert_to_tensor(stops),
             sampler.init(len(prompts), seed),
         )
-        state = run(weights, state, most - 1)
+        state = run(weights, state, max(room) - 1)
         output = ops.convert_to_numpy(state.output)
         counts = ops.convert_to_numpy(state.count)
         return [row[:count] for row, count in zip(output, counts, strict=True)]
 
-    def _programs(self, sampler: Sampler, capacity: int, most: int) -> tuple[Any, Any]:
+    def _programs(self, sampler: Sampler, capacity: int) -> tuple[Any, Any]:
         """What reads the prompt and chooses the first token, and what chooses the others."""
-        config, block = self.config, self.block
+        config, parts = self.config, self.parts
 
         def start(
             weights: Any, token_ids: Any, lengths: Any, room: Any, stop_ids: Any, sampling: Any
         ) -> DecodeState:
-            logits, cache = prefill(weights, token_ids, lengths, config=config, capacity=capacity)
+            x, cache = prefill(weights, token_ids, lengths, config=config, capacity=capacity)
+            logits = parts.head(x, weights["head"], config)
             state = DecodeState(
                 token=ops.zeros_like(lengths),
                 length=lengths,
-                output=ops.zeros((token_ids.shape[0], most), dtype="int32"),
+                output=ops.zeros((token_ids.shape[0], capacity), dtype="int32"),
                 count=ops.zeros_like(lengths),
                 room=room,
                 stop_ids=stop_ids,
@@ -111,17 +111,17 @@ class Generator:
             return advance(state, logits, sampler)
 
         def step(weights: Any, state: DecodeState) -> DecodeState:
-            logits, cache = feed(weights, state, config, block)
+            logits, cache = feed(weights, state, config, parts)
             return advance(state._replace(cache=cache), logits, sampler)
 
         # The compilers tell apart the shapes of arguments; what a program closes over is our part.
         rule = sampler.structure()
         with self.lock:
-            if ("start", rule, capacity, most) not in self.programs:
-                self.programs["start", rule, capacity, most] = backend.compile(start)
+            if ("start", rule, capacity) not in self.programs:
+                self.programs["start", rule, capacity] = backend.compile(start)
             if ("step", rule) not in self.programs:
                 self.programs["step", rule] = backend.loop(proceed, step)
-            return self.programs["start", rule, capacity, most], self.programs["step", rule]
+            return self.programs["start", rule, capacity], self.programs["step", rule]
 
     def _check(self, prompts: list[np.ndarray], room: list[int], stop_ids: Any) -> None:
         size, context = self.config.vocabulary_size, self.config.context_length

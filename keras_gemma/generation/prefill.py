@@ -1,4 +1,4 @@
-"""The prompt, read as a whole: its keys and values for the cache, and the logits at its end."""
+"""The prompt, read as a whole: its keys and values for the cache, and its last hidden state."""
 
 from typing import Any
 
@@ -9,8 +9,7 @@ from keras_gemma.config import GemmaConfig
 from keras_gemma.model.attention import causal_mask
 from keras_gemma.model.cache import fill_ring, slots_of_layers
 from keras_gemma.model.decoder_block import decoder_block
-from keras_gemma.model.embedding import scale_embeddings, to_logits
-from keras_gemma.model.normalization import rms_normalize
+from keras_gemma.model.embedding import scale_embeddings
 from keras_gemma.model.rope import rotary_angles
 
 
@@ -34,9 +33,9 @@ def prefill(
         capacity: S, the tokens that each row's text may grow to.
 
     Returns:
-        Logits of each row's last token, float32 `[B, V]`, and the cache.
+        What the last block says of each row's last token, `[B, D]`, and the cache.
     """
-    x = backend.embed(token_ids, weights["token_embedding"])
+    x = backend.embed(token_ids, weights["head"]["token_embedding"])
     x = scale_embeddings(x, config.embedding_scale)
     positions = ops.arange(ops.shape(token_ids)[1], dtype="int32")[None]
     rotary = rotary_angles(positions, config.head_dim)
@@ -50,7 +49,6 @@ def prefill(
         mask = masks[config.window(layer)]
         x, looked_at = decoder_block(x, weights["layers"][layer], config, rotary, mask)
         cache.append(tuple(fill_ring(fresh, slots, lengths) for fresh in looked_at))
-    # Only the last token's logits are needed: V is the widest product of all.
+    # Only the last token goes on to the head, the widest product of all.
     x = ops.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    x = rms_normalize(x, weights["final_norm"], config.layer_norm_epsilon)
-    return to_logits(x, weights["token_embedding"], config.final_logit_soft_cap), cache
+    return x, cache

@@ -174,9 +174,11 @@ class GemmaBackbone(Presettable, keras.Model):
     def tensors(self) -> dict[str, Any]:
         """All packed weights in the compute dtype, for functions that take them as arguments."""
         return {
-            "token_embedding": self.token_embedding.tensor,
             "layers": [block.tensors() for block in self.transformer_layers],
-            "final_norm": self.layer_norm.tensor,
+            "head": {
+                "token_embedding": self.token_embedding.tensor,
+                "final_norm": self.layer_norm.tensor,
+            },
         }
 
     def named_weights(self) -> dict[str, NamedWeight]:

@@ -1,4 +1,4 @@
-"""The tied embedding: ids to vectors on the way in, vectors to logits on the way out."""
+"""The tied embedding: ids to vectors on the way in; on the way out, the head's matrix."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_gemma import backend
+from keras_gemma.model.head import to_logits
 from keras_gemma.model.initialization import initializer
 
 
@@ -20,16 +21,6 @@ def scale_embeddings(x: Any, scale: float) -> Any:
     if dtype in ("bfloat16", "float16"):
         scale = float(np.asarray(scale).astype(getattr(ml_dtypes, dtype, dtype)))
     return x * scale
-
-
-def soft_cap(x: Any, cap: float | None) -> Any:
-    """`cap * tanh(x / cap)`; `x` itself where there is no cap (Gemma 2, arXiv:2408.00118, 2.2)."""
-    return x if cap is None else ops.tanh(x / cap) * cap
-
-
-def to_logits(hidden_states: Any, packed: Any, cap: float | None) -> Any:
-    """`[..., D]` -> float32 `[..., V]`: the product with the tied embedding, capped."""
-    return soft_cap(ops.cast(backend.matmul(hidden_states, packed), "float32"), cap)
 
 
 @keras.saving.register_keras_serializable(package="keras_gemma")

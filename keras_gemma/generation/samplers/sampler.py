@@ -111,8 +111,12 @@ def tempered(logits: Any, state: dict[str, Any]) -> Any:
 
 
 def draw(logits: Any, state: dict[str, Any]) -> Any:
-    """A token `[B]` from `softmax(logits [B, V])`, by the state's seed, row and step."""
+    """A token `[B]` from `softmax(logits [B, V])`, by the state's seed, row and step.
+
+    At temperature 0 it is the first of the largest, as greedy takes it.
+    """
     noise = gumbel(state["seed"], state["rows"], state["step"], logits.shape[-1])
+    noise = ops.where(state["temperature"] > 0, noise, 0.0)
     return ops.argmax(logits + noise, axis=-1)
 
 

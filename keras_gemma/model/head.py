@@ -1,0 +1,29 @@
+"""The head: hidden states to logits, by the tied embedding."""
+
+from typing import Any
+
+from keras import ops
+
+from keras_gemma import backend
+from keras_gemma.config import GemmaConfig
+from keras_gemma.model.normalization import rms_normalize
+
+
+def soft_cap(x: Any, cap: float | None) -> Any:
+    """`cap * tanh(x / cap)`; `x` itself where there is no cap (Gemma 2, arXiv:2408.00118, 2.2)."""
+    return x if cap is None else ops.tanh(x / cap) * cap
+
+
+def to_logits(x: Any, packed: Any, cap: float | None) -> Any:
+    """`[..., D]`, normalised, -> float32 `[..., V]`: the product with the embedding, capped."""
+    return soft_cap(ops.cast(backend.matmul(x, packed), "float32"), cap)
+
+
+def head(x: Any, weights: dict[str, Any], config: GemmaConfig) -> Any:
+    """The last block's output `[..., D]` -> float32 logits `[..., V]`.
+
+    Args:
+        weights: `final_norm`, and the packed `token_embedding`.
+    """
+    x = rms_normalize(x, weights["final_norm"], config.layer_norm_epsilon)
+    return to_logits(x, weights["token_embedding"], config.final_logit_soft_cap)

@@ -1,0 +1,46 @@
+"""Tiny models whose greedy text is varied, with the same weights on every backend."""
+
+import keras
+import numpy as np
+
+from keras_gemma.causal_lm import GemmaCausalLM
+from keras_gemma.model.backbone import GemmaBackbone
+from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
+from keras_gemma.text.tokenizer import GemmaTokenizer
+from tests.configurations import CONFIGURATIONS
+
+
+def on_torch():
+    return keras.config.backend() == "torch"
+
+
+def make_backbone(name="gemma1_multi_query", dtype="float32", seed=0):
+    """Small embeddings and large matrices: else a model repeats the token that it reads."""
+    backbone = GemmaBackbone(**CONFIGURATIONS[name], dtype=dtype)
+    random = np.random.default_rng(seed)
+    for weight in backbone.named_weights().values():
+        value = random.normal(0.0, 1.0, weight.shape).astype("float32")
+        scale, mean = {"embedding": (0.1, 0), "matrix": (0.3, 0), "norm": (0.3, 1)}[weight.kind]
+        weight.assign(mean + scale * value)
+    return backbone
+
+
+def make_lm(name="gemma1_multi_query", proto=None, dtype="float32", sequence_length=32, **compiled):
+    """A model that generates without compiling on PyTorch, where that takes ten seconds a shape."""
+    preprocessor = None
+    if proto is not None:
+        preprocessor = GemmaCausalLMPreprocessor(GemmaTokenizer(proto), sequence_length)
+    lm = GemmaCausalLM(make_backbone(name, dtype), preprocessor)
+    compile_lm(lm, **compiled)
+    return lm
+
+
+def compile_lm(lm, **arguments):
+    lm.compile(**{"run_eagerly": on_torch(), **arguments})
+
+
+def logits_of(lm, ids, length=32):
+    """The forward pass without a cache: float32 `[T, V]` for ids `[T]`, padded to one shape."""
+    padded = np.zeros((1, length), "int32")
+    padded[0, : len(ids)] = ids
+    return keras.ops.convert_to_numpy(lm.score(padded))[0, : len(ids)]

@@ -1,0 +1,62 @@
+"""Random bits, against the published ones and against JAX's own."""
+
+import numpy as np
+from keras import ops
+
+from keras_gemma import backend
+from keras_gemma.generation.noise import gumbel, threefry
+
+
+def words(*values):
+    return tuple(ops.convert_to_tensor(np.array(v, "uint32").view("int32")) for v in values)
+
+
+def bits(key, counter):
+    return [ops.convert_to_numpy(x).view("uint32") for x in threefry(key, counter)]
+
+
+def test_published_vectors():
+    # Random123's known answers for threefry2x32 with 20 rounds.
+    vectors = [
+        ((0, 0), (0, 0), (0x6B200159, 0x99BA4EFE)),
+        ((0xFFFFFFFF,) * 2, (0xFFFFFFFF,) * 2, (0x1CB996FC, 0xBB002BE7)),
+        ((0x13198A2E, 0x03707344), (0x243F6A88, 0x85A308D3), (0xC4923A9C, 0x483DF7A0)),
+    ]
+    for key, counter, expected in vectors:
+        result = bits(words(*[[k] for k in key]), words(*[[c] for c in counter]))
+        assert [int(x[0]) for x in result] == list(expected)
+
+
+def test_the_bits_are_those_of_jax():
+    from jax.extend.random import threefry_2x32
+
+    random = np.random.default_rng(0)
+    key = random.integers(0, 2**32, 2, dtype="uint32")
+    counter = random.integers(0, 2**32, 2000, dtype="uint32")
+    expected = np.asarray(threefry_2x32(key, counter)).reshape(2, 1000)
+    np.testing.assert_array_equal(bits(words(*key), words(*counter.reshape(2, 1000))), expected)
+
+
+def test_gumbel_noise():
+    program = backend.compile(lambda *args: gumbel(*args, 5000))
+
+    def noise_of(seed, rows, step):
+        arguments = (ops.convert_to_tensor(x, dtype="int32") for x in (seed, rows, step))
+        return ops.convert_to_numpy(program(*arguments))
+
+    rows, step = np.arange(4), np.zeros(4)
+    noise = noise_of(7, rows, step)
+    assert noise.shape == (4, 5000) and noise.dtype == "float32"
+    assert np.isfinite(noise).all()
+    # The mean is Euler's constant, the variance pi^2 / 6; bounds of five standard errors.
+    assert abs(noise.mean() - 0.5772) < 0.05
+    assert abs(noise.var() - np.pi**2 / 6) < 0.15
+    # Neither rows nor steps nor seeds share their noise.
+    later = noise_of(7, rows, step + 1)
+    other = noise_of(8, rows, step)
+    everything = np.concatenate([noise, later, other])
+    correlations = np.corrcoef(everything) - np.eye(12)
+    assert np.abs(correlations).max() < 0.08
+    # A row's noise is its own, whatever stands beside it.
+    alone = noise_of(7, rows[2:3], step[2:3])
+    np.testing.assert_allclose(alone[0], noise[2], rtol=1e-6)

@@ -1,0 +1,254 @@
+"""Which token a sampler takes, and how often: against closed forms."""
+
+import functools
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_gemma import backend
+from keras_gemma import samplers as public
+from keras_gemma.generation import samplers
+from keras_gemma.generation.samplers import (
+    GreedySampler,
+    RandomSampler,
+    Sampler,
+    TopKSampler,
+    TopPSampler,
+)
+
+P = np.array([0.05, 0.3, 0.02, 0.12, 0.2, 0.01, 0.15, 0.03, 0.08, 0.04])
+"""Descending: 0.3, 0.2, 0.15, 0.12, 0.08, ..."""
+
+TIED = np.array([0.3, 0.1, 0.2, 0.1, 0.1, 0.05, 0.05, 0.04, 0.03, 0.03])
+DRAWS = 4000
+
+
+@functools.cache
+def compiled(structure):
+    """The one program of all samplers of a `structure`: temperature, seed and p are arguments."""
+    kind = {"greedy": GreedySampler, "random": RandomSampler}.get(structure)
+    if kind is not None:
+        return backend.compile(kind())
+    name, k = structure
+    return backend.compile(TopKSampler(k) if name == "top_k" else TopPSampler(k=k))
+
+
+def draw(sampler, probabilities=P, rows=DRAWS, seed=11):
+    logits = np.tile(np.log(probabilities), (rows, 1)).astype("float32")
+    structure = sampler.structure()
+    program = sampler if structure is sampler else compiled(structure)
+    ids, _ = program(ops.convert_to_tensor(logits), sampler.init(rows, seed))
+    return ops.convert_to_numpy(ids)
+
+
+def kept(probabilities, ids):
+    """The distribution with all but `ids` out of the running."""
+    rest = np.zeros_like(probabilities)
+    rest[ids] = probabilities[ids]
+    return rest / rest.sum()
+
+
+def tempered(temperature):
+    powers = P ** (1 / temperature)
+    return powers / powers.sum()
+
+
+@pytest.mark.parametrize(
+    ("sampler", "expected"),
+    [
+        (RandomSampler(), P),
+        (RandomSampler(temperature=2.0), tempered(2.0)),
+        (RandomSampler(temperature=0.5), tempered(0.5)),
+        (TopKSampler(k=3), kept(P, [1, 4, 6])),
+        (TopKSampler(k=1), kept(P, [1])),
+        (TopKSampler(k=50), P),
+        (TopKSampler(k=3, temperature=2.0), kept(tempered(2.0), [1, 4, 6])),
+        (TopPSampler(p=0.6), kept(P, [1, 4, 6])),
+        (TopPSampler(p=0.45), kept(P, [1, 4])),
+        (TopPSampler(p=1.0), P),
+        (TopPSampler(p=1e-9), kept(P, [1])),
+        # The nucleus is that of the tempered distribution: 0.19, 0.16, 0.14, 0.12, ...
+        (TopPSampler(p=0.5, temperature=2.0), kept(tempered(2.0), [1, 4, 6, 3])),
+        # Of the three likeliest, 0.46 and 0.31 reach it.
+        (TopPSampler(p=0.7, k=3), kept(P, [1, 4])),
+        (TopPSampler(p=1.0, k=3), kept(P, [1, 4, 6])),
+    ],
+    ids=str,
+)
+def test_distribution(sampler, expected):
+    counts = np.bincount(draw(sampler), minlength=len(P))
+    possible = expected > 0
+    assert counts[~possible].sum() == 0
+    deviations = counts[possible] - DRAWS * expected[possible]
+    # Nine degrees of freedom or fewer exceed 30 once in two thousand times; the seed is fixed.
+    assert (deviations**2 / (DRAWS * expected[possible])).sum() < 30
+
+
+@pytest.mark.parametrize("sampler", [TopKSampler(k=3), TopPSampler(p=0.55)], ids=repr)
+def test_equals_of_the_last_one_stay(sampler):
+    assert set(draw(sampler, TIED)) == {0, 1, 2, 3, 4}
+
+
+def test_two_likeliest_that_are_equal():
+    assert set(draw(TopPSampler(p=0.1), np.array([0.4, 0.4, 0.2]))) == {0, 1}
+
+
+SETTINGS = [RandomSampler, TopKSampler, TopPSampler]
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_temperature_0_is_greedy(kind):
+    assert set(draw(kind(temperature=0))) == {1}
+    # Also where two are equal, or nearly so.
+    near = np.array([0.2, 0.3, 0.3 + 3e-7, 0.2])
+    assert set(draw(kind(temperature=0), near)) == set(draw(GreedySampler(), near))
+    tied = np.array([0.1, 0.3, 0.3, 0.3])
+    assert set(draw(kind(temperature=0), tied)) == {1}
+
+
+def test_greedy_has_no_use_for_temperature_or_seed():
+    assert set(draw(GreedySampler(temperature=100.0, seed=3))) == {1}
+
+
+def test_extreme_logits():
+    logits = np.array([[-1e30, 80.0, 79.0, -np.inf], [1e30, 0.0, 0.0, 0.0]], "float32")
+    for sampler in (GreedySampler(), *(kind() for kind in SETTINGS)):
+        ids, _ = sampler(ops.convert_to_tensor(logits), sampler.init(2, 0))
+        first, second = ops.convert_to_numpy(ids)
+        assert first in (1, 2) and second == 0
+
+
+def test_seeds():
+    sampler = RandomSampler(seed=3)
+
+    def rows(seed=None, sampler=sampler):
+        return draw(sampler, rows=50, seed=seed).tolist()
+
+    assert rows() == rows()
+    assert rows() == rows(seed=3)
+    assert rows() != rows(seed=4)
+    assert rows(seed=2**40 + 5) == rows(seed=5)
+    assert rows(seed=-1) == rows(seed=2**32 - 1)
+    assert rows(seed=np.int64(3)) == rows()
+
+
+def test_without_a_seed_every_call_differs_and_a_program_repeats():
+    sampler = RandomSampler()
+    keras.utils.set_random_seed(5)
+    first, second = (draw(sampler, rows=50, seed=None).tolist() for _ in range(2))
+    assert first != second
+    keras.utils.set_random_seed(5)
+    assert draw(sampler, rows=50, seed=None).tolist() == first
+
+
+def test_a_step_later_the_draws_differ_and_a_row_keeps_its_own():
+    sampler = RandomSampler(seed=1)
+    program = backend.compile(sampler)
+    logits = ops.convert_to_tensor(np.tile(np.log(P), (50, 1)).astype("float32"))
+    first, state = program(logits, sampler.init(50))
+    second, _ = program(logits, state)
+    assert ops.convert_to_numpy(first).tolist() != ops.convert_to_numpy(second).tolist()
+    few, _ = program(logits[:3], sampler.init(3))
+    assert ops.convert_to_numpy(few).tolist() == ops.convert_to_numpy(first)[:3].tolist()
+
+
+def test_recorded_draws():
+    # Recorded on JAX. Their meaning is that every backend draws the same.
+    assert draw(RandomSampler(), rows=24, seed=2026).tolist() == RECORDED
+
+
+RECORDED = [4, 1, 0, 3, 0, 1, 0, 4, 6, 3, 9, 4, 3, 6, 8, 7, 6, 1, 8, 1, 6, 8, 4, 1]
+
+
+class Second(Sampler):
+    """As it is written for KerasHub: one method, and a constructor of its own."""
+
+    def __init__(self, rank, **kwargs):
+        super().__init__(**kwargs)
+        self.rank = rank
+
+    def get_next_token(self, probabilities):
+        return ops.top_k(probabilities, self.rank)[1][:, -1]
+
+
+class Likeliest(Sampler):
+    def get_next_token(self, probabilities):
+        self.received = ops.convert_to_numpy(probabilities)
+        return ops.argmax(probabilities, axis=-1)
+
+
+def test_a_sampler_of_ones_own():
+    assert set(draw(Second(2))) == {4}
+    assert set(draw(Second(rank=3, temperature=0.7))) == {6}
+    sampler = Likeliest(temperature=2.0)
+    assert set(draw(sampler)) == {1}
+    np.testing.assert_allclose(sampler.received[0], tempered(2.0), atol=1e-6)
+    with pytest.raises(TypeError, match="Override"):
+        draw(Sampler())
+
+
+def test_positional_arguments_are_those_of_keras_hub():
+    assert TopKSampler(5, 42) == TopKSampler(k=5, seed=42)
+    assert TopPSampler(0.2, 4, 42) == TopPSampler(p=0.2, k=4, seed=42)
+    assert RandomSampler(42) == RandomSampler(seed=42)
+    assert TopKSampler().k == 5 and TopPSampler().p == 0.1 and TopPSampler().k is None
+
+
+def test_get():
+    assert samplers.get("greedy") == GreedySampler()
+    assert samplers.get("random") == RandomSampler()
+    assert samplers.get("top_k") == TopKSampler()
+    assert samplers.get("top_p") == TopPSampler()
+    sampler = Second(2)
+    assert samplers.get(sampler) is sampler
+    with pytest.raises(ValueError, match=r"'greedy', 'random', 'top_k', 'top_p'.*'best'"):
+        samplers.get("best")
+    for wrong in (None, 3, TopKSampler, lambda logits: logits):
+        with pytest.raises(TypeError, match="`sampler` must be one of"):
+            samplers.get(wrong)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: RandomSampler(temperature=-0.1), r">= 0. Received: temperature=-0.1"),
+        (lambda: GreedySampler(temperature=-1), "temperature=-1"),
+        (lambda: Second(2, temperature=-1.0), "temperature=-1.0"),
+        (lambda: RandomSampler(temperature=float("nan")), "temperature=nan"),
+        (lambda: RandomSampler(temperature=float("inf")), "temperature=inf"),
+        (lambda: RandomSampler(temperature="1"), "temperature='1'"),
+        (lambda: RandomSampler(temperature=True), "temperature=True"),
+        (lambda: RandomSampler(seed=1.5), "seed=1.5"),
+        (lambda: RandomSampler(seed="1"), "seed='1'"),
+        (lambda: TopKSampler(k=0), r">= 1. Received: k=0"),
+        (lambda: TopKSampler(k=-2), "k=-2"),
+        (lambda: TopKSampler(k=2.0), r"k=2\.0"),
+        (lambda: TopKSampler(k=None), "k=None"),
+        (lambda: TopPSampler(p=0), r"in \(0, 1\]. Received: p=0"),
+        (lambda: TopPSampler(p=-0.5), r"p=-0\.5"),
+        (lambda: TopPSampler(p=1.001), r"p=1\.001"),
+        (lambda: TopPSampler(p=float("nan")), "p=nan"),
+        (lambda: TopPSampler(p=0.5, k=0), "k=0"),
+    ],
+)
+def test_settings_out_of_range(make, says):
+    with pytest.raises(ValueError, match=says):
+        make()
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [GreedySampler(), RandomSampler(seed=3), TopKSampler(2, 5, 0.5), TopPSampler(0.3, 9, 1, 2.0)],
+    ids=repr,
+)
+def test_serialization(sampler):
+    config = keras.saving.serialize_keras_object(sampler)
+    assert keras.saving.deserialize_keras_object(config) == sampler
+    assert type(sampler).from_config(sampler.get_config()) == sampler
+
+
+def test_public_names():
+    for name in ("GreedySampler", "RandomSampler", "Sampler", "TopKSampler", "TopPSampler"):
+        assert getattr(public, name) is getattr(samplers, name)

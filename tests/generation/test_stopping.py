@@ -1,0 +1,151 @@
+"""Where a text ends: stop ids, and the limits of each row."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_gemma import samplers
+from tests.generation.models import compile_lm, make_lm
+
+PROMPTS = [[2, 9, 31, 8, 300], [2, 40]]
+
+
+class Script(samplers.Sampler):
+    """Writes down the same ids in every row, whatever the model thinks."""
+
+    def __init__(self, ids):
+        super().__init__()
+        self.ids = ids
+
+    def choose(self, logits, state):
+        ids = ops.convert_to_tensor(np.array(self.ids, "int32"))
+        return ops.take(ids, ops.minimum(state["step"], len(self.ids) - 1))
+
+
+@pytest.fixture(scope="module")
+def texts(lm):
+    """Greedy, to the end."""
+    return lm.generate(PROMPTS, max_new_tokens=12, stop_token_ids=None)
+
+
+def test_a_stop_id_ends_its_row_and_others_go_on(lm, texts):
+    new = [text[len(prompt) :] for prompt, text in zip(PROMPTS, texts, strict=True)]
+    stop = next(id for id in new[0][3:] if id not in new[1] and id not in new[0][:3])
+    end = new[0].index(stop)
+    stopped = lm.generate(PROMPTS, max_new_tokens=12, stop_token_ids=[stop])
+    assert stopped == [PROMPTS[0] + new[0][: end + 1], texts[1]]
+    both = (stop, new[1][1])
+    stopped = lm.generate(PROMPTS, max_new_tokens=12, stop_token_ids=both)
+    assert [text[-1] for text in stopped] == list(both)
+    assert lm.generate(PROMPTS, max_new_tokens=12, stop_token_ids=np.array(both)) == stopped
+
+
+def test_the_first_token_may_stop(lm, texts):
+    first = texts[0][len(PROMPTS[0])]
+    assert lm.generate(PROMPTS[:1], max_new_tokens=12, stop_token_ids=first) == [
+        [*PROMPTS[0], first]
+    ]
+
+
+def test_a_stop_id_in_the_prompt_stops_nothing(lm, texts):
+    assert lm.generate(PROMPTS, max_new_tokens=12, stop_token_ids=[31, 2])[0][:6] == texts[0][:6]
+
+
+def test_limits(lm, texts):
+    def lengths(**limits):
+        rows = lm.generate(PROMPTS, stop_token_ids=None, **limits)
+        for row, text in zip(rows, texts, strict=True):
+            assert row == text[: len(row)]
+        return [len(row) for row in rows]
+
+    assert lengths(max_new_tokens=1) == [6, 3]
+    assert lengths(max_new_tokens=np.int64(7)) == [12, 9]
+    assert lengths(max_length=9) == [9, 9]
+    assert lengths(max_length=6) == [6, 6]
+
+
+def test_prompts_at_the_boundaries_of_buckets(lm):
+    ids = [2, *np.random.default_rng(0).integers(108, 512, 40).tolist()]
+    for length in (15, 16, 17, 33):
+        (text,) = lm.generate([ids[:length]], max_length=40, stop_token_ids=None)
+        assert text[:length] == ids[:length] and len(text) == 40
+        # The row beside it has a shorter prompt, and so another bucket alone.
+        together = lm.generate([[2, 5], ids[:length]], max_length=40, stop_token_ids=None)
+        assert together[1] == text
+
+
+@pytest.mark.parametrize("stop", ["<eos>", "<end_of_turn>"])
+def test_auto_stops_on_either(tiny_proto, stop):
+    lm = make_lm(proto=tiny_proto)
+    tokenizer = lm.preprocessor.tokenizer
+    word = tokenizer.encode(["arms"])[0]
+    compile_lm(lm, sampler=Script([*word, tokenizer.token_to_id(stop), *word]))
+    assert lm.generate("to take ", max_new_tokens=8) == "to take arms"
+    assert lm.generate(["To ", "to take "], max_new_tokens=8) == ["To arms", "to take arms"]
+    assert lm.generate("to take ", max_new_tokens=8, strip_prompt=True) == "arms"
+    # One that is no stop id is no part of a text either, where it is the end's.
+    on = lm.generate("to take ", max_new_tokens=2 * len(word) + 1, stop_token_ids=None)
+    assert on == "to take arms" + ("" if stop == "<eos>" else stop) + "arms"
+    # Ids of one's own stand instead of "auto".
+    assert lm.generate("to take ", max_new_tokens=9, stop_token_ids=word[-1]) != on
+    row = lm.generate([[2, 300]], max_new_tokens=8)[0]
+    assert row[2:] == [*word, tokenizer.token_to_id(stop)]
+
+
+def test_sequence_length_is_the_default_limit(tiny_proto):
+    lm = make_lm(proto=tiny_proto, sequence_length=20)
+    prompts = [[2, 300], [2, 301, 302, 303, 304]]
+    assert [len(row) for row in lm.generate(prompts, stop_token_ids=None)] == [20, 20]
+
+
+def test_both_limits(lm):
+    with pytest.raises(ValueError, match=r"not both.*max_length=8, max_new_tokens=4"):
+        lm.generate(PROMPTS, max_length=8, max_new_tokens=4)
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.0, "8", True])
+@pytest.mark.parametrize("name", ["max_length", "max_new_tokens"])
+def test_limits_that_are_none(lm, name, value):
+    with pytest.raises(ValueError, match=f"`{name}` must be an integer >= 1.*{name}={value!r}"):
+        lm.generate(PROMPTS, stop_token_ids=None, **{name: value})
+
+
+def test_the_context(lm):
+    context = lm.backbone.config.context_length
+    assert context == 8192
+    with pytest.raises(ValueError, match="5 tokens and 8188 are to follow"):
+        lm.generate(PROMPTS, max_new_tokens=context - 4, stop_token_ids=None)
+    with pytest.raises(ValueError, match="Prompt 1 has 8192 tokens"):
+        lm.generate([[2], [2] * context], max_new_tokens=1, stop_token_ids=None)
+    with pytest.raises(ValueError, match="max_length"):
+        lm.generate(PROMPTS, max_length=context + 1, stop_token_ids=None)
+
+
+def test_too_many_stop_ids(lm):
+    with pytest.raises(ValueError, match="up to 8 ids"):
+        lm.generate(PROMPTS, max_new_tokens=4, stop_token_ids=range(9))
+
+
+def test_seeds(lm):
+    def draw(seed=None):
+        return lm.generate(PROMPTS, max_new_tokens=12, stop_token_ids=None, seed=seed)
+
+    compile_lm(lm, sampler=samplers.TopKSampler(k=20, seed=3, temperature=2.0))
+    assert draw() == draw() == draw(seed=3)
+    assert draw() != draw(seed=4)
+    compile_lm(lm, sampler=samplers.TopKSampler(k=20, temperature=2.0))
+    keras.utils.set_random_seed(1)
+    first, second = draw(), draw()
+    assert first != second
+    keras.utils.set_random_seed(1)
+    assert draw() == first
+    # A row is drawn by its place, whoever stands behind it.
+    alone = lm.generate(PROMPTS[:1], max_new_tokens=12, stop_token_ids=None, seed=3)
+    assert alone == draw(seed=3)[:1]
+    # Recorded on JAX. Its meaning is that every backend draws the same.
+    assert draw(seed=3) == RECORDED
+    compile_lm(lm)
+
+
+RECORDED = []

@@ -1,0 +1,38 @@
+"""The published models: their shapes and how many parameters they have."""
+
+GEMMA = {"vocabulary_size": 256_000, "head_dim": 256}
+GEMMA2 = GEMMA | {
+    "use_post_ffw_norm": True,
+    "use_post_attention_norm": True,
+    "attention_logit_soft_cap": 50.0,
+    "final_logit_soft_cap": 30.0,
+    "use_sliding_window_attention": True,
+}
+
+
+def sizes(layers: int, heads: int, kv_heads: int, hidden: int, feed_forward: int) -> dict[str, int]:
+    return {
+        "num_layers": layers,
+        "num_query_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "hidden_dim": hidden,
+        "intermediate_dim": 2 * feed_forward,
+    }
+
+
+PUBLISHED = {
+    "gemma_2b": (GEMMA | sizes(18, 8, 1, 2048, 16384), 2_506_172_416),
+    "gemma_7b": (GEMMA | sizes(28, 16, 16, 3072, 24576), 8_537_680_896),
+    "gemma2_2b": (GEMMA2 | sizes(26, 8, 4, 2304, 9216), 2_614_341_888),
+    "gemma2_9b": (GEMMA2 | sizes(42, 16, 8, 3584, 14336), 9_241_705_984),
+    "gemma2_27b": (
+        GEMMA2
+        | sizes(46, 32, 16, 4608, 36864)
+        | {"head_dim": 128, "query_head_dim_normalize": False},
+        27_227_128_320,
+    ),
+    "vaultgemma_1b": (
+        GEMMA | sizes(26, 4, 4, 1152, 6912) | {"use_sliding_window_attention": True},
+        1_038_741_120,
+    ),
+}

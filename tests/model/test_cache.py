@@ -1,0 +1,73 @@
+"""The cache against a plain simulation that keeps every position in a Python list."""
+
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_gemma import backend
+from keras_gemma.config import GemmaConfig
+from keras_gemma.model.cache import (
+    cache_mask,
+    fill_ring,
+    position_in,
+    slot_of,
+    slots_of_layers,
+)
+from tests.configurations import GEMMA1, GEMMA2
+
+
+def simulate(slots, length):
+    """What each slot holds after positions 0 ... length - 1 were written one by one; -1: empty."""
+    ring = [-1] * slots
+    for position in range(length):
+        ring[position % slots] = position
+    return ring
+
+
+@pytest.mark.parametrize("slots", [1, 2, 4, 7])
+def test_every_length(slots):
+    lengths = np.arange(1, 20, dtype="int32")
+    last = ops.convert_to_tensor(lengths - 1)
+    expected = np.array([simulate(slots, length) for length in lengths])
+    found = ops.convert_to_numpy(position_in(slots, last))
+    np.testing.assert_array_equal(np.maximum(found, -1), expected)
+    mask = ops.convert_to_numpy(cache_mask(slots, last))
+    np.testing.assert_array_equal(mask, (expected >= 0)[:, None, :])
+    slot = ops.convert_to_numpy(slot_of(last, slots))
+    np.testing.assert_array_equal(expected[np.arange(len(slot)), slot], lengths - 1)
+
+
+@pytest.mark.parametrize("slots", [3, 4, 6, 9])
+def test_prompts_of_different_lengths(slots):
+    """The prompt's cache holds what writing its tokens one by one would have left."""
+    lengths = np.array([1, 2, 4, 6], "int32")
+    fresh = np.random.default_rng(0).normal(size=(4, 6, 2, 3)).astype("float32")
+    found = fill_ring(ops.convert_to_tensor(fresh), slots, ops.convert_to_tensor(lengths))
+    found = ops.convert_to_numpy(found)
+    assert found.shape == (4, slots, 2, 3)
+    for row, length in enumerate(lengths):
+        for slot, position in enumerate(simulate(slots, length)):
+            if position >= 0:
+                np.testing.assert_array_equal(found[row, slot], fresh[row, position])
+
+
+def test_writing_goes_on_where_the_prompt_ended():
+    lengths = np.array([2, 5], "int32")
+    values = np.arange(1, 25, dtype="float32").reshape(2, 12, 1, 1)
+    prompt = ops.convert_to_tensor(values[:, :5])
+    ring = fill_ring(prompt, 4, ops.convert_to_tensor(lengths))
+    for step in range(6):
+        position = ops.convert_to_tensor(lengths + step)
+        new = np.stack([values[row, lengths[row] + step] for row in range(2)])[:, None]
+        ring = backend.write_cache(ring, ops.convert_to_tensor(new), slot_of(position, 4))
+        found = ops.convert_to_numpy(ring)[..., 0, 0]
+        for row in range(2):
+            for slot, held in enumerate(simulate(4, lengths[row] + step + 1)):
+                if held >= 0:
+                    assert found[row, slot] == values[row, held, 0, 0]
+
+
+def test_slots_of_layers():
+    assert slots_of_layers(GemmaConfig(**GEMMA2), 10) == [4, 10, 4, 10]
+    assert slots_of_layers(GemmaConfig(**GEMMA2), 3) == [3, 3, 3, 3]
+    assert slots_of_layers(GemmaConfig(**GEMMA1), 10) == [10, 10]

@@ -1,0 +1,153 @@
+"""The same random model twice: here, and in transformers on PyTorch.
+
+Which of transformers' tensors is which weight is written out anew, not taken from
+`keras_gemma.storage`: a mistake there must not cancel out.
+"""
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from keras import ops
+
+from keras_gemma.config import GemmaConfig
+from keras_gemma.model.backbone import GemmaBackbone
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import transformers
+
+IDS = np.array(
+    [
+        [2, 9, 31, 8, 300, 77, 5, 140, 11, 12, 250, 17],
+        [2, 400, 3, 17, 17, 60, 211, 4, 90, 1, 33, 508],
+    ]
+)
+"""Three times as long as the window of `tests.configurations`."""
+
+FULL = np.ones_like(IDS)
+PADDED = FULL.copy()
+"""The second row ends after 7 tokens; what follows is padding, with ids that would be seen."""
+PADDED[1, 7:] = 0
+
+TOLERANCE = 1e-4
+"""Of the largest value: how far float32 results may be apart."""
+
+STANDARD_DEVIATION = 0.4
+"""Of every weight: attention logits of about 5, so that a soft cap of 2 changes them all."""
+
+
+def random_weights(config: GemmaConfig, seed: int = 0) -> dict[str, np.ndarray]:
+    """Every weight, norms too, by its name; float32 numbers that bfloat16 holds exactly."""
+    random = np.random.default_rng(seed)
+    return {
+        name: torch.tensor(random.normal(0.0, STANDARD_DEVIATION, shape), dtype=torch.bfloat16)
+        .float()
+        .numpy()
+        for name, shape in config.weight_shapes().items()
+    }
+
+
+def tensor_name(name: str, config: GemmaConfig) -> str:
+    """What transformers calls the weight `name`."""
+    if name == "token_embedding":
+        return "model.embed_tokens.weight"
+    if name == "final_norm":
+        return "model.norm.weight"
+    _, layer, part = name.split(".")
+    # Only Gemma 1 calls the norm before the feed forward by what stands before it.
+    gemma1 = not config.use_post_ffw_norm and not config.use_sliding_window_attention
+    tensor = {
+        "pre_attention_norm": "input_layernorm",
+        "query": "self_attn.q_proj",
+        "key": "self_attn.k_proj",
+        "value": "self_attn.v_proj",
+        "output": "self_attn.o_proj",
+        "post_attention_norm": "post_attention_layernorm",
+        "pre_ffw_norm": "post_attention_layernorm" if gemma1 else "pre_feedforward_layernorm",
+        "gate": "mlp.gate_proj",
+        "up": "mlp.up_proj",
+        "down": "mlp.down_proj",
+        "post_ffw_norm": "post_feedforward_layernorm",
+    }[part]
+    return f"model.layers.{layer}.{tensor}.weight"
+
+
+def make_theirs(
+    configuration: dict[str, Any], seed: int = 0, **changes: Any
+) -> transformers.PreTrainedModel:
+    """transformers' model of a configuration, with `random_weights`; `changes` to its config."""
+    config = GemmaConfig(**configuration)
+    values = {
+        "vocab_size": config.vocabulary_size,
+        "hidden_size": config.hidden_dim,
+        "intermediate_size": config.feed_forward_dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_query_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "rms_norm_eps": config.layer_norm_epsilon,
+        "attn_implementation": "eager",
+    }
+    if config.use_sliding_window_attention:
+        scalar = config.head_dim
+        if not config.query_head_dim_normalize:
+            scalar = config.hidden_dim // config.num_query_heads
+        values |= {
+            "query_pre_attn_scalar": scalar,
+            "sliding_window": config.sliding_window_size,
+            "attn_logit_softcapping": config.attention_logit_soft_cap,
+            "final_logit_softcapping": config.final_logit_soft_cap,
+        }
+        family = "Gemma2" if config.use_post_ffw_norm else "VaultGemma"
+    else:
+        family = "Gemma"
+    theirs = getattr(transformers, f"{family}Config")(**{**values, **changes})
+    model = getattr(transformers, f"{family}ForCausalLM")(theirs).eval()
+    tensors = {
+        tensor_name(name, config): torch.from_numpy(array)
+        for name, array in random_weights(config, seed).items()
+    }
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    assert not unexpected and set(missing) <= {"lm_head.weight"}
+    return model
+
+
+def make_ours(
+    configuration: dict[str, Any], dtype: str = "float32", seed: int = 0
+) -> GemmaBackbone:
+    """Our backbone of a configuration, with `random_weights`."""
+    backbone = GemmaBackbone(**configuration, dtype=dtype)
+    arrays = random_weights(backbone.config, seed)
+    for name, weight in backbone.named_weights().items():
+        weight.assign(arrays[name])
+    return backbone
+
+
+def run_ours(backbone: GemmaBackbone, mask: np.ndarray) -> dict[str, np.ndarray]:
+    """Hidden states `[B, T, D]` and logits `[B, T, V]` for `IDS`, float32."""
+    hidden = backbone({"token_ids": IDS, "padding_mask": mask})
+    logits = backbone.token_embedding(hidden, reverse=True)
+    found = {"hidden": hidden, "logits": logits}
+    return {name: ops.convert_to_numpy(ops.cast(x, "float32")) for name, x in found.items()}
+
+
+def run_theirs(model: transformers.PreTrainedModel, mask: np.ndarray) -> dict[str, np.ndarray]:
+    """As `run_ours`."""
+    ids, mask = torch.from_numpy(IDS), torch.from_numpy(mask)
+    with torch.no_grad():
+        hidden = model.model(input_ids=ids, attention_mask=mask).last_hidden_state
+        logits = model(input_ids=ids, attention_mask=mask).logits
+    return {"hidden": hidden.float().numpy(), "logits": logits.float().numpy()}
+
+
+def largest_difference(ours: np.ndarray, theirs: np.ndarray, mask: np.ndarray) -> float:
+    """Over the positions that are no padding, as a share of the largest value of `theirs`."""
+    seen = mask.astype(bool)
+    return float(np.abs(ours - theirs)[seen].max() / np.abs(theirs)[seen].max())
+
+
+def typical_difference(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Root mean square, as a share of that of `theirs`."""
+    return float(np.sqrt(np.mean((ours - theirs) ** 2) / np.mean(theirs**2)))

@@ -1,0 +1,38 @@
+"""Prints how far every variant is from transformers: `python -m tests.parity.report`.
+
+KERAS_BACKEND chooses the backend. Numbers are shares of the largest value, those of bfloat16 of
+the root mean square.
+"""
+
+import keras
+
+from tests.configurations import CONFIGURATIONS
+from tests.parity.pairs import (
+    FULL,
+    PADDED,
+    largest_difference,
+    make_ours,
+    make_theirs,
+    run_ours,
+    run_theirs,
+    typical_difference,
+)
+
+
+def main() -> None:
+    print(f"| {keras.config.backend()} | hidden | logits | padded logits | bfloat16 logits |")
+    print("|---|---|---|---|---|")
+    for variant, configuration in CONFIGURATIONS.items():
+        ours, theirs = make_ours(configuration), make_theirs(configuration)
+        numbers = []
+        for mask, names in ((FULL, ("hidden", "logits")), (PADDED, ("logits",))):
+            a, b = run_ours(ours, mask), run_theirs(theirs, mask)
+            numbers += [largest_difference(a[name], b[name], mask) for name in names]
+        a = run_ours(make_ours(configuration, "bfloat16"), FULL)["logits"]
+        b = run_theirs(theirs.bfloat16(), FULL)["logits"]
+        numbers.append(typical_difference(a, b))
+        print(f"| {variant} | " + " | ".join(f"{number:.1e}" for number in numbers) + " |")
+
+
+if __name__ == "__main__":
+    main()
