@@ -15,7 +15,7 @@ from keras_gemma.generation.generator import Generator
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.presettable import Presettable
 from keras_gemma.scoring.score import Intercept, score
-from keras_gemma.text.batches import encode_inputs, is_text
+from keras_gemma.text.batches import encode_inputs, is_text, keeps_its_order
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
 
 
@@ -113,13 +113,19 @@ class GemmaCausalLM(Presettable, keras.Model):
 
     def get_compile_config(self) -> dict[str, Any]:
         """What `compile` was given, for `.keras` files."""
-        sampler = keras.saving.serialize_keras_object(self.sampler)
-        return {**super().get_compile_config(), "sampler": sampler}
+        return {
+            **super().get_compile_config(),
+            "sampler": keras.saving.serialize_keras_object(self.sampler),
+            "optimizer_built": self.optimizer is not None and self.optimizer.built,
+        }
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compile as `get_compile_config` says, with the optimizer's variables made."""
+        """Compile as `get_compile_config` says, with the optimizer's variables if it had them."""
+        config = dict(config)
+        optimizer_built = config.pop("optimizer_built", False)
         self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)
+        if optimizer_built:
+            self.optimizer.build(self.trainable_variables)
 
     def generate(
         self,
@@ -338,6 +344,8 @@ class GemmaCausalLM(Presettable, keras.Model):
     ) -> Any:
         """`keras.Model.fit`, on strings too where there is a preprocessor."""
         x, y, sample_weight = self._encode(x, y, sample_weight)
+        if keeps_its_order(x):
+            kwargs["shuffle"] = False
         if validation_data is not None:
             if isinstance(validation_data, tuple):
                 validation_data = self._encode(*validation_data)

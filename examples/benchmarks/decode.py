@@ -47,7 +47,7 @@ def forget_peak() -> None:
 
 def make_ours(layers: int):
     from keras_gemma import GemmaBackbone, GemmaCausalLM
-    from keras_gemma.model.backbone import uninitialized
+    from keras_gemma.backend import uninitialized
 
     with uninitialized():
         backbone = GemmaBackbone(num_layers=layers, **SHAPE, dtype="bfloat16")

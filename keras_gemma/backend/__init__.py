@@ -7,6 +7,8 @@ layout that its compiler reads fastest, and nothing above this folder knows it.
     packed_shape(shape, kind)          the shape a weight is stored in
     pack(weight, kind)                 NumPy `[out, in]` -> the stored layout
     unpack(packed, shape)              the way back
+    uninitialized()                    within it, new variables take no memory, until
+    assign(variable, packed)           stores a packed weight
     matmul(x, packed)                  `[..., in]` -> `[..., out]`
     embed(ids, packed)                 `[...]` -> `[..., D]`, rows of a packed embedding
     attend(q, k, v, mask, scale, cap)  `[B, T, N, H]`, soft cap and mask included
@@ -23,6 +25,8 @@ tests compare every backend with it.
 """
 
 import keras
+
+from keras_gemma.backend.uninitialized import assign, uninitialized
 
 _name = keras.config.backend()
 
@@ -49,3 +53,19 @@ compile = _module.compile
 fuse = _module.fuse
 loop = _module.loop
 memory_bandwidth = _module.memory_bandwidth
+
+__all__ = [
+    "assign",
+    "attend",
+    "compile",
+    "embed",
+    "fuse",
+    "loop",
+    "matmul",
+    "memory_bandwidth",
+    "pack",
+    "packed_shape",
+    "uninitialized",
+    "unpack",
+    "write_cache",
+]

@@ -8,7 +8,7 @@ Prompts run without compilation: many rows are the library's strength.
 
 import time
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import cache, wraps
 from typing import Any
 
 import numpy as np
@@ -69,12 +69,16 @@ def compile(program: Callable[..., Any], donate: Sequence[str] = ()) -> Callable
 
 
 def fuse(function: Callable[..., Any]) -> Callable[..., Any]:
-    compiled = torch.compile(function, fullgraph=True, dynamic=False)
+    @cache
+    def compiled() -> Callable[..., Any]:  # not before it is needed: the compiler loads for seconds
+        # Beyond the limit, 8 shapes by default, another batch size or length runs uncompiled;
+        # with `fullgraph=True` it would raise.
+        return torch.compile(function, dynamic=False, recompile_limit=64)
 
     @wraps(function)
     def run(x: torch.Tensor, weights: dict[str, torch.Tensor], *args: Any) -> Any:
         size = sum(weight.nbytes for weight in weights.values())
-        return (compiled if size >= WORTH_COMPILING else function)(x, weights, *args)
+        return (compiled() if size >= WORTH_COMPILING else function)(x, weights, *args)
 
     return run
 

@@ -11,11 +11,8 @@ from keras_gemma import backend
 from keras_gemma.config import GemmaConfig
 from keras_gemma.model.decoder_block import GemmaDecoderBlock
 from keras_gemma.model.embedding import ReversibleEmbedding, scale_embeddings
-from keras_gemma.model.initialization import uninitialized
 from keras_gemma.model.normalization import RMSNormalization
 from keras_gemma.presettable import Presettable
-
-__all__ = ["GemmaBackbone", "NamedWeight", "uninitialized"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +34,7 @@ class NamedWeight:
                 f"{self.variable.path} takes an array of shape {self.shape}. "
                 f"Received: array.shape={tuple(array.shape)}"
             )
-        self.variable.assign(backend.pack(array, self.kind))
+        backend.assign(self.variable, backend.pack(array, self.kind))
 
     def numpy(self) -> np.ndarray:
         """The weight as a NumPy array of `shape`."""

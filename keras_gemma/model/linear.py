@@ -44,7 +44,7 @@ class Linear(keras.layers.Layer):
         store["0"] = backend.unpack(ops.convert_to_numpy(self.kernel), self.logical_shape)
 
     def load_own_variables(self, store: Any) -> None:
-        self.kernel.assign(backend.pack(store["0"][...], "matrix"))
+        backend.assign(self.kernel, backend.pack(store["0"][...], "matrix"))
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "out_dim": self.out_dim}

@@ -9,8 +9,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from keras_gemma.backend import uninitialized
 from keras_gemma.config import GemmaConfig
-from keras_gemma.model.backbone import GemmaBackbone, uninitialized
+from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.storage import checkpoint, hugging_face, keras_preset, keras_writer
 from keras_gemma.storage import keras_layout as layout
 from keras_gemma.storage.files import read_json, replacing, write_json

@@ -55,6 +55,13 @@ def encode_inputs(
     return x, y, sample_weight
 
 
+def keeps_its_order(x: Any) -> bool:
+    """Whether `x`, encoded, is read from start to end: shuffling it is its own business."""
+    if isinstance(x, _EncodedDataset):
+        return isinstance(x.batches, _Batches)
+    return tf_data.is_dataset(x) or isinstance(x, Iterator)
+
+
 def _encode_batch(preprocessor: GemmaCausalLMPreprocessor, batch: Any) -> Any:
     texts = batch[0] if isinstance(batch, tuple) and len(batch) == 1 else batch
     return preprocessor(texts) if _holds_strings(texts) else batch

@@ -1,4 +1,4 @@
-"""One model without text for all tests of generation."""
+"""One model with text for all tests of the task that leave its weights alone."""
 
 import pytest
 
@@ -20,6 +20,5 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def lm():
-    """Deals in ids."""
-    return make_lm()
+def lm(tiny_proto):
+    return make_lm(proto=tiny_proto)

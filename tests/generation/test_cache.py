@@ -9,6 +9,7 @@ from keras_gemma.config import GemmaConfig
 from keras_gemma.generation.decode import DecodeState, feed
 from keras_gemma.generation.prefill import prefill
 from keras_gemma.model.backbone import GemmaBackbone
+from keras_gemma.model.head import head
 from tests.configurations import CONFIGURATIONS
 from tests.generation.models import logits_of, make_lm
 
@@ -53,11 +54,12 @@ def test_logits_of_every_step(lm, texts):
     padded = np.full((len(PROMPTS), width), 499, "int32")  # padding that would be seen
     for row, prompt in zip(padded, PROMPTS, strict=True):
         row[: len(prompt)] = prompt
-    start = backend.compile(
-        lambda weights, ids, lengths: prefill(
-            weights, ids, lengths, config=config, capacity=capacity
-        )
-    )
+
+    @backend.compile
+    def start(weights, ids, lengths):
+        x, cache = prefill(weights, ids, lengths, config=config, capacity=capacity)
+        return head(x, weights["head"], config), cache
+
     step = backend.compile(
         lambda weights, token, length, cache: feed(weights, state_of(token, length, cache), config)
     )

@@ -49,7 +49,7 @@ def test_attention_without_sight_adds_nothing():
     assert tuple(key.shape) == tuple(value.shape) == (2, 3, 2, 8)
 
 
-@pytest.mark.parametrize("variant", CONFIGURATIONS)
+@pytest.mark.parametrize("variant", ["gemma1_multi_query", "gemma2_grouped"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_row_of_padding_has_no_nan(variant, dtype):
     backbone = GemmaBackbone(**CONFIGURATIONS[variant], dtype=dtype)

@@ -6,12 +6,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_gemma.model.embedding import (
-    ReversibleEmbedding,
-    scale_embeddings,
-    soft_cap,
-    to_logits,
-)
+from keras_gemma.model.embedding import ReversibleEmbedding, scale_embeddings
+from keras_gemma.model.head import soft_cap, to_logits
 
 
 @pytest.mark.parametrize(

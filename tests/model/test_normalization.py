@@ -37,7 +37,7 @@ def test_bfloat16_is_rounded_once_at_the_end():
 def test_layer():
     layer = RMSNormalization(epsilon=0.25, dtype="bfloat16")
     x = np.ones((1, 4), "float32")
-    assert layer(x).dtype == layer.compute_dtype or "bfloat16" in str(layer(x).dtype)
+    assert "bfloat16" in str(layer(x).dtype)
     np.testing.assert_array_equal(ops.convert_to_numpy(ops.cast(layer.scale, "float32")), 0)
     found = ops.convert_to_numpy(ops.cast(layer(x), "float32"))
     np.testing.assert_allclose(found, 1 / np.sqrt(1.25), rtol=2**-8)

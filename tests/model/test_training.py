@@ -12,8 +12,10 @@ IDS = np.array([[2, 7, 9, 30, 4, 8], [2, 5, 5, 1, 0, 0]])
 INPUTS = {"token_ids": IDS, "padding_mask": (IDS > 0).astype("int32")}
 
 
-@pytest.mark.parametrize("variant", ["gemma1_multi_query", "gemma2_27b_scale"])
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    ("variant", "policy"),
+    [("gemma1_multi_query", "float32"), ("gemma2_27b_scale", "mixed_bfloat16")],
+)
 def test_a_step_changes_every_weight(variant, policy):
     backbone = GemmaBackbone(**CONFIGURATIONS[variant], dtype=policy)
     logits = backbone.token_embedding(backbone.output, reverse=True)

@@ -1,0 +1,72 @@
+"""Attention and the cache against NumPy written out head by head."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_gemma import backend
+from keras_gemma.backend import reference
+from tests.backend.arrays import assert_close, normal, tensor, to_numpy
+
+
+def attend_by_hand(query, key, value, mask, scale, soft_cap):
+    """One row, head and position at a time, in float64."""
+    found = np.zeros(query.shape)
+    heads_for_each_key = query.shape[2] // key.shape[2]
+    for b, t, n in np.ndindex(query.shape[:3]):
+        k = n // heads_for_each_key
+        seen = np.flatnonzero(mask[b, t])
+        if seen.size == 0:
+            continue
+        logits = key[b, seen, k].astype("float64") @ (query[b, t, n] * scale)
+        if soft_cap is not None:
+            logits = soft_cap * np.tanh(logits / soft_cap)
+        weights = np.exp(logits - logits.max())
+        found[b, t, n] = weights / weights.sum() @ value[b, seen, k]
+    return found
+
+
+@pytest.mark.parametrize("module", [backend, reference], ids=["backend", "reference"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("soft_cap", [None, 2.0])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("queries", [1, 5])
+def test_attend(queries, kv_heads, soft_cap, dtype, module):
+    query = 4 * normal(2, queries, 4, 8, dtype=dtype)
+    key = normal(2, 5, kv_heads, 8, dtype=dtype, seed=1)
+    value = normal(2, 5, kv_heads, 8, dtype=dtype, seed=2)
+    mask = np.random.default_rng(3).random((2, queries, 5)) < 0.6
+    mask[0, 0] = False  # a query that may see nothing
+    mask[1, 0] = True
+    found = module.attend(
+        *(tensor(x, dtype) for x in (query, key, value)),
+        ops.convert_to_tensor(mask),
+        scale=0.7,
+        soft_cap=soft_cap,
+    )
+    assert keras.backend.standardize_dtype(found.dtype) == dtype
+    assert_close(found, attend_by_hand(query, key, value, mask, 0.7, soft_cap), dtype)
+    np.testing.assert_array_equal(to_numpy(found)[0, 0], 0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("slots", [[0], [5], [2, 2, 0], [5, 0, 3]], ids=str)
+def test_write_cache(slots, dtype):
+    cache = normal(len(slots), 6, 2, 3, dtype=dtype)
+    new = normal(len(slots), 1, 2, 3, dtype=dtype, seed=1)
+    expected = cache.copy()
+    for row, slot in enumerate(slots):
+        expected[row, slot] = new[row, 0]
+    slots = ops.convert_to_tensor(np.array(slots, "int32"))
+    for module in (reference, backend):  # the backend's comes last: it may consume the cache
+        found = module.write_cache(tensor(cache.copy(), dtype), tensor(new, dtype), slots)
+        np.testing.assert_array_equal(to_numpy(found), expected)
+
+
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="only PyTorch writes in place")
+def test_write_cache_in_place():
+    cache = tensor(normal(2, 6, 2, 3))
+    slots = ops.convert_to_tensor(np.array([1, 2], "int32"))
+    found = backend.write_cache(cache, tensor(normal(2, 1, 2, 3)), slots)
+    assert found.data_ptr() == cache.data_ptr()

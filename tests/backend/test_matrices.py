@@ -1,0 +1,103 @@
+"""Packed weights mean what plain ones do: the backend against `reference.py`."""
+
+import keras
+import ml_dtypes
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_gemma import backend
+from keras_gemma.backend import reference
+from tests.backend.arrays import assert_close, normal, tensor, to_numpy
+
+# Short, in two blocks, in four, and two that no number of blocks divides into 64s.
+SHAPES = [(6, 32), (8, 4608), (5, 9216), (3, 4610), (2, 2305)]
+
+
+def pack(weight, kind, dtype="float32"):
+    """As a variable of `dtype` stores it."""
+    return tensor(backend.pack(weight, kind), dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("rows", [(1,), (2,), (8,), (9,), (33,), (1, 1), (2, 4), (3, 11)], ids=str)
+def test_matmul(rows, shape, dtype):
+    weight = normal(*shape, dtype=dtype)
+    x = normal(*rows, shape[1], dtype=dtype, seed=1)
+    expected = to_numpy(reference.matmul(tensor(x), tensor(weight)))
+    found = backend.matmul(tensor(x, dtype), pack(weight, "matrix", dtype))
+    assert keras.backend.standardize_dtype(found.dtype) == dtype
+    assert_close(found, expected, dtype)
+
+
+@pytest.mark.parametrize("rows", [1, 9])
+def test_matmul_in_a_compiled_program(rows):
+    weight = normal(5, 9216, dtype="bfloat16")
+    x = normal(rows, 9216, dtype="bfloat16", seed=1)
+    program = backend.compile(backend.matmul)
+    found = program(tensor(x, "bfloat16"), pack(weight, "matrix", "bfloat16"))
+    assert_close(found, x @ weight.T, "bfloat16")
+
+
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="Inductor's form of one row")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # PyTorch's own
+def test_one_row_compiled_by_torch():
+    import torch
+
+    weight, x = normal(16, 128, dtype="bfloat16"), normal(1, 1, 128, dtype="bfloat16", seed=1)
+    compiled = torch.compile(backend.matmul, fullgraph=True, dynamic=False)
+    found = compiled(tensor(x, "bfloat16"), pack(weight, "matrix", "bfloat16"))
+    assert_close(found, x @ weight.T, "bfloat16")
+
+
+@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="a graph's unknown sizes")
+def test_matmul_of_unknown_rows():
+    import tensorflow as tf
+
+    weight, x = normal(5, 4608), normal(3, 4608, seed=1)
+    packed_shape = backend.packed_shape(weight.shape, "matrix")
+    signature = [tf.TensorSpec((None, 4608)), tf.TensorSpec(packed_shape)]
+    compiled = tf.function(backend.matmul, input_signature=signature)
+    assert_close(compiled(tensor(x), pack(weight, "matrix")), x @ weight.T, "float32")
+
+
+@pytest.mark.parametrize("kind", ["matrix", "embedding", "norm"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_packing_is_undone(shape, kind):
+    weight = normal(*(shape if kind != "norm" else shape[1:]))
+    packed = backend.pack(weight, kind)
+    assert tuple(packed.shape) == tuple(backend.packed_shape(weight.shape, kind))
+    np.testing.assert_array_equal(backend.unpack(packed, weight.shape), weight)
+
+
+def test_packing_takes_bfloat16():
+    weight = normal(8, 4608, dtype="bfloat16")
+    packed = backend.pack(weight.astype(ml_dtypes.bfloat16), "matrix")
+    stored = ops.convert_to_tensor(packed, dtype="bfloat16")
+    assert tuple(stored.shape) == tuple(backend.packed_shape(weight.shape, "matrix"))
+    np.testing.assert_array_equal(backend.unpack(to_numpy(stored), weight.shape), weight)
+
+
+@pytest.mark.parametrize("given", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("shape", "kind"), [((8, 4608), "matrix"), ((7,), "norm")], ids=str)
+def test_assign(shape, kind, stored, given):
+    weight = normal(*shape, dtype="bfloat16")
+    packed = backend.pack(weight.astype(getattr(ml_dtypes, given, given)), kind)
+    variable = keras.Variable(
+        np.zeros(backend.packed_shape(shape, kind), "float32"), dtype=stored, name="weight"
+    )
+    backend.assign(variable, packed)
+    assert variable.dtype == stored
+    np.testing.assert_array_equal(backend.unpack(to_numpy(variable.value), shape), weight)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(), (4,), (2, 3)], ids=str)
+def test_embed(shape, dtype):
+    table = normal(11, 2560, dtype=dtype)
+    ids = np.random.default_rng(0).integers(0, 11, shape).astype("int32")
+    found = backend.embed(ops.convert_to_tensor(ids), pack(table, "embedding", dtype))
+    np.testing.assert_array_equal(to_numpy(found), to_numpy(reference.embed(ids, tensor(table))))
+    np.testing.assert_array_equal(to_numpy(found), table[ids])
