@@ -6,7 +6,10 @@ that one parallel loop over the weight, at twice the speed of the library's prod
 Prompts run without compilation: many rows are the library's strength.
 """
 
+import os
+import shutil
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cache, wraps
 from typing import Any
@@ -68,6 +71,20 @@ def compile(program: Callable[..., Any], donate: Sequence[str] = ()) -> Callable
     return run
 
 
+@cache
+def _has_compiler(device: str) -> bool:
+    """Whether Inductor can compile for `device`; says so once where it cannot."""
+    names = [os.environ.get("CXX"), "g++", "clang++", "c++", "cl"]
+    if device != "cpu" or any(name and shutil.which(name) for name in names):
+        return True
+    warnings.warn(
+        "PyTorch finds no C++ compiler, so text is generated without compiling, at half the speed "
+        "or less. Install one, such as g++, or name it in the environment variable CXX.",
+        stacklevel=2,
+    )
+    return False
+
+
 def fuse(function: Callable[..., Any]) -> Callable[..., Any]:
     @cache
     def compiled() -> Callable[..., Any]:  # not before it is needed: the compiler loads for seconds
@@ -78,7 +95,9 @@ def fuse(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def run(x: torch.Tensor, weights: dict[str, torch.Tensor], *args: Any) -> Any:
         size = sum(weight.nbytes for weight in weights.values())
-        return (compiled() if size >= WORTH_COMPILING else function)(x, weights, *args)
+        if size < WORTH_COMPILING or not _has_compiler(x.device.type):
+            return function(x, weights, *args)
+        return compiled()(x, weights, *args)
 
     return run
 

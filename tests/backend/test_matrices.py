@@ -1,5 +1,7 @@
 """Packed weights mean what plain ones do: the backend against `reference.py`."""
 
+import contextlib
+
 import keras
 import ml_dtypes
 import numpy as np
@@ -85,12 +87,16 @@ def test_packing_takes_bfloat16():
 def test_assign(shape, kind, stored, given):
     weight = normal(*shape, dtype="bfloat16")
     packed = backend.pack(weight.astype(getattr(ml_dtypes, given, given)), kind)
-    variable = keras.Variable(
-        np.zeros(backend.packed_shape(shape, kind), "float32"), dtype=stored, name="weight"
-    )
-    backend.assign(variable, packed)
-    assert variable.dtype == stored
-    np.testing.assert_array_equal(backend.unpack(to_numpy(variable.value), shape), weight)
+    for scope in (contextlib.nullcontext, backend.uninitialized):
+        with scope():
+            variable = keras.Variable(
+                "zeros", shape=backend.packed_shape(shape, kind), dtype=stored, name="weight"
+            )
+        for array in (packed, packed + packed):  # its first value, and another
+            backend.assign(variable, array)
+            assert variable.dtype == stored
+        found = backend.unpack(to_numpy(variable.value), shape)
+        np.testing.assert_array_equal(found, 2 * weight)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

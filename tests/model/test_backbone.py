@@ -81,10 +81,12 @@ def test_weights_file(tmp_path):
     np.testing.assert_array_equal(run(again), run(backbone))
 
 
-@pytest.mark.parametrize("width", [64, 128])
-def test_a_weights_file_of_another_size(tmp_path, width):
+@pytest.mark.parametrize(
+    "change", [{"intermediate_dim": 64}, {"intermediate_dim": 128}, {"num_key_value_heads": 2}]
+)
+def test_a_weights_file_of_another_size(tmp_path, change):
     GemmaBackbone(**GEMMA1).save_weights(tmp_path / "model.weights.h5")
-    other = GemmaBackbone(**GEMMA1 | {"intermediate_dim": width})
+    other = GemmaBackbone(**GEMMA1 | change)
     with pytest.raises(ValueError, match="shape"):
         other.load_weights(tmp_path / "model.weights.h5")
 
@@ -131,14 +133,23 @@ def test_a_weight_of_the_wrong_shape(shape):
         weight.assign(np.zeros(shape, "float32"))
 
 
-def test_uninitialized():
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_uninitialized(dropout):
     with uninitialized():
-        backbone = GemmaBackbone(**GEMMA1)
-    for weight in backbone.named_weights().values():
-        assert not weight.numpy().any()
-    other = GemmaBackbone(**GEMMA1).named_weights()
-    assert other["layers.0.query"].numpy().std() == pytest.approx(0.02, rel=0.1)
-    assert not other["final_norm"].numpy().any()
+        backbone = GemmaBackbone(**GEMMA2 | {"dropout": dropout})
+    weights = backbone.named_weights().values()
+    assert all(weight.variable._value is None for weight in weights)
+    expected = randomize(GemmaBackbone(**GEMMA2))
+    GemmaBackbone(**GEMMA1)  # another model must not give this one its values
+    assert all(weight.variable._value is None for weight in weights)
+    np.testing.assert_array_equal(run(randomize(backbone)), run(expected))
+    assert ops.convert_to_numpy(backbone(INPUTS, training=True)).shape == (2, 6, 32)
+
+
+def test_weights_start_as_published():
+    weights = GemmaBackbone(**GEMMA1).named_weights()
+    assert weights["layers.0.query"].numpy().std() == pytest.approx(0.02, rel=0.1)
+    assert not weights["final_norm"].numpy().any()
 
 
 def test_uninitialized_ends_with_an_error():
