@@ -172,7 +172,7 @@ class Best(keras.callbacks.Callback):
 def make_preset(lm: GemmaCausalLM, tokenizer: GemmaTokenizer, length: int) -> GemmaCausalLM:
     """The trained model in bfloat16, without dropout, with its preprocessor."""
     sizes = {**lm.backbone.config.to_dict(), "dropout": 0.0}
-    backbone = GemmaBackbone(**sizes, dtype="bfloat16")
+    backbone = GemmaBackbone(**sizes, dtype="bfloat16", name="gemma_backbone")
     for name, weight in lm.backbone.named_weights().items():
         backbone.named_weights()[name].assign(weight.numpy())
     return GemmaCausalLM(backbone, GemmaCausalLMPreprocessor(tokenizer, sequence_length=length))
@@ -183,10 +183,11 @@ def load_as_float32(preset: Path) -> None:
 
     Then the text is the same on every backend, to the last word.
     """
-    path = preset / "config.json"
-    config = json.loads(path.read_text())
-    config["config"]["dtype"] = "float32"
-    path.write_text(json.dumps(config, indent=4))
+    for name in ("config.json", "task.json"):
+        description = json.loads((preset / name).read_text())
+        backbone = description if name == "config.json" else description["config"]["backbone"]
+        backbone["config"]["dtype"] = "float32"
+        (preset / name).write_text(json.dumps(description, indent=4))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pytest
 
 from keras_gemma.causal_lm import GemmaCausalLM
 from keras_gemma.model.backbone import GemmaBackbone
@@ -12,6 +13,29 @@ from tests.configurations import CONFIGURATIONS
 
 def on_torch():
     return keras.config.backend() == "torch"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """For programs of this size, compiling well takes longer than running badly.
+
+    And products of this size are slower in several threads than in one, on PyTorch by far.
+    """
+    if on_torch():
+        import torch
+
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        yield
+        torch.set_num_threads(threads)
+    elif keras.config.backend() == "jax":
+        import jax
+
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
+    else:
+        yield
 
 
 def make_backbone(name="gemma1_multi_query", dtype="float32", seed=0):

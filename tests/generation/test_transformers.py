@@ -18,6 +18,11 @@ NEW = 20
 NAMES = ["gemma1_multi_query", "gemma1_wide_heads", "gemma2_grouped", "gemma2_27b_scale"]
 
 
+@pytest.fixture(scope="module")
+def quick():
+    """Overridden: these programs are compiled as they are for everyone."""
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_greedy_text(name):
     import torch
