@@ -6,6 +6,7 @@ from keras_gemma.generation.samplers import (
     Sampler,
     TopKSampler,
     TopPSampler,
+    get,
 )
 
-__all__ = ["GreedySampler", "RandomSampler", "Sampler", "TopKSampler", "TopPSampler"]
+__all__ = ["GreedySampler", "RandomSampler", "Sampler", "TopKSampler", "TopPSampler", "get"]

@@ -73,13 +73,9 @@ def measure(library: str, options: argparse.Namespace) -> dict:
 
         import keras_gemma  # noqa: F401
         from keras_gemma import backend
-
-        bandwidth = backend.memory_bandwidth()
     else:
         import keras
         import keras_hub  # noqa: F401
-
-        bandwidth = None
     before = memory("VmRSS")
     forget_peak()
     start = time.perf_counter()
@@ -99,6 +95,8 @@ def measure(library: str, options: argparse.Namespace) -> dict:
         lm.generate({"token_ids": token_ids, "padding_mask": mask}, stop_token_ids=None)
         seconds.append(time.perf_counter() - start)
     weights = 2 * lm.count_params()
+    generate_peak = memory("VmHWM")
+    bandwidth = backend.memory_bandwidth() if library == "keras_gemma" else None
     return {
         "library": library,
         "backend": keras.config.backend(),
@@ -107,8 +105,8 @@ def measure(library: str, options: argparse.Namespace) -> dict:
         "load_seconds": round(load, 1),
         "weights_gb": round(weights / 1e9, 3),
         "peak_loading_over_weights": round(load_peak / weights, 2),
-        "peak_generating_over_weights": round((memory("VmHWM") - before) / weights, 2),
-        "peak_memory_gb": round(memory("VmHWM") / 1e9, 2),
+        "peak_generating_over_weights": round((generate_peak - before) / weights, 2),
+        "peak_memory_gb": round(generate_peak / 1e9, 2),
         "bandwidth_gb_per_second": bandwidth and round(bandwidth / 1e9, 1),
     }
 
