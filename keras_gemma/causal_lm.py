@@ -381,6 +381,16 @@ class GemmaCausalLM(Presettable, keras.Model):
         """`keras.Model.train_on_batch`, on strings too where there is a preprocessor."""
         return super().train_on_batch(*self._encode(x, y, sample_weight), *args, **kwargs)
 
+    def test_on_batch(
+        self, x: Any, y: Any = None, sample_weight: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """`keras.Model.test_on_batch`, on strings too where there is a preprocessor."""
+        return super().test_on_batch(*self._encode(x, y, sample_weight), *args, **kwargs)
+
+    def predict_on_batch(self, x: Any) -> Any:
+        """`keras.Model.predict_on_batch`, on strings too: float32 `[B, S, V]`."""
+        return super().predict_on_batch(self._encode(x)[0])
+
     def _encode(self, x: Any, y: Any = None, sample_weight: Any = None) -> tuple[Any, Any, Any]:
         """Strings as inputs, labels and weights; everything else as it is."""
         return encode_inputs(self.preprocessor, x, y, sample_weight)

@@ -142,7 +142,32 @@ def test_one_batch(lm):
     assert np.isfinite(losses).all()
 
 
-@pytest.mark.parametrize("verb", ["fit", "evaluate", "predict", "train_on_batch"])
+def test_batches_of_strings(lm):
+    inputs = lm.preprocessor(TEXTS[:2])
+    np.testing.assert_allclose(
+        lm.test_on_batch(TEXTS[:2])[0],
+        lm.test_on_batch(inputs[0], inputs[1], inputs[2])[0],
+        rtol=1e-6,
+    )
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(lm.predict_on_batch(TEXTS[:2])),
+        lm.predict(TEXTS[:2], verbose=0),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        "fit",
+        "evaluate",
+        "predict",
+        "train_on_batch",
+        "test_on_batch",
+        "predict_on_batch",
+    ],
+)
 def test_one_string_is_no_batch(lm, verb):
     with pytest.raises(ValueError, match=r"pass a list of strings.*'To be'"):
         getattr(lm, verb)("To be")
