@@ -7,16 +7,16 @@ the defaults below. The architecture is Gemma 2's with every feature on, made sm
 both soft caps, sliding windows that are shorter than the context.
 """
 
+# ruff: noqa: I001 - keras_gemma comes before keras, so that it can choose the backend.
 import argparse
 import json
 import math
 import time
 from pathlib import Path
 
+import keras_gemma
 import keras
 import numpy as np
-
-import keras_gemma  # first, so that it can choose the backend
 from keras_gemma.models import (
     GemmaBackbone,
     GemmaCausalLM,
@@ -39,6 +39,10 @@ ARCHITECTURE = {
     "use_sliding_window_attention": True,
     "sliding_window_size": 64,
 }
+
+
+EPOCHS = 12
+"""How often the held-out loss is taken; the weights of the best are kept."""
 
 
 class Windows(keras.utils.PyDataset):
@@ -89,6 +93,8 @@ def main() -> None:
     parser.add_argument("--dropout", type=float, default=0.3)
     parser.add_argument("--held-out", type=float, default=0.1, help="share at the text's end")
     options = parser.parse_args()
+    if options.steps < EPOCHS:
+        parser.error(f"--steps must be {EPOCHS} or more, one an epoch. Received: {options.steps}")
     keras.utils.set_random_seed(0)
 
     text = options.text.read_text(encoding="utf-8")
@@ -129,13 +135,12 @@ def main() -> None:
         np.arange(0, len(held_out) - options.sequence_length, options.sequence_length),
         options.sequence_length,
     )
-    epochs = 12
     data = Windows(
-        train, starts, options.sequence_length, options.batch_size, options.steps // epochs
+        train, starts, options.sequence_length, options.batch_size, options.steps // EPOCHS
     )
     best = Best()
     started = time.time()
-    lm.fit(data, epochs=epochs, validation_data=validation, callbacks=[best])
+    lm.fit(data, epochs=EPOCHS, validation_data=validation, callbacks=[best])
     minutes = (time.time() - started) / 60
     lm.set_weights(best.weights)
 
@@ -175,7 +180,11 @@ def make_preset(lm: GemmaCausalLM, tokenizer: GemmaTokenizer, length: int) -> Ge
     backbone = GemmaBackbone(**sizes, dtype="bfloat16", name="gemma_backbone")
     for name, weight in lm.backbone.named_weights().items():
         backbone.named_weights()[name].assign(weight.numpy())
-    return GemmaCausalLM(backbone, GemmaCausalLMPreprocessor(tokenizer, sequence_length=length))
+    return GemmaCausalLM(
+        backbone,
+        GemmaCausalLMPreprocessor(tokenizer, sequence_length=length),
+        name="gemma_causal_lm",
+    )
 
 
 def load_as_float32(preset: Path) -> None:
@@ -183,10 +192,11 @@ def load_as_float32(preset: Path) -> None:
 
     Then the text is the same on every backend, to the last word.
     """
+    policy = keras.dtype_policies.serialize(keras.DTypePolicy("float32"))
     for name in ("config.json", "task.json"):
         description = json.loads((preset / name).read_text())
         backbone = description if name == "config.json" else description["config"]["backbone"]
-        backbone["config"]["dtype"] = "float32"
+        backbone["config"]["dtype"] = policy
         (preset / name).write_text(json.dumps(description, indent=4))
 
 

@@ -7,16 +7,16 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_gemma import tf_data
 from keras_gemma.generation import samplers
 from keras_gemma.generation.generator import Generator
-from keras_gemma.model.backbone import GemmaBackbone
+from keras_gemma.model.backbone import GemmaBackbone, check_layer_arguments
 from keras_gemma.presettable import Presettable
 from keras_gemma.scoring.score import Intercept, score
 from keras_gemma.text.batches import encode_inputs, is_text, keeps_its_order
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
+from keras_gemma.text.reading import to_ids, to_numpy
 
 
 @keras.saving.register_keras_serializable(package="keras_gemma")
@@ -54,7 +54,15 @@ class GemmaCausalLM(Presettable, keras.Model):
         preprocessor: GemmaCausalLMPreprocessor | None = None,
         **kwargs: Any,
     ) -> None:
+        check_layer_arguments(type(self), kwargs)
+        if not isinstance(backbone, GemmaBackbone):
+            raise TypeError(f"`backbone` must be a GemmaBackbone. Received: {backbone!r}")
         if preprocessor is not None:
+            if not isinstance(preprocessor, GemmaCausalLMPreprocessor):
+                raise TypeError(
+                    "`preprocessor` must be a GemmaCausalLMPreprocessor, or None. "
+                    f"Received: {preprocessor!r}"
+                )
             size = preprocessor.tokenizer.vocabulary_size()
             if size > backbone.config.vocabulary_size:
                 raise ValueError(
@@ -188,7 +196,13 @@ class GemmaCausalLM(Presettable, keras.Model):
     ) -> Any:
         """One batch."""
         if isinstance(inputs, dict):
-            return self._generate_padded(inputs, stop_ids, strip_prompt, seed)
+            limits = max_length, max_new_tokens
+            return self._generate_padded(inputs, *limits, stop_ids, strip_prompt, seed)
+        if not (is_text(inputs) or isinstance(inputs, list | tuple) or hasattr(inputs, "ndim")):
+            raise TypeError(
+                "`inputs` must be a string, a list of strings or of lists of ids, a dict of "
+                f"arrays, or a `tf.data.Dataset` of them. Received: {inputs!r:.200}"
+            )
         texts = inputs if is_text(inputs) else list(inputs)
         single = is_text(texts)
         if single:
@@ -198,12 +212,13 @@ class GemmaCausalLM(Presettable, keras.Model):
             self._require_preprocessor()
             prompts = self.preprocessor.tokenize_prompts(texts)
         else:
-            prompts = [np.asarray(ids, "int32") for ids in texts]
-            if any(prompt.ndim != 1 for prompt in prompts):
+            if any(np.ndim(ids) == 0 and not is_text(ids) for ids in texts):
                 raise ValueError(
                     "Ids must come in a batch: pass a list of lists of ids, or an array "
                     f"[batch, tokens]. Received: {inputs!r:.80}"
                 )
+            size = self.backbone.config.vocabulary_size
+            prompts = [to_ids(f"inputs[{i}]", ids, 1, size) for i, ids in enumerate(texts)]
         if max_new_tokens is None:
             if max_length is None:
                 self._require_preprocessor("`max_length` or `max_new_tokens`")
@@ -229,7 +244,13 @@ class GemmaCausalLM(Presettable, keras.Model):
         return results[0] if single else results
 
     def _generate_padded(
-        self, inputs: Any, stop_ids: tuple[int, ...], strip_prompt: bool, seed: int | None
+        self,
+        inputs: Any,
+        max_length: int | None,
+        max_new_tokens: int | None,
+        stop_ids: tuple[int, ...],
+        strip_prompt: bool,
+        seed: int | None,
     ) -> dict[str, np.ndarray]:
         """Ids in `[B, S]`, as `generate_preprocess` gives them, and the same shape back."""
         missing = {"token_ids", "padding_mask"} - set(inputs)
@@ -238,9 +259,10 @@ class GemmaCausalLM(Presettable, keras.Model):
                 'A dict of inputs must hold "token_ids" and "padding_mask", both [batch, tokens]. '
                 f"Missing: {sorted(missing)}. Received keys: {sorted(inputs)}"
             )
-        token_ids = np.array(ops.convert_to_numpy(inputs["token_ids"]), "int32")
-        mask = np.array(ops.convert_to_numpy(inputs["padding_mask"])).astype("bool")
-        if token_ids.ndim != 2 or token_ids.shape != mask.shape:
+        size = self.backbone.config.vocabulary_size
+        token_ids = to_ids("token_ids", inputs["token_ids"], 2, size)
+        mask = to_numpy(inputs["padding_mask"]).astype("bool")
+        if token_ids.shape != mask.shape:
             raise ValueError(
                 '"token_ids" and "padding_mask" must both be [batch, tokens]. Received: '
                 f"{token_ids.shape} and {mask.shape}"
@@ -252,13 +274,15 @@ class GemmaCausalLM(Presettable, keras.Model):
                 "put padding behind the prompt."
             )
         prompts = [row[:length] for row, length in zip(token_ids, lengths, strict=True)]
-        full = [i for i, length in enumerate(lengths) if length == mask.shape[1]]
+        end = min(mask.shape[1], max_length or mask.shape[1])
+        full = [i for i, length in enumerate(lengths) if length >= end]
         if full:
             raise ValueError(
                 f"Rows {full} have no room to generate: pad them to the length that is wanted, "
-                "prompt included."
+                f"prompt included, and let no `max_length` be shorter. Received: {end} tokens"
             )
-        room = [int(mask.shape[1] - length) for length in lengths]
+        most = max_new_tokens or end
+        room = [min(int(end - length), most) for length in lengths]
         new = self._generate_ids(prompts, room, stop_ids, seed)
         token_ids, mask = np.zeros_like(token_ids), np.zeros_like(mask)
         for i, (prompt, ids) in enumerate(zip(prompts, new, strict=True)):
@@ -293,7 +317,9 @@ class GemmaCausalLM(Presettable, keras.Model):
                 )
             self._require_preprocessor("`stop_token_ids` (None to generate to the end)")
             return tuple(self.preprocessor.tokenizer.stop_token_ids)
-        return tuple(int(i) for i in np.atleast_1d(np.asarray(stop_token_ids)))
+        size = self.backbone.config.vocabulary_size
+        stops = [stop_token_ids] if np.ndim(stop_token_ids) == 0 else list(stop_token_ids)
+        return tuple(to_ids("stop_token_ids", stops, 1, size).tolist())
 
     def _require_preprocessor(self, otherwise: str = "token ids") -> None:
         if self.preprocessor is None:
@@ -394,6 +420,10 @@ class GemmaCausalLM(Presettable, keras.Model):
     def _encode(self, x: Any, y: Any = None, sample_weight: Any = None) -> tuple[Any, Any, Any]:
         """Strings as inputs, labels and weights; everything else as it is."""
         return encode_inputs(self.preprocessor, x, y, sample_weight)
+
+    def quantize(self, mode: Any = None, **kwargs: Any) -> None:
+        """Not available: raises a ValueError instead of leaving the weights as they are."""
+        self.backbone.quantize(mode, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         return {

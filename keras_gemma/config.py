@@ -32,6 +32,8 @@ class GemmaConfig:
     Example:
 
     ```python
+    from keras_gemma import GemmaConfig
+
     config = GemmaConfig(
         vocabulary_size=256000, num_layers=18, num_query_heads=8, num_key_value_heads=1,
         hidden_dim=2048, intermediate_dim=32768, head_dim=256,

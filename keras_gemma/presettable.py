@@ -15,14 +15,21 @@ class Presettable:
     _save = None
 
     @classmethod
-    def from_preset(cls, preset: str | Path, **kwargs: Any) -> Any:
+    def from_preset(
+        cls,
+        preset: str | Path,
+        load_weights: bool = True,
+        dtype: Any = None,
+        **kwargs: Any,
+    ) -> Any:
         """The object that a preset describes.
 
         Args:
             preset: a built-in name (`"gemma_tiny_en"`), a `kaggle://` or `hf://` handle, or a
                 directory that holds a Keras preset or a Hugging Face checkpoint.
-            **kwargs: models take `load_weights` (False leaves the weights as initialised) and
-                `dtype`; everything else replaces what the preset says of this argument.
+            load_weights: False leaves a model's weights as initialised.
+            dtype: of a model, such as `"bfloat16"`; None keeps what a Keras preset says.
+            **kwargs: replace what the preset says of these arguments.
 
         Raises:
             ValueError: no such preset, or files that do not fit together; the text says which.
@@ -30,10 +37,12 @@ class Presettable:
         Example:
 
         ```python
+        import keras_gemma
+
         lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en", dtype="bfloat16")
         ```
         """
-        return Presettable._load(cls, preset, **kwargs)
+        return Presettable._load(cls, preset, load_weights, dtype, **kwargs)
 
     def save_to_preset(self, preset_dir: str | Path, **kwargs: Any) -> None:
         """Write this object to `preset_dir`, in the format that KerasHub reads too.
@@ -48,6 +57,9 @@ class Presettable:
         Example:
 
         ```python
+        import keras_gemma
+
+        lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
         lm.save_to_preset("my_gemma")
         lm = keras_gemma.models.GemmaCausalLM.from_preset("my_gemma")
         ```

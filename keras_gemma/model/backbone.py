@@ -41,6 +41,19 @@ class NamedWeight:
         return backend.unpack(ops.convert_to_numpy(self.variable.value), self.shape)
 
 
+def check_layer_arguments(cls: type, arguments: dict[str, Any]) -> None:
+    """Raise a ValueError where `arguments` are not those that every Keras model takes.
+
+    Keras itself would pass over a misspelt one in silence.
+    """
+    unknown = sorted(set(arguments) - {"name", "trainable"})
+    if unknown:
+        raise ValueError(
+            f"{cls.__name__} has no argument {unknown[0]!r}. Look for a misspelling. "
+            f"Received: {', '.join(f'{name}={arguments[name]!r}' for name in unknown)}"
+        )
+
+
 @keras.saving.register_keras_serializable(package="keras_gemma")
 class GemmaBackbone(Presettable, keras.Model):
     """Gemma without its head: `{"token_ids", "padding_mask"}`, both `[B, T]`, -> `[B, T, D]`.
@@ -68,6 +81,7 @@ class GemmaBackbone(Presettable, keras.Model):
 
     ```python
     import numpy as np
+    from keras_gemma import GemmaBackbone
 
     backbone = GemmaBackbone(
         vocabulary_size=512, num_layers=2, num_query_heads=4, num_key_value_heads=1,
@@ -117,6 +131,7 @@ class GemmaBackbone(Presettable, keras.Model):
             layer_norm_epsilon=layer_norm_epsilon,
             dropout=dropout,
         )
+        check_layer_arguments(type(self), kwargs)
         policy = keras.dtype_policies.get(dtype)
         embedding = ReversibleEmbedding(
             vocabulary_size,
@@ -195,6 +210,13 @@ class GemmaBackbone(Presettable, keras.Model):
                     weights[name] = NamedWeight(holder.kernel, shapes[name], "matrix")
         weights["final_norm"] = NamedWeight(self.layer_norm.scale, shapes["final_norm"], "norm")
         return weights
+
+    def quantize(self, mode: Any = None, **kwargs: Any) -> None:
+        """Not available: raises a ValueError instead of leaving the weights as they are."""
+        raise ValueError(
+            "This version computes with 16 and 32 bits alone: load with `dtype='bfloat16'`. "
+            f"Received: mode={mode!r}"
+        )
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.model.embedding import scale_embeddings
+from keras_gemma.text.reading import to_ids
 
 Intercept = Callable[[Any, int], Any]
 
@@ -31,18 +31,28 @@ def score(
             "`target_ids` must be given where scoring_mode='loss': the id that each position "
             "should have predicted, as `keras.ops.roll(token_ids, -1, axis=1)`."
         )
-    token_ids = ops.convert_to_tensor(token_ids, dtype="int32")
-    _check_ids("token_ids", token_ids, backbone.config.vocabulary_size)
+    if layer_intercept_fn is not None and not callable(layer_intercept_fn):
+        raise ValueError(
+            "`layer_intercept_fn` must be a function of the activations and the layer's index. "
+            f"Received: {layer_intercept_fn!r}"
+        )
+    size = backbone.config.vocabulary_size
+    token_ids = ops.convert_to_tensor(to_ids("token_ids", token_ids, 2, size))
     if padding_mask is None:
         padding_mask = ops.ones_like(token_ids, dtype="bool")
+    padding_mask = ops.convert_to_tensor(padding_mask)
+    if tuple(padding_mask.shape) != tuple(token_ids.shape):
+        raise ValueError(
+            "`padding_mask` must have the shape of `token_ids`. Received: padding_mask of shape "
+            f"{tuple(padding_mask.shape)}, token_ids of shape {tuple(token_ids.shape)}"
+        )
     if target_ids is not None:
-        target_ids = ops.convert_to_tensor(target_ids, dtype="int32")
+        target_ids = ops.convert_to_tensor(to_ids("target_ids", target_ids, 2, size))
         if tuple(target_ids.shape) != tuple(token_ids.shape):
             raise ValueError(
                 "`target_ids` must have the shape of `token_ids`. Received: target_ids of shape "
                 f"{tuple(target_ids.shape)}, token_ids of shape {tuple(token_ids.shape)}"
             )
-        _check_ids("target_ids", target_ids, backbone.config.vocabulary_size)
 
     def intercept(x: Any, layer: int) -> Any:
         if layer_intercept_fn is None:
@@ -64,16 +74,3 @@ def score(
     if scoring_mode == "logits":
         return logits
     return keras.ops.sparse_categorical_crossentropy(target_ids, logits, from_logits=True)
-
-
-def _check_ids(name: str, ids: Any, size: int) -> None:
-    if len(ids.shape) != 2:
-        raise ValueError(
-            f"`{name}` must be of shape [batch, tokens]. Received: shape {tuple(ids.shape)}"
-        )
-    values = np.asarray(ops.convert_to_numpy(ids))
-    if values.size and (values.min() < 0 or values.max() >= size):
-        raise ValueError(
-            f"`{name}` must be in [0, {size - 1}]. Received: ids from {values.min()} to "
-            f"{values.max()}"
-        )

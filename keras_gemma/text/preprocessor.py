@@ -40,9 +40,11 @@ class GemmaPreprocessor(Presettable, keras.layers.Layer):
     Example:
 
     ```python
+    from keras_gemma import GemmaPreprocessor, GemmaTokenizer
+
+    tokenizer = GemmaTokenizer.from_preset("gemma_tiny_en")
     preprocessor = GemmaPreprocessor(tokenizer, sequence_length=8)
     preprocessor("It ran.")["token_ids"]            # numpy int32 [8]
-    dataset = dataset.map(preprocessor)             # a tf.data.Dataset of strings
     ```
     """
 
@@ -168,6 +170,9 @@ class GemmaCausalLMPreprocessor(GemmaPreprocessor):
     Example:
 
     ```python
+    from keras_gemma import GemmaCausalLMPreprocessor, GemmaTokenizer
+
+    tokenizer = GemmaTokenizer.from_preset("gemma_tiny_en")
     preprocessor = GemmaCausalLMPreprocessor(tokenizer, sequence_length=256)
     x, y, sample_weight = preprocessor(["It ran.", "It slept."])
     prompt = preprocessor.generate_preprocess("Once upon a")

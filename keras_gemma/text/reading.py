@@ -51,6 +51,31 @@ def to_numpy(x: Any) -> np.ndarray:
     return keras.ops.convert_to_numpy(x) if keras.ops.is_tensor(x) else np.asarray(x)
 
 
+def to_ids(name: str, x: Any, dimensions: int, vocabulary_size: int) -> np.ndarray:
+    """`x` as int32 ids of a vocabulary, in so many dimensions.
+
+    Raises ValueError, which calls `x` by `name`, where it is anything else.
+    """
+    try:
+        array = to_numpy(x)
+    except ValueError as error:
+        raise ValueError(
+            f"`{name}` must have rows of one length. Pad them. Received: {x!r:.200}"
+        ) from error
+    if array.ndim != dimensions or (array.size and array.dtype.kind not in "iu"):
+        shape = "[tokens]" if dimensions == 1 else "[batch, tokens]"
+        raise ValueError(
+            f"`{name}` must be integer ids of shape {shape}. Received: shape {array.shape}, dtype "
+            f"{array.dtype}, {x!r:.200}"
+        )
+    if array.size and (array.min() < 0 or array.max() >= vocabulary_size):
+        raise ValueError(
+            f"`{name}` must be in [0, {vocabulary_size - 1}]. Received: ids from {array.min()} to "
+            f"{array.max()}"
+        )
+    return array.astype("int32")
+
+
 def as_str(text: Any) -> str:
     """One `text` as a string that UTF-8 can write; else TypeError or ValueError."""
     if hasattr(text, "numpy"):

@@ -48,7 +48,9 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
     Example:
 
     ```python
-    tokenizer = GemmaTokenizer("vocabulary.spm")
+    from keras_gemma import GemmaTokenizer
+
+    tokenizer = GemmaTokenizer.from_preset("gemma_tiny_en")
     tokenizer("The quick brown fox.")               # numpy int32 [T]
     tokenizer(["The quick brown fox.", "It ran."])  # a list of two such arrays
     tokenizer.detokenize(tokenizer("It ran."))      # "It ran."

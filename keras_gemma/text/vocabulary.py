@@ -42,7 +42,11 @@ def train_vocabulary(texts: Iterable[str], vocabulary_size: int) -> bytes:
     Example:
 
     ```python
-    proto = train_vocabulary(open("corpus.txt", encoding="utf-8"), vocabulary_size=2048)
+    from keras_gemma import GemmaTokenizer
+    from keras_gemma.text.vocabulary import train_vocabulary
+
+    lines = ["The quick brown fox jumps over the lazy dog.", "It ran."]
+    proto = train_vocabulary(lines, vocabulary_size=416)
     tokenizer = GemmaTokenizer(proto)
     ```
     """

@@ -1,6 +1,7 @@
 """Samplers: the choice of the next token, one rule a file.
 
 sampler.py  the base class, and what a sampler of one's own overrides
+borrowed.py KerasHub's samplers
 greedy.py   the likeliest token
 random.py   any token, by its probability
 top_k.py    one of the k likeliest
@@ -9,6 +10,7 @@ top_p.py    one of the likeliest that together have probability p
 
 from typing import Any
 
+from keras_gemma.generation.samplers.borrowed import BorrowedSampler, can_be_borrowed
 from keras_gemma.generation.samplers.greedy import GreedySampler
 from keras_gemma.generation.samplers.random import RandomSampler
 from keras_gemma.generation.samplers.sampler import Sampler
@@ -40,6 +42,8 @@ def get(sampler: Any) -> Sampler:
             )
         return NAMES[sampler]()
     if not isinstance(sampler, Sampler):
+        if can_be_borrowed(sampler):
+            return BorrowedSampler(sampler)
         raise TypeError(
             f"`sampler` must be one of {sorted(NAMES)}, or a `keras_gemma.samplers.Sampler`. "
             f"Received: {sampler!r} of type {type(sampler).__name__}"

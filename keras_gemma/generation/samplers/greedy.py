@@ -21,7 +21,7 @@ class GreedySampler(Sampler):
     def __post_init__(self) -> None:
         self.check()
 
-    def structure(self) -> Hashable:
+    def rule(self) -> Hashable:
         return "greedy"
 
     def choose(self, logits: Any, state: dict[str, Any]) -> Any:

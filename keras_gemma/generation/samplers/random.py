@@ -20,7 +20,7 @@ class RandomSampler(Sampler):
     def __post_init__(self) -> None:
         self.check()
 
-    def structure(self) -> Hashable:
+    def rule(self) -> Hashable:
         return "random"
 
     def choose(self, logits: Any, state: dict[str, Any]) -> Any:

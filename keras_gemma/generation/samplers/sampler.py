@@ -9,10 +9,14 @@ import random
 from collections.abc import Hashable
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
 from keras_gemma.generation.noise import gumbel
+
+CALL = 1 << 16
+"""How far apart the numbers of two calls begin, in a generator of Keras's."""
 
 
 class Sampler:
@@ -28,10 +32,14 @@ class Sampler:
     Example:
 
     ```python
+    import keras_gemma
+    import keras
+
     class Second(keras_gemma.samplers.Sampler):
         def get_next_token(self, probabilities):  # [B, V] -> [B]
             return keras.ops.top_k(probabilities, 2)[1][:, 1]
 
+    lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
     lm.compile(sampler=Second())
     ```
     """
@@ -51,8 +59,8 @@ class Sampler:
             raise ValueError(
                 f"`temperature` must be a number >= 0. Received: temperature={value!r}"
             )
-        if self.seed is not None and (isinstance(self.seed, bool) or not _is_integer(self.seed)):
-            raise ValueError(f"`seed` must be an integer or None. Received: seed={self.seed!r}")
+        if self.seed is not None:
+            check_seed(self.seed)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments. A class of your own adds those that it adds."""
@@ -65,7 +73,15 @@ class Sampler:
         return cls(**config)
 
     def structure(self) -> Hashable:
-        """What of the sampler is compiled in. The rule of an own class may hold anything."""
+        """What of the sampler is compiled in: of a class of your own, which may hold anything, all.
+
+        Such an object must not change once it has been used.
+        """
+        own = not type(self).__module__.startswith(__package__)
+        return self if own else self.rule()
+
+    def rule(self) -> Hashable:
+        """What of the samplers here is compiled in."""
         return self
 
     def settings(self) -> dict[str, float]:
@@ -79,30 +95,53 @@ class Sampler:
             batch: B.
             seed: instead of the sampler's own.
         """
-        seed = self.seed if seed is None else seed
+        seed = self.seed if seed is None else check_seed(seed)
         if seed is None:
             seed = random.getrandbits(32)
         state = {name: np.float32(value) for name, value in self.settings().items()}
         state["seed"] = np.uint32(int(seed) % 2**32).astype("int32")
         state["rows"] = np.arange(batch, dtype="int32")
         state["step"] = np.zeros(batch, dtype="int32")
-        return {name: ops.convert_to_tensor(value) for name, value in state.items()}
+        state = {name: ops.convert_to_tensor(value) for name, value in state.items()}
+        generators = self._seed_generators()
+        if generators:
+            state["generators"] = [ops.copy(g.state.value) for g in generators]
+            for g in generators:  # the next call goes on behind what this one may use
+                g.state.assign(g.state.value + ops.cast(np.array([0, CALL]), g.state.dtype))
+        return state
 
     def __call__(self, logits: Any, state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """`(logits [B, V], state)` -> `(ids int32 [B], state)`."""
-        ids = ops.cast(self.choose(ops.cast(logits, "float32"), state), "int32")
-        return ids, {**state, "step": state["step"] + 1}
+        logits = ops.cast(logits, "float32")
+        after = {**state, "step": state["step"] + 1}
+        if not self._has_own_rule():
+            return ops.cast(self.choose(logits, state), "int32"), after
+        generators = self._seed_generators()
+        values = state["generators"] if generators else []
+        pairs = [(g.state, value) for g, value in zip(generators, values, strict=True)]
+        with keras.StatelessScope(state_mapping=pairs) as scope:
+            ids = self.get_next_token(ops.softmax(tempered(logits, state), axis=-1))
+        if generators:
+            after["generators"] = [scope.get_current_value(g.state) for g in generators]
+        return ops.cast(ids, "int32"), after
+
+    def _has_own_rule(self) -> bool:
+        return type(self).get_next_token is not Sampler.get_next_token
+
+    def _seed_generators(self) -> list[keras.random.SeedGenerator]:
+        """Keras's generators that a rule of one's own draws from, as KerasHub's do."""
+        return [v for v in vars(self).values() if isinstance(v, keras.random.SeedGenerator)]
 
     def choose(self, logits: Any, state: dict[str, Any]) -> Any:
         """The ids `[B]` for float32 `logits [B, V]`."""
-        return self.get_next_token(ops.softmax(tempered(logits, state), axis=-1))
-
-    def get_next_token(self, probabilities: Any) -> Any:
-        """The ids `[B]` for `probabilities [B, V]`: for subclasses to override."""
         raise TypeError(
             f"{type(self).__name__} says nothing of how to choose a token. Override "
             "`get_next_token(probabilities)`, or use one of the samplers that are there."
         )
+
+    def get_next_token(self, probabilities: Any) -> Any:
+        """The ids `[B]` for `probabilities [B, V]`: what a subclass overrides."""
+        return ops.argmax(probabilities, axis=-1)
 
 
 def tempered(logits: Any, state: dict[str, Any]) -> Any:
@@ -120,5 +159,8 @@ def draw(logits: Any, state: dict[str, Any]) -> Any:
     return ops.argmax(logits + noise, axis=-1)
 
 
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int | np.integer)
+def check_seed(seed: Any) -> int:
+    """`seed`, or a ValueError where it is no integer."""
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
+        raise ValueError(f"`seed` must be an integer or None. Received: seed={seed!r}")
+    return int(seed)

@@ -41,7 +41,7 @@ class TopKSampler(Sampler):
         self.check()
         check_k(self.k)
 
-    def structure(self) -> Hashable:
+    def rule(self) -> Hashable:
         return "top_k", self.k
 
     def choose(self, logits: Any, state: dict[str, Any]) -> Any:

@@ -54,7 +54,7 @@ class TopPSampler(Sampler):
         if self.k is not None:
             check_k(self.k)
 
-    def structure(self) -> Hashable:
+    def rule(self) -> Hashable:
         return "top_p", self.k
 
     def settings(self) -> dict[str, float]:
