@@ -138,9 +138,9 @@ def test_bad_prompts(lm, bare):
         refuses("prompt to continue|at least one prompt", empty)
     refuses("Prompt 1 has no tokens", [[2], []])
     refuses(r"inputs\[0\]` must be in \[0, 511\].*from 2 to 512", [[2, 512]])
-    refuses("Prompt 1 holds -1", [[2], [-1]])
+    refuses("from -1 to -1", [[2], [-1]])
     refuses("list of lists of ids", [2, 5, 9])
-    refuses("list of lists of ids", [[[2, 5, 9]]])
+    refuses("inputs.0.` must be integer ids of shape .tokens.", [[[2, 5, 9]]])
     refuses("must be 'auto', None, or token ids.*'eos'", TEXTS, stop_token_ids="eos")
     refuses("no preprocessor: give token ids", TEXTS, model=bare, stop_token_ids=None)
     refuses("no preprocessor: give `stop_token_ids`", [[2]], model=bare, max_new_tokens=3)
@@ -164,7 +164,7 @@ def test_bad_dicts(bare):
     refuses("behind the prompt", {"token_ids": ids, "padding_mask": mask[:, ::-1]})
     refuses("Rows .0. have no room", {"token_ids": ids, "padding_mask": np.ones_like(mask)})
     refuses("Prompt 0 has no tokens", {"token_ids": ids, "padding_mask": np.zeros_like(mask)})
-    refuses("Prompt 0 holds 516", {"token_ids": ids + 507, "padding_mask": mask})
+    refuses("ids from 507 to 516", {"token_ids": ids + 507, "padding_mask": mask})
 
 
 def test_a_vocabulary_that_the_backbone_cannot_embed(tiny_proto):
