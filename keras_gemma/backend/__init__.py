@@ -14,7 +14,7 @@ layout that its compiler reads fastest, and nothing above this folder knows it.
     attend(q, k, v, mask, scale, cap)  `[B, T, N, H]`, soft cap and mask included
     write_cache(cache, new, slots)     `[B, R, K, H]` with one position a row written, in place
                                        where the framework can
-    compile(program, donate)           a whole program; `donate` names arguments it may consume
+    compile(program)                   a whole program
     fuse(function)                     `(x, weights, ...)`, a part that a program calls many times
     loop(proceed, step)                -> a function of (weights, state, limit): `step(weights,
                                        state)` while `proceed(state)`, at most `limit` times

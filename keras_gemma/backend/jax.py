@@ -7,7 +7,7 @@ steps from Python; on an accelerator it is one program.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -81,9 +81,9 @@ def write_cache(cache: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array
     return cache.at[jnp.arange(cache.shape[0]), slots].set(new[:, 0])
 
 
-def compile(program: Callable[..., Any], donate: Sequence[str] = ()) -> Callable[..., Any]:
+def compile(program: Callable[..., Any]) -> Callable[..., Any]:
     options = LEAST_MEMORY if _on_cpu() else {}
-    return jax.jit(program, donate_argnames=tuple(donate), compiler_options=options)
+    return jax.jit(program, compiler_options=options)
 
 
 def fuse(function: Callable[..., Any]) -> Callable[..., Any]:

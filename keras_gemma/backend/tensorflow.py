@@ -6,7 +6,7 @@ decoding step is compiled by XLA.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -74,7 +74,7 @@ def write_cache(cache: tf.Tensor, new: tf.Tensor, slots: tf.Tensor) -> tf.Tensor
     return tf.tensor_scatter_nd_update(cache, where, new[:, 0])
 
 
-def compile(program: Callable[..., Any], donate: Sequence[str] = ()) -> Callable[..., Any]:
+def compile(program: Callable[..., Any]) -> Callable[..., Any]:
     return tf.function(program, reduce_retracing=False)
 
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache, wraps
 from typing import Any
 
@@ -62,7 +62,7 @@ def write_cache(cache: torch.Tensor, new: torch.Tensor, slots: torch.Tensor) -> 
     return cache.index_put_((rows, slots.long()), new[:, 0])
 
 
-def compile(program: Callable[..., Any], donate: Sequence[str] = ()) -> Callable[..., Any]:
+def compile(program: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(program)
     def run(*args: Any, **kwargs: Any) -> Any:
         with torch.inference_mode():

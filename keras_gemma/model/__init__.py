@@ -1,12 +1,16 @@
 """The model: hidden states from ids. Layers hold weights; free functions do the mathematics.
 
-normalization.py   RMS norm
-rope.py            rotary position embedding
-linear.py          a matrix
-embedding.py       ids to vectors, and vectors to logits
-attention.py       who looks at whom
-feed_forward.py    the gated half of a block
-decoder_block.py   both halves, with their norms
-cache.py           keys and values of the text so far
-backbone.py        all blocks in a row
+In the order of the data:
+
+    embedding.py       ids to vectors
+    decoder_block.py   both halves of a block, with their norms
+    attention.py       the first half: who looks at whom
+    feed_forward.py    the second, gated half
+    normalization.py   RMS norm
+    rope.py            rotary position embedding
+    linear.py          a matrix
+    initialization.py  what a matrix starts from
+    cache.py           keys and values of the text so far
+    head.py            hidden states to logits
+    backbone.py        all blocks in a row
 """

@@ -1,10 +1,16 @@
-"""Text to token ids and back. Above this folder and the applications, only ids are known."""
+"""Text to token ids and back. Above this folder and the applications, only ids are known.
 
-# The vocabulary: strings to ids, ids to strings.
-# Ids to what models read: start and end tokens, padding, masks, labels.
-from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor as GemmaCausalLMPreprocessor
-from keras_gemma.text.preprocessor import GemmaPreprocessor as GemmaPreprocessor
-from keras_gemma.text.tokenizer import GemmaTokenizer as GemmaTokenizer
+A table of contents:
 
-# A new SentencePiece vocabulary with Gemma's special ids.
-from keras_gemma.text.vocabulary import train_vocabulary as train_vocabulary
+    tokenizer.py     the vocabulary: strings to ids, ids to strings
+    preprocessor.py  ids to what models read: start and end tokens, padding, masks, labels
+    batches.py       strings on their way into `fit`, in every container
+    vocabulary.py    a new SentencePiece vocabulary with Gemma's special ids
+    reading.py       what people hand over as texts or ids
+"""
+
+from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor, GemmaPreprocessor
+from keras_gemma.text.tokenizer import GemmaTokenizer
+from keras_gemma.text.vocabulary import train_vocabulary
+
+__all__ = ["GemmaCausalLMPreprocessor", "GemmaPreprocessor", "GemmaTokenizer", "train_vocabulary"]

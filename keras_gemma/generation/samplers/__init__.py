@@ -1,11 +1,13 @@
 """Samplers: the choice of the next token, one rule a file.
 
-sampler.py  the base class, and what a sampler of one's own overrides
-borrowed.py KerasHub's samplers
-greedy.py   the likeliest token
-random.py   any token, by its probability
-top_k.py    one of the k likeliest
-top_p.py    one of the likeliest that together have probability p
+The files:
+
+    sampler.py   the base class, and what a sampler of one's own overrides
+    borrowed.py  KerasHub's samplers
+    greedy.py    the likeliest token
+    random.py    any token, by its probability
+    top_k.py     one of the k likeliest
+    top_p.py     one of the likeliest that together have probability p
 """
 
 from typing import Any
