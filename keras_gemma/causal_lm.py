@@ -14,13 +14,14 @@ from keras_gemma.generation.generator import Generator
 from keras_gemma.model.backbone import GemmaBackbone, check_layer_arguments
 from keras_gemma.presettable import Presettable
 from keras_gemma.scoring.score import Intercept, score
-from keras_gemma.text.batches import encode_inputs, is_text, keeps_its_order
+from keras_gemma.text.batches import is_text
+from keras_gemma.text.model_of_text import ModelOfText
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
 from keras_gemma.text.reading import to_ids, to_numpy
 
 
 @keras.saving.register_keras_serializable(package="keras_gemma")
-class GemmaCausalLM(Presettable, keras.Model):
+class GemmaCausalLM(Presettable, ModelOfText):
     """Gemma with its head: generates, scores and trains on text.
 
     As a Keras model it maps `{"token_ids", "padding_mask"}`, both `[B, T]`, to logits, float32
@@ -357,69 +358,6 @@ class GemmaCausalLM(Presettable, keras.Model):
         return score(
             self.backbone, token_ids, padding_mask, scoring_mode, layer_intercept_fn, target_ids
         )
-
-    def fit(
-        self,
-        x: Any = None,
-        y: Any = None,
-        batch_size: int | None = None,
-        *args: Any,
-        sample_weight: Any = None,
-        validation_data: Any = None,
-        **kwargs: Any,
-    ) -> Any:
-        """`keras.Model.fit`, on strings too where there is a preprocessor."""
-        x, y, sample_weight = self._encode(x, y, sample_weight)
-        if keeps_its_order(x):
-            kwargs["shuffle"] = False
-        if validation_data is not None:
-            if isinstance(validation_data, tuple):
-                validation_data = self._encode(*validation_data)
-            else:
-                validation_data = self._encode(validation_data)
-            if validation_data[1] is None:
-                validation_data = validation_data[0]
-        return super().fit(
-            x,
-            y,
-            batch_size,
-            *args,
-            sample_weight=sample_weight,
-            validation_data=validation_data,
-            **kwargs,
-        )
-
-    def evaluate(
-        self, x: Any = None, y: Any = None, *args: Any, sample_weight: Any = None, **kwargs: Any
-    ) -> Any:
-        """`keras.Model.evaluate`, on strings too where there is a preprocessor."""
-        x, y, sample_weight = self._encode(x, y, sample_weight)
-        return super().evaluate(x, y, *args, sample_weight=sample_weight, **kwargs)
-
-    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """`keras.Model.predict`, on strings too: float32 `[B, S, V]`."""
-        x, _, _ = self._encode(x)
-        return super().predict(x, *args, **kwargs)
-
-    def train_on_batch(
-        self, x: Any, y: Any = None, sample_weight: Any = None, *args: Any, **kwargs: Any
-    ) -> Any:
-        """`keras.Model.train_on_batch`, on strings too where there is a preprocessor."""
-        return super().train_on_batch(*self._encode(x, y, sample_weight), *args, **kwargs)
-
-    def test_on_batch(
-        self, x: Any, y: Any = None, sample_weight: Any = None, *args: Any, **kwargs: Any
-    ) -> Any:
-        """`keras.Model.test_on_batch`, on strings too where there is a preprocessor."""
-        return super().test_on_batch(*self._encode(x, y, sample_weight), *args, **kwargs)
-
-    def predict_on_batch(self, x: Any) -> Any:
-        """`keras.Model.predict_on_batch`, on strings too: float32 `[B, S, V]`."""
-        return super().predict_on_batch(self._encode(x)[0])
-
-    def _encode(self, x: Any, y: Any = None, sample_weight: Any = None) -> tuple[Any, Any, Any]:
-        """Strings as inputs, labels and weights; everything else as it is."""
-        return encode_inputs(self.preprocessor, x, y, sample_weight)
 
     def quantize(self, mode: Any = None, **kwargs: Any) -> None:
         """Not available: raises a ValueError instead of leaving the weights as they are."""

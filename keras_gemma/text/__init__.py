@@ -2,11 +2,12 @@
 
 A table of contents:
 
-    tokenizer.py     the vocabulary: strings to ids, ids to strings
-    preprocessor.py  ids to what models read: start and end tokens, padding, masks, labels
-    batches.py       strings on their way into `fit`, in every container
-    vocabulary.py    a new SentencePiece vocabulary with Gemma's special ids
-    reading.py       what people hand over as texts or ids
+    tokenizer.py      the vocabulary: strings to ids, ids to strings
+    preprocessor.py   ids to what models read: start and end tokens, padding, masks, labels
+    batches.py        strings on their way into `fit`, in every container
+    model_of_text.py  a Keras model whose `fit`, `evaluate` and `predict` take strings
+    vocabulary.py     a new SentencePiece vocabulary with Gemma's special ids
+    reading.py        what people hand over as texts or ids
 """
 
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor, GemmaPreprocessor
