@@ -20,7 +20,9 @@ if Path(sys.argv[0]).stem != "keras-gemma":
     # `storage` is no public name: imported, it gives the classes their `from_preset`.
     from keras_gemma import models, samplers, storage, tokenizers  # noqa: F401
     from keras_gemma.causal_lm import GemmaCausalLM
+    from keras_gemma.conversion import from_keras_hub, to_keras_hub
     from keras_gemma.model.backbone import GemmaBackbone
+    from keras_gemma.storage.upload import upload_preset
     from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor, GemmaPreprocessor
     from keras_gemma.text.tokenizer import GemmaTokenizer
 
@@ -32,7 +34,10 @@ __all__ = [
     "GemmaPreprocessor",
     "GemmaTokenizer",
     "__version__",
+    "from_keras_hub",
     "models",
     "samplers",
+    "to_keras_hub",
     "tokenizers",
+    "upload_preset",
 ]

@@ -3,6 +3,7 @@
 Everything below this module deals in ids; strings end here.
 """
 
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -14,6 +15,8 @@ from keras_gemma.generation.generator import Generator
 from keras_gemma.model.backbone import GemmaBackbone, check_layer_arguments
 from keras_gemma.presettable import Presettable
 from keras_gemma.scoring.score import Intercept, score
+from keras_gemma.storage.gguf_writer import save_to_gguf
+from keras_gemma.storage.hugging_face_writer import save_to_hugging_face
 from keras_gemma.text.batches import is_text
 from keras_gemma.text.model_of_text import ModelOfText
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
@@ -358,6 +361,56 @@ class GemmaCausalLM(Presettable, ModelOfText):
         return score(
             self.backbone, token_ids, padding_mask, scoring_mode, layer_intercept_fn, target_ids
         )
+
+    def save_to_hugging_face(
+        self, directory: str | Path, max_shard_size: int | str = "5GB"
+    ) -> None:
+        """Write a folder that transformers loads: configuration, tokenizer, safetensors.
+
+        The files are written beside the folder and moved in when all are whole.
+
+        Args:
+            directory: the folder; it is made, or the model in it replaced.
+            max_shard_size: the size of a weights file, in bytes or as `"5GB"`.
+
+        Raises:
+            ValueError: no architecture of transformers computes this model, or the folder cannot
+                be replaced.
+
+        Example:
+
+        ```python
+        import keras_gemma
+
+        lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
+        lm.save_to_hugging_face("my_gemma")  # AutoModelForCausalLM.from_pretrained("my_gemma")
+        ```
+        """
+        save_to_hugging_face(self, directory, max_shard_size)
+
+    def save_to_gguf(self, path: str | Path, dtype: str = "bf16") -> None:
+        """Write one file that llama.cpp loads: hyperparameters, vocabulary and weights.
+
+        Needs the package `gguf`: `pip install "keras-gemma[gguf]"`.
+
+        Args:
+            path: the file, ending in `.gguf`; it is replaced when the new one is whole.
+            dtype: `"bf16"`, `"f16"`, `"q8_0"` or `"q4_0"`.
+
+        Raises:
+            ValueError: llama.cpp has no architecture that computes this model, or there is no
+                vocabulary.
+
+        Example:
+
+        ```python
+        import keras_gemma
+
+        lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
+        lm.save_to_gguf("my_gemma.gguf", dtype="q8_0")
+        ```
+        """
+        save_to_gguf(self, path, dtype)
 
     def quantize(self, mode: Any = None, **kwargs: Any) -> None:
         """Not available: raises a ValueError instead of leaving the weights as they are."""

@@ -5,10 +5,22 @@ from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor, GemmaPreprocessor
 from keras_gemma.text.tokenizer import GemmaTokenizer
 
+# KerasHub's base classes, whose `from_preset` gives the class that the preset names: here, Gemma's.
+Backbone = GemmaBackbone
+CausalLM = GemmaCausalLM
+CausalLMPreprocessor = GemmaCausalLMPreprocessor
+Preprocessor = GemmaCausalLMPreprocessor
+Tokenizer = GemmaTokenizer
+
 __all__ = [
+    "Backbone",
+    "CausalLM",
+    "CausalLMPreprocessor",
     "GemmaBackbone",
     "GemmaCausalLM",
     "GemmaCausalLMPreprocessor",
     "GemmaPreprocessor",
     "GemmaTokenizer",
+    "Preprocessor",
+    "Tokenizer",
 ]

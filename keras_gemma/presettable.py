@@ -7,9 +7,36 @@ The classes live on the lower floors and the reading and writing of files lives 
 from pathlib import Path
 from typing import Any
 
+from keras_gemma import catalogue
+
+
+class _PublishedPresets:
+    """The value of `presets`, which a class has without an object of it."""
+
+    def __get__(self, instance: Any, owner: type) -> dict[str, dict[str, Any]]:
+        return {name: preset.describe() for name, preset in catalogue.presets().items()}
+
 
 class Presettable:
     """A class with a place in a preset folder."""
+
+    presets = _PublishedPresets()
+    """The built-in names and what they stand for, in KerasHub's shape.
+
+    `{name: {"metadata": {"description", "params", "path", "context_length", "license",
+    "license_url"}, "kaggle_handle": ..., "hugging_face_handle": ...}}`; the handles are None for
+    what comes with the package.
+
+    Example:
+
+    ```python
+    import keras_gemma
+
+    gemma = keras_gemma.models.GemmaCausalLM.presets["gemma2_2b_en"]
+    gemma["metadata"]["params"]  # 2614341888
+    gemma["kaggle_handle"]  # "kaggle://keras/gemma2/keras/gemma2_2b_en/2"
+    ```
+    """
 
     _load = None
     _save = None
@@ -25,14 +52,21 @@ class Presettable:
         """The object that a preset describes.
 
         Args:
-            preset: a built-in name (`"gemma_tiny_en"`), a `kaggle://` or `hf://` handle, or a
-                directory that holds a Keras preset or a Hugging Face checkpoint.
+            preset: a built-in name (`"gemma_tiny_en"`, or another one of `presets`), a
+                directory that holds a Keras preset or a Hugging Face checkpoint, or a handle:
+                `kaggle://owner/model/framework/variation[/version]`,
+                `hf://owner/model[@revision]`, or `hf://` and a built-in name for its twin on
+                Hugging Face. What is not on this machine yet is downloaded, and no more of it
+                than the class needs.
             load_weights: False leaves a model's weights as initialised.
             dtype: of a model, such as `"bfloat16"`; None keeps what a Keras preset says.
             **kwargs: replace what the preset says of these arguments.
 
         Raises:
-            ValueError: no such preset, or files that do not fit together; the text says which.
+            ValueError: no such preset, a download that failed, or files that do not fit
+                together; the text says which, and what to do.
+            FileNotFoundError: a directory or a file in it is missing.
+            TypeError: an argument of another type.
 
         Example:
 

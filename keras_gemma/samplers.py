@@ -8,5 +8,15 @@ from keras_gemma.generation.samplers import (
     TopPSampler,
     get,
 )
+from keras_gemma.generation.samplers.serialization import deserialize, serialize
 
-__all__ = ["GreedySampler", "RandomSampler", "Sampler", "TopKSampler", "TopPSampler", "get"]
+__all__ = [
+    "GreedySampler",
+    "RandomSampler",
+    "Sampler",
+    "TopKSampler",
+    "TopPSampler",
+    "deserialize",
+    "get",
+    "serialize",
+]

@@ -2,4 +2,6 @@
 
 from keras_gemma.text.tokenizer import GemmaTokenizer
 
-__all__ = ["GemmaTokenizer"]
+Tokenizer = GemmaTokenizer
+
+__all__ = ["GemmaTokenizer", "Tokenizer"]

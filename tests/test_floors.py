@@ -9,12 +9,16 @@ import pytest
 ROOT = Path(__file__).parents[1] / "keras_gemma"
 
 FLOORS = (
-    ("config", "presettable", "backend_choice", "version", "tf_data"),
+    # The ground floor, where modules stand on one another.
+    ("config", "backend_choice", "version", "tf_data", "hub_caches"),
+    ("catalogue",),
+    ("presettable",),
+    # The floors above it.
     ("backend", "text"),
     ("model", "quantization"),
     ("storage", "generation", "scoring"),
     ("causal_lm",),
-    ("training", "export", "serving", "evaluation", "distribution", "cli"),
+    ("training", "export", "serving", "evaluation", "distribution", "conversion", "cli"),
     ("public names",),
 )
 FLOOR_OF = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
@@ -24,7 +28,7 @@ PUBLIC = ("", "models", "samplers", "tokenizers")
 
 FRAMEWORKS = ("jax", "jaxlib", "torch", "tensorflow", "tensorflow_text", "keras_hub")
 """What only these may import, with Keras's private parts, `keras.src`."""
-MAY_IMPORT_FRAMEWORKS = ("backend", "export")
+MAY_IMPORT_FRAMEWORKS = ("backend", "export", "conversion")
 
 
 def unit_of(module: str) -> str:

@@ -31,12 +31,26 @@ def test_in_the_place_of_keras_hub():
     for name in MODELS:
         assert getattr(keras_gemma.models, name) is getattr(keras_gemma, name)
     assert keras_gemma.tokenizers.GemmaTokenizer is keras_gemma.GemmaTokenizer
+    assert {"from_keras_hub", "to_keras_hub", "upload_preset"} <= set(keras_gemma.__all__)
     assert set(keras_gemma.samplers.__all__) >= {
         "GreedySampler",
         "RandomSampler",
         "TopKSampler",
         "TopPSampler",
+        "deserialize",
+        "get",
+        "serialize",
     }
+
+
+def test_keras_hubs_base_classes():
+    """Its `CausalLM.from_preset` gives the class that a preset names; ours are all Gemma's."""
+    for name in ("Backbone", "CausalLM", "CausalLMPreprocessor", "Tokenizer"):
+        assert getattr(keras_gemma.models, name) is getattr(keras_gemma, f"Gemma{name}")
+    assert keras_gemma.models.Preprocessor is keras_gemma.GemmaCausalLMPreprocessor
+    assert keras_gemma.tokenizers.Tokenizer is keras_gemma.GemmaTokenizer
+    tokenizer = keras_gemma.models.Tokenizer.from_preset("gemma_tiny_en")
+    assert type(tokenizer) is keras_gemma.GemmaTokenizer
 
 
 def run(code, environment):

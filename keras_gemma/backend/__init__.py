@@ -5,10 +5,14 @@ alphabet of `keras_gemma.config`. A weight is *packed* when it is stored: the mo
 layout that its compiler reads fastest, and nothing above this folder knows it.
 
     packed_shape(shape, kind)          the shape a weight is stored in
-    pack(weight, kind)                 NumPy `[out, in]` -> the stored layout
+    empty(shape, dtype)                host memory for a weight that is about to be read
+    settle(array, dtype)               an array in such memory: itself, or a copy
+    pack(weight, kind, dtype)          NumPy `[out, in]` -> NumPy in the stored layout and dtype,
+                                       the same memory where nothing has to change
     unpack(packed, shape)              the way back
     uninitialized()                    within it, new variables take no memory, until
-    assign(variable, packed)           stores a packed weight
+    assign(variable, packed)           gives one a packed weight, whose memory it takes over where
+                                       the framework can
     matmul(x, packed)                  `[..., in]` -> `[..., out]`
     embed(ids, packed)                 `[...]` -> `[..., D]`, rows of a packed embedding
     attend(q, k, v, mask, scale, cap)  `[B, T, N, H]`, soft cap and mask included
@@ -25,8 +29,10 @@ tests compare every backend with it.
 """
 
 import keras
+import numpy as np
 
-from keras_gemma.backend.uninitialized import assign, uninitialized
+from keras_gemma.backend import uninitialized as _uninitialized
+from keras_gemma.backend.packing import empty, settle
 
 _name = keras.config.backend()
 
@@ -42,6 +48,7 @@ else:
         "Set KERAS_BACKEND to one of them before Keras is imported."
     )
 
+uninitialized = _uninitialized.uninitialized
 packed_shape = _module.packed_shape
 pack = _module.pack
 unpack = _module.unpack
@@ -54,17 +61,25 @@ fuse = _module.fuse
 loop = _module.loop
 memory_bandwidth = _module.memory_bandwidth
 
+
+def assign(variable: keras.Variable, packed: np.ndarray) -> None:
+    """Give `variable` a packed weight of its dtype, which must not be changed afterwards."""
+    _uninitialized.assign(variable, _module.adopt(packed))
+
+
 __all__ = [
     "assign",
     "attend",
     "compile",
     "embed",
+    "empty",
     "fuse",
     "loop",
     "matmul",
     "memory_bandwidth",
     "pack",
     "packed_shape",
+    "settle",
     "uninitialized",
     "unpack",
     "write_cache",

@@ -37,11 +37,15 @@ def packed_shape(shape: tuple[int, ...], kind: str) -> tuple[int, ...]:
     return packing.packed_shape(shape, kind) if _on_cpu() else shape
 
 
-def pack(weight: np.ndarray, kind: str) -> np.ndarray:
-    return packing.pack(weight, kind) if _on_cpu() else weight
+def pack(weight: np.ndarray, kind: str, dtype: Any = None) -> np.ndarray:
+    return (packing.pack if _on_cpu() else packing.pack_rows)(weight, kind, dtype)
 
 
 unpack = packing.unpack
+
+
+def adopt(packed: np.ndarray) -> jax.Array:
+    return jax.device_put(packed)  # unlike `asarray`, without a copy
 
 
 def _one_row(x: jax.Array, packed: jax.Array) -> jax.Array:

@@ -1,9 +1,12 @@
-"""Layouts of a stored matrix that XLA on CPU reads at the speed of memory.
+"""Layouts of a stored weight: host memory that frameworks take over, and blocks for XLA on CPU.
 
-XLA multiplies one row with a matrix `[out, in]` in a single parallel loop only while `in` is a few
-thousand; past that it first writes the matrix out in float32, twenty times slower. A longer
-matrix is therefore stored as blocks along `in`, `[blocks, out, in / blocks]`, and its products
-are summed.
+The host's memory is made so that a framework uses it as it is, instead of copying it: a model is
+then read from its files into the very place where it is used.
+
+XLA on CPU multiplies one row with a matrix `[out, in]` in a single parallel loop only while `in`
+is a few thousand; past that it first writes the matrix out in float32, twenty times slower. A
+longer matrix is therefore stored as blocks along `in`, `[blocks, out, in / blocks]`, and its
+products are summed.
 
     [out, in = 9216]  ->  4 x [out, 2304]
 
@@ -11,8 +14,16 @@ Blocks are for matrices alone: a lookup needs whole rows of the embedding.
 """
 
 import math
+from typing import Any
 
+import ml_dtypes  # noqa: F401  # teaches numpy the name "bfloat16"
 import numpy as np
+
+ALIGNMENT = 64
+"""Bytes: where an array must begin for JAX and TensorFlow to use it as it is."""
+
+TILE = (256, 64)
+"""Rows and columns that are transposed at a time."""
 
 LONGEST_BLOCK = 2304
 """The longest `in` of a block. XLA 0.10 on a CPU with AVX-512 reads bf16 rows of 2304 at 53 GB/s,
@@ -37,13 +48,53 @@ def packed_shape(shape: tuple[int, ...], kind: str) -> tuple[int, ...]:
     return shape if blocks == 1 else (blocks, shape[0], shape[1] // blocks)
 
 
-def pack(weight: np.ndarray, kind: str) -> np.ndarray:
-    """A weight `[out, in]` in its stored layout."""
+def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """A new array without content that `settle` leaves where it is."""
+    dtype = np.dtype(dtype)
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + ALIGNMENT, "uint8")
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def settle(array: np.ndarray, dtype: Any = None) -> np.ndarray:
+    """`array` contiguous, aligned, writable and in `dtype`: itself if it is so, else a copy."""
+    dtype = array.dtype if dtype is None else np.dtype(dtype)
+    aligned = array.ctypes.data % ALIGNMENT == 0
+    if aligned and array.dtype == dtype and array.flags.c_contiguous and array.flags.writeable:
+        return array
+    copy = empty(array.shape, dtype)
+    _copy(copy, array)
+    return copy
+
+
+def _copy(target: np.ndarray, source: np.ndarray) -> None:
+    """Copy in tiles where `source` is transposed: at twice the speed of NumPy's own loop."""
+    if source.ndim == 3:
+        for target_part, source_part in zip(target, source, strict=True):
+            _copy(target_part, source_part)
+    elif source.ndim == 2 and source.strides[0] < source.strides[1]:
+        rows, columns = TILE
+        for i in range(0, source.shape[0], rows):
+            for j in range(0, source.shape[1], columns):
+                tile = slice(i, i + rows), slice(j, j + columns)
+                np.copyto(target[tile], source[tile], casting="unsafe")
+    else:
+        np.copyto(target, source, casting="unsafe")
+
+
+def pack_rows(weight: np.ndarray, kind: str, dtype: Any = None) -> np.ndarray:
+    """A weight `[out, in]` as it is, in `dtype`."""
+    return settle(weight, dtype)
+
+
+def pack(weight: np.ndarray, kind: str, dtype: Any = None) -> np.ndarray:
+    """A weight `[out, in]` in blocks and in `dtype`, by one copy at most."""
     blocks = count_blocks(weight.shape, kind)
-    if blocks == 1:
-        return weight
-    out, length = weight.shape
-    return np.ascontiguousarray(weight.reshape(out, blocks, length // blocks).swapaxes(0, 1))
+    if blocks > 1:
+        out, length = weight.shape
+        weight = weight.reshape(out, blocks, length // blocks).swapaxes(0, 1)
+    return settle(weight, dtype)
 
 
 def unpack(packed: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

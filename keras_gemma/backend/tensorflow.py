@@ -31,11 +31,18 @@ def packed_shape(shape: tuple[int, ...], kind: str) -> tuple[int, ...]:
     return packing.packed_shape(shape, kind) if _on_cpu() else shape
 
 
-def pack(weight: np.ndarray, kind: str) -> np.ndarray:
-    return packing.pack(weight, kind) if _on_cpu() else weight
+def pack(weight: np.ndarray, kind: str, dtype: Any = None) -> np.ndarray:
+    return (packing.pack if _on_cpu() else packing.pack_rows)(weight, kind, dtype)
 
 
 unpack = packing.unpack
+
+
+def adopt(packed: np.ndarray) -> tf.Tensor:
+    if packed.ctypes.data % packing.ALIGNMENT or not packed.flags.writeable or not _on_cpu():
+        return tf.convert_to_tensor(packed)
+    bits = packed.view(f"uint{8 * packed.itemsize}")  # DLPack knows no bfloat16 of NumPy's
+    return tf.bitcast(tf.experimental.dlpack.from_dlpack(bits.__dlpack__()), packed.dtype.name)
 
 
 def _one_row(x: tf.Tensor, packed: tf.Tensor) -> tf.Tensor:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from keras_gemma.backend import stepping
+from keras_gemma.backend import packing, stepping
 from keras_gemma.backend.reference import attend
 
 __all__ = ["attend"]
@@ -32,16 +32,17 @@ def packed_shape(shape: tuple[int, ...], kind: str) -> tuple[int, ...]:
     return shape
 
 
-def pack(weight: np.ndarray, kind: str) -> np.ndarray | torch.Tensor:
-    if weight.dtype.name != "bfloat16":
-        return weight
-    # NumPy knows bfloat16 by an extension alone; Keras would take the way through float32.
-    bits = np.ascontiguousarray(weight).view("int16")
-    return torch.from_numpy(bits if bits.flags.writeable else bits.copy()).view(torch.bfloat16)
+pack = packing.pack_rows
 
 
 def unpack(packed: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return packed
+
+
+def adopt(packed: np.ndarray) -> torch.Tensor:
+    if packed.dtype.name != "bfloat16":
+        return torch.from_numpy(packed)
+    return torch.from_numpy(packed.view("int16")).view(torch.bfloat16)
 
 
 def matmul(x: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:

@@ -30,9 +30,9 @@ def uninitialized() -> Iterator[None]:
 
 
 def assign(variable: keras.Variable, tensor: Any) -> None:
-    """Give `variable` the value `tensor`, its first or another."""
+    """Give `variable` the value `tensor`, of its dtype: its first value or another."""
     if variable._value is None:
-        variable._initialize(keras.ops.convert_to_tensor(tensor, dtype=variable.dtype))
+        variable._initialize(tensor)
         variable._initializer = None
     else:
         variable.assign(tensor)

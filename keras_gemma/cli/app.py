@@ -10,6 +10,7 @@ import typer
 
 from keras_gemma.cli.generate import generate
 from keras_gemma.cli.info import info
+from keras_gemma.cli.presets import presets
 
 app = typer.Typer(
     name="keras-gemma",
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(info)
+app.command()(presets)
 
 READABLE = (ValueError, TypeError, OSError, ImportError)
 """Errors whose text says what to do; of others the kind is named too."""

@@ -172,6 +172,7 @@ def silence_frameworks() -> None:
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("KAGGLEHUB_VERBOSITY", "error")  # it reports to stdout
     for logger in ("absl", "jax", "tensorflow"):
         logging.getLogger(logger).setLevel(logging.ERROR)
     warnings.simplefilter("ignore")

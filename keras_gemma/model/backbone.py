@@ -27,14 +27,22 @@ class NamedWeight:
     def dtype(self) -> str:
         return self.variable.dtype
 
-    def assign(self, array: np.ndarray) -> None:
-        """Store `array`, of `shape`, in the variable's dtype and layout."""
+    def pack(self, array: np.ndarray) -> np.ndarray:
+        """`array`, of `shape`, in the variable's dtype and layout; in its own memory if it can."""
         if tuple(array.shape) != self.shape:
             raise ValueError(
                 f"{self.variable.path} takes an array of shape {self.shape}. "
                 f"Received: array.shape={tuple(array.shape)}"
             )
-        backend.assign(self.variable, backend.pack(array, self.kind))
+        return backend.pack(array, self.kind, self.dtype)
+
+    def take(self, packed: np.ndarray) -> None:
+        """Store what `pack` gave; the variable may live on in its memory."""
+        backend.assign(self.variable, packed)
+
+    def assign(self, array: np.ndarray) -> None:
+        """Store a copy of `array`, of `shape`, in the variable's dtype and layout."""
+        self.take(self.pack(np.array(array)))
 
     def numpy(self) -> np.ndarray:
         """The weight as a NumPy array of `shape`."""

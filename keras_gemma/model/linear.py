@@ -3,6 +3,7 @@
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_gemma import backend
@@ -44,7 +45,8 @@ class Linear(keras.layers.Layer):
         store["0"] = backend.unpack(ops.convert_to_numpy(self.kernel), self.logical_shape)
 
     def load_own_variables(self, store: Any) -> None:
-        backend.assign(self.kernel, backend.pack(store["0"][...], "matrix"))
+        weight = np.array(store["0"])
+        backend.assign(self.kernel, backend.pack(weight, "matrix", self.kernel.dtype))
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "out_dim": self.out_dim}

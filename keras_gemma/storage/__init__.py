@@ -1,23 +1,32 @@
 """Presets: folders that hold a model's description, vocabulary and weights.
 
-    published.py     preset names, and where their weights are published
-    locate.py        from a name, a handle or a path to a folder, downloaded if need be
-    presets.py       from a folder to an object, and from an object to a folder
-    keras_preset.py  KerasHub's folder, read
-    keras_writer.py  KerasHub's folder, written
-    keras_layout.py  KerasHub's names, paths and shapes, which both of them follow
-    hugging_face.py  Hugging Face's folder, read
-    checkpoint.py    tensors in files against the weights of a model: compared, then streamed
-    files.py         JSON, file names from untrusted indices, and a folder replaced as a whole
+    locate.py              from a name, a handle or a path to a folder
+    downloads.py           from a handle to a folder, by the hubs' own clients
+    presets.py             from a folder to an object, and from an object to a folder
+    arguments.py           what `from_preset` may be told
+    keras_preset.py        KerasHub's folder, read
+    keras_writer.py        KerasHub's folder, written
+    keras_layout.py        KerasHub's names, paths and shapes, which both of them follow
+    hugging_face.py        Hugging Face's folder, read
+    hugging_face_writer.py Hugging Face's folder, written
+    hugging_face_layout.py its names and config.json, both ways
+    tokenizer_json.py      Hugging Face's tokenizer.json and SentencePiece, both ways
+    safetensors_reader.py  tensors in a safetensors file
+    gguf_writer.py         one .gguf file for llama.cpp, written
+    upload.py              a folder sent to Kaggle or Hugging Face
+    checkpoint.py          tensors in files against the weights of a model: compared, then streamed
+    sharding.py            how large weights are, and how they are divided among files
+    files.py               JSON, file names from untrusted indices, and a folder replaced as a whole
+    progress.py            a bar for work that takes long
 
 Importing this package gives `from_preset` and `save_to_preset` their work to do.
 """
 
 from keras_gemma.presettable import Presettable
-from keras_gemma.storage.locate import builtin_names, resolve
+from keras_gemma.storage.locate import resolve
 from keras_gemma.storage.presets import load, save
 
-__all__ = ["builtin_names", "load", "resolve", "save"]
+__all__ = ["load", "resolve", "save"]
 
 Presettable._load = staticmethod(load)
 Presettable._save = staticmethod(save)

@@ -5,10 +5,20 @@ Knows the names and shapes of `GemmaConfig.weight_shapes()` and of a file's tens
 """
 
 import dataclasses
+import math
+from collections import deque
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from keras_gemma import backend
+from keras_gemma.storage import progress
+
+READ_AHEAD = 2
+"""Tensors that are read at once, each by a thread of its own."""
 
 FLOAT_DTYPES = ("float64", "float32", "bfloat16", "float16")
 LISTED_PROBLEMS = 50
@@ -21,6 +31,27 @@ class StoredTensor:
     shape: tuple[int, ...]
     dtype: str
     read: Callable[[], np.ndarray]
+
+
+def in_file(path: Path, offset: int, shape: tuple[int, ...], dtype: str) -> StoredTensor:
+    """A tensor whose elements lie in `path` one after the other, from byte `offset` on.
+
+    It is read, not mapped: a mapped file counts as the process's memory a second time.
+    """
+
+    def read() -> np.ndarray:
+        array = backend.empty(shape, dtype)
+        rest = memoryview(array.reshape(-1).view("uint8"))
+        with open(path, "rb", buffering=0) as file:
+            file.seek(offset)
+            while rest:
+                count = file.readinto(rest)
+                if not count:
+                    raise ValueError(f"{path} is cut short. Fetch or save the checkpoint again.")
+                rest = rest[count:]
+        return array
+
+    return StoredTensor(shape, dtype, read)
 
 
 def _same(array: np.ndarray) -> np.ndarray:
@@ -93,16 +124,30 @@ def check(
 def stream(
     stored: Mapping[str, StoredTensor], places: Mapping[str, Place], weights: Mapping[str, Any]
 ) -> None:
-    """Read each tensor once and assign it; no two are in memory at a time.
+    """Read each tensor once, straight into the memory that its weight keeps.
+
+    A few threads read ahead of the one that assigns: at most `READ_AHEAD` tensors are on the way.
 
     Args:
         stored: the tensors of the checkpoint, already checked.
         places: where each weight lies.
         weights: `backbone.named_weights()`; every name of it is assigned.
     """
-    for name, weight in weights.items():
+
+    def prepare(name: str) -> np.ndarray:
         place = places[name]
         array = stored[place.name].read()
         if place.spare_rows:
             array = array[: place.shape[0]]
-        weight.assign(place.to_logical(array))
+        return weights[name].pack(place.to_logical(array))
+
+    sizes = {name: math.prod(weight.shape) for name, weight in weights.items()}
+    names = sorted(weights, key=sizes.__getitem__, reverse=True)  # the largest while all is empty
+    with ThreadPoolExecutor(READ_AHEAD) as pool, progress.bar("Loading", sum(sizes.values())) as on:
+        ahead = deque(pool.submit(prepare, name) for name in names[:READ_AHEAD])
+        for i, name in enumerate(names):
+            packed = ahead.popleft().result()
+            if i + READ_AHEAD < len(names):
+                ahead.append(pool.submit(prepare, names[i + READ_AHEAD]))
+            weights[name].take(packed)
+            on(sizes[name])

@@ -61,6 +61,29 @@ def shards(folder: Path, names: set[str], index: str) -> list[Path]:
     return paths
 
 
+def within(folder: Path, path: Path) -> Path:
+    """`path`, where no link leads it out of `folder`.
+
+    The folders of Hugging Face's cache are links into the `blobs` beside them, and may be:
+
+        models--owner--model/snapshots/<commit>/config.json -> ../../blobs/<hash>
+
+    Raises:
+        ValueError: it leads out.
+    """
+    root = folder.resolve()
+    repository = root.parent.parent
+    if root.parent.name == "snapshots" and repository.name.startswith("models--"):
+        root = repository
+    target = path.resolve()
+    if not target.is_relative_to(root):
+        raise ValueError(
+            f"{path} is a link to {target}, which lies outside its folder: do not trust this "
+            "preset, or put the file itself there."
+        )
+    return path
+
+
 @contextlib.contextmanager
 def replacing(folder: Path, stale: Callable[[str], bool]) -> Iterator[Path]:
     """A new folder to write into, which takes the place of `folder` when the block ends well.

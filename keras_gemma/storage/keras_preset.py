@@ -16,7 +16,7 @@ import numpy as np
 
 from keras_gemma.config import GemmaConfig
 from keras_gemma.storage import keras_layout as layout
-from keras_gemma.storage.checkpoint import Place, StoredTensor
+from keras_gemma.storage.checkpoint import FLOAT_DTYPES, Place, StoredTensor, in_file
 from keras_gemma.storage.files import read_json, shards
 
 IGNORED_TENSORS = ()
@@ -113,8 +113,8 @@ def open_weights(folder: Path) -> Iterator[dict[str, StoredTensor]]:
         yield stored
 
 
-def weight_places(config: GemmaConfig) -> dict[str, Place]:
-    """For each weight's logical name, where it lies in the H5 file."""
+def weight_places(config: GemmaConfig, folder: Path | None = None) -> dict[str, Place]:
+    """For each weight's logical name, where it lies in the H5 file, whichever `folder` that is."""
     return layout.h5_places(config)
 
 
@@ -176,11 +176,13 @@ def _tensors(file: h5py.File, path: Path) -> dict[str, StoredTensor]:
         if node.external is not None or node.is_virtual:
             raise ValueError(f"{path} keeps {name} in another file: do not trust this preset.")
         bfloat16 = node.attrs.get("dtype") == "bfloat16" or node.dtype == np.dtype("V2")
-        found[name] = StoredTensor(
-            tuple(node.shape),
-            "bfloat16" if bfloat16 else str(node.dtype),
-            lambda: node[...].view(ml_dtypes.bfloat16) if bfloat16 else node[...],
-        )
+        dtype = "bfloat16" if bfloat16 else str(node.dtype)
+        offset = node.id.get_offset()
+        if offset is not None and dtype in FLOAT_DTYPES:
+            found[name] = in_file(path, offset, tuple(node.shape), dtype)
+        else:  # in chunks, or without a value yet
+            read = lambda: node[...].view(ml_dtypes.bfloat16) if bfloat16 else node[...]  # noqa: E731
+            found[name] = StoredTensor(tuple(node.shape), dtype, read)
 
     file.visititems(visit)
     return found

@@ -6,8 +6,6 @@ the format alone: what a model consists of is decided in `presets.py`.
 
 import datetime
 import fnmatch
-import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +16,8 @@ import numpy as np
 from keras_gemma.config import GemmaConfig
 from keras_gemma.storage import keras_layout as layout
 from keras_gemma.storage.files import write_json
-
-_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
-
-
-def parse_size(size: int | float | str) -> int:
-    """Bytes in `"10GB"`, `"512MiB"` or a number of bytes.
-
-    Raises:
-        ValueError: not a size, or not positive.
-    """
-    if isinstance(size, (int, float)) and not isinstance(size, bool) and size > 0:
-        return int(size)
-    match = re.fullmatch(r"\s*([\d.]+)\s*([KMG]?i?B)\s*", str(size), re.IGNORECASE)
-    if match is None or not float(match[1]) > 0:
-        raise ValueError(
-            "`max_shard_size` must be a number of bytes, or a string such as '10GB'. "
-            f"Received: max_shard_size={size!r}"
-        )
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+from keras_gemma.storage.sharding import parse_size as parse_size
+from keras_gemma.storage.sharding import plan_shards, weight_sizes
 
 
 def is_weights_file(name: str) -> bool:
@@ -101,41 +81,6 @@ def write_metadata(folder: Path, config: GemmaConfig) -> None:
         "tasks": ["CausalLM"],
     }
     write_json(folder / layout.METADATA, content)
-
-
-def plan_shards(sizes: dict[str, int], max_shard_size: int) -> list[list[str]]:
-    """Which weights go into which file, in their order: one list a file.
-
-    Args:
-        sizes: bytes of each weight.
-        max_shard_size: bytes that a file may hold.
-
-    Raises:
-        ValueError: one weight alone is larger than a file may be.
-    """
-    name, largest = max(sizes.items(), key=lambda item: item[1])
-    if largest > max_shard_size:
-        raise ValueError(
-            f"`max_shard_size` is smaller than the largest tensor ({name}: {largest} bytes). "
-            f"Received: {max_shard_size} bytes. A number counts bytes; '10GB' is a string."
-        )
-    plan: list[list[str]] = [[]]
-    filled = 0
-    for name, size in sizes.items():
-        if filled + size > max_shard_size:
-            plan.append([])
-            filled = 0
-        plan[-1].append(name)
-        filled += size
-    return plan
-
-
-def weight_sizes(backbone: Any) -> dict[str, int]:
-    """Bytes of each weight of `backbone` in its own dtype."""
-    return {
-        name: math.prod(weight.shape) * _ELEMENT_BYTES[str(weight.dtype)]
-        for name, weight in backbone.named_weights().items()
-    }
 
 
 def write_weights(folder: Path, backbone: Any, max_shard_size: int) -> None:

@@ -1,120 +1,130 @@
-"""From a preset's name to its folder, which Kaggle's and Hugging Face's own clients fetch.
+"""From a preset's name, handle or path to its folder, downloaded if need be.
 
-Knows nothing of what the folders hold. The clients keep what they fetched, so a second call
-needs no network; they are imported when a download is asked for.
+Decides where a preset comes from; `downloads.py` fetches it. Knows nothing of what the folders
+hold.
 """
 
 import difflib
+import logging
+import re
 from pathlib import Path
 
-from keras_gemma.storage.published import KAGGLE_HANDLES
+from keras_gemma.catalogue import Preset, presets
+from keras_gemma.storage import downloads
+from keras_gemma.storage.downloads import Need, NotFetchedError
 
-FILES = ("*.json", "*.safetensors", "*.h5", "tokenizer.model", "assets/*")
-"""What is fetched from a Hugging Face repository: never a pickle, never another format."""
+logger = logging.getLogger(__name__)
+
+KAGGLE = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*){3}(/[1-9]\d*)?")
+HUGGING_FACE = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>\w[\w./-]*))?")
 
 
-def resolve(preset: str | Path) -> Path:
-    """The folder that `preset` names, downloaded if need be.
+def resolve(preset: str | Path, *, text: bool = True, weights: bool = True) -> Path:
+    """The folder that `preset` names, with what a load needs in it.
+
+    Args:
+        preset: a built-in name, a `kaggle://` or `hf://` handle, or a directory.
+        text: whether vocabulary, tokenizer and preprocessor are needed.
+        weights: whether the weights are needed.
 
     Raises:
-        ValueError: no such preset (the nearest names are given), a handle of an unknown kind, or
-            a download that failed.
+        ValueError: no such preset (the nearest names are given), a malformed handle, or a
+            download that failed.
         FileNotFoundError: a path to a folder that does not exist.
         TypeError: neither a string nor a path.
     """
     if not isinstance(preset, (str, Path)):
         raise TypeError(f"`preset` must be a string or a path. Received: preset={preset!r}")
+    need = Need(text, weights)
     name = str(preset)
-    if name.startswith("kaggle://"):
-        return _from_kaggle(name.removeprefix("kaggle://"))
-    if name.startswith("hf://"):
-        return _from_hugging_face(name.removeprefix("hf://"))
-    if "://" in name:
-        raise ValueError(
-            "`preset` handles begin with kaggle:// or hf://; for other sources, download the "
-            f"folder and pass its path. Received: preset={name!r}"
-        )
-    built_in = _built_in().get(name)
-    if built_in is not None:
-        return built_in
+    if "://" in name and isinstance(preset, str):
+        return _from_handle(name, need)
+    if isinstance(preset, str) and name in presets():
+        return _published(presets()[name], need)
     path = Path(preset).expanduser()
     if path.is_dir():
         return path
-    if name in KAGGLE_HANDLES:
-        return _from_kaggle(KAGGLE_HANDLES[name])
     if path.exists():
         raise ValueError(f"`preset` must be a folder, not a file. Received: preset={name!r}")
     if isinstance(preset, Path) or "/" in name or "\\" in name or name.startswith((".", "~")):
         raise FileNotFoundError(
             f"`preset` names a folder that does not exist. Received: preset={name!r}"
         )
-    known = [*_built_in(), *KAGGLE_HANDLES]
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known[:3]
     raise ValueError(
-        f"No preset is called {name!r}. The nearest names are {', '.join(map(repr, near))}; "
+        f"No preset is called {name!r}. The nearest names are {_nearest(name)}; "
         "a kaggle:// or hf:// handle or the path of a folder will do too. "
         f"Received: preset={name!r}"
     )
 
 
-def builtin_names() -> list[str]:
-    """The presets that come with the package, which need no download."""
-    return sorted(_built_in())
-
-
-def _built_in() -> dict[str, Path]:
-    """Name to folder: package data, or the top of a source checkout."""
-    package = Path(__file__).parents[1]
-    roots = [package / "presets"]
-    if (package.parent / "pyproject.toml").is_file():
-        roots.append(package.parent / "presets")
-    return {path.parent.name: path.parent for root in roots for path in root.glob("*/config.json")}
-
-
-def _from_kaggle(handle: str) -> Path:
-    """The folder of `owner/model/framework/variation[/version]` on Kaggle.
-
-    Raises:
-        ValueError: it could not be downloaded; the message says why.
-    """
-    import kagglehub
-    from kagglehub import exceptions
-
+def _from_handle(handle: str, need: Need) -> Path:
+    """The folder behind a `kaggle://` or `hf://` handle, alone or after a built-in name."""
+    twin = _twin(handle) or handle
     try:
-        return Path(kagglehub.model_download(handle))
-    except (
-        OSError,
-        ValueError,
-        exceptions.BackendError,
-        exceptions.CredentialError,
-        exceptions.DataCorruptionError,
-        exceptions.NotFoundError,
-        exceptions.UnauthenticatedError,
-    ) as error:
-        raise _failed(f"kaggle://{handle}", "www.kaggle.com/models", error) from error
+        return _fetch(twin, need)
+    except NotFetchedError as error:
+        raise ValueError(f"Could not download `preset={handle!r}`: {error}.") from error
 
 
-def _from_hugging_face(handle: str) -> Path:
-    """The folder of `owner/model[@revision]` on Hugging Face.
-
-    Raises:
-        ValueError: it could not be downloaded; the message says why.
-    """
-    import huggingface_hub
-
-    repository, _, revision = handle.partition("@")
-    try:
-        folder = huggingface_hub.snapshot_download(
-            repository, revision=revision or None, allow_patterns=list(FILES)
-        )
-    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
-        raise _failed(f"hf://{handle}", "huggingface.co", error) from error
-    return Path(folder)
-
-
-def _failed(handle: str, site: str, error: Exception) -> ValueError:
-    return ValueError(
-        f"Could not download `preset={handle!r}`: {error}. Check the handle, the network, and "
-        f"that your account is logged in and has accepted the model's licence on {site}; or "
-        "download the folder by other means and pass its path."
+def _fetch(handle: str, need: Need) -> Path:
+    scheme, _, rest = handle.partition("://")
+    if scheme == "kaggle":
+        if not KAGGLE.fullmatch(rest) or ".." in rest:
+            raise ValueError(
+                "`preset` must read kaggle://owner/model/framework/variation, or that and "
+                "/version: 'kaggle://keras/gemma2/keras/gemma2_2b_en/2'. "
+                f"Received: preset={handle!r}"
+            )
+        return downloads.from_kaggle(rest, need)
+    if scheme == "hf":
+        match = HUGGING_FACE.fullmatch(rest)
+        if not match or ".." in rest:
+            raise ValueError(
+                "`preset` must read hf://owner/model, or that and @revision, or hf:// and a "
+                "built-in name: 'hf://google/gemma-2-2b', 'hf://gemma2_2b_en'. "
+                f"Received: preset={handle!r}"
+            )
+        return downloads.from_hugging_face(match["repository"], match["revision"] or "", need)
+    raise ValueError(
+        "`preset` handles begin with kaggle:// or hf://; for other sources, download the "
+        f"folder and pass its path. Received: preset={handle!r}"
     )
+
+
+def _twin(handle: str) -> str | None:
+    """For `hf://` and a built-in name, the handle of its twin there."""
+    name, at, revision = handle.removeprefix("hf://").partition("@")
+    if not handle.startswith("hf://") or name not in presets():
+        return None
+    twin = presets()[name].hugging_face_handle
+    if twin is None:
+        raise ValueError(
+            f"{name!r} is not on Hugging Face: it comes with the package. Pass its name alone. "
+            f"Received: preset={handle!r}"
+        )
+    return twin + at + revision
+
+
+def _published(preset: Preset, need: Need) -> Path:
+    """The folder of a built-in name: the package's, a cached one, or a downloaded one."""
+    if preset.has_weights or not (need.text or need.weights):
+        return preset.folder
+    for find in preset.finders().values():
+        if need.is_met(find):
+            return find(downloads.CONFIG).parent
+    reasons = []
+    for handle in preset.finders():
+        try:
+            return _fetch(handle, need)
+        except NotFetchedError as error:
+            logger.info("%s could not be downloaded: %s.", handle, error)
+            reasons.append(f"{handle}: {error}. ")
+    raise ValueError(
+        f"Could not download `preset={preset.name!r}` from either hub; one will do. "
+        + "".join(reasons).strip()
+    )
+
+
+def _nearest(name: str) -> str:
+    near = difflib.get_close_matches(name, presets(), n=3, cutoff=0.5) or list(presets())[:3]
+    return ", ".join(map(repr, near))

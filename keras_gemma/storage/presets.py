@@ -4,22 +4,22 @@ Decides which format a folder has and what each class is made of. Knows no file 
 (`keras_preset.py`, `hugging_face.py`, `keras_writer.py`) and no task: classes are handed in.
 """
 
-import inspect
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from keras_gemma.backend import uninitialized
+from keras_gemma.catalogue import presets
 from keras_gemma.config import GemmaConfig
-from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.storage import checkpoint, hugging_face, keras_preset, keras_writer
 from keras_gemma.storage import keras_layout as layout
-from keras_gemma.storage.files import read_json, replacing, write_json
+from keras_gemma.storage.arguments import check_arguments, kind_of, take
+from keras_gemma.storage.files import read_json, replacing, within, write_json
 from keras_gemma.storage.locate import resolve
-from keras_gemma.text.preprocessor import GemmaPreprocessor
-from keras_gemma.text.tokenizer import GemmaTokenizer
 
 CONFIG = "config.json"
+READ_SUFFIXES = (".json", ".h5", ".safetensors", ".model", ".spm")
+"""What files of a preset are ever read."""
 
 
 def load(
@@ -35,8 +35,8 @@ def load(
         cls: a backbone, tokenizer, preprocessor or task class, or a subclass of one.
         preset: a built-in name, a `kaggle://` or `hf://` handle, or a directory.
         load_weights: False leaves the weights as initialised, and needs no weights file.
-        dtype: the model's dtype or dtype policy. None keeps what a Keras preset says, and takes
-            Keras's own policy for a Hugging Face checkpoint.
+        dtype: the model's dtype or dtype policy. None keeps what a Keras preset or a built-in
+            name says, and takes Keras's own policy for a Hugging Face checkpoint.
         **kwargs: arguments of `cls`, or of the parts it is made of, that replace the preset's.
 
     Raises:
@@ -50,10 +50,17 @@ def load(
         "preprocessor": _make_preprocessor,
         "task": _make_task,
     }
-    make = makers[_kind(cls)]
-    _check_arguments(cls, kwargs)
-    folder = resolve(preset)
-    return make(cls, folder, _reader(folder), load_weights, dtype, kwargs)
+    kind = kind_of(cls)
+    check_arguments(cls, load_weights, dtype, kwargs)
+    text = kind in ("tokenizer", "preprocessor") or (
+        kind == "task" and "preprocessor" not in kwargs
+    )
+    model = kind == "backbone" or (kind == "task" and "backbone" not in kwargs)
+    folder = resolve(preset, text=text, weights=model and load_weights)
+    if dtype is None and model and isinstance(preset, str) and preset in presets():
+        dtype = presets()[preset].dtype  # the same from either hub
+    _check_links(folder)
+    return makers[kind](cls, folder, reader_of(folder), load_weights, dtype, kwargs)
 
 
 def save(item: Any, preset_dir: str | Path, max_shard_size: int | str = "10GB") -> None:
@@ -72,7 +79,7 @@ def save(item: Any, preset_dir: str | Path, max_shard_size: int | str = "10GB") 
             `max_shard_size`.
         TypeError: `item` has no place in a preset.
     """
-    kind = _kind(type(item))
+    kind = kind_of(type(item))
     limit = keras_writer.parse_size(max_shard_size)
     backbone = {"task": getattr(item, "backbone", None), "backbone": item}.get(kind)
     preprocessor = {"task": getattr(item, "preprocessor", None), "preprocessor": item}.get(kind)
@@ -100,7 +107,7 @@ def save(item: Any, preset_dir: str | Path, max_shard_size: int | str = "10GB") 
             keras_writer.write_weights(folder, backbone, limit)
 
 
-def _reader(folder: Path) -> ModuleType:
+def reader_of(folder: Path) -> ModuleType:
     """The module that reads the format of `folder`."""
     path = folder / CONFIG
     if not path.is_file():
@@ -124,58 +131,11 @@ def _reader(folder: Path) -> ModuleType:
     )
 
 
-def _kind(cls: type) -> str:
-    """What part of a preset `cls` is made from."""
-    if issubclass(cls, GemmaBackbone):
-        return "backbone"
-    if issubclass(cls, GemmaTokenizer):
-        return "tokenizer"
-    if issubclass(cls, GemmaPreprocessor):
-        return "preprocessor"
-    if hasattr(cls, "backbone_cls") and hasattr(cls, "preprocessor_cls"):
-        return "task"
-    raise TypeError(
-        "A preset holds a backbone, a tokenizer, a preprocessor or a task. "
-        f"Received: {cls.__module__}.{cls.__qualname__}"
-    )
-
-
-def _arguments(cls: type) -> set[str]:
-    """The names that the constructors of `cls` take, down to Keras's own."""
-    names = {"name", "trainable"}
-    for base in cls.__mro__:
-        if base.__module__.split(".")[0] == "keras":
-            break
-        if "__init__" in vars(base):
-            parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
-            names |= {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-    return names
-
-
-def _parts(cls: type) -> list[type]:
-    """`cls` and the classes of what its constructor takes, the outermost first."""
-    parts = [cls]
-    for attribute in ("backbone_cls", "preprocessor_cls", "tokenizer_cls"):
-        part = getattr(cls, attribute, None)
-        if part is not None and _kind(cls) in ("task", "preprocessor"):
-            parts += _parts(part)
-    return parts
-
-
-def _check_arguments(cls: type, kwargs: dict[str, Any]) -> None:
-    """Raise for arguments that neither `cls` nor a part of it has, or that replaced parts had."""
-    accepted = set().union(*map(_arguments, _parts(cls)))
-    unknown = sorted(set(kwargs) - accepted)
-    if unknown:
-        raise ValueError(
-            f"`{cls.__name__}.from_preset` received arguments that it does not have: "
-            f"{', '.join(unknown)}. It has {', '.join(sorted(accepted))}."
-        )
-
-
-def _take(cls: type, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Remove from `kwargs`, and return, the arguments of `cls`."""
-    return {name: kwargs.pop(name) for name in _arguments(cls) & set(kwargs)}
+def _check_links(folder: Path) -> None:
+    """Raise where a file that may be read is a link out of `folder`."""
+    for path in (*folder.iterdir(), folder / layout.VOCABULARY):
+        if path.suffix in READ_SUFFIXES:
+            within(folder, path)
 
 
 def _make_backbone(
@@ -192,7 +152,7 @@ def _make_backbone(
     config = GemmaConfig.from_dict(arguments)
     if not load_weights:
         return cls(**arguments)
-    places = reader.weight_places(config)
+    places = reader.weight_places(config, folder)
     with reader.open_weights(folder) as stored:
         checkpoint.check(stored, places, folder, ignored=reader.IGNORED_TENSORS)
         with uninitialized():
@@ -223,7 +183,7 @@ def _make_preprocessor(
     dtype: Any,
     kwargs: dict[str, Any],
 ) -> Any:
-    arguments = {**(reader.read_preprocessor(folder) or {}), **_take(cls, kwargs)}
+    arguments = {**(reader.read_preprocessor(folder) or {}), **take(cls, kwargs)}
     if dtype is not None:
         arguments["dtype"] = dtype
     if "tokenizer" not in arguments:
@@ -240,14 +200,8 @@ def _make_task(
     dtype: Any,
     kwargs: dict[str, Any],
 ) -> Any:
-    arguments = _take(cls, kwargs)
-    for_backbone = _take(cls.backbone_cls, kwargs)
-    for part, given in (("backbone", for_backbone), ("preprocessor", kwargs)):
-        if part in arguments and given:
-            raise ValueError(
-                f"`{part}=` was passed, so {', '.join(sorted(given))} cannot apply. "
-                f"Set them on the {part} itself."
-            )
+    arguments = take(cls, kwargs)
+    for_backbone = take(cls.backbone_cls, kwargs)
     if "preprocessor" not in arguments:
         described = reader.read_preprocessor(folder) is not None or kwargs
         arguments["preprocessor"] = (

@@ -2,11 +2,13 @@
 
 A table of contents:
 
-    tokenizer.py      the vocabulary: strings to ids, ids to strings
+    tokenizer.py      the layer: strings to ids, ids to strings
+    pieces.py         the vocabulary itself: control tokens in a text, or none
     preprocessor.py   ids to what models read: start and end tokens, padding, masks, labels
     batches.py        strings on their way into `fit`, in every container
     model_of_text.py  a Keras model whose `fit`, `evaluate` and `predict` take strings
     vocabulary.py     a new SentencePiece vocabulary with Gemma's special ids
+    chat_template.py  Gemma's turns in Jinja, for models that leave this package
     reading.py        what people hand over as texts or ids
 """
 

@@ -1,7 +1,7 @@
 """Text to what models read: ids with start and end tokens, padded, with masks and labels.
 
-One start token, always: rendered chat templates begin with the literal `<bos>`, and it becomes
-the start token instead of standing after a second one. Knows no model and no sampler.
+Control tokens written in a text are tokens, so a `<bos>` at its beginning, as in rendered chat
+templates, is the start token: none is added before it. Knows no model and no sampler.
 """
 
 from typing import Any
@@ -23,8 +23,9 @@ class GemmaPreprocessor(Presettable, keras.layers.Layer):
         tokenizer: a `GemmaTokenizer`. Its own `sequence_length`, `add_bos` and `add_eos` are
             not used here.
         sequence_length: tokens a row, S. Longer texts are cut, shorter ones padded on the right.
-        add_start_token: whether a row begins with `<bos>`.
-        add_end_token: whether a row ends with `<eos>`, which is kept where a text is cut.
+        add_start_token: whether a row begins with `<bos>`; one written there is not doubled.
+        add_end_token: whether a row ends with `<eos>`, which is kept where a text is cut; one
+            written there is not doubled.
         **kwargs: `name`, `dtype` and `trainable`, as of every Keras layer.
 
     Call arguments:
@@ -117,19 +118,15 @@ class GemmaPreprocessor(Presettable, keras.layers.Layer):
                 "`sequence_length` must leave room for the start and the end token. "
                 f"Received: sequence_length={length}"
             )
-        rows = [ids[: length - len(end)] + end for ids in self._encode(texts)]
+        rows = [ids[: length - len(end)] for ids in self._encode(texts)]
+        rows = [ids if ids[-1:] == end else ids + end for ids in rows]
         return self._batch(rows, length, batched)
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         """The ids of each text, with one start token where it is due, and no end token."""
-        start = self.tokenizer.start_token
-        rows = self.tokenizer.encode([text.removeprefix(start) for text in texts])
-        return [
-            [self.tokenizer.start_token_id, *ids]
-            if self.add_start_token or text.startswith(start)
-            else ids
-            for text, ids in zip(texts, rows, strict=True)
-        ]
+        rows = self.tokenizer.encode(texts)
+        start = [self.tokenizer.start_token_id] if self.add_start_token else []
+        return [ids if ids[:1] == start else start + ids for ids in rows]
 
     def _batch(self, rows: list[list[int]], length: int, batched: bool) -> dict[str, Any]:
         ids, mask = pad_rows(rows, length, self.tokenizer.pad_token_id)

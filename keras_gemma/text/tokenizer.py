@@ -5,22 +5,19 @@ Works on the host with numpy alone, whatever the backend. Knows neither prompts 
 """
 
 import base64
-import binascii
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-import sentencepiece
 
 from keras_gemma import tf_data
 from keras_gemma.presettable import Presettable
+from keras_gemma.text.pieces import Pieces, decode_base64, read_proto
 from keras_gemma.text.reading import as_str, pad_rows, read_ids, read_texts
 
 VOCABULARY_FILE = "vocabulary.spm"
-LONGEST_PATH = 2048
-"""A longer `proto` string is no path but a vocabulary in base64."""
 
 
 @keras.saving.register_keras_serializable(package="keras_gemma")
@@ -54,6 +51,8 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
     tokenizer("The quick brown fox.")               # numpy int32 [T]
     tokenizer(["The quick brown fox.", "It ran."])  # a list of two such arrays
     tokenizer.detokenize(tokenizer("It ran."))      # "It ran."
+    tokenizer("<bos>")                              # [2]
+    tokenizer.tokenize("<bos>", parse_special=False)  # the ids of five characters
     ```
     """
 
@@ -94,24 +93,23 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
         self.end_of_turn_token_id = None
         if proto is None:
             return
-        proto = _read_proto(proto)
-        pieces = _parse_proto(proto)
+        pieces = Pieces(read_proto(proto))
         for token in self.special_tokens:
-            if _id_or_none(pieces, token) is None:
+            if pieces.id_or_none(token) is None:
                 raise ValueError(
                     f"`proto` must hold the special tokens {self.special_tokens}, but {token!r} "
                     "is missing. Give Gemma's own vocabulary, or one of `train_vocabulary`. "
-                    f"Received: a vocabulary of {pieces.vocab_size()} pieces"
+                    f"Received: a vocabulary of {pieces.size} pieces"
                 )
-        self.proto = proto
+        self.proto = pieces.proto
         self._pieces = pieces
-        self.start_token_id = _id_or_none(pieces, self.start_token)
-        self.end_token_id = _id_or_none(pieces, self.end_token)
-        self.pad_token_id = _id_or_none(pieces, self.pad_token)
-        self.end_of_turn_token_id = _id_or_none(pieces, "<end_of_turn>")
+        self.start_token_id = pieces.id_or_none(self.start_token)
+        self.end_token_id = pieces.id_or_none(self.end_token)
+        self.pad_token_id = pieces.id_or_none(self.pad_token)
+        self.end_of_turn_token_id = pieces.id_or_none("<end_of_turn>")
 
     @property
-    def _vocabulary(self) -> sentencepiece.SentencePieceProcessor:
+    def _vocabulary(self) -> Pieces:
         self._check_vocabulary()
         return self._pieces
 
@@ -124,11 +122,11 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
 
     def vocabulary_size(self) -> int:
         """The number of token ids, V."""
-        return self._vocabulary.vocab_size()
+        return self._vocabulary.size
 
     def get_vocabulary(self) -> list[str]:
         """All pieces, in the order of their ids. A space is written `▁`."""
-        return self._vocabulary.id_to_piece(list(range(self.vocabulary_size())))
+        return self._vocabulary.names()
 
     def id_to_token(self, id: int) -> str:
         """The piece of an id; ValueError where the id is out of range."""
@@ -137,11 +135,11 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
                 f"`id` must be in the vocabulary's range [0, {self.vocabulary_size()}). "
                 f"Received: id={id}"
             )
-        return self._vocabulary.id_to_piece(int(id))
+        return self._vocabulary.processor.id_to_piece(int(id))
 
     def token_to_id(self, token: str | bytes) -> int:
         """The id of a piece; the id of `<unk>` where the vocabulary has no such piece."""
-        return self._vocabulary.piece_to_id(as_str(token))
+        return self._vocabulary.processor.piece_to_id(as_str(token))
 
     @property
     def special_tokens(self) -> list[str]:
@@ -163,41 +161,61 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
 
     # Strings to ids.
 
-    def __call__(self, inputs: Any) -> Any:
+    def __call__(self, inputs: Any, parse_special: bool = True) -> Any:
         """`tokenize`. Strings are no tensors, so nothing of Keras's own call applies."""
-        return self.call(inputs)
+        return self.call(inputs, parse_special)
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: Any, parse_special: bool = True) -> Any:
         """`tokenize`."""
-        return self.tokenize(inputs)
+        return self.tokenize(inputs, parse_special)
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """The bare ids of each text, without `<bos>`, `<eos>` or padding."""
-        return self._vocabulary.encode(list(texts), out_type=int)
+    def encode(self, texts: Sequence[str], parse_special: bool = True) -> list[list[int]]:
+        """The bare ids of each text, without the `<bos>`, `<eos>` and padding of `tokenize`.
 
-    def tokenize(self, inputs: Any) -> Any:
+        Args:
+            texts: a list, tuple or 1-D array of strings.
+            parse_special: as in `tokenize`.
+
+        Raises:
+            TypeError: something else than a list of strings.
+            ValueError: no vocabulary yet.
+        """
+        vocabulary = self._vocabulary
+        _check_flag("parse_special", parse_special)
+        texts, batched = read_texts(texts)
+        if not batched:
+            raise TypeError(f"`texts` must be a list of strings. Received: texts={texts[0]!r:.80}")
+        return vocabulary.encode(texts, parse_special)
+
+    def tokenize(self, inputs: Any, parse_special: bool = True) -> Any:
         """The ids of one text or of many.
+
+        Control tokens written in a text, such as `<start_of_turn>` or `<bos>`, become their ids.
+        Pass `parse_special=False` for text of which that is not wanted, such as what a user
+        typed: no text gives the id of a control token then.
 
         Args:
             inputs: a string, or a list, tuple or 1-D array of B strings; also string tensors,
                 inside `tf.data.Dataset.map` too.
+            parse_special: False reads the names of control tokens as plain text.
 
         Returns:
             int [T] for one string; for many a list of B such arrays, or one int
             [B, sequence_length] where `sequence_length` is set.
 
         Raises:
-            TypeError: something else than strings.
+            TypeError: something else than strings, or `parse_special` is no bool.
             ValueError: no vocabulary yet, an array of two or more dimensions, or in
                 `Dataset.map` a batch without a `sequence_length`.
         """
-        self._check_vocabulary()
+        vocabulary = self._vocabulary
+        _check_flag("parse_special", parse_special)
         if tf_data.is_symbolic(inputs):
-            return self._tokenize_symbolic(inputs)
+            return self._tokenize_symbolic(inputs, parse_special)
         texts, batched = read_texts(inputs)
         start = [self.start_token_id] if self.add_bos else []
         end = [self.end_token_id] if self.add_eos else []
-        rows = [start + ids + end for ids in self.encode(texts)]
+        rows = [start + ids + end for ids in vocabulary.encode(texts, parse_special)]
         if self.sequence_length is None:
             rows = [np.array(ids, self.compute_dtype) for ids in rows]
         else:
@@ -206,7 +224,7 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
             rows = rows.astype(self.compute_dtype)
         return rows if batched else rows[0]
 
-    def _tokenize_symbolic(self, inputs: Any) -> Any:
+    def _tokenize_symbolic(self, inputs: Any, parse_special: bool) -> Any:
         if inputs.shape.rank != 0 and self.sequence_length is None:
             raise ValueError(
                 "A batch of strings in `Dataset.map` needs ids of one length: create the "
@@ -214,35 +232,40 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
                 f"Received: inputs={inputs}"
             )
         signature = keras.KerasTensor((self.sequence_length,), self.compute_dtype)
-        return tf_data.map_numpy(self.tokenize, inputs, signature)
+        return tf_data.map_numpy(lambda x: self.tokenize(x, parse_special), inputs, signature)
 
     # Ids to strings.
 
-    def detokenize(self, inputs: Any) -> str | list[str]:
-        """The text of one sequence of ids, or of many.
+    def detokenize(self, inputs: Any, skip_special_tokens: bool | None = None) -> str | list[str]:
+        """The text of one sequence of ids, or of many. Bytes that are not UTF-8 are U+FFFD.
 
         Args:
             inputs: an id, a 1-D list or array of them, a 2-D array, or a list of 1-D lists or
                 arrays of any lengths. Arrays may be tensors of any framework.
+            skip_special_tokens: True writes all control tokens as nothing, False writes all by
+                their names. None does what SentencePiece and KerasHub do: `<bos>`, `<eos>` and
+                `<pad>` are nothing, `<unk>` is ` ⁇ `, and `<start_of_turn>` is its name.
 
         Returns:
-            a string, or a list of strings for 2-D inputs. `<bos>`, `<eos>` and `<pad>` are
-            written as nothing, bytes that are not UTF-8 as U+FFFD.
+            a string, or a list of strings for 2-D inputs. Of ids from `tokenize`, it is the very
+            text where `skip_special_tokens` is False, or the text was not parsed.
 
         Raises:
             ValueError: an id out of range, or more than two dimensions.
-            TypeError: ids that are not integers.
+            TypeError: ids that are not integers, or `skip_special_tokens` is no bool.
         """
         vocabulary = self._vocabulary
+        if skip_special_tokens is not None:
+            _check_flag("skip_special_tokens", skip_special_tokens)
         rows, batched = read_ids(inputs)
         for row in rows:
-            wrong = row[(row < 0) | (row >= vocabulary.vocab_size())]
+            wrong = row[(row < 0) | (row >= vocabulary.size)]
             if wrong.size:
                 raise ValueError(
                     "`inputs` must be ids in the vocabulary's range "
-                    f"[0, {vocabulary.vocab_size()}). Received: {wrong[:10].tolist()}"
+                    f"[0, {vocabulary.size}). Received: {wrong[:10].tolist()}"
                 )
-        texts = [vocabulary.decode(row.tolist()) if row.size else "" for row in rows]
+        texts = [vocabulary.decode(row.tolist(), skip_special_tokens) for row in rows]
         return texts if batched else texts[0]
 
     # Saving.
@@ -263,7 +286,7 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
         """The tokenizer of a `get_config`. A stored config may hold a vocabulary, but no path."""
         proto = config.get("proto")
         if isinstance(proto, str):
-            config = {**config, "proto": _decode_base64(proto)}
+            config = {**config, "proto": decode_base64(proto)}
         return super().from_config(config)
 
     def save_assets(self, dir_path: str | Path) -> None:
@@ -280,53 +303,6 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
         self.load_assets(Path(preset_dir, "assets", "tokenizer"))
 
 
-def _read_proto(proto: str | Path | bytes) -> bytes:
-    """The bytes of a vocabulary given as a path, bytes or a base64 string."""
-    if isinstance(proto, bytes):
-        return proto
-    if not isinstance(proto, str | Path):
-        raise TypeError(
-            "`proto` must be a path, bytes, a base64 string or None. "
-            f"Received: proto of type {type(proto).__name__}"
-        )
-    if isinstance(proto, str) and len(proto) > LONGEST_PATH:
-        return _decode_base64(proto)
-    path = Path(proto)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"No vocabulary file at `proto`. Give the path of a {VOCABULARY_FILE} or "
-            f"tokenizer.model. Received: proto={str(proto)!r}"
-        )
-    return path.read_bytes()
-
-
-def _decode_base64(proto: str) -> bytes:
-    try:
-        return base64.b64decode(proto, validate=True)
-    except binascii.Error as error:
-        raise ValueError(
-            "`proto` is no vocabulary in base64. Give a path to the constructor, not to a config. "
-            f"Received: proto={proto[:40]!r} ({len(proto)} characters)"
-        ) from error
-
-
-def _parse_proto(proto: bytes) -> sentencepiece.SentencePieceProcessor:
-    try:
-        if proto:
-            return sentencepiece.SentencePieceProcessor(model_proto=proto)
-    except RuntimeError as error:
-        raise _no_model(proto) from error
-    raise _no_model(proto)
-
-
-def _id_or_none(pieces: sentencepiece.SentencePieceProcessor, token: str) -> int | None:
-    id = pieces.piece_to_id(token)
-    return id if pieces.id_to_piece(id) == token else None
-
-
-def _no_model(proto: bytes) -> ValueError:
-    return ValueError(
-        "`proto` must be a SentencePiece model, such as the file vocabulary.spm or "
-        "tokenizer.model of a Gemma checkpoint. "
-        f"Received: {len(proto)} bytes that begin with {proto[:16]!r}"
-    )
+def _check_flag(name: str, value: bool) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"`{name}` must be True or False. Received: {name}={value!r}")

@@ -23,8 +23,8 @@ LINE_LENGTH = 1000  # characters; SentencePiece skips lines of more than 4192 by
 def train_vocabulary(texts: Iterable[str], vocabulary_size: int) -> bytes:
     """A byte-pair vocabulary learned from `texts`.
 
-    Text → ids → text is exact for all Unicode text, except that SentencePiece writes the space as
-    U+2581 (▁), so a literal ▁ comes back as a space.
+    Text → ids → text is exact for all Unicode text. SentencePiece itself writes the space as
+    U+2581 (▁) and reads a literal ▁ as a space; `GemmaTokenizer` keeps it, as bytes.
 
     Args:
         texts: the corpus, in pieces of any length.

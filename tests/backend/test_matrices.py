@@ -86,7 +86,7 @@ def test_packing_takes_bfloat16():
 @pytest.mark.parametrize(("shape", "kind"), [((8, 4608), "matrix"), ((7,), "norm")], ids=str)
 def test_assign(shape, kind, stored, given):
     weight = normal(*shape, dtype="bfloat16")
-    packed = backend.pack(weight.astype(getattr(ml_dtypes, given, given)), kind)
+    packed = backend.pack(weight.astype(getattr(ml_dtypes, given, given)), kind, stored)
     for scope in (contextlib.nullcontext, backend.uninitialized):
         with scope():
             variable = keras.Variable(

@@ -1,13 +1,12 @@
 """The published models: their shapes and how many parameters they have."""
 
 GEMMA = {"vocabulary_size": 256_000, "head_dim": 256}
-GEMMA2 = GEMMA | {
-    "use_post_ffw_norm": True,
-    "use_post_attention_norm": True,
+CAPS_AND_WINDOW = {
     "attention_logit_soft_cap": 50.0,
     "final_logit_soft_cap": 30.0,
     "use_sliding_window_attention": True,
 }
+GEMMA2 = GEMMA | CAPS_AND_WINDOW | {"use_post_ffw_norm": True, "use_post_attention_norm": True}
 
 
 def sizes(layers: int, heads: int, kv_heads: int, hidden: int, feed_forward: int) -> dict[str, int]:
@@ -31,8 +30,5 @@ PUBLISHED = {
         | {"head_dim": 128, "query_head_dim_normalize": False},
         27_227_128_320,
     ),
-    "vaultgemma_1b": (
-        GEMMA | sizes(26, 4, 4, 1152, 6912) | {"use_sliding_window_attention": True},
-        1_038_741_120,
-    ),
+    "vaultgemma_1b": (GEMMA | CAPS_AND_WINDOW | sizes(26, 4, 4, 1152, 6912), 1_038_741_120),
 }

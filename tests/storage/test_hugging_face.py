@@ -10,7 +10,8 @@ from keras import ops
 
 from keras_gemma.config import GemmaConfig
 from keras_gemma.model.backbone import GemmaBackbone
-from keras_gemma.storage import hugging_face
+from keras_gemma.storage import checkpoint, hugging_face
+from keras_gemma.storage.tokenizer_json import write_tokenizer_json
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
 from keras_gemma.text.tokenizer import GemmaTokenizer
 from tests.configurations import CONFIGURATIONS
@@ -18,11 +19,8 @@ from tests.storage.conftest import IDS, Task, assert_close, outputs
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data" / "gemma-2b-it"
 
-# Gemma without post norms and with a window is VaultGemma, a third architecture of transformers.
-NAMES = [name for name in CONFIGURATIONS if name != "vaultgemma"]
 
-
-def make_transformers_model(configuration):
+def make_transformers_model(configuration, model_type=None):
     import torch
     import transformers
 
@@ -38,16 +36,23 @@ def make_transformers_model(configuration):
         "rms_norm_eps": config.layer_norm_epsilon,
         "attn_implementation": "eager",
     }
-    if config.use_post_attention_norm:
-        model = transformers.Gemma2ForCausalLM(
-            transformers.Gemma2Config(
-                **sizes,
-                query_pre_attn_scalar=round(config.query_scale**-2),
-                attn_logit_softcapping=config.attention_logit_soft_cap,
-                final_logit_softcapping=config.final_logit_soft_cap,
-                sliding_window=config.sliding_window_size,
-            )
-        )
+    layers = range(config.num_layers)
+    kinds = ["sliding_attention" if config.is_local(i) else "full_attention" for i in layers]
+    more = {
+        "query_pre_attn_scalar": round(config.query_scale**-2),
+        "attn_logit_softcapping": config.attention_logit_soft_cap,
+        "final_logit_softcapping": config.final_logit_soft_cap,
+        "sliding_window": config.sliding_window_size,
+        "layer_types": kinds,
+    }
+    if model_type is None and config.use_post_attention_norm:
+        model_type = "gemma2"
+    elif model_type is None and config.use_sliding_window_attention:
+        model_type = "vaultgemma"
+    if model_type == "gemma2":
+        model = transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**sizes, **more))
+    elif model_type == "vaultgemma":
+        model = transformers.VaultGemmaForCausalLM(transformers.VaultGemmaConfig(**sizes, **more))
     else:
         model = transformers.GemmaForCausalLM(transformers.GemmaConfig(**sizes))
     generator = torch.Generator().manual_seed(0)
@@ -67,12 +72,36 @@ def transformers_outputs(model):
         return [hidden.numpy(), model(ids).logits.numpy()]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_reads_what_transformers_writes(name, tmp_path):
     model = make_transformers_model(CONFIGURATIONS[name])
     model.save_pretrained(tmp_path)
     backbone = GemmaBackbone.from_preset(tmp_path)
     assert backbone.config == GemmaConfig(**CONFIGURATIONS[name])
+    assert_close(outputs(backbone), transformers_outputs(model))
+
+
+def test_layers_that_all_see_everything(tmp_path):
+    configuration = CONFIGURATIONS["gemma2_grouped"] | {"use_sliding_window_attention": False}
+    model = make_transformers_model(configuration, "gemma2")
+    model.save_pretrained(tmp_path)
+    backbone = GemmaBackbone.from_preset(tmp_path)
+    assert not backbone.config.use_sliding_window_attention
+    assert_close(outputs(backbone), transformers_outputs(model))
+
+
+def test_vaultgemma_as_published(tmp_path):
+    """Without caps and windows it computes what Gemma 1 does, from tensors of other names."""
+    configuration = CONFIGURATIONS["gemma1_multi_head"]
+    model = make_transformers_model(configuration, "vaultgemma")
+    model.save_pretrained(tmp_path)
+    config = GemmaConfig.from_dict(hugging_face.read_backbone(tmp_path))
+    assert config == GemmaConfig(**configuration)
+    places = hugging_face.weight_places(config, tmp_path)
+    with hugging_face.open_weights(tmp_path) as stored:
+        checkpoint.check(stored, places, tmp_path, ignored=hugging_face.IGNORED_TENSORS)
+        backbone = GemmaBackbone(**configuration)
+        checkpoint.stream(stored, places, backbone.named_weights())
     assert_close(outputs(backbone), transformers_outputs(model))
 
 
@@ -126,10 +155,20 @@ def test_the_published_configuration():
 
 def test_the_vocabulary_and_the_whole_task(tiny_proto, tmp_path):
     make_transformers_model(CONFIGURATIONS["gemma2_grouped"]).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"looked for tokenizer\.model.*preprocessor=None"):
+    with pytest.raises(
+        ValueError, match=r"looked for tokenizer\.model and tokenizer\.json.*preprocessor=None"
+    ):
         Task.from_preset(tmp_path)
     assert Task.from_preset(tmp_path, preprocessor=None).preprocessor is None
-    (tmp_path / "tokenizer.model").write_bytes(tiny_proto)
+    content = write_tokenizer_json(tiny_proto)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    ours, expected = GemmaTokenizer.from_preset(tmp_path), GemmaTokenizer(tiny_proto)
+    assert ours.get_vocabulary() == expected.get_vocabulary()
+    assert ours.encode(["to be\n\n  or"]) == expected.encode(["to be\n\n  or"])
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content)[:-99])
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not valid JSON"):
+        GemmaTokenizer.from_preset(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(tiny_proto)  # which is the one to be read, then
     assert GemmaTokenizer.from_preset(tmp_path).proto == tiny_proto
     assert GemmaCausalLMPreprocessor.from_preset(tmp_path).sequence_length == 1024
     task = Task.from_preset(tmp_path, sequence_length=7, load_weights=False)
@@ -169,6 +208,17 @@ def test_settings_become_arguments(tmp_path):
     assert config.attention_logit_soft_cap is None
     assert config.final_logit_soft_cap == 30.0
     assert not read(tmp_path, **GEMMA2, sliding_window=None).use_sliding_window_attention
+    everything = ["full_attention"] * 4
+    assert not read(tmp_path, **GEMMA2, layer_types=everything).use_sliding_window_attention
+
+    vault = GEMMA2 | {"model_type": "vaultgemma"}
+    config = read(tmp_path, **vault, sliding_window=512, layer_types=ALTERNATING)
+    assert not config.use_post_ffw_norm and not config.use_post_attention_norm
+    assert config.use_sliding_window_attention and config.sliding_window_size == 512
+    assert (config.attention_logit_soft_cap, config.final_logit_soft_cap) == (50.0, 30.0)
+    caps = {"attn_logit_softcapping": None, "final_logit_softcapping": None}
+    config = read(tmp_path, **vault, **caps, layer_types=everything)
+    assert config == read(tmp_path, **GEMMA)
 
 
 def test_query_scalars(tmp_path):
@@ -199,8 +249,13 @@ def test_settings_that_say_nothing_new(harmless, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model_type": "llama"}, "model_type 'llama'.*'gemma' and 'gemma2'"),
+        ({"model_type": "llama"}, "model_type 'llama'.*'gemma', 'gemma2', 'vaultgemma'"),
+        ({"model_type": None}, "model_type None"),
         ({"head_dim": "absent", "vocab_size": None}, "lacks vocab_size, head_dim"),
+        (
+            {"head_dim": "16", "hidden_size": 3.5},
+            "no positive integers: hidden_size=3.5, head_dim='16'",
+        ),
         ({"head_dim": 15, "query_pre_attn_scalar": 15}, "head_dim=15"),
         ({"hidden_activation": "silu"}, "hidden_activation='silu'"),
         ({"attention_bias": True}, "attention_bias=True"),
@@ -211,7 +266,11 @@ def test_settings_that_say_nothing_new(harmless, tmp_path):
         ({"rope_scaling": {"type": "linear", "factor": 8}}, "rope_scaling=.*linear"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 5.0}}, "rope_parameters="),
         ({"layer_types": ALTERNATING[::-1]}, "layer_types=.*sliding_attention first"),
-        ({"layer_types": ["full_attention"] * 4}, "layer_types="),
+        ({"layer_types": ["sliding_attention"] * 4}, "layer_types="),
+        ({"layer_types": ["full_attention"] * 3}, "layer_types="),
+        ({"layer_types": "full_attention"}, "layer_types='full_attention'"),
+        ({"rope_scaling": "linear"}, "rope_scaling='linear'"),
+        ({"query_pre_attn_scalar": "16"}, "query_pre_attn_scalar '16'"),
     ],
 )
 def test_settings_the_model_cannot_express(settings, message, tmp_path):

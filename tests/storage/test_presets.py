@@ -1,13 +1,13 @@
 """Names and folders, and which object comes out of them."""
 
-import huggingface_hub
-import kagglehub
-import numpy as np
+import shutil
+
+import keras
 import pytest
 
+from keras_gemma import catalogue
 from keras_gemma.model.backbone import GemmaBackbone
-from keras_gemma.storage import builtin_names, resolve
-from keras_gemma.storage.published import KAGGLE_HANDLES
+from keras_gemma.storage import resolve
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor, GemmaPreprocessor
 from keras_gemma.text.tokenizer import GemmaTokenizer
 from tests.configurations import GEMMA1
@@ -137,46 +137,54 @@ def test_folders_that_are_no_preset(tmp_path):
         GemmaBackbone.from_preset(tmp_path / "missing")
 
 
-def test_published_names_are_fetched_from_kaggle(preset, monkeypatch):
-    fetched = []
-    monkeypatch.setattr(kagglehub, "model_download", lambda h: fetched.append(h) or str(preset))
-    assert resolve("gemma2_instruct_27b_en") == preset
-    assert resolve("kaggle://me/gemma/keras/mine/2") == preset
-    assert fetched == ["keras/gemma2/keras/gemma2_instruct_27b_en/3", "me/gemma/keras/mine/2"]
-    assert len(KAGGLE_HANDLES) == 23
-
-
-def test_hugging_face_handles(preset, monkeypatch):
-    fetched = []
-
-    def download(repository, revision, allow_patterns):
-        assert not any(pattern.endswith(".bin") for pattern in allow_patterns)
-        fetched.append((repository, revision))
-        return str(preset)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert np.isclose(GemmaBackbone.from_preset("hf://google/gemma-2b").config.head_dim, 8)
-    resolve("hf://google/gemma-2b@abc")
-    assert fetched == [("google/gemma-2b", None), ("google/gemma-2b", "abc")]
+def test_built_in_weights_need_no_hub():
+    for name, preset in catalogue.presets().items():
+        if preset.has_weights:
+            assert resolve(name) == preset.folder
 
 
 @pytest.mark.parametrize(
-    ("module", "function", "preset_name"),
+    ("cls", "arguments", "error", "message"),
     [
-        (kagglehub, "model_download", "kaggle://keras/gemma/keras/gemma_2b_en"),
-        (huggingface_hub, "snapshot_download", "hf://google/gemma-2b"),
+        (GemmaBackbone, {"dtype": "nonsense"}, ValueError, "such as 'bfloat16'.*dtype='nonsense'"),
+        (Task, {"dtype": 3}, ValueError, "dtype=3"),
+        (Task, {"dtype": "int32"}, ValueError, "floating point.*dtype='int32'"),
+        (GemmaTokenizer, {"dtype": "nonsense"}, ValueError, "dtype='nonsense'"),
+        (GemmaBackbone, {"load_weights": "no"}, TypeError, "load_weights='no'"),
+        (Task, {"load_weights": 0}, TypeError, "True or False. Received: load_weights=0"),
+        (Task, {"preprocessor": None, "sequence_length": 3}, ValueError, "sequence_length cannot"),
+        (Task, {"backbone": None, "dropout": 0.1}, ValueError, "so dropout cannot apply"),
+        (Task, {"backbone": None, "dtype": "float32"}, ValueError, "so dtype cannot apply"),
+        (Task, {"nonsense": 1}, ValueError, "does not have: nonsense"),
     ],
 )
-def test_downloads_that_fail(module, function, preset_name, monkeypatch):
-    def fail(*args, **kwargs):
-        raise ConnectionError("no route to host")
-
-    monkeypatch.setattr(module, function, fail)
-    message = f"Could not download `preset='{preset_name}'`: no route to host.*licence"
-    with pytest.raises(ValueError, match=message):
-        resolve(preset_name)
+def test_arguments_are_checked_before_a_preset_is_looked_for(cls, arguments, error, message):
+    with pytest.raises(error, match=message):
+        cls.from_preset("no/such/folder", **arguments)
 
 
-def test_built_in_names_resolve():
-    for name in builtin_names():
-        assert (resolve(name) / "config.json").is_file()
+def test_dtypes(preset):
+    for dtype in ("bfloat16", keras.DTypePolicy("mixed_bfloat16")):
+        backbone = Task.from_preset(preset, dtype=dtype).backbone
+        assert backbone.dtype_policy == keras.dtype_policies.get(dtype)
+
+
+@pytest.mark.parametrize("name", ["config.json", "assets/tokenizer/vocabulary.spm", "assets"])
+def test_links_out_of_the_folder_are_refused(name, preset, tmp_path):
+    """To a file that is there and would do: what lies outside is not the preset's to read."""
+    folder = tmp_path / "preset"
+    shutil.copytree(preset, folder)
+    (folder / name).rename(tmp_path / "elsewhere")
+    (folder / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"is a link to .*elsewhere.* lies outside its folder"):
+        Task.from_preset(folder)
+
+
+def test_links_within_the_folder_and_to_it_are_followed(preset, tmp_path):
+    folder = tmp_path / "preset"
+    shutil.copytree(preset, folder)
+    (folder / "model.weights.h5").rename(folder / "same.h5")
+    (folder / "model.weights.h5").symlink_to("same.h5")
+    (tmp_path / "link").symlink_to(folder)
+    backbone = GemmaBackbone.from_preset(tmp_path / "link")
+    assert_same_weights(backbone, make_backbone(GEMMA1))

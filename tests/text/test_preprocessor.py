@@ -114,6 +114,28 @@ def test_a_rendered_template_keeps_its_start_token(tokenizer):
     assert plain.tolist() == tokenizer("fox").tolist()
 
 
+def test_control_tokens_are_tokens_in_prompts_and_in_training(tokenizer, preprocessor):
+    text = "<start_of_turn>user\nfox<end_of_turn>\n"
+    ids = [106, *tokenizer("user\nfox").tolist(), 107, 108]
+    assert preprocessor.tokenize_prompts([text])[0].tolist() == [2, *ids]
+    packed = preprocessor.generate_preprocess(text, sequence_length=30)
+    assert packed["token_ids"][packed["padding_mask"]].tolist() == [2, *ids]
+    for whole in (text, f"<bos>{text}", f"{text}<eos>", f"<bos>{text}<eos>"):
+        x, y, weight = preprocessor(whole, sequence_length=30)
+        assert x["token_ids"][x["padding_mask"]].tolist() == [2, *ids, 1]
+        assert y[weight].tolist() == [*ids, 1]
+    cut = preprocessor(f"{text}<eos>", sequence_length=4)[1]
+    assert cut.tolist() == [*ids[:3], 1]
+
+
+def test_written_start_and_end_tokens_stay_without_any_added(tokenizer):
+    preprocessor = GemmaPreprocessor(tokenizer, 12, add_start_token=False, add_end_token=False)
+    x = preprocessor(["<bos>fox<eos>", "fox"])
+    fox = tokenizer("fox").tolist()
+    assert x["token_ids"][0][x["padding_mask"][0]].tolist() == [2, *fox, 1]
+    assert x["token_ids"][1][x["padding_mask"][1]].tolist() == fox
+
+
 def test_prompts_are_neither_cut_nor_padded(tokenizer, preprocessor):
     long = "The quick brown fox " * 20
     rows = preprocessor.tokenize_prompts([long, ""])

@@ -1,5 +1,7 @@
 import copy
 import io
+import random
+from pathlib import Path
 
 import keras
 import keras_hub
@@ -8,9 +10,14 @@ import pytest
 import sentencepiece
 import tensorflow as tf
 import tensorflow_text
+import transformers
 
 from keras_gemma.text import GemmaTokenizer
 from tests.text.texts import TEXTS
+
+ROOT = Path(__file__).parents[2]
+BUILTIN = ROOT / "presets/gemma_tiny_en/assets/tokenizer/vocabulary.spm"
+SHAKESPEARE = ROOT.parent / "shared" / "data" / "tinyshakespeare.txt"
 
 
 def rows(ragged):
@@ -66,6 +73,93 @@ def test_ids_equal_kerashub(proto, options, python):
 def test_odd_ids_read_as_in_tensorflow_text(proto, tokenizer, ids):
     expected = tensorflow_text.SentencepieceTokenizer(proto).detokenize(ids).numpy().decode()
     assert tokenizer.detokenize(ids) == expected
+
+
+def mixed_texts(count=300):
+    """Pieces of every kind side by side, but `▁` and the tokens that SentencePiece never reads."""
+    draw = random.Random(0)
+    parts = [*" \t\n\r\0<>", "  ", "\n" * 7, "fox", "é", "\u0301", "日本", "😀", "1234"]
+    parts += ["<start_of_turn>", "<end_of_turn>", "<unused7>", "<mask>", "<start_of_", "<h1>"]
+    return ["".join(draw.choices(parts, k=draw.randrange(15))) for _ in range(count)]
+
+
+def test_mixed_texts_equal_tensorflow_text_and_kerashub(proto, tokenizer):
+    texts = mixed_texts()
+    expected = tensorflow_text.SentencepieceTokenizer(proto).tokenize(texts).to_list()
+    assert [ids.tolist() for ids in tokenizer(texts)] == expected
+    assert rows(keras_hub.models.GemmaTokenizer(proto)(texts)) == expected
+
+
+def test_ids_equal_transformers(proto, tokenizer, tmp_path):
+    """Also where `<bos>` and its like stand in a text.
+
+    From a bare vocabulary transformers does not make tokens of runs of spaces: runs that are longer
+    than the longest of them, here 4, it splits in another way than SentencePiece.
+    """
+    (tmp_path / "tokenizer.model").write_bytes(proto)
+    theirs = transformers.GemmaTokenizer.from_pretrained(tmp_path, add_bos_token=False)
+    names = ["<bos>", "<eos>", "<pad>", "<unk>", "<start_of_turn>"]
+    for i, text in enumerate(mixed_texts()):
+        middle = len(text) // 2
+        text = text[:middle] + names[i % 5] + text[middle:]
+        while " " * 5 in text:
+            text = text.replace(" " * 5, " ")
+        assert tokenizer(text).tolist() == theirs.encode(text, add_special_tokens=False), text
+
+
+def test_a_corpus_equals_the_references():
+    if not SHAKESPEARE.exists():
+        pytest.skip(f"no corpus at {SHAKESPEARE}")
+    proto = BUILTIN.read_bytes()
+    text = SHAKESPEARE.read_text("utf-8")[:100_000]
+    expected = sentencepiece.SentencePieceProcessor(model_proto=proto).encode(text)
+    tokenizer = GemmaTokenizer(proto)
+    assert tokenizer(text).tolist() == expected
+    assert tokenizer.tokenize(text, parse_special=False).tolist() == expected
+    assert tensorflow_text.SentencepieceTokenizer(proto).tokenize(text).numpy().tolist() == expected
+    assert tokenizer.detokenize(expected) == text
+
+
+# Control tokens.
+
+
+def test_control_tokens_in_a_text_are_tokens_or_text(tokenizer):
+    text = "<bos><start_of_turn>user\nfox<end_of_turn><eos><pad>"
+    fox = tokenizer("user\nfox").tolist()
+    expected = [2, 106, *fox, 107, 1, 0]
+    for ids in (tokenizer(text), tokenizer.call(text), tokenizer.tokenize(text)):
+        assert ids.tolist() == expected
+    assert tokenizer.encode([text]) == [expected]
+    plain = tokenizer.tokenize(text, parse_special=False)
+    assert plain.tolist() == tokenizer(text, parse_special=False).tolist()
+    assert [plain.tolist()] == tokenizer.encode([text], parse_special=False)
+    assert plain.min() > 107
+    assert tokenizer.detokenize(plain) == text
+
+
+def test_plain_text_keeps_the_tokenizers_own_start_and_end(proto):
+    tokenizer = GemmaTokenizer(proto, sequence_length=12, add_bos=True, add_eos=True)
+    ids = tokenizer.tokenize(["<eos>"], parse_special=False)[0].tolist()
+    assert ids[0] == 2
+    assert ids.index(1) > 3
+
+
+def test_special_tokens_are_written_as_asked(tokenizer):
+    fox = tokenizer("fox").tolist()
+    ids = [2, 106, *fox, 107, 1, 3, 0]
+    assert tokenizer.detokenize(ids) == "<start_of_turn>fox<end_of_turn> ⁇ "
+    assert tokenizer.detokenize(ids, skip_special_tokens=True) == "fox"
+    shown = tokenizer.detokenize([ids, fox], skip_special_tokens=False)
+    assert shown == ["<bos><start_of_turn>fox<end_of_turn><eos><unk><pad>", "fox"]
+    assert tokenizer.detokenize([], skip_special_tokens=False) == ""
+    half, other_half = 115 + 0xE2, 115 + 0x82
+    assert tokenizer.detokenize([half, 106, other_half], skip_special_tokens=True) == "\ufffd\ufffd"
+
+
+def test_special_tokens_are_written_as_in_kerashub(proto, tokenizer):
+    theirs = keras_hub.models.GemmaTokenizer(proto)
+    ids = [2, 106, *tokenizer("user\nfox").tolist(), 107, 108, 4, 7, 1, 0, 0]
+    assert tokenizer.detokenize(ids) == theirs.detokenize(ids)
 
 
 # Shapes and types.
@@ -134,6 +228,10 @@ def test_tf_data_maps_the_tokenizer(proto, tokenizer):
     assert next(mapped.as_numpy_iterator()).tolist() == dense(["fox", "née"]).tolist()
     with pytest.raises(ValueError, match="sequence_length"):
         dataset.batch(2).map(tokenizer)
+    turn = tf.data.Dataset.from_tensors("<end_of_turn>")
+    plain = turn.map(lambda x: tokenizer(x, parse_special=False))
+    assert next(turn.map(tokenizer).as_numpy_iterator()).tolist() == [107]
+    assert 107 not in next(plain.as_numpy_iterator())
 
 
 # Tokens.
@@ -225,6 +323,7 @@ def test_without_a_vocabulary_the_remedy_is_named(tmp_path):
     assert tokenizer.start_token_id is None
     for use in (
         lambda: tokenizer("fox"),
+        lambda: tokenizer.encode(["fox"]),
         lambda: tokenizer.detokenize([1]),
         lambda: tokenizer.vocabulary_size(),
         lambda: tokenizer.get_vocabulary(),
@@ -271,6 +370,25 @@ def test_bad_strings_are_refused(tokenizer):
     for text in ("\ud800", b"\xff"):
         with pytest.raises(ValueError, match="valid Unicode"):
             tokenizer(text)
+
+
+def test_bad_texts_to_encode_are_refused(tokenizer):
+    with pytest.raises(TypeError, match=r"`texts` must be a list of strings.*'fox'"):
+        tokenizer.encode("fox")
+    with pytest.raises(TypeError, match="must be a string"):
+        tokenizer.encode([5])
+    with pytest.raises(ValueError, match="valid Unicode"):
+        tokenizer.encode(["\ud800"])
+
+
+@pytest.mark.parametrize("flag", ["no", 1, None])
+def test_a_flag_is_true_or_false(tokenizer, flag):
+    for use in (tokenizer, tokenizer.tokenize, tokenizer.encode):
+        with pytest.raises(TypeError, match=rf"`parse_special` must.*parse_special={flag!r}"):
+            use(["fox"], parse_special=flag)
+    if flag is not None:
+        with pytest.raises(TypeError, match=rf"skip_special_tokens={flag!r}"):
+            tokenizer.detokenize([5], skip_special_tokens=flag)
 
 
 def test_bad_ids_are_refused(tokenizer):

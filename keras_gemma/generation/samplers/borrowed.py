@@ -1,34 +1,83 @@
-"""A sampler of KerasHub's, or anything with its `get_next_token`."""
+"""A sampler of KerasHub's, or a user's own subclass of one.
 
+Knows no class of KerasHub's: a sampler is known by its methods.
+"""
+
+from collections.abc import Hashable
 from typing import Any
 
+import keras
+import numpy as np
+from keras import ops
+
 from keras_gemma.generation.samplers.sampler import Sampler
+
+_LOOP = ("__call__", "run_loop", "compute_probabilities")
+"""What KerasHub's base class does around `get_next_token`, and this package does in its place."""
 
 
 def can_be_borrowed(sampler: Any) -> bool:
     """Whether `sampler` chooses by `get_next_token` alone, in the loop of its base class.
 
-    Beam and contrastive search have loops of their own.
+    Raises:
+        TypeError: it is a sampler of KerasHub's with a loop of its own, such as beam search.
     """
 
     def definer(name: str) -> type | None:
         return next((c for c in type(sampler).__mro__ if name in vars(c)), None)
 
-    loop = definer("run_loop")
-    return (
-        loop is not None and loop is definer("__call__") and loop is not definer("get_next_token")
-    )
+    base = definer("run_loop")
+    if base is None or definer("get_next_token") is None:
+        return False
+    own = [name for name in _LOOP if definer(name) is not base]
+    if own or definer("get_next_token") is base:
+        what = f"defines {' and '.join(own)}" if own else "does not override get_next_token"
+        raise TypeError(
+            "`sampler` must choose by `get_next_token(probabilities)`, in the loop that is here, "
+            f"and {type(sampler).__name__} {what}. KerasHub's beam, contrastive and speculative "
+            "search run in loops of their own, which work in KerasHub alone: take 'greedy', "
+            f"'random', 'top_k' or 'top_p'. Received: sampler={sampler!r}"
+        )
+    return True
 
 
+@keras.saving.register_keras_serializable(package="keras_gemma")
 class BorrowedSampler(Sampler):
-    """Takes `temperature`, `get_next_token` and Keras's seed generators from another object."""
+    """Takes `temperature`, `get_next_token` and Keras's seed generators from another object.
+
+    Whatever else the lender holds is compiled in: it must not change once it has been used.
+    """
 
     def __init__(self, lender: Any) -> None:
-        super().__init__(temperature=getattr(lender, "temperature", 1.0))
         self.lender = lender
+        self.check()
+
+    @property
+    def temperature(self) -> float:
+        """The lender's, as it is when generation begins."""
+        return self.lender.temperature
 
     def get_next_token(self, probabilities: Any) -> Any:
         return self.lender.get_next_token(probabilities)
+
+    def rule(self) -> Hashable:
+        return self.lender
+
+    def init(self, batch: int, seed: int | None = None) -> dict[str, Any]:
+        state = super().init(batch, seed)
+        if seed is not None and "generators" in state:
+            state["generators"] = [
+                ops.convert_to_tensor(np.array([(seed + i) % 2**32, 0]), dtype=value.dtype)
+                for i, value in enumerate(state["generators"])
+            ]
+        return state
+
+    def get_config(self) -> dict[str, Any]:
+        return {"lender": keras.saving.serialize_keras_object(self.lender)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "BorrowedSampler":
+        return cls(keras.saving.deserialize_keras_object(config["lender"]))
 
     def _seed_generators(self) -> list[Any]:
         return Sampler._seed_generators(self.lender)

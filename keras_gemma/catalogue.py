@@ -1,0 +1,127 @@
+"""The published presets: a name, what it stands for, and where its weights are.
+
+Reads the folders under `presets/`, which are installed with the package. Knows no framework, no
+Keras and no network; `storage/` fetches and loads what is listed here.
+"""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+from keras_gemma import hub_caches
+from keras_gemma.config import GemmaConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """A published model, as its folder describes it.
+
+    Example:
+
+    ```python
+    from keras_gemma.catalogue import presets
+
+    preset = presets()["gemma2_2b_en"]
+    preset.config.parameter_count  # 2614341888
+    preset.hugging_face_handle  # "hf://google/gemma-2-2b"
+    ```
+    """
+
+    name: str
+    folder: Path
+    config: GemmaConfig
+    dtype: str
+    """What `from_preset` loads it in, unless told otherwise."""
+    description: str
+    license: str
+    license_url: str
+    context_length: int
+    """Tokens that the model was trained to read at most."""
+    kaggle_handle: str | None
+    hugging_face_handle: str | None
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the package holds the weights, so that nothing is downloaded."""
+        return hub_caches.holds_weights(self._in_package)
+
+    def is_cached(self) -> bool:
+        """Whether its weights lie in Kaggle's or Hugging Face's cache on this machine."""
+        return any(hub_caches.holds_weights(find) for find in self.finders().values())
+
+    def finders(self) -> dict[str, hub_caches.Find]:
+        """For each handle, Kaggle's first, what the cache of its hub holds of it."""
+        found = {}
+        if self.kaggle_handle:
+            handle = self.kaggle_handle.removeprefix("kaggle://")
+            found[self.kaggle_handle] = hub_caches.kaggle_finder(handle)
+        if self.hugging_face_handle:
+            handle = self.hugging_face_handle.removeprefix("hf://")
+            found[self.hugging_face_handle] = hub_caches.hugging_face_finder(handle)
+        return found
+
+    def describe(self) -> dict[str, Any]:
+        """The entry that `GemmaCausalLM.presets` has for it, in KerasHub's shape."""
+        return {
+            "metadata": {
+                "description": self.description,
+                "params": self.config.parameter_count,
+                "path": "gemma",
+                "context_length": self.context_length,
+                "license": self.license,
+                "license_url": self.license_url,
+            },
+            "kaggle_handle": self.kaggle_handle,
+            "hugging_face_handle": self.hugging_face_handle,
+        }
+
+    def _in_package(self, name: str) -> Path | None:
+        path = self.folder / name
+        return path if path.is_file() else None
+
+
+@functools.cache
+def _read_all() -> tuple[Preset, ...]:
+    folders = sorted(path.parent for path in _root().glob("*/metadata.json"))
+    listed = map(_read, folders)
+    return tuple(sorted(listed, key=lambda preset: preset.config.parameter_count))
+
+
+def presets() -> dict[str, Preset]:
+    """Every preset by its name, the smallest first."""
+    return {preset.name: preset for preset in _read_all()}
+
+
+def _root() -> Path:
+    """`presets/` in the installed package, or at the top of a source checkout.
+
+    Raises:
+        FileNotFoundError: neither is there.
+    """
+    package = Path(__file__).parent
+    roots = (package / "presets", package.parent / "presets")
+    for root in roots:
+        if root.is_dir():
+            return root
+    raise FileNotFoundError(
+        f"The presets are not installed: looked for {roots[0]} and {roots[1]}. Install "
+        "keras-gemma from its wheel or its repository again."
+    )
+
+
+def _read(folder: Path) -> Preset:
+    config, metadata = (
+        json.loads((folder / name).read_text(encoding="utf-8"))
+        for name in ("config.json", "metadata.json")
+    )
+    keys = ("description", "license", "license_url", "context_length")
+    keys += ("kaggle_handle", "hugging_face_handle")
+    return Preset(
+        name=folder.name,
+        folder=folder,
+        config=GemmaConfig.from_dict(config["config"]),
+        dtype=config["config"]["dtype"]["config"]["name"],
+        **{key: metadata[key] for key in keys},
+    )

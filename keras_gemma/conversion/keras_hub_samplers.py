@@ -1,0 +1,76 @@
+"""Samplers of KerasHub from ours, and ours from KerasHub's: the kinds that both have.
+
+Imports KerasHub when it is asked for.
+"""
+
+import warnings
+from types import ModuleType
+from typing import Any
+
+from keras_gemma.generation import samplers
+
+_SAMPLERS = {
+    "GreedySampler": (),
+    "RandomSampler": ("seed", "temperature"),
+    "TopKSampler": ("k", "seed", "temperature"),
+    "TopPSampler": ("p", "k", "seed", "temperature"),
+}
+"""The samplers that both have, and their settings."""
+
+
+def sampler_to(ours: Any) -> Any:
+    """KerasHub's sampler of the same kind and settings; greedy, with a warning, if it has none."""
+    lender = getattr(ours, "lender", None)
+    if lender is not None:  # one of KerasHub's already
+        return lender
+    kind = type(ours).__name__
+    if kind not in _SAMPLERS or type(ours) is not getattr(samplers, kind):
+        _warn_of_sampler(f"{kind} is no sampler of KerasHub's")
+        return "greedy"
+    if ours.temperature == 0:  # KerasHub divides by it
+        return "greedy"
+    return getattr(keras_hub().samplers, kind)(**_settings(ours, kind))
+
+
+def take_sampler(lm: Any, theirs: Any) -> None:
+    """Compile `lm` with the sampler of KerasHub's model; greedy, with a warning, if it cannot."""
+    if theirs is None:  # never compiled
+        return
+    kind = type(theirs).__name__
+    if kind in _SAMPLERS and type(theirs) is getattr(keras_hub().samplers, kind):
+        lm.compile(sampler=getattr(samplers, kind)(**_settings(theirs, kind)))
+        return
+    try:
+        lm.compile(sampler=theirs)
+    except TypeError as error:
+        _warn_of_sampler(str(error))
+        lm.compile(sampler="greedy")
+
+
+def _warn_of_sampler(reason: str) -> None:
+    warnings.warn(
+        f"The new model samples greedily, until it is compiled with a sampler: {reason}",
+        UserWarning,
+        stacklevel=4,
+    )
+
+
+def _settings(sampler: Any, kind: str) -> dict[str, Any]:
+    return {name: getattr(sampler, name) for name in _SAMPLERS[kind]}
+
+
+def keras_hub() -> ModuleType:
+    """KerasHub, imported when it is first needed.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        import keras_hub as module
+    except ModuleNotFoundError as error:
+        if error.name != "keras_hub":
+            raise
+        raise ImportError(
+            'Converting to and from KerasHub needs KerasHub: pip install "keras-gemma[hub]"'
+        ) from error
+    return module

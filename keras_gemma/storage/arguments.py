@@ -1,0 +1,120 @@
+"""What `from_preset` may be told, for a class and the parts that its constructor takes.
+
+Knows constructors and their arguments; no file and no preset. All of it is checked before a
+preset is looked for.
+"""
+
+import inspect
+from typing import Any
+
+import keras
+
+from keras_gemma.model.backbone import GemmaBackbone
+from keras_gemma.text.preprocessor import GemmaPreprocessor
+from keras_gemma.text.tokenizer import GemmaTokenizer
+
+
+def check_arguments(cls: type, load_weights: bool, dtype: Any, kwargs: dict[str, Any]) -> None:
+    """Raise for what no preset could make good, before one is looked for.
+
+    Arguments that neither `cls` nor a part of it has, or that a part that is passed has settled;
+    a `dtype` that is none.
+    """
+    if not isinstance(load_weights, bool):
+        raise TypeError(
+            f"`load_weights` must be True or False. Received: load_weights={load_weights!r}"
+        )
+    _check_dtype(cls, dtype)
+    accepted = set().union(*map(_arguments, _parts(cls)))
+    unknown = sorted(set(kwargs) - accepted)
+    if unknown:
+        raise ValueError(
+            f"`{cls.__name__}.from_preset` received arguments that it does not have: "
+            f"{', '.join(unknown)}. It has {', '.join(sorted(accepted))}."
+        )
+    if kind_of(cls) == "task":
+        _check_parts(cls, dtype, kwargs)
+    elif kwargs.get("tokenizer") is not None and kind_of(cls) == "preprocessor":
+        rest = dict(kwargs)
+        take(cls, rest)
+        _refuse("tokenizer", rest)
+
+
+def kind_of(cls: type) -> str:
+    """What part of a preset `cls` is made from."""
+    if issubclass(cls, GemmaBackbone):
+        return "backbone"
+    if issubclass(cls, GemmaTokenizer):
+        return "tokenizer"
+    if issubclass(cls, GemmaPreprocessor):
+        return "preprocessor"
+    if hasattr(cls, "backbone_cls") and hasattr(cls, "preprocessor_cls"):
+        return "task"
+    raise TypeError(
+        "A preset holds a backbone, a tokenizer, a preprocessor or a task. "
+        f"Received: {cls.__module__}.{cls.__qualname__}"
+    )
+
+
+def take(cls: type, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Remove from `kwargs`, and return, the arguments of `cls`."""
+    return {name: kwargs.pop(name) for name in _arguments(cls) & set(kwargs)}
+
+
+def _check_parts(cls: type, dtype: Any, kwargs: dict[str, Any]) -> None:
+    """Raise where a part is passed to a task together with arguments that would make it."""
+    rest = dict(kwargs)
+    given = take(cls, rest)
+    for_backbone = take(cls.backbone_cls, rest)
+    if dtype is not None:
+        for_backbone["dtype"] = dtype
+    if "backbone" in given:
+        _refuse("backbone", for_backbone)
+    if "preprocessor" in given:
+        _refuse("preprocessor", rest)
+    elif "tokenizer" in rest:
+        take(cls.preprocessor_cls, rest)
+        _refuse("tokenizer", rest)
+
+
+def _refuse(part: str, arguments: dict[str, Any]) -> None:
+    if arguments:
+        raise ValueError(
+            f"`{part}=` was passed, so {', '.join(sorted(arguments))} cannot apply. "
+            f"Set them on the {part} itself."
+        )
+
+
+def _check_dtype(cls: type, dtype: Any) -> None:
+    """Raise where `dtype` is no dtype or policy, or for a model none of floating point."""
+    remedy = f"Pass one such as 'bfloat16' or 'float32', or None. Received: dtype={dtype!r}"
+    if dtype is None:
+        return
+    try:
+        policy = keras.dtype_policies.get(dtype)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"`dtype` must be a dtype or a dtype policy. {remedy}") from error
+    if kind_of(cls) in ("backbone", "task") and "float" not in str(policy.compute_dtype):
+        raise ValueError(f"`dtype` of a model must be one of floating point. {remedy}")
+
+
+def _parts(cls: type) -> list[type]:
+    """`cls` and the classes of what its constructor takes, the outermost first."""
+    parts = [cls]
+    for attribute in ("backbone_cls", "preprocessor_cls", "tokenizer_cls"):
+        part = getattr(cls, attribute, None)
+        if part is not None and kind_of(cls) in ("task", "preprocessor"):
+            parts += _parts(part)
+    return parts
+
+
+def _arguments(cls: type) -> set[str]:
+    """The names that the constructors of `cls` take, down to Keras's own."""
+    names = {"name", "trainable"}
+    for base in cls.__mro__:
+        if base.__module__.split(".")[0] == "keras":
+            break
+        if "__init__" in vars(base):
+            parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
+            names |= {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    return names

@@ -1,0 +1,227 @@
+"""From a handle to a folder, fetched by Kaggle's and Hugging Face's own clients.
+
+Knows which files a load needs, and what the clients' errors ask of the user. The clients show
+progress, resume, keep what they fetched and have their offline modes; they are imported when
+something is to be downloaded. Does not know preset names (`locate.py`), nor what the files hold.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from keras_gemma.hub_caches import (
+    Find,
+    holds_weights,
+    hugging_face_finder,
+    kaggle_finder,
+    shard_names,
+)
+from keras_gemma.storage.files import read_json
+
+CONFIG = "config.json"
+VOCABULARIES = ("assets/tokenizer/vocabulary.spm", "tokenizer.model")
+SETTINGS = ("tokenizer.json", "preprocessor.json", "task.json")
+
+TEXT_PATTERNS = (*VOCABULARIES, "*.json")
+WEIGHTS_PATTERNS = ("*.safetensors", "*.h5", "*.json")
+NESTED_PATTERNS = ("*/*.safetensors", "*/*.h5", "*/*.json")
+"""What is fetched from Hugging Face, and what of it is not: never a pickle, nor a second copy."""
+
+BY_HAND = "or download the folder by other means and pass its path"
+
+
+class NotFetchedError(ValueError):
+    """A download that failed; the text says why, and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Need:
+    """What a load takes from a preset beside config.json, which is always among it."""
+
+    text: bool = True
+    """The vocabulary, and how tokenizer and preprocessor are set."""
+    weights: bool = True
+
+    def is_met(self, find: Find) -> bool:
+        """Whether all of it is in a cache. Settings may be absent: they are fetched first."""
+        return (
+            find(CONFIG) is not None
+            and (not self.text or any(find(name) for name in VOCABULARIES))
+            and (not self.weights or holds_weights(find))
+        )
+
+    def patterns(self) -> list[str]:
+        """The file names for Hugging Face's client."""
+        patterns = [CONFIG]
+        patterns += TEXT_PATTERNS if self.text else ()
+        patterns += WEIGHTS_PATTERNS if self.weights else ()
+        return patterns
+
+
+def from_kaggle(handle: str, need: Need) -> Path:
+    """The folder of `owner/model/framework/variation[/version]`, fetched file by file.
+
+    A version never changes, so that one which is cached needs no network.
+
+    Raises:
+        NotFetchedError: it could not be fetched.
+    """
+    cached = kaggle_finder(handle)
+    if _is_pinned(handle) and need.is_met(cached):
+        return cached(CONFIG).parent
+
+    import kagglehub
+    from kagglehub import exceptions
+    from requests.exceptions import RequestException
+
+    try:
+        config = _kaggle_file(handle, CONFIG)
+        if config is None:
+            raise NotFetchedError(
+                f"Kaggle has no {CONFIG} there. Look for the model and its versions at "
+                f"{_kaggle_page(handle)}, {BY_HAND}"
+            )
+        folder = config.parent
+        if not _is_pinned(handle) and folder.name.isdigit():
+            handle = f"{handle}/{folder.name}"  # one version for all files
+        _kaggle_files(lambda name: _kaggle_file(handle, name), read_json(config), need)
+    except (
+        RequestException,
+        exceptions.BackendError,
+        exceptions.ColabEnvironmentError,
+        exceptions.CredentialError,
+        exceptions.DataCorruptionError,
+        exceptions.KaggleEnvironmentError,
+        exceptions.NotFoundError,
+        exceptions.UnauthenticatedError,
+    ) as error:
+        known = kagglehub.config.get_kaggle_credentials() is not None
+        raise NotFetchedError(_kaggle_reason(error, handle, known)) from error
+    return folder
+
+
+def from_hugging_face(repository: str, revision: str, need: Need) -> Path:
+    """The folder of `owner/model`, at a branch, tag or commit; `""` is the main branch.
+
+    Raises:
+        NotFetchedError: it could not be fetched.
+    """
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        folder = huggingface_hub.snapshot_download(
+            repository,
+            revision=revision or None,
+            allow_patterns=need.patterns(),
+            ignore_patterns=list(NESTED_PATTERNS),
+        )
+    except (
+        errors.HTTPError,
+        errors.LocalEntryNotFoundError,
+        errors.LocalTokenNotFoundError,
+        errors.OfflineModeIsEnabled,
+    ) as error:
+        cached = hugging_face_finder(repository, revision or "main")
+        if isinstance(error, errors.LocalEntryNotFoundError) and need.is_met(cached):
+            return cached(CONFIG).parent  # the client misses files that no load needs
+        raise NotFetchedError(_hugging_face_reason(error, repository, revision)) from error
+    return Path(folder)
+
+
+def _kaggle_file(handle: str, name: str) -> Path | None:
+    """One file, fetched; None where the model has no such file."""
+    import kagglehub
+    from kagglehub.exceptions import KaggleApiHTTPError
+
+    try:
+        return Path(kagglehub.model_download(handle, path=name))
+    except KaggleApiHTTPError as error:
+        if _status(error) == 404:
+            return None
+        raise
+    except ValueError as error:
+        if "is not present in the model files" in str(error):  # said in Kaggle's notebooks
+            return None
+        raise
+
+
+def _kaggle_files(fetch: Callable[[str], Path | None], config: dict, need: Need) -> None:
+    """Fetch what is needed: settings first, so that a whole cache has them if they exist."""
+    keras = "model_type" not in config
+    if need.text:
+        for name in SETTINGS if keras else ("tokenizer.json",):
+            fetch(name)
+        fetch(VOCABULARIES[0] if keras else VOCABULARIES[1])
+    if need.weights:
+        index = fetch("model.weights.json" if keras else "model.safetensors.index.json")
+        single = "model.weights.h5" if keras else "model.safetensors"
+        for name in [single] if index is None else shard_names(index):
+            fetch(name)
+
+
+def _is_pinned(handle: str) -> bool:
+    """Whether a Kaggle handle names a version, and not the latest one."""
+    return handle.count("/") == 4
+
+
+def _kaggle_page(handle: str) -> str:
+    return "https://www.kaggle.com/models/" + "/".join(handle.split("/")[:2])
+
+
+def _kaggle_reason(error: Exception, handle: str, has_credentials: bool) -> str:
+    from kagglehub.exceptions import CredentialError, UnauthenticatedError
+    from requests.exceptions import ConnectionError, Timeout
+
+    status = _status(error)
+    log_in = "set KAGGLE_API_TOKEN, or KAGGLE_USERNAME and KAGGLE_KEY, or run kagglehub.login()"
+    consent = f"accept the licence at {_kaggle_page(handle)}"
+    if isinstance(error, (CredentialError, UnauthenticatedError)) or (
+        status in (401, 403) and not has_credentials
+    ):
+        return f"Kaggle wants to know who asks: {log_in}, and {consent}"
+    if status in (401, 403):
+        return (
+            f"Kaggle refuses this account ({status}): {consent} with the account whose "
+            f"credentials are set here; if they are old, {log_in}"
+        )
+    if status == 404:
+        return f"Kaggle has no such model (404): look for it at {_kaggle_page(handle)}"
+    if isinstance(error, (ConnectionError, Timeout)):
+        hint = "; a handle that ends in a version needs no network once cached"
+        hint = "" if _is_pinned(handle) else hint
+        return f"no network: Kaggle cannot be reached. Connect, {BY_HAND}{hint}"
+    return f"Kaggle's client failed with {type(error).__name__}: {_first_line(error)}. Try again"
+
+
+def _hugging_face_reason(error: Exception, repository: str, revision: str) -> str:
+    from huggingface_hub import constants, errors
+
+    # "Not in the cache" may be the end of another story, which the cause tells.
+    if isinstance(error.__cause__, errors.HfHubHTTPError):
+        error = error.__cause__
+    page = f"https://huggingface.co/{repository}"
+    log_in = "log in with `hf auth login` or set HF_TOKEN"
+    status = _status(error)
+    if isinstance(error, errors.GatedRepoError):
+        return f"the model is gated: accept the licence at {page}, then {log_in}"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"it has no revision {revision or 'main'!r}: its branches are at {page}/tree/main"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"Hugging Face has no such model, or it is private: look at {page}; then {log_in}"
+    if isinstance(error, errors.LocalTokenNotFoundError) or status in (401, 403):
+        return f"Hugging Face refuses this account: {log_in}, and accept the licence at {page}"
+    if status is not None:
+        return f"Hugging Face answered {status}: {_first_line(error)}. Try again later"
+    missing = "the cache does not hold it"
+    if constants.HF_HUB_OFFLINE:
+        return f"HF_HUB_OFFLINE is set, and {missing}: unset it, {BY_HAND}"
+    return f"no network: Hugging Face cannot be reached, and {missing}. Connect, {BY_HAND}"
+
+
+def _status(error: Exception) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".")

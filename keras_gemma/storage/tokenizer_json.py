@@ -1,0 +1,314 @@
+"""Hugging Face's tokenizer.json to a SentencePiece model and back, for Gemma's kind of tokenizer.
+
+SentencePiece merges the two neighbours whose joint piece has the highest score; tokenizer.json
+lists the merges, the first one first. One becomes the other where the pieces stand in the same
+order, and a piece may be put together from any two parts. Whatever else a tokenizer.json may ask
+for is refused: the ids would not be the same.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from keras_gemma.storage.files import read_json
+
+SPECIAL = {"unk": "<unk>", "bos": "<bos>", "eos": "<eos>", "pad": "<pad>"}
+TURNS = ("<start_of_turn>", "<end_of_turn>")
+"""Further tokens that Hugging Face calls special, if the vocabulary has them."""
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
+"""Types of SentencePiece's pieces."""
+BPE = 2
+"""SentencePiece's name for byte pairs."""
+
+_BYTE_PIECES = [f"<0x{byte:02X}>" for byte in range(256)]
+_TAB, _TAB_BYTE = "\t", _BYTE_PIECES[9]
+
+_NORMALIZER = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+_PRE_TOKENIZER = {
+    "type": "Split",
+    "pattern": {"String": " "},
+    "behavior": "MergedWithPrevious",
+    "invert": False,
+}
+_DECODER = {
+    "type": "Sequence",
+    "decoders": [
+        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ],
+}
+_MODEL = {
+    "type": "BPE",
+    "dropout": None,
+    "unk_token": SPECIAL["unk"],
+    "continuing_subword_prefix": None,
+    "end_of_word_suffix": None,
+    "fuse_unk": True,
+    "byte_fallback": True,
+    "ignore_merges": False,
+}
+
+
+def is_tokenizer_json(content: dict[str, Any]) -> bool:
+    """Whether `content` is of Hugging Face's tokenizer.json; a Keras preset has one of its own."""
+    return "model" in content and "added_tokens" in content
+
+
+def read_tokenizer_json(path: Path) -> bytes:
+    """The SentencePiece model that gives the ids of `path`, a tokenizer.json.
+
+    Raises:
+        ValueError: the file is no tokenizer.json, or that of another kind of tokenizer.
+    """
+    content = read_json(path)
+    problems = _other_kind(content)
+    if problems:
+        raise ValueError(
+            f"{path} is not a tokenizer of Gemma's kind: {'; '.join(problems)}. Fetch "
+            "tokenizer.model from the checkpoint's repository, and put it beside."
+        )
+    ids = content["model"]["vocab"]
+    added = {token["content"]: token["id"] for token in content["added_tokens"]}
+    texts = _texts({**ids, **added}, path)
+    held = set(texts)
+    missing = [text for text in (*SPECIAL.values(), *_BYTE_PIECES) if text not in held]
+    if missing:
+        raise ValueError(
+            f"{path} lacks {len(missing)} tokens that Gemma's tokenizer has: "
+            f"{', '.join(missing[:8])}. Fetch tokenizer.model from the checkpoint's repository."
+        )
+    types = dict.fromkeys(texts, NORMAL) | dict.fromkeys(added, USER_DEFINED)
+    types |= dict.fromkeys(_BYTE_PIECES, BYTE) | dict.fromkeys(SPECIAL.values(), CONTROL)
+    types[SPECIAL["unk"]] = UNKNOWN
+    ranks = _ranks(_pairs(content["model"]["merges"], path), types, path)
+
+    model = _protobuf().ModelProto()
+    for text in texts:
+        score = -ranks.get(text, len(texts)) if types[text] == NORMAL else 0
+        model.pieces.add(piece=text, score=score, type=types[text])
+    trainer, normalizer = model.trainer_spec, model.normalizer_spec
+    trainer.model_type = BPE
+    trainer.vocab_size = len(texts)
+    trainer.byte_fallback = True
+    for name, text in SPECIAL.items():
+        setattr(trainer, f"{name}_id", texts.index(text))
+        setattr(trainer, f"{name}_piece", text)
+    normalizer.name = "identity"
+    normalizer.add_dummy_prefix = normalizer.remove_extra_whitespaces = False
+    return model.SerializeToString()
+
+
+def write_tokenizer_json(proto: bytes, add_start_token: bool = True) -> dict[str, Any]:
+    """The content of a tokenizer.json that gives the ids of `proto`, a SentencePiece model.
+
+    Args:
+        proto: the model, as bytes.
+        add_start_token: whether each text begins with `<bos>`.
+
+    Raises:
+        ValueError: `proto` is of another kind than Gemma's.
+    """
+    model = _protobuf().ModelProto.FromString(proto)
+    trainer, normalizer = model.trainer_spec, model.normalizer_spec
+    differences = {
+        "model_type": (trainer.model_type, BPE),
+        "byte_fallback": (trainer.byte_fallback, True),
+        "precompiled_charsmap": (normalizer.precompiled_charsmap[:8], b""),
+        "add_dummy_prefix": (normalizer.add_dummy_prefix, False),
+        "remove_extra_whitespaces": (normalizer.remove_extra_whitespaces, False),
+        "escape_whitespaces": (normalizer.escape_whitespaces, True),
+    }
+    problems = [
+        f"{setting}={value!r}, not {expected!r}"
+        for setting, (value, expected) in differences.items()
+        if value != expected
+    ]
+    if problems:
+        raise ValueError(
+            "`proto` is not of Gemma's kind, and no tokenizer.json can stand for it: "
+            f"{'; '.join(problems)}. Use a vocabulary of Gemma's, or one of `train_vocabulary`."
+        )
+    pieces = model.pieces
+    special = (*SPECIAL.values(), *TURNS)
+    added = [
+        {
+            "id": id,
+            "content": piece.piece,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            # Runs of spaces are found after spaces have become ▁; control tokens before.
+            "normalized": piece.piece not in special,
+            "special": piece.piece in special,
+        }
+        for id, piece in enumerate(pieces)
+        if piece.type in (CONTROL, UNKNOWN, USER_DEFINED)
+    ]
+    vocabulary = {piece.piece: id for id, piece in enumerate(pieces)}
+    if _TAB not in vocabulary:  # merges need a name for the character, as in published files
+        vocabulary = {_TAB if t == _TAB_BYTE else t: id for t, id in vocabulary.items()}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": _NORMALIZER,
+        "pre_tokenizer": _PRE_TOKENIZER,
+        "post_processor": _start(vocabulary[SPECIAL["bos"]]) if add_start_token else None,
+        "decoder": _DECODER,
+        "model": {**_MODEL, "vocab": vocabulary, "merges": _merges(pieces)},
+    }
+
+
+def _start(id: int) -> dict[str, Any]:
+    """The step that puts `<bos>`, of this id, before a text, and before each of two."""
+    bos = SPECIAL["bos"]
+    first, second = (
+        [{"SpecialToken": {"id": bos, "type_id": i}}, {"Sequence": {"id": name, "type_id": i}}]
+        for i, name in enumerate("AB")
+    )
+    return {
+        "type": "TemplateProcessing",
+        "single": first,
+        "pair": first + second,
+        "special_tokens": {bos: {"id": bos, "ids": [id], "tokens": [bos]}},
+    }
+
+
+def _merges(pieces: Any) -> list[str]:
+    """Every way to put a piece together, the piece with the highest score first."""
+    parts = _parts({piece.piece: piece.type for piece in pieces})
+    order = sorted((-piece.score, id) for id, piece in enumerate(pieces) if piece.type == NORMAL)
+    return [f"{a} {b}" for _, id in order for a, b in _splits(pieces[id].piece, parts)]
+
+
+def _parts(types: dict[str, int]) -> set[str]:
+    """What SentencePiece merges: pieces that are not user-defined, and characters of any kind."""
+    parts = {text for text, type in types.items() if type == NORMAL}
+    return parts | {character for character in set().union(*parts) if character not in types}
+
+
+def _splits(text: str, parts: set[str]) -> Iterator[tuple[str, str]]:
+    """The ways to put `text` together from two `parts`, the shortest left one first."""
+    for i in range(1, len(text)):
+        if text[:i] in parts and text[i:] in parts:
+            yield text[:i], text[i:]
+
+
+def _ranks(pairs: list[tuple[str, str]], types: dict[str, int], path: Path) -> dict[str, int]:
+    """For each piece that merges make, how many pieces are made before it."""
+    ranks: dict[str, int] = {}
+    latest = None
+    apart = []
+    for a, b in pairs:
+        text = a + b
+        if types.get(text) != NORMAL:
+            continue
+        if text not in ranks:
+            ranks[text] = len(ranks)
+        elif text != latest:
+            apart.append(text)
+        latest = text
+    listed = set(pairs)
+    parts = _parts(types)
+    unlisted = [
+        text
+        for text, type in types.items()
+        if type == NORMAL and any(split not in listed for split in _splits(text, parts))
+    ]
+    if apart or unlisted:
+        raise ValueError(
+            f"{path} has merges that no scores of pieces can express: SentencePiece puts a piece "
+            "together from any two parts, and all at one rank. Not so here: "
+            f"{', '.join(map(repr, [*unlisted, *apart][:8]))}. Fetch tokenizer.model from the "
+            "checkpoint's repository, and put it beside."
+        )
+    return ranks
+
+
+def _pairs(merges: list[Any], path: Path) -> list[tuple[str, str]]:
+    """The merges as pairs, from either spelling: `"a b"` or `["a", "b"]`."""
+    pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in merges]
+    wrong = [pair for pair in pairs if len(pair) != 2]
+    if wrong:
+        raise ValueError(
+            f"{path} has {len(wrong)} merges that are not of two parts, such as {wrong[0]!r}. "
+            "Fetch it again."
+        )
+    return pairs
+
+
+def _texts(ids: dict[str, int], path: Path) -> list[str]:
+    """The pieces in the order of their ids, which must be 0, 1, 2 and so on."""
+    if _TAB_BYTE not in ids and ids.get(_TAB) == ids.get(_BYTE_PIECES[8], -2) + 1:
+        # Published files name the byte of the tab by the character, so that merges can use it.
+        ids = {_TAB_BYTE if text == _TAB else text: id for text, id in ids.items()}
+    elif ids.get(_TAB, -1) == ids.get(_TAB_BYTE):
+        ids = {text: id for text, id in ids.items() if text != _TAB}
+    texts = {id: text for text, id in ids.items()}
+    if len(texts) != len(ids) or set(texts) != set(range(len(texts))):
+        raise ValueError(
+            f"{path} must give each of its {len(ids)} tokens an id of its own, from 0 to "
+            f"{len(ids) - 1}. Fetch tokenizer.model from the checkpoint's repository instead."
+        )
+    return [texts[id] for id in range(len(texts))]
+
+
+def _protobuf() -> ModuleType:
+    """SentencePiece's own classes for its files; imported where they are needed.
+
+    Raises:
+        ImportError: the package protobuf is not installed.
+    """
+    try:
+        from sentencepiece import sentencepiece_model_pb2
+    except ImportError as error:
+        raise ImportError(
+            "tokenizer.json needs the package protobuf. Install it by `pip install protobuf`, or "
+            "use tokenizer.model."
+        ) from error
+    return sentencepiece_model_pb2
+
+
+def _other_kind(content: dict[str, Any]) -> list[str]:
+    """What sets `content` apart from Gemma's tokenizer.json."""
+    model = content.get("model")
+    if not is_tokenizer_json(content) or not isinstance(model, dict):
+        return ["it lacks `model` and `added_tokens`"]
+    kind = model.get("type")
+    if kind != "BPE":
+        return [f"its model is {kind!r}, not 'BPE'"]
+    tokens = content["added_tokens"]
+    if not (
+        isinstance(model.get("vocab"), dict)
+        and isinstance(model.get("merges"), list)
+        and all(isinstance(merge, str | list) for merge in model["merges"])
+        and isinstance(tokens, list)
+        and all(isinstance(token, dict) and {"id", "content"} <= set(token) for token in tokens)
+    ):
+        return ["its vocab, merges or added_tokens are not as the format has them"]
+    problems = [
+        f"model.{key} is {model[key]!r}, not {_MODEL[key]!r}"
+        for key in _MODEL
+        # None, "" and False all say that a setting is off; a missing one too, but byte_fallback.
+        if (model.get(key) or None) != (_MODEL[key] or None)
+        and (key in model or key == "byte_fallback")
+    ]
+    for key, accepted in (
+        ("normalizer", (_NORMALIZER,)),
+        ("pre_tokenizer", (None, _PRE_TOKENIZER)),
+        ("decoder", (None, _DECODER)),
+    ):
+        if content.get(key) not in accepted:
+            problems.append(f"its {key} is {content.get(key)!r}")
+    odd = [
+        token["content"]
+        for token in tokens
+        if any(token.get(flag) for flag in ("single_word", "lstrip", "rstrip"))
+    ]
+    if odd:
+        problems.append(f"tokens that look at what stands beside them: {', '.join(odd[:8])}")
+    return problems

@@ -1,0 +1,27 @@
+"""The chat template that exported models carry: Gemma's turns, in Jinja.
+
+It renders what the published template renders, for every list of messages which that one accepts.
+A system message, which the published template refuses, is folded into the first user turn.
+"""
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% set turns = messages %}"
+    "{% set preface = '' %}"
+    "{% if messages and messages[0]['role'] == 'system' %}"
+    "{% set preface = (messages[0]['content'] | trim) + '\\n\\n' %}"
+    "{% set turns = messages[1:] %}"
+    "{% endif %}"
+    "{% for turn in turns %}"
+    "{% if (turn['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Roles must alternate: user, assistant, user, ...') }}"
+    "{% endif %}"
+    "{% set role = 'model' if turn['role'] == 'assistant' else turn['role'] %}"
+    "{{ '<start_of_turn>' + role + '\\n' }}"
+    "{{ preface if loop.first else '' }}"
+    "{{ turn['content'] | trim }}"
+    "{{ '<end_of_turn>\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"
+)
+"""Takes `messages` (`role`, `content`), `bos_token` and `add_generation_prompt`."""

@@ -1,0 +1,58 @@
+"""`keras-gemma presets` as a process: a table for people, JSON for programs, and no Keras."""
+
+import json
+import re
+
+import pytest
+
+from keras_gemma import catalogue
+from tests.cli.test_app import run
+from tests.storage.hubs import lay_out_hugging_face, lay_out_kaggle
+
+DTYPES = ("float32", "bfloat16", "int8", "int4")
+
+
+@pytest.fixture
+def environment(command_environment, tmp_path):
+    tiny = catalogue.presets()["gemma_tiny_en"].folder
+    lay_out_kaggle(tmp_path / "kagglehub", "keras/gemma/keras/gemma_2b_en/3", tiny)
+    lay_out_hugging_face(tmp_path / "hub", "google/gemma-2-27b-it", tiny)
+    return {
+        **command_environment,
+        "KAGGLEHUB_CACHE": str(tmp_path / "kagglehub"),
+        "HF_HUB_CACHE": str(tmp_path / "hub"),
+        "FORCE_COLOR": "1",
+    }
+
+
+def test_table(environment):
+    """Whole and without colours in a pipe, even where colours are asked for."""
+    light = "sys.exit(len({'keras', 'numpy', 'kagglehub', 'huggingface_hub'} & set(sys.modules)))"
+    result = run(["presets"], environment, after=light)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.isascii() and "\x1b" not in result.stdout
+    head, *lines = result.stdout.splitlines()
+    assert head.split() == ["preset", "parameters", "context", *DTYPES, "weights", "license"]
+    rows = {line.split()[0]: line for line in lines}
+    assert list(rows) == list(catalogue.presets())
+    cells = re.split(r"\s{2,}", rows["gemma2_2b_en"].strip())
+    memory = ["10.46 GB", "5.23 GB", "2.61 GB", "1.31 GB"]
+    assert cells == ["gemma2_2b_en", "2,614.3 M", "8,192", *memory, "to download", "gemma"]
+    assert rows["gemma_tiny_en"].split()[-3:] == ["built", "in", "Apache-2.0"]
+    cached = [name for name, line in rows.items() if " cached " in line]
+    assert cached == ["gemma_2b_en", "gemma2_instruct_27b_en"]
+
+
+def test_json(environment):
+    result = run(["presets", "--json"], environment)
+    entries = {entry["name"]: entry for entry in map(json.loads, result.stdout.splitlines())}
+    assert list(entries) == list(catalogue.presets())
+    assert entries["gemma_2b_en"]["weights"] == "cached"
+    assert entries["gemma_7b_en"]["weights"] == "to download"
+    assert entries["gemma2_9b_en"]["memory"] == {
+        "float32": 36_966_823_936,
+        "bfloat16": 18_483_411_968,
+        "int8": 9_241_705_984,
+        "int4": 4_620_852_992,
+    }
+    assert entries["gemma_tiny_en"]["context_length"] == 256

@@ -1,0 +1,167 @@
+"""Loading takes the memory of the weights, and little more."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from keras_gemma import backend
+from keras_gemma.model.backbone import GemmaBackbone
+from keras_gemma.storage import checkpoint, progress
+from keras_gemma.storage.hugging_face_writer import save_to_hugging_face
+from tests.configurations import GEMMA2
+from tests.storage.conftest import Task, assert_same_weights, make_backbone
+
+# 34 million parameters, of which the embedding is a quarter.
+LARGE = GEMMA2 | {
+    "vocabulary_size": 16384,
+    "num_layers": 6,
+    "hidden_dim": 512,
+    "intermediate_dim": 4096,
+    "num_query_heads": 8,
+    "head_dim": 64,
+}
+SLACK = 24 << 20
+"""Bytes: buffers of the allocator, code that is loaded late, threads."""
+
+FORMS = ("h5", "h5_shards", "safetensors", "safetensors_shards")
+DTYPES = ("bfloat16", "float32")
+
+MEASURE = """
+import ctypes, gc, json, sys
+from pathlib import Path
+from keras_gemma import GemmaBackbone
+
+GemmaBackbone(512, 2, 4, 2, 32, 96, 8)
+
+def memory(what):
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(what):
+            return 1024 * int(line.split()[1])
+
+peaks = {}
+for form in sys.argv[2].split(","):
+    for dtype in sys.argv[3].split(","):
+        before = memory("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")
+        backbone = GemmaBackbone.from_preset(Path(sys.argv[1], form), dtype=dtype)
+        peaks[f"{form} {dtype}"] = memory("VmHWM") - before
+        del backbone
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back to the system
+print(json.dumps(peaks))
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A backbone, and folders with its weights in bfloat16: one file and shards, H5 and not."""
+    folder = tmp_path_factory.mktemp("large")
+    backbone = make_backbone(LARGE, dtype="bfloat16")
+    backbone.save_to_preset(folder / "h5")
+    backbone.save_to_preset(folder / "h5_shards", max_shard_size="20MB")
+    save_to_hugging_face(Task(backbone), folder / "safetensors")
+    save_to_hugging_face(Task(backbone), folder / "safetensors_shards", max_shard_size="20MB")
+    return backbone, folder
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+def test_peak_memory(large, command_environment):
+    backbone, folder = large
+    assert (folder / "h5_shards" / "model.weights.json").is_file()
+    assert (folder / "safetensors_shards" / "model.safetensors.index.json").is_file()
+    result = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(folder), ",".join(FORMS), ",".join(DTYPES)],
+        env=command_environment,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    peaks = json.loads(result.stdout)
+    for dtype in DTYPES:
+        size = backbone.config.weight_bytes(dtype)
+        largest = size * 16384 * 512 // backbone.config.parameter_count
+        for form in FORMS:
+            assert peaks[f"{form} {dtype}"] > size // 2  # it was measured at all
+            assert peaks[f"{form} {dtype}"] <= 1.15 * size + largest + SLACK, (form, dtype)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_weights_are_those_saved(form, large):
+    backbone, folder = large
+    assert_same_weights(GemmaBackbone.from_preset(folder / form, dtype="bfloat16"), backbone)
+
+
+def test_the_largest_is_read_first_and_few_are_on_the_way(monkeypatch):
+    backbone = make_backbone(GEMMA2)
+    places = {n: checkpoint.Place(n, w.shape) for n, w in backbone.named_weights().items()}
+    read, taken = [], []
+
+    class Weight:
+        def __init__(self, name, weight):
+            self.name, self.shape = name, weight.shape
+
+        def pack(self, array):
+            assert len(read) - len(taken) <= checkpoint.READ_AHEAD + 1
+            return array
+
+        def take(self, packed):
+            taken.append((self.name, packed.size))
+
+    def tensor(name, shape):
+        def content():
+            read.append(name)
+            return np.zeros(shape, "float32")
+
+        return checkpoint.StoredTensor(shape, "float32", content)
+
+    weights = {name: Weight(name, weight) for name, weight in backbone.named_weights().items()}
+    stored = {name: tensor(name, weight.shape) for name, weight in weights.items()}
+    checkpoint.stream(stored, places, weights)
+    assert sorted(name for name, _ in taken) == sorted(weights)
+    sizes = [size for _, size in taken]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_what_a_caller_assigns_stays_the_callers():
+    weight = make_backbone(GEMMA2).named_weights()["layers.0.gate"]
+    array = backend.empty(weight.shape, "float32")
+    array[:] = 1
+    weight.assign(array)
+    array[:] = 2
+    np.testing.assert_array_equal(weight.numpy(), np.ones(weight.shape))
+
+
+def test_a_file_that_shrinks_while_it_is_read(tmp_path):
+    (tmp_path / "file").write_bytes(bytes(12))
+    assert checkpoint.in_file(tmp_path / "file", 4, (2,), "float32").read().tolist() == [0, 0]
+    with pytest.raises(ValueError, match="cut short"):
+        checkpoint.in_file(tmp_path / "file", 8, (2,), "float32").read()
+
+
+class Screen(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(("patience", "shown"), [(0, True), (1000, False)])
+def test_a_bar_where_it_takes_long(patience, shown, monkeypatch):
+    monkeypatch.setattr(progress, "PATIENCE", patience)
+    monkeypatch.setattr(sys, "stderr", screen := Screen())
+    monkeypatch.setenv("TERM", "xterm")
+    with progress.bar("Loading", 4) as advance:
+        for _ in range(4):
+            advance(1)
+    assert ("Loading" in screen.getvalue()) == shown
+
+
+def test_no_bar_in_a_pipe(monkeypatch):
+    monkeypatch.setattr(progress, "PATIENCE", 0)
+    monkeypatch.setattr(sys, "stderr", pipe := io.StringIO())
+    with progress.bar("Loading", 1) as advance:
+        advance(1)
+    assert pipe.getvalue() == ""

@@ -1,0 +1,182 @@
+"""The presets that have a name: their sizes, where they are published, and what is cached."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from keras_gemma import catalogue
+from keras_gemma.config import GemmaConfig
+from keras_gemma.models import GemmaBackbone, GemmaCausalLM, GemmaPreprocessor
+from keras_gemma.storage import keras_layout, keras_writer
+from keras_gemma.tokenizers import GemmaTokenizer
+from tests.model.sizes import PUBLISHED
+from tests.storage.hubs import lay_out_hugging_face, lay_out_kaggle
+
+ROOT = Path(__file__).parents[1]
+
+FAMILIES = {
+    "gemma_2b": (
+        2_506_172_416,
+        "gemma_2b_en gemma_instruct_2b_en gemma_1.1_instruct_2b_en",
+        "code_gemma_2b_en code_gemma_1.1_2b_en",
+    ),
+    "gemma_7b": (
+        8_537_680_896,
+        "gemma_7b_en gemma_instruct_7b_en gemma_1.1_instruct_7b_en",
+        "code_gemma_7b_en code_gemma_instruct_7b_en code_gemma_1.1_instruct_7b_en",
+    ),
+    "gemma2_2b": (
+        2_614_341_888,
+        "gemma2_2b_en gemma2_instruct_2b_en shieldgemma_2b_en c2s_scale_gemma_2_2b_en",
+    ),
+    "gemma2_9b": (9_241_705_984, "gemma2_9b_en gemma2_instruct_9b_en shieldgemma_9b_en"),
+    "gemma2_27b": (
+        27_227_128_320,
+        "gemma2_27b_en gemma2_instruct_27b_en shieldgemma_27b_en c2s_scale_gemma_2_27b_en",
+    ),
+    "vaultgemma_1b": (1_038_741_120, "vault_gemma_1b_en"),
+}
+"""The shape of `tests/model/sizes.py` to its parameters, and to the presets that have it."""
+
+SHAPES = [
+    (name, shape, parameters)
+    for shape, (parameters, *lines) in FAMILIES.items()
+    for name in " ".join(lines).split()
+]
+
+
+def test_every_name_has_a_folder():
+    assert len(SHAPES) == 23
+    assert set(catalogue.presets()) == {name for name, _, _ in SHAPES} | {"gemma_tiny_en"}
+
+
+@pytest.mark.parametrize(("name", "shape", "parameters"), SHAPES)
+def test_sizes(name, shape, parameters):
+    preset = catalogue.presets()[name]
+    assert preset.config == GemmaConfig(**PUBLISHED[shape][0])
+    assert preset.config.parameter_count == parameters
+    metadata = json.loads((preset.folder / "metadata.json").read_text())
+    assert metadata["parameter_count"] == parameters
+    assert preset.context_length == (1024 if name.startswith("vault") else 8192)
+    assert preset.dtype == "bfloat16"
+
+
+def test_handles_are_those_of_keras_hub():
+    from keras_hub.src.models.gemma import gemma_presets
+
+    theirs = gemma_presets.backbone_presets
+    ours = GemmaCausalLM.presets
+    for name, _, parameters in SHAPES:
+        assert ours[name]["kaggle_handle"] == theirs[name]["kaggle_handle"]
+        assert ours[name]["metadata"]["params"] == parameters
+        assert ours[name]["metadata"]["path"] == theirs[name]["metadata"]["path"]
+        assert ours[name]["metadata"]["description"] != theirs[name]["metadata"]["description"]
+
+
+def test_twins_and_licenses():
+    presets = catalogue.presets()
+    twins = [preset.hugging_face_handle for preset in presets.values()]
+    assert len(set(twins)) == len(twins)
+    assert presets["gemma_1.1_instruct_7b_en"].hugging_face_handle == "hf://google/gemma-1.1-7b-it"
+    for name, preset in presets.items():
+        is_c2s, is_tiny = name.startswith("c2s_"), name == "gemma_tiny_en"
+        assert preset.license == ("cc-by-4.0" if is_c2s else "Apache-2.0" if is_tiny else "gemma")
+        owner = "vandijklab" if is_c2s else "google"
+        assert is_tiny or preset.hugging_face_handle.startswith(f"hf://{owner}/")
+
+
+@pytest.mark.parametrize("cls", [GemmaBackbone, GemmaCausalLM, GemmaPreprocessor, GemmaTokenizer])
+def test_presets_are_data_of_every_class(cls):
+    assert cls.presets == GemmaCausalLM.presets
+    assert cls.presets["gemma_tiny_en"]["kaggle_handle"] is None
+
+
+@pytest.mark.parametrize("name", ["gemma2_27b_en", "vault_gemma_1b_en"])
+def test_folders_are_what_would_be_saved(name, tiny_proto):
+    from keras_gemma.backend import uninitialized
+
+    folder = catalogue.presets()[name].folder
+    with uninitialized():
+        backbone = GemmaBackbone.from_preset(name, load_weights=False)
+    tokenizer = GemmaTokenizer(tiny_proto, name="gemma_tokenizer")
+    preprocessor = GemmaCausalLM.preprocessor_cls(tokenizer, name="gemma_causal_lm_preprocessor")
+    for file, content in (
+        (keras_layout.CONFIG, keras_writer.backbone_object(backbone)),
+        (keras_layout.TOKENIZER, keras_writer.tokenizer_object(tokenizer)),
+        (keras_layout.PREPROCESSOR, keras_writer.preprocessor_object(preprocessor)),
+    ):
+        assert json.loads((folder / file).read_text()) == content
+
+
+def test_keras_hub_reads_the_folders():
+    from keras_hub.src.utils.preset_utils import load_json
+
+    for preset in catalogue.presets().values():
+        assert load_json(str(preset.folder))["registered_name"] == "keras_hub>GemmaBackbone"
+
+
+def test_what_is_cached(tmp_path, monkeypatch):
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "kagglehub"))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.delenv("HUGGINGFACE_HUB_CACHE", raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    presets = catalogue.presets()
+    tiny = presets["gemma_tiny_en"].folder
+    assert not any(preset.is_cached() for preset in presets.values())
+    assert [name for name, preset in presets.items() if preset.has_weights] == ["gemma_tiny_en"]
+
+    hub = tmp_path / "hf" / "hub"
+    lay_out_kaggle(tmp_path / "kagglehub", "keras/gemma/keras/gemma_2b_en/3", tiny)
+    lay_out_kaggle(tmp_path / "kagglehub", "keras/gemma/keras/gemma_7b_en/4", tiny, whole=True)
+    lay_out_kaggle(tmp_path / "kagglehub", "keras/gemma2/keras/gemma2_9b_en/3", tiny)  # another
+    lay_out_hugging_face(hub, "google/gemma-2-2b", tiny)
+    lay_out_hugging_face(hub, "google/gemma-2-9b", tiny, names=["config.json"])
+    cached = {name for name, preset in presets.items() if preset.is_cached()}
+    assert cached == {"gemma_2b_en", "gemma_7b_en", "gemma2_2b_en"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, "home/.cache/huggingface/hub"),
+        ({"XDG_CACHE_HOME": "/x"}, "/x/huggingface/hub"),
+        ({"HF_HOME": "/h", "XDG_CACHE_HOME": "/x"}, "/h/hub"),
+        ({"HF_HUB_CACHE": "~/c", "HF_HOME": "/h"}, "home/c"),
+    ],
+)
+def test_the_cache_is_where_hugging_face_says(variables, expected, tmp_path, command_environment):
+    """Ours and the client's own answer, in a process that starts with these variables."""
+    names = ("XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
+    environment = {k: v for k, v in command_environment.items() if k not in names}
+    code = (
+        "import sys; sys.argv[0] = 'keras-gemma'; from huggingface_hub.constants import *;"
+        "from keras_gemma.hub_caches import hugging_face_cache;"
+        "print(hugging_face_cache()); print(HF_HUB_CACHE)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**environment, **variables, "HOME": str(tmp_path / "home")},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout.split() == [str(tmp_path / expected)] * 2, result.stderr
+
+
+def test_an_index_that_is_none(tmp_path):
+    from keras_gemma.hub_caches import shard_names
+
+    index = tmp_path / "model.weights.json"
+    for content in ("{", "[]", '{"weight_map": 3}', '{"weight_map": {"/a": 3}}'):
+        index.write_text(content)
+        with pytest.raises(ValueError, match=r"is no index of weights.*Delete it"):
+            shard_names(index)
+    index.write_text('{"weight_map": {"/a": ["b.h5", "a.h5"], "/b": "a.h5"}}')
+    assert shard_names(index) == ["a.h5", "b.h5"]
+    for name in ("../a.h5", "/a.h5", "", ".", "..", "a\\b"):
+        index.write_text(json.dumps({"weight_map": {"/a": name}}))
+        with pytest.raises(ValueError, match="do not trust"):
+            shard_names(index)
