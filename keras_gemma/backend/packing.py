@@ -22,7 +22,7 @@ import numpy as np
 ALIGNMENT = 64
 """Bytes: where an array must begin for JAX and TensorFlow to use it as it is."""
 
-TILE = (256, 64)
+TILE = (512, 64)
 """Rows and columns that are transposed at a time."""
 
 LONGEST_BLOCK = 2304
@@ -78,7 +78,7 @@ def _copy(target: np.ndarray, source: np.ndarray) -> None:
         for i in range(0, source.shape[0], rows):
             for j in range(0, source.shape[1], columns):
                 tile = slice(i, i + rows), slice(j, j + columns)
-                np.copyto(target[tile], source[tile], casting="unsafe")
+                target[tile] = source[tile].astype(target.dtype, copy=False)
     else:
         np.copyto(target, source, casting="unsafe")
 

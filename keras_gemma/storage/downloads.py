@@ -152,7 +152,7 @@ def _kaggle_files(fetch: Callable[[str], Path | None], config: dict, need: Need)
     if need.text:
         for name in SETTINGS if keras else ("tokenizer.json",):
             fetch(name)
-        fetch(VOCABULARIES[0] if keras else VOCABULARIES[1])
+        fetch(VOCABULARIES[0] if keras else VOCABULARIES[1])  # else tokenizer.json will do
     if need.weights:
         index = fetch("model.weights.json" if keras else "model.safetensors.index.json")
         single = "model.weights.h5" if keras else "model.safetensors"

@@ -85,7 +85,9 @@ def within(folder: Path, path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def replacing(folder: Path, stale: Callable[[str], bool]) -> Iterator[Path]:
+def replacing(
+    folder: Path, stale: Callable[[str], bool], argument: str = "preset_dir"
+) -> Iterator[Path]:
     """A new folder to write into, which takes the place of `folder` when the block ends well.
 
     It lies beside `folder`. Files of the earlier folder stay, except those written anew and
@@ -95,16 +97,17 @@ def replacing(folder: Path, stale: Callable[[str], bool]) -> Iterator[Path]:
     Args:
         folder: what to replace or create; its parents are made.
         stale: from a path relative to the folder (`"assets/x"`), whether to drop that file.
+        argument: what the caller calls `folder`, for messages.
 
     Raises:
         ValueError: `folder` is a file, or the process stands in it and so it cannot be moved.
     """
     folder = Path(folder).expanduser().resolve()
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"`preset_dir` must be a folder, and {folder} is a file. Name another.")
+        raise ValueError(f"`{argument}` must be a folder, and {folder} is a file. Name another.")
     if folder.exists() and Path.cwd().is_relative_to(folder):
         raise ValueError(
-            f"`preset_dir` is the current directory or holds it, so it cannot be replaced as a "
+            f"`{argument}` is the current directory or holds it, so it cannot be replaced as a "
             f"whole. Received: {folder}. Save to a folder of its own, such as "
             f"{str(folder / 'my_gemma')!r}."
         )

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from keras_gemma.config import GemmaConfig
+from keras_gemma.storage import progress
 from keras_gemma.text.chat_template import CHAT_TEMPLATE
 from keras_gemma.text.pieces import SPACE, Pieces
 
@@ -245,14 +246,17 @@ def _write_tensors(gguf: ModuleType, writer: Any, weights: dict[str, Any], dtype
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for name, weight in weights.items():
-        array = weight.numpy()
-        if array.ndim == 1:
-            # This package holds w of the norm's (1 + w); llama.cpp multiplies by what it reads.
-            encoded = 1.0 + array.astype("float32")
-        else:
-            encoded = _encode(gguf, name, array, kinds[name])
-        writer.write_tensor_data(encoded)
+    sizes = {name: math.prod(weight.shape) for name, weight in weights.items()}
+    with progress.bar("Saving", sum(sizes.values())) as advance:
+        for name, weight in weights.items():
+            array = weight.numpy()
+            if array.ndim == 1:
+                # This package holds w of the norm's (1 + w); llama.cpp multiplies by what it reads.
+                encoded = 1.0 + array.astype("float32")
+            else:
+                encoded = _encode(gguf, name, array, kinds[name])
+            writer.write_tensor_data(encoded)
+            advance(sizes[name])
 
 
 def _tensor_name(name: str) -> str:

@@ -7,12 +7,14 @@ keys are those of `hugging_face_layout.py`. Knows no framework: weights come as 
 import fnmatch
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from keras_gemma.storage import hugging_face_layout as layout
+from keras_gemma.storage import progress
 from keras_gemma.storage.files import replacing, write_json
 from keras_gemma.storage.sharding import parse_size, plan_shards, weight_size, weight_sizes
 from keras_gemma.storage.tokenizer_json import SPECIAL, TURNS, write_tokenizer_json
@@ -63,7 +65,7 @@ def save_to_hugging_face(
         added = tokenizer_json["added_tokens"]
         files |= _tokenizer_files(preprocessor, added, backbone.config.context_length)
 
-    with replacing(Path(directory), _is_stale) as folder:
+    with replacing(Path(directory), _is_stale, "directory") as folder:
         for name, content in files.items():
             write_json(folder / name, content)
         if preprocessor is not None:
@@ -74,7 +76,9 @@ def save_to_hugging_face(
         _write_weights(folder, backbone, plan, config["model_type"])
 
 
-def write_safetensors(path: Path, weights: dict[str, Any]) -> None:
+def write_safetensors(
+    path: Path, weights: dict[str, Any], advance: Callable[[float], None] = lambda size: None
+) -> None:
     """Write `weights` to a safetensors file, one at a time.
 
     The `safetensors` package wants all tensors of a file in memory; this wants one. The format:
@@ -87,6 +91,7 @@ def write_safetensors(path: Path, weights: dict[str, Any]) -> None:
         path: the file.
         weights: by name, objects with `shape`, `dtype` and `numpy()`, such as those of
             `GemmaBackbone.named_weights`.
+        advance: told the bytes of each weight that is written.
     """
     # Earlier releases of transformers refuse a file that does not say "pt".
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -106,19 +111,21 @@ def write_safetensors(path: Path, weights: dict[str, Any]) -> None:
         for weight in weights.values():
             array = np.ascontiguousarray(weight.numpy())
             file.write(array.reshape(-1).view(np.uint8))
+            advance(weight_size(weight))
 
 
 def _write_weights(folder: Path, backbone: Any, plan: list[list[str]], model_type: str) -> None:
     """Write the weights: one file, or those of `plan` and their index."""
     weights = backbone.named_weights()
     weight_map = {}
-    for number, names in enumerate(plan, start=1):
-        file_name = layout.WEIGHTS if len(plan) == 1 else layout.SHARD.format(number, len(plan))
-        tensors = {layout.tensor_name(name, model_type): weights[name] for name in names}
-        write_safetensors(folder / file_name, tensors)
-        weight_map |= dict.fromkeys(tensors, file_name)
+    total = sum(weight_sizes(backbone).values())
+    with progress.bar("Saving", total) as advance:
+        for number, names in enumerate(plan, start=1):
+            file_name = layout.WEIGHTS if len(plan) == 1 else layout.SHARD.format(number, len(plan))
+            tensors = {layout.tensor_name(name, model_type): weights[name] for name in names}
+            write_safetensors(folder / file_name, tensors, advance)
+            weight_map |= dict.fromkeys(tensors, file_name)
     if len(plan) > 1:
-        total = sum(weight_sizes(backbone).values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         write_json(folder / layout.WEIGHTS_INDEX, index)
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from keras_gemma.config import GemmaConfig
 from keras_gemma.storage import keras_layout as layout
+from keras_gemma.storage import progress
 from keras_gemma.storage.files import write_json
-from keras_gemma.storage.sharding import parse_size as parse_size
 from keras_gemma.storage.sharding import plan_shards, weight_sizes
 
 
@@ -90,13 +90,15 @@ def write_weights(folder: Path, backbone: Any, max_shard_size: int) -> None:
     places = layout.h5_places(backbone.config)
     weights = backbone.named_weights()
     weight_map = {}
-    for number, names in enumerate(plan):
-        file_name = layout.WEIGHTS if len(plan) == 1 else layout.SHARD.format(number)
-        with h5py.File(folder / file_name, "w") as file:
-            for name in names:
-                place = places[name]
-                _write_tensor(file, place.name, place.to_stored(weights[name].numpy()))
-                weight_map["/" + place.name.rsplit("/", 1)[0]] = file_name
+    with progress.bar("Saving", sum(sizes.values())) as advance:
+        for number, names in enumerate(plan):
+            file_name = layout.WEIGHTS if len(plan) == 1 else layout.SHARD.format(number)
+            with h5py.File(folder / file_name, "w") as file:
+                for name in names:
+                    place = places[name]
+                    _write_tensor(file, place.name, place.to_stored(weights[name].numpy()))
+                    weight_map["/" + place.name.rsplit("/", 1)[0]] = file_name
+                    advance(sizes[name])
     if len(plan) > 1:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         write_json(folder / layout.WEIGHTS_INDEX, index)

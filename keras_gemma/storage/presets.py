@@ -16,6 +16,8 @@ from keras_gemma.storage import keras_layout as layout
 from keras_gemma.storage.arguments import check_arguments, kind_of, take
 from keras_gemma.storage.files import read_json, replacing, within, write_json
 from keras_gemma.storage.locate import resolve
+from keras_gemma.storage.sharding import parse_size, plan_shards, weight_sizes
+from keras_gemma.storage.tokenizer_json import is_tokenizer_json
 
 CONFIG = "config.json"
 READ_SUFFIXES = (".json", ".h5", ".safetensors", ".model", ".spm")
@@ -80,12 +82,12 @@ def save(item: Any, preset_dir: str | Path, max_shard_size: int | str = "10GB") 
         TypeError: `item` has no place in a preset.
     """
     kind = kind_of(type(item))
-    limit = keras_writer.parse_size(max_shard_size)
+    limit = parse_size(max_shard_size)
     backbone = {"task": getattr(item, "backbone", None), "backbone": item}.get(kind)
     preprocessor = {"task": getattr(item, "preprocessor", None), "preprocessor": item}.get(kind)
     tokenizer = item if kind == "tokenizer" else getattr(preprocessor, "tokenizer", None)
     if backbone is not None:
-        keras_writer.plan_shards(keras_writer.weight_sizes(backbone), limit)
+        plan_shards(weight_sizes(backbone), limit)
 
     def stale(name: str) -> bool:
         if kind == "task" and name in (layout.PREPROCESSOR, layout.TOKENIZER, layout.VOCABULARY):
@@ -111,13 +113,16 @@ def reader_of(folder: Path) -> ModuleType:
     """The module that reads the format of `folder`."""
     path = folder / CONFIG
     if not path.is_file():
-        vocabularies = f"{layout.VOCABULARY}, {hugging_face.VOCABULARY}"
         if (folder / layout.VOCABULARY).is_file():
             return keras_preset
         if (folder / hugging_face.VOCABULARY).is_file():
             return hugging_face
+        tokenizer = folder / hugging_face.TOKENIZER
+        if tokenizer.is_file() and is_tokenizer_json(read_json(tokenizer)):
+            return hugging_face
         raise ValueError(
-            f"{folder} is no preset: looked for {CONFIG}, {vocabularies} and found none of them. "
+            f"{folder} is no preset: looked for {CONFIG}, {layout.VOCABULARY}, "
+            f"{hugging_face.VOCABULARY} and Hugging Face's tokenizer.json, and found none of them. "
             "Pass a folder that `save_to_preset` wrote, or a Hugging Face checkpoint."
         )
     content = read_json(path)

@@ -9,7 +9,7 @@ import pytest
 from keras_gemma.config import GemmaConfig
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.storage import keras_layout, save
-from keras_gemma.storage.keras_writer import parse_size
+from keras_gemma.storage.sharding import parse_size
 from tests.configurations import CONFIGURATIONS, GEMMA1, GEMMA2
 from tests.storage.conftest import (
     Task,
