@@ -3,6 +3,7 @@
 Everything below this module deals in ids; strings end here.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,12 @@ import keras
 import numpy as np
 
 from keras_gemma import tf_data
+from keras_gemma.completion.job import Job
+from keras_gemma.completion.prompts import read_prompts
+from keras_gemma.completion.settings import GenerationSettings, read_settings
 from keras_gemma.generation import samplers
 from keras_gemma.generation.generator import Generator
+from keras_gemma.generation.request import Prefix
 from keras_gemma.model.backbone import GemmaBackbone, check_layer_arguments
 from keras_gemma.presettable import Presettable
 from keras_gemma.scoring.score import Intercept, score
@@ -20,7 +25,6 @@ from keras_gemma.storage.hugging_face_writer import save_to_hugging_face
 from keras_gemma.text.batches import is_text
 from keras_gemma.text.model_of_text import ModelOfText
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
-from keras_gemma.text.reading import to_ids, to_numpy
 
 
 @keras.saving.register_keras_serializable(package="keras_gemma")
@@ -79,7 +83,7 @@ class GemmaCausalLM(Presettable, ModelOfText):
         self.dtype_policy = backbone.dtype_policy
         self.preprocessor = preprocessor
         self.sampler = samplers.get("greedy")
-        self._generator: Generator | None = None
+        self._programs: Generator | None = None
         # Ready to use as it is: `compile` is for those who want something else.
         self.compile()
 
@@ -103,11 +107,16 @@ class GemmaCausalLM(Presettable, ModelOfText):
             optimizer: `"auto"` is Adam at 2e-5.
             loss: `"auto"` is cross entropy of the next token.
             weighted_metrics: `"auto"` is its accuracy.
-            sampler: `"greedy"`, `"random"`, `"top_k"`, `"top_p"`, or a `samplers.Sampler`.
-            **kwargs: as of `keras.Model.compile`; with `run_eagerly=True` PyTorch generates
-                without compiling, slower by the token and at once from the start.
+            sampler: a name such as `"top_p"` (see `samplers`), or a `samplers.Sampler`.
+            **kwargs: settings of generation, those of `GenerationSettings`, which a call may
+                change; and as of `keras.Model.compile`. With `run_eagerly=True` PyTorch
+                generates without compiling, slower by the token and at once from the start.
         """
-        self.sampler = samplers.get(sampler)
+        names = GenerationSettings.__dataclass_fields__.keys() & kwargs.keys()
+        settings = GenerationSettings(**{name: kwargs.pop(name) for name in names})
+        sampler = samplers.get(sampler)
+        settings.choose_sampler(sampler)  # raises where they do not go together
+        self.sampler, self.generation_settings = sampler, settings
         super().compile(
             optimizer=keras.optimizers.Adam(2e-5) if optimizer == "auto" else optimizer,
             loss=(
@@ -128,6 +137,11 @@ class GemmaCausalLM(Presettable, ModelOfText):
         return {
             **super().get_compile_config(),
             "sampler": keras.saving.serialize_keras_object(self.sampler),
+            **{
+                name: keras.saving.serialize_keras_object(value)
+                for name, value in vars(self.generation_settings).items()
+                if value is not None
+            },
             "optimizer_built": self.optimizer is not None and self.optimizer.built,
         }
 
@@ -146,8 +160,8 @@ class GemmaCausalLM(Presettable, ModelOfText):
         stop_token_ids: Any = "auto",
         strip_prompt: bool = False,
         *,
-        max_new_tokens: int | None = None,
-        seed: int | None = None,
+        prefix: Prefix | None = None,
+        **settings: Any,
     ) -> Any:
         """Continue `inputs`.
 
@@ -157,180 +171,128 @@ class GemmaCausalLM(Presettable, ModelOfText):
                 and S is the most tokens, prompt included; or a `tf.data.Dataset` of batches.
             max_length: the most tokens of a row, prompt included. By default the preprocessor's
                 `sequence_length`.
-            stop_token_ids: ids that end a row. `"auto"`: `<eos>` and `<end_of_turn>`; None: none.
+            stop_token_ids: ids that end a row. `"auto"`: those given to `compile`, else `<eos>`
+                and `<end_of_turn>`; None: none.
             strip_prompt: return the new text alone.
-            max_new_tokens: the most new tokens of a row, instead of `max_length`.
-            seed: an integer makes this call repeat, whatever the sampler's own seed.
+            prefix: of `prefill`; what the prompts share with it is not read again.
+            **settings: those of `GenerationSettings`, instead of those given to `compile`:
+                `max_new_tokens`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`,
+                `seed`, `stop`, `num_return_sequences`, `logits_processors`, `return_logprobs`,
+                `sampler`.
 
         Returns:
             A string for a string, a list for a list; for a dict, `{"token_ids", "padding_mask"}`
             of the same shape, the mask true at prompt and continuation. Of a data set, the rows
-            of all batches.
+            of all batches. With `num_return_sequences` above 1, a list for each prompt; with
+            `return_logprobs`, `Completion`s.
 
         Raises:
             ValueError: a prompt that is empty or leaves no room; ids outside the vocabulary;
-                both limits given; strings without a preprocessor.
+                settings out of range or that exclude each other; strings without a preprocessor;
+                a batch too large for the memory that is free.
+            TypeError: a setting that is none.
         """
-        if max_length is not None and max_new_tokens is not None:
-            raise ValueError(
-                "Give `max_length` (prompt included) or `max_new_tokens`, not both. Received: "
-                f"max_length={max_length}, max_new_tokens={max_new_tokens}"
-            )
-        for name, value in (("max_length", max_length), ("max_new_tokens", max_new_tokens)):
-            if value is not None and (isinstance(value, bool) or not _is_positive(value)):
-                raise ValueError(f"`{name}` must be an integer >= 1. Received: {name}={value!r}")
-        options = (max_length, max_new_tokens, self._stop_ids(stop_token_ids), strip_prompt, seed)
+        given = self._settings("generate", max_length, stop_token_ids, settings)
         if tf_data.is_dataset(inputs):
-            batches = [self._generate(batch, *options) for batch in inputs.as_numpy_iterator()]
+            batches = [
+                self._job(batch, given, prefix).complete(strip_prompt)
+                for batch in inputs.as_numpy_iterator()
+            ]
             if not batches:
                 raise ValueError("The data set of prompts is empty.")
             if isinstance(batches[0], dict):
                 return {key: np.concatenate([b[key] for b in batches]) for key in batches[0]}
             return [row for batch in batches for row in ([batch] if is_text(batch) else batch)]
-        return self._generate(inputs, *options)
+        return self._job(inputs, given, prefix).complete(strip_prompt)
 
-    def _generate(
+    def stream(
         self,
         inputs: Any,
-        max_length: int | None,
-        max_new_tokens: int | None,
-        stop_ids: tuple[int, ...],
-        strip_prompt: bool,
-        seed: int | None,
-    ) -> Any:
-        """One batch."""
-        if isinstance(inputs, dict):
-            limits = max_length, max_new_tokens
-            return self._generate_padded(inputs, *limits, stop_ids, strip_prompt, seed)
-        if not (is_text(inputs) or isinstance(inputs, list | tuple) or hasattr(inputs, "ndim")):
-            raise TypeError(
-                "`inputs` must be a string, a list of strings or of lists of ids, a dict of "
-                f"arrays, or a `tf.data.Dataset` of them. Received: {inputs!r:.200}"
-            )
-        texts = inputs if is_text(inputs) else list(inputs)
-        single = is_text(texts)
-        if single:
-            texts = [texts]
-        as_text = bool(texts) and is_text(texts[0])
-        if as_text:
-            self._require_preprocessor()
-            prompts = self.preprocessor.tokenize_prompts(texts)
-        else:
-            if any(np.ndim(ids) == 0 and not is_text(ids) for ids in texts):
-                raise ValueError(
-                    "Ids must come in a batch: pass a list of lists of ids, or an array "
-                    f"[batch, tokens]. Received: {inputs!r:.80}"
-                )
-            size = self.backbone.config.vocabulary_size
-            prompts = [to_ids(f"inputs[{i}]", ids, 1, size) for i, ids in enumerate(texts)]
-        if max_new_tokens is None:
-            if max_length is None:
-                self._require_preprocessor("`max_length` or `max_new_tokens`")
-                max_length = self.preprocessor.sequence_length
-            for i, prompt in enumerate(prompts):
-                if len(prompt) >= max_length:
-                    raise ValueError(
-                        f"Prompt {i} has {len(prompt)} tokens, which leaves no room to generate "
-                        f"within max_length={max_length}. Pass a larger `max_length`, or "
-                        "`max_new_tokens`, or a shorter prompt."
-                    )
-            room = [max_length - len(prompt) for prompt in prompts]
-        else:
-            room = [max_new_tokens] * len(prompts)
-        new = self._generate_ids(prompts, room, stop_ids, seed)
-        rows = [
-            np.concatenate([[] if strip_prompt else prompt, ids]).astype("int32")
-            for prompt, ids in zip(prompts, new, strict=True)
-        ]
-        if not as_text:
-            return [row.tolist() for row in rows]
-        results = [self._text(row, stop_ids) for row in rows]
-        return results[0] if single else results
+        max_length: int | None = None,
+        stop_token_ids: Any = "auto",
+        *,
+        prefix: Prefix | None = None,
+        **settings: Any,
+    ) -> Iterator[str] | Iterator[list[str]]:
+        """The text that follows `inputs`, piece by piece as it is made.
 
-    def _generate_padded(
-        self,
-        inputs: Any,
-        max_length: int | None,
-        max_new_tokens: int | None,
-        stop_ids: tuple[int, ...],
-        strip_prompt: bool,
-        seed: int | None,
-    ) -> dict[str, np.ndarray]:
-        """Ids in `[B, S]`, as `generate_preprocess` gives them, and the same shape back."""
-        missing = {"token_ids", "padding_mask"} - set(inputs)
-        if missing:
-            raise ValueError(
-                'A dict of inputs must hold "token_ids" and "padding_mask", both [batch, tokens]. '
-                f"Missing: {sorted(missing)}. Received keys: {sorted(inputs)}"
-            )
-        size = self.backbone.config.vocabulary_size
-        token_ids = to_ids("token_ids", inputs["token_ids"], 2, size)
-        mask = to_numpy(inputs["padding_mask"]).astype("bool")
-        if token_ids.shape != mask.shape:
-            raise ValueError(
-                '"token_ids" and "padding_mask" must both be [batch, tokens]. Received: '
-                f"{token_ids.shape} and {mask.shape}"
-            )
-        lengths = mask.sum(1)
-        if (mask != (np.arange(mask.shape[1]) < lengths[:, None])).any():
-            raise ValueError(
-                '"padding_mask" must be true from the start of each row to the end of its prompt: '
-                "put padding behind the prompt."
-            )
-        prompts = [row[:length] for row, length in zip(token_ids, lengths, strict=True)]
-        end = min(mask.shape[1], max_length or mask.shape[1])
-        full = [i for i, length in enumerate(lengths) if length >= end]
-        if full:
-            raise ValueError(
-                f"Rows {full} have no room to generate: pad them to the length that is wanted, "
-                f"prompt included, and let no `max_length` be shorter. Received: {end} tokens"
-            )
-        most = max_new_tokens or end
-        room = [min(int(end - length), most) for length in lengths]
-        new = self._generate_ids(prompts, room, stop_ids, seed)
-        token_ids, mask = np.zeros_like(token_ids), np.zeros_like(mask)
-        for i, (prompt, ids) in enumerate(zip(prompts, new, strict=True)):
-            row = ids if strip_prompt else np.concatenate([prompt, ids])
-            token_ids[i, : len(row)] = row
-            mask[i, : len(row)] = True
-        return {"token_ids": token_ids, "padding_mask": mask}
+        No piece ends within a character, and none holds what may become a stop string. Closing
+        the iterator ends the work.
 
-    def _generate_ids(
-        self, prompts: list[np.ndarray], room: list[int], stop_ids: tuple[int, ...], seed: Any
-    ) -> list[np.ndarray]:
-        # Its programs outlive `compile`: another sampler of the same kind compiles nothing.
-        if self._generator is None or self._generator.eager != self.run_eagerly:
-            self._generator = Generator(self.backbone, eager=self.run_eagerly)
-        return self._generator.generate(prompts, room, self.sampler, stop_ids, seed)
+        Args:
+            inputs: a string, or a list of strings, or of lists of ids.
+            max_length, stop_token_ids, prefix, **settings: as of `generate`.
 
-    def _text(self, ids: np.ndarray, stop_ids: tuple[int, ...]) -> str:
-        """The text of a row, without the token that stopped it."""
-        if len(ids) and ids[-1] in stop_ids:
-            ids = ids[:-1]
-        mask = np.ones_like(ids, "bool")
-        return self.preprocessor.generate_postprocess({"token_ids": ids, "padding_mask": mask})
+        Returns:
+            An iterator of strings; for a list of prompts, of lists with one string a row, which
+            is empty where a row has nothing new.
 
-    def _stop_ids(self, stop_token_ids: Any) -> tuple[int, ...]:
+        Raises:
+            ValueError, TypeError: as `generate`, before the first piece is asked for.
+
+        Example:
+
+        ```python
+        import keras_gemma
+
+        lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
+        for piece in lm.stream("ROMEO:", max_new_tokens=20, temperature=0.8, seed=1):
+            print(piece, end="", flush=True)
+        ```
+        """
+        given = self._settings("stream", max_length, stop_token_ids, settings)
+        if given.top_log_probabilities is not None:
+            raise ValueError("`stream` yields text alone: use `generate` with `return_logprobs`.")
+        return self._job(inputs, given, prefix).stream()
+
+    def prefill(self, inputs: Any) -> Prefix:
+        """Read the beginning of texts, so that `generate` and `stream` go on from there.
+
+        What a prompt does not share with it is read as ever: results do not depend on it.
+
+        Args:
+            inputs: a string, or a list of ids.
+
+        Returns:
+            What to pass as `prefix`. It holds for the weights as they are.
+
+        Example:
+
+        ```python
+        import keras_gemma
+
+        lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
+        scene = "First Citizen:\\nBefore we proceed any further, hear me speak.\\n\\n"
+        prefix = lm.prefill(scene)
+        lm.generate([scene + "All:", scene + "ROMEO:"], max_new_tokens=10, prefix=prefix)
+        ```
+        """
+        inputs = inputs if is_text(inputs) else [inputs]
+        prompts = read_prompts(inputs, self.preprocessor, self.backbone.config.vocabulary_size)
+        (ids,) = prompts.ids
+        return self._generator().prefill(ids)
+
+    def _settings(
+        self, caller: str, max_length: int | None, stop_token_ids: Any, settings: dict[str, Any]
+    ) -> GenerationSettings:
+        """The settings of a call, over those of `compile`."""
         if stop_token_ids is None:
-            return ()
-        if isinstance(stop_token_ids, str):
-            if stop_token_ids != "auto":
-                raise ValueError(
-                    "`stop_token_ids` must be 'auto', None, or token ids. "
-                    f"Received: stop_token_ids={stop_token_ids!r}"
-                )
-            self._require_preprocessor("`stop_token_ids` (None to generate to the end)")
-            return tuple(self.preprocessor.tokenizer.stop_token_ids)
-        size = self.backbone.config.vocabulary_size
-        stops = [stop_token_ids] if np.ndim(stop_token_ids) == 0 else list(stop_token_ids)
-        return tuple(to_ids("stop_token_ids", stops, 1, size).tolist())
+            stop_token_ids = ()
+        elif isinstance(stop_token_ids, str) and stop_token_ids == "auto":
+            stop_token_ids = None
+        given = {"max_length": max_length, "stop_token_ids": stop_token_ids, **settings}
+        return read_settings(given, caller).over(self.generation_settings)
 
-    def _require_preprocessor(self, otherwise: str = "token ids") -> None:
-        if self.preprocessor is None:
-            raise ValueError(
-                f"This model has no preprocessor: give {otherwise}, or make it with "
-                "`GemmaCausalLM(backbone, preprocessor)`."
-            )
+    def _job(self, inputs: Any, settings: GenerationSettings, prefix: Prefix | None) -> Job:
+        size = self.backbone.config.vocabulary_size
+        prompts = read_prompts(inputs, self.preprocessor, size)
+        return Job(self._generator(), self.preprocessor, prompts, settings, self.sampler, prefix)
+
+    def _generator(self) -> Generator:
+        # Its programs outlive `compile`: another sampler of the same kind compiles nothing.
+        if self._programs is None or self._programs.eager != self.run_eagerly:
+            self._programs = Generator(self.backbone, eager=self.run_eagerly)
+        return self._programs
 
     def score(
         self,
@@ -434,7 +396,3 @@ class GemmaCausalLM(Presettable, ModelOfText):
         lm = cls(**config)
         lm.trainable = trainable
         return lm
-
-
-def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and value >= 1

@@ -17,6 +17,7 @@ FLOORS = (
     ("backend", "text"),
     ("model", "quantization"),
     ("storage", "generation", "scoring"),
+    ("completion",),
     ("causal_lm",),
     ("training", "export", "serving", "evaluation", "distribution", "conversion", "cli"),
     ("public names",),

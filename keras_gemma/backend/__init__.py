@@ -16,9 +16,9 @@ layout that its compiler reads fastest, and nothing above this folder knows it.
     matmul(x, packed)                  `[..., in]` -> `[..., out]`
     embed(ids, packed)                 `[...]` -> `[..., D]`, rows of a packed embedding
     attend(q, k, v, mask, scale, cap)  `[B, T, N, H]`, soft cap and mask included
-    write_cache(cache, new, slots)     `[B, R, K, H]` with one position a row written, in place
-                                       where the framework can
-    compile(program)                   a whole program
+    write_cache(cache, new, slots)     `[B, R, K, H]` with `new [B, T, K, H]` at `slots [B, T]`,
+                                       in place where the framework can
+    compile(program, donate=None)      a whole program; it may use up its argument `donate`
     fuse(function)                     `(x, weights, ...)`, a part that a program calls many times
     loop(proceed, step)                -> a function of (weights, state, limit): `step(weights,
                                        state)` while `proceed(state)`, at most `limit` times

@@ -80,14 +80,14 @@ def embed(ids: jax.Array, packed: jax.Array) -> jax.Array:
 
 
 def write_cache(cache: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
-    if cache.shape[0] == 1:
-        return jax.lax.dynamic_update_slice(cache, new, (0, slots[0], 0, 0))
-    return cache.at[jnp.arange(cache.shape[0]), slots].set(new[:, 0])
+    if slots.size == 1:
+        return jax.lax.dynamic_update_slice(cache, new, (0, slots[0, 0], 0, 0))
+    return cache.at[jnp.arange(cache.shape[0])[:, None], slots].set(new)
 
 
-def compile(program: Callable[..., Any]) -> Callable[..., Any]:
+def compile(program: Callable[..., Any], donate: int | None = None) -> Callable[..., Any]:
     options = LEAST_MEMORY if _on_cpu() else {}
-    return jax.jit(program, compiler_options=options)
+    return jax.jit(program, compiler_options=options, donate_argnums=donate)
 
 
 def fuse(function: Callable[..., Any]) -> Callable[..., Any]:

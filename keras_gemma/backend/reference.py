@@ -56,6 +56,8 @@ def attend(
 
 
 def write_cache(cache: Any, new: Any, slots: Any) -> Any:
-    """`cache [B, R, K, H]` with `new [B, 1, K, H]` at slot `slots [B]` of each row."""
-    here = ops.arange(ops.shape(cache)[1])[None, :] == slots[:, None]
-    return ops.where(here[:, :, None, None], new, cache)
+    """`cache [B, R, K, H]` with `new [B, T, K, H]` at slots `slots [B, T]` of each row."""
+    for i in range(slots.shape[1]):
+        here = ops.arange(ops.shape(cache)[1])[None, :] == slots[:, i : i + 1]
+        cache = ops.where(here[:, :, None, None], new[:, i : i + 1], cache)
+    return cache

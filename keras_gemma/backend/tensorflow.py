@@ -77,11 +77,11 @@ def embed(ids: tf.Tensor, packed: tf.Tensor) -> tf.Tensor:
 
 
 def write_cache(cache: tf.Tensor, new: tf.Tensor, slots: tf.Tensor) -> tf.Tensor:
-    where = tf.stack([tf.range(cache.shape[0]), slots], axis=1)
-    return tf.tensor_scatter_nd_update(cache, where, new[:, 0])
+    rows = tf.broadcast_to(tf.range(slots.shape[0])[:, None], slots.shape)
+    return tf.tensor_scatter_nd_update(cache, tf.stack([rows, slots], axis=-1), new)
 
 
-def compile(program: Callable[..., Any]) -> Callable[..., Any]:
+def compile(program: Callable[..., Any], donate: int | None = None) -> Callable[..., Any]:
     return tf.function(program, reduce_retracing=False)
 
 

@@ -59,11 +59,11 @@ def embed(ids: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
 
 
 def write_cache(cache: torch.Tensor, new: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-    rows = torch.arange(cache.shape[0], device=cache.device)
-    return cache.index_put_((rows, slots.long()), new[:, 0])
+    rows = torch.arange(cache.shape[0], device=cache.device)[:, None]
+    return cache.index_put_((rows, slots.long()), new)
 
 
-def compile(program: Callable[..., Any]) -> Callable[..., Any]:
+def compile(program: Callable[..., Any], donate: int | None = None) -> Callable[..., Any]:
     @wraps(program)
     def run(*args: Any, **kwargs: Any) -> Any:
         with torch.inference_mode():

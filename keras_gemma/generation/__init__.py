@@ -2,9 +2,11 @@
 
 In the order of the work:
 
-    generator.py  ragged prompts, in shapes that compile once
-    prefill.py    the prompt: its keys and values, and its last hidden state
+    request.py    what is asked: prompts, settings; and what is given
+    generator.py  ragged prompts, in shapes that compile once; a run in progress
+    prefill.py    the prompt in chunks: its keys and values, and its last hidden state
     decode.py     token after token, from there
+    feed.py       tokens into the model, for both
     samplers/     the choice of the next token, one rule a file
     noise.py      random numbers that are the same on every backend
 """

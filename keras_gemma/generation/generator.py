@@ -1,9 +1,11 @@
 """Prompts in, new tokens out: shapes chosen, programs compiled once and kept.
 
-Shapes are rounded up to powers of two, so that a prompt one token longer compiles nothing.
+Shapes are rounded up to powers of two, so that a prompt one token longer compiles nothing. The
+cache grows with the text, by doubling, so that a short text costs little in whatever room it has.
 """
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,18 +13,42 @@ from keras import ops
 
 from keras_gemma import backend
 from keras_gemma.config import GemmaConfig
-from keras_gemma.generation.decode import AS_THEY_ARE, DecodeState, Parts, advance, feed, proceed
-from keras_gemma.generation.prefill import prefill
-from keras_gemma.generation.samplers import Sampler
+from keras_gemma.generation.decode import (
+    DecodeState,
+    advance,
+    no_log_probabilities,
+    proceed,
+    step,
+)
+from keras_gemma.generation.feed import AS_THEY_ARE, Parts
+from keras_gemma.generation.prefill import read_chunk, to_rings
+from keras_gemma.generation.request import Prefix, Request, Row, stop_array
 from keras_gemma.model.backbone import GemmaBackbone
+from keras_gemma.model.cache import Cache, make_cache, resize, slots_of_layers
 
 SMALLEST_BUCKET = 16
-MOST_STOP_IDS = 8
+"""Of a prompt."""
+
+SMALLEST_CACHE = 256
+"""Slots that cost next to nothing, and spare short texts the growing."""
+
+LARGEST_CHUNK = 512
+"""Tokens of a prompt that are read at once, of all rows together."""
 
 
-def bucket(length: int) -> int:
-    """`length` rounded up to a power of two, 16 at least."""
-    return max(SMALLEST_BUCKET, 1 << (length - 1).bit_length())
+def bucket(length: int, smallest: int = SMALLEST_BUCKET) -> int:
+    """`length` rounded up to a power of two, `smallest` at least."""
+    return max(smallest, 1 << (length - 1).bit_length())
+
+
+def chunks(start: int, end: int, batch: int) -> list[tuple[int, int]]:
+    """Where to cut the tokens from `start` to `end`: beginnings, and sizes that are buckets."""
+    largest = max(SMALLEST_BUCKET, bucket(LARGEST_CHUNK // batch + 1) // 2)
+    cuts = []
+    while start < end:
+        cuts.append((start, min(largest, bucket(end - start))))
+        start += cuts[-1][1]
+    return cuts
 
 
 class Generator:
@@ -42,108 +68,209 @@ class Generator:
         self.programs: dict[Any, Any] = {}
         self.lock = threading.Lock()
 
-    def generate(
-        self,
-        prompts: list[np.ndarray],
-        room: list[int],
-        sampler: Sampler,
-        stop_ids: tuple[int, ...] = (),
-        seed: int | None = None,
-    ) -> list[np.ndarray]:
-        """Continue each prompt.
-
-        Args:
-            prompts: int32 `[T]` each, of any length from 1 on, ids of the vocabulary.
-            room: the most tokens that each row may get, at least 1.
-            sampler: chooses them.
-            stop_ids: ids that end a row; the one that does is its last.
-            seed: instead of the sampler's own.
-
-        Returns:
-            The new ids of each row.
+    def generate(self, request: Request) -> list[Row]:
+        """Continue each prompt to its end.
 
         Raises:
             ValueError: an empty or too long prompt, no room.
         """
-        self._check(prompts, room, stop_ids)
+        run = self.start(request)
+        run.go_on()
+        return run.rows()
+
+    def start(self, request: Request) -> "Run":
+        """Read the prompts and choose the first tokens; the run goes on from there."""
+        request.check(self.config)
+        return Run(self, request)
+
+    def prefill(self, ids: np.ndarray) -> Prefix:
+        """Read the beginning of a text, to go on from it later."""
+        _, cache = self.read([ids], None, self.backbone.tensors())
+        return Prefix(ids, cache)
+
+    def program(self, key: Any, make: Callable[[], Any]) -> Any:
+        """The program of `key`, made when it is first asked for.
+
+        The compilers tell apart the shapes of arguments; what a program closes over is our part.
+        """
+        with self.lock:
+            if key not in self.programs:
+                self.programs[key] = make()
+            return self.programs[key]
+
+    def read(
+        self, prompts: list[np.ndarray], prefix: Prefix | None, weights: Any
+    ) -> tuple[Any, Cache]:
+        """Read prompts, but for what they share with `prefix`.
+
+        Returns:
+            What the last block says of each prompt's last token, `[B, D]`, and the cache by
+            position, with a slot free in each row.
+        """
+        config, batch = self.config, len(prompts)
         lengths = np.array([len(prompt) for prompt in prompts], "int32")
-        token_ids = np.zeros((len(prompts), bucket(int(lengths.max()))), "int32")
+        start = 0 if prefix is None else prefix.shared_with(prompts)
+        cuts = chunks(start, int(lengths.max()), batch)
+        end = sum(cuts[-1])
+        slots = bucket(max(end, int(lengths.max()) + 1), SMALLEST_CACHE)
+        token_ids = np.zeros((batch, end), "int32")
         for row, prompt in zip(token_ids, prompts, strict=True):
             row[: len(prompt)] = prompt
-        capacity = bucket(int((lengths + np.array(room)).max()))
-        start, run = self._programs(sampler, capacity)
-        weights = self.backbone.tensors()
-        stops = np.full(MOST_STOP_IDS, -1, "int32")
-        stops[: len(stop_ids)] = stop_ids
-        state = start(
-            weights,
-            ops.convert_to_tensor(token_ids),
-            ops.convert_to_tensor(lengths),
-            ops.convert_to_tensor(np.array(room, "int32")),
-            ops.convert_to_tensor(stops),
-            sampler.init(len(prompts), seed),
+        dtype = self.backbone.compute_dtype
+        if start:
+            cache = [
+                tuple(ops.repeat(resize(array, slots), batch, axis=0) for array in kept)
+                for kept in prefix.cache
+            ]
+        else:
+            cache = make_cache(config, batch, slots, dtype)
+        hidden = ops.zeros((batch, config.hidden_dim), dtype=dtype)
+
+        def program(weights: Any, cache: Cache, hidden: Any, *args: Any) -> tuple[Any, Cache]:
+            token_ids, start, lengths = args
+            return read_chunk(weights, token_ids, start, lengths, hidden, cache, config)
+
+        run = self.program("chunk", lambda: backend.compile(program, donate=1))
+        for start, size in cuts:
+            hidden, cache = run(
+                weights,
+                cache,
+                hidden,
+                ops.convert_to_tensor(token_ids[:, start : start + size]),
+                ops.convert_to_tensor(np.int32(start)),
+                ops.convert_to_tensor(lengths),
+            )
+        return hidden, cache
+
+
+class Run:
+    """A generation in progress.
+
+    Args:
+        generator: whose programs it uses.
+        request: what is asked; checked already.
+    """
+
+    def __init__(self, generator: Generator, request: Request) -> None:
+        self.generator = generator
+        self.request = request
+        self.weights = generator.backbone.tensors()
+        copies = request.copies
+        self.lengths = np.repeat([len(prompt) for prompt in request.prompts], copies)
+        self.ends = self.lengths + np.repeat(request.room, copies)
+        hidden, cache = generator.read(request.prompts, request.prefix, self.weights)
+        if copies > 1:
+            hidden = ops.repeat(hidden, copies, axis=0)
+            cache = [tuple(ops.repeat(a, copies, axis=0) for a in kept) for kept in cache]
+        self.state = self._begin(cache[0][0].shape[1])(
+            self.weights, hidden, self._first_state(cache)
         )
-        state = run(weights, state, max(room) - 1)
-        output = ops.convert_to_numpy(state.output)
-        counts = ops.convert_to_numpy(state.count)
-        return [row[:count] for row, count in zip(output, counts, strict=True)]
+        self.steps = 1
 
-    def _programs(self, sampler: Sampler, capacity: int) -> tuple[Any, Any]:
-        """What reads the prompt and chooses the first token, and what chooses the others."""
-        config, parts = self.config, self.parts
+    def _first_state(self, cache: Cache) -> DecodeState:
+        """The state before the first token is chosen."""
+        request, config = self.request, self.generator.config
+        batch, capacity = len(self.lengths), cache[0][0].shape[1]
+        text = np.full((batch, capacity), -1, "int32")
+        seen = penalty = records = None
+        if request.repetition_penalty is not None:
+            seen = np.zeros((batch, config.vocabulary_size), "bool")
+            penalty = np.broadcast_to(request.repetition_penalty, len(request.prompts))
+            penalty = np.repeat(penalty, request.copies).astype("float32")
+        for row in range(batch):
+            prompt = request.prompts[row // request.copies]
+            text[row, : len(prompt)] = prompt
+            if seen is not None:
+                seen[row, prompt] = True
+        if request.top_log_probabilities is not None:
+            records = no_log_probabilities(batch, capacity, request.top_log_probabilities)
+        tensor = ops.convert_to_tensor
+        return DecodeState(
+            text=tensor(text),
+            length=tensor(self.lengths.astype("int32")),
+            end=tensor(self.ends.astype("int32")),
+            stop_ids=tensor(stop_array(request.stop_ids)),
+            done=tensor(np.zeros(batch, "bool")),
+            cache=cache,
+            sampler=request.sampler.init(batch, request.seed, request.copy_numbers()),
+            seen=None if seen is None else tensor(seen),
+            penalty=None if penalty is None else tensor(penalty),
+            log_probabilities=records,
+        )
 
-        def start(
-            weights: Any, token_ids: Any, lengths: Any, room: Any, stop_ids: Any, sampling: Any
-        ) -> DecodeState:
-            x, cache = prefill(weights, token_ids, lengths, config=config, capacity=capacity)
-            logits = parts.head(x, weights["head"], config)
-            state = DecodeState(
-                token=ops.zeros_like(lengths),
-                length=lengths,
-                output=ops.zeros((token_ids.shape[0], capacity), dtype="int32"),
-                count=ops.zeros_like(lengths),
-                room=room,
-                stop_ids=stop_ids,
-                done=ops.zeros_like(lengths, dtype="bool"),
-                cache=cache,
-                sampler=sampling,
-            )
-            return advance(state, logits, sampler)
+    def _begin(self, capacity: int) -> Any:
+        """The program that makes rings of the prompt's cache and chooses the first token."""
+        generator, sampler = self.generator, self.request.sampler
+        config, parts, processors = generator.config, generator.parts, self.request.processors
 
-        def step(weights: Any, state: DecodeState) -> DecodeState:
-            logits, cache = feed(weights, state, config, parts)
-            return advance(state._replace(cache=cache), logits, sampler)
+        def begin(weights: Any, hidden: Any, state: DecodeState) -> DecodeState:
+            capacity = state.text.shape[1]
+            cache = to_rings(state.cache, state.length, config, capacity)
+            logits = parts.head(hidden, weights["head"], config)
+            state = state._replace(cache=cache)
+            return advance(state, logits, sampler, processors)
 
-        # The compilers tell apart the shapes of arguments; what a program closes over is our part.
-        rule = sampler.structure()
-        with self.lock:
-            if ("start", rule, capacity) not in self.programs:
-                self.programs["start", rule, capacity] = backend.compile(start)
-            if ("step", rule) not in self.programs:
-                self.programs["step", rule] = backend.loop(proceed, step)
-            return self.programs["start", rule, capacity], self.programs["step", rule]
+        # A buffer can be given up for one of its own size alone: not where rings are made.
+        slots = slots_of_layers(config, capacity)
+        donate = 2 if min(slots) == capacity else None
+        key = "begin", donate, *self._rules()
+        return generator.program(key, lambda: backend.compile(begin, donate))
 
-    def _check(self, prompts: list[np.ndarray], room: list[int], stop_ids: Any) -> None:
-        context = self.config.context_length
-        if not prompts:
-            raise ValueError("There must be a prompt to continue. Received: an empty list")
-        if len(stop_ids) > MOST_STOP_IDS:
-            raise ValueError(
-                f"`stop_token_ids` takes up to {MOST_STOP_IDS} ids. Received: {tuple(stop_ids)}"
-            )
-        for i, (prompt, most) in enumerate(zip(prompts, room, strict=True)):
-            if not len(prompt):
-                raise ValueError(
-                    f"Prompt {i} has no tokens. Give it at least one, such as the start token."
-                )
-            if len(prompt) >= context:
-                raise ValueError(
-                    f"Prompt {i} has {len(prompt)} tokens, and the model's context holds "
-                    f"{context}, one to generate among them. Shorten the prompt."
-                )
-            if most < 1 or len(prompt) + most > context:
-                raise ValueError(
-                    f"Prompt {i} has {len(prompt)} tokens and {most} are to follow; there must be "
-                    f"at least one, and together no more than the context's {context}. Change "
-                    "`max_length` or `max_new_tokens`."
-                )
+    def _loop(self) -> Any:
+        """The program that chooses the others."""
+        generator, sampler = self.generator, self.request.sampler
+        config, parts, processors = generator.config, generator.parts, self.request.processors
+
+        def turn(weights: Any, state: DecodeState) -> DecodeState:
+            return step(weights, state, config, sampler, processors, parts)
+
+        return generator.program(("step", *self._rules()), lambda: backend.loop(proceed, turn))
+
+    def _rules(self) -> tuple[Any, ...]:
+        return self.request.sampler.structure(), self.request.processors
+
+    def go_on(self, limit: int | None = None) -> bool:
+        """Choose up to `limit` tokens more in each row; by default all that may follow.
+
+        Returns:
+            Whether a row is still growing.
+        """
+        most = int((self.ends - self.lengths).max())
+        limit = most - self.steps if limit is None else min(limit, most - self.steps)
+        while limit > 0:
+            # The longest row, as far as is known without asking the device.
+            length = int(np.minimum(self.lengths + self.steps, self.ends - 1).max())
+            capacity = self.state.text.shape[1]
+            if length >= capacity:
+                capacity = bucket(length + 1)
+                slots = slots_of_layers(self.generator.config, capacity)
+                self.state = self.state.grow(capacity, slots)
+            turns = min(limit, capacity - length)
+            self.state = self._loop()(self.weights, self.state, turns)
+            self.steps += turns
+            limit -= turns
+            if limit > 0 and not bool(proceed(self.state)):
+                break
+        return self.steps < most and bool(proceed(self.state))
+
+    def stop(self, rows: np.ndarray) -> None:
+        """End those of `rows`, bool `[B]`, that are true."""
+        done = ops.logical_or(self.state.done, ops.convert_to_tensor(rows))
+        self.state = self.state._replace(done=done)
+
+    def new_ids(self) -> list[np.ndarray]:
+        """The tokens of each row so far."""
+        text = ops.convert_to_numpy(self.state.text)
+        ends = ops.convert_to_numpy(self.state.length)
+        return [row[a:b] for row, a, b in zip(text, self.lengths, ends, strict=True)]
+
+    def rows(self) -> list[Row]:
+        """What each row got."""
+        records: Any = self.state.log_probabilities or ()
+        records = [ops.convert_to_numpy(array) for array in records]
+        rows = []
+        for i, ids in enumerate(self.new_ids()):
+            span = slice(self.lengths[i], self.lengths[i] + len(ids))
+            stopped = bool(len(ids)) and int(ids[-1]) in self.request.stop_ids
+            rows.append(Row(ids, stopped, *(array[i, span] for array in records)))
+        return rows

@@ -43,8 +43,8 @@ def gumbel(seed: Any, rows: Any, step: Any, vocabulary_size: int) -> Any:
     """Gumbel noise for one choice: `argmax(logits + noise)` draws from `softmax(logits)`.
 
     Args:
-        seed: int32 scalar.
-        rows: int32 `[B]`, which row of the batch each is.
+        seed: int32 `[B]`.
+        rows: int32 `[B]`, tells rows of one seed apart.
         step: int32 `[B]`, how many choices each row has made before.
         vocabulary_size: V.
 
@@ -52,9 +52,7 @@ def gumbel(seed: Any, rows: Any, step: Any, vocabulary_size: int) -> Any:
         float32 `[B, V]`.
     """
     tokens = ops.arange(vocabulary_size, dtype="int32")[None, :]
-    bits, _ = threefry(
-        (seed + ops.zeros_like(rows)[:, None], rows[:, None]), (step[:, None], tokens)
-    )
+    bits, _ = threefry((seed[:, None], rows[:, None]), (step[:, None], tokens))
     bits = ops.bitwise_and(ops.right_shift(bits, 8), 0xFFFFFF)
     uniform = (ops.cast(bits, "float32") + 0.5) * 2.0**-24  # in (0, 1), never either end
     return -ops.log(-ops.log(uniform))

@@ -1,54 +1,56 @@
-"""The prompt, read as a whole: its keys and values for the cache, and its last hidden state."""
+"""The prompt, read in chunks: its keys and values, and its last hidden state.
+
+A chunk is bounded, so that the memory of reading is too, whatever the length of the prompt. While
+a prompt is read, local layers keep all of it; rings are made at its end.
+"""
 
 from typing import Any
 
 from keras import ops
 
-from keras_gemma import backend
 from keras_gemma.config import GemmaConfig
-from keras_gemma.model.attention import causal_mask
-from keras_gemma.model.cache import fill_ring, slots_of_layers
-from keras_gemma.model.decoder_block import decoder_block
-from keras_gemma.model.embedding import scale_embeddings
-from keras_gemma.model.rope import rotary_angles
+from keras_gemma.generation.feed import feed
+from keras_gemma.model.cache import Cache, fill_ring, slots_of_layers
 
 
-def prefill(
+def read_chunk(
     weights: dict[str, Any],
     token_ids: Any,
+    start: Any,
     lengths: Any,
-    *,
+    hidden: Any,
+    cache: Cache,
     config: GemmaConfig,
-    capacity: int,
-) -> tuple[Any, list[tuple[Any, Any]]]:
-    """Read prompts of different lengths, padded at their ends.
+) -> tuple[Any, Cache]:
+    """Read the tokens from `start` on, of prompts that are padded at their ends.
 
     Padding stands behind every true position, where the causal mask hides it, and beyond the
     row's length, where decoding writes over it: it needs no mask of its own.
 
     Args:
-        weights: `GemmaBackbone.tensors()`.
         token_ids: int32 `[B, T]`.
-        lengths: int32 `[B]`, at least 1.
-        capacity: S, the tokens that each row's text may grow to.
+        start: int32 scalar, the position of the first.
+        lengths: int32 `[B]`, of the whole prompts.
+        hidden: `[B, D]`, what has been said of the last token of rows that ended before.
+        cache: of the chunks before, by position.
 
     Returns:
-        What the last block says of each row's last token, `[B, D]`, and the cache.
+        `hidden` with the rows that end in this chunk, and the cache.
     """
-    x = backend.embed(token_ids, weights["head"]["token_embedding"])
-    x = scale_embeddings(x, config.embedding_scale)
-    positions = ops.arange(ops.shape(token_ids)[1], dtype="int32")[None]
-    rotary = rotary_angles(positions, config.head_dim)
-    everything = ops.ones_like(token_ids, dtype="bool")
-    masks = {
-        window: causal_mask(everything, window)
-        for window in {config.window(layer) for layer in range(config.num_layers)}
-    }
-    cache = []
-    for layer, slots in enumerate(slots_of_layers(config, capacity)):
-        mask = masks[config.window(layer)]
-        x, looked_at = decoder_block(x, weights["layers"][layer], config, rotary, mask)
-        cache.append(tuple(fill_ring(fresh, slots, lengths) for fresh in looked_at))
-    # Only the last token goes on to the head, the widest product of all.
-    x = ops.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    return x, cache
+    b, t = token_ids.shape
+    positions = start + ops.zeros((b, 1), dtype="int32") + ops.arange(t, dtype="int32")[None]
+    x, cache = feed(weights, token_ids, positions, cache, config)
+    last = lengths - 1 - start
+    x = ops.take_along_axis(x, ops.clip(last, 0, t - 1)[:, None, None], axis=1)[:, 0]
+    here = ops.logical_and(last >= 0, last < t)[:, None]
+    return ops.where(here, x, hidden), cache
+
+
+def to_rings(cache: Cache, lengths: Any, config: GemmaConfig, capacity: int) -> Cache:
+    """The cache of a prompt as decoding keeps it, for texts of up to `capacity` tokens."""
+    return [
+        tuple(
+            array if array.shape[1] == slots else fill_ring(array, slots, lengths) for array in kept
+        )
+        for slots, kept in zip(slots_of_layers(config, capacity), cache, strict=True)
+    ]

@@ -69,7 +69,7 @@ def attention(
         rotary: cosine and sine of `rope.rotary_angles`.
         mask: bool `[B, T, S]`.
         cache: keys and values `[B, S, K, H]` of the text so far; None to look at `x` alone.
-        slots: `[B]`, where in the cache the one position of `x` goes.
+        slots: `[B, T]`, where in the cache the positions of `x` go.
 
     Returns:
         `[B, T, D]`, and the keys and values that were looked at.

@@ -17,9 +17,12 @@ from keras import ops
 
 from keras_gemma.config import GemmaConfig
 
+Cache = list[tuple[Any, Any]]
+"""Keys and values of every layer."""
+
 
 def slot_of(positions: Any, slots: int) -> Any:
-    """The slot of each of `positions [B]` in a ring of `slots`."""
+    """The slot of each of `positions` in a ring of `slots`."""
     return ops.mod(positions, slots)
 
 
@@ -34,19 +37,48 @@ def position_in(slots: int, last: Any) -> Any:
     return last - ops.mod(last - slot, slots)
 
 
-def cache_mask(slots: int, last: Any) -> Any:
-    """Which slots the query at position `last [B]` sees -> bool `[B, 1, R]`.
+def cache_mask(slots: int, positions: Any, window: int | None) -> Any:
+    """Which slots the queries at `positions [B, T]` see, once the last of them is written.
 
-    A ring holds just the window, so being filled is being seen.
+    Args:
+        slots: R, at least the window and what is read beyond its first token: `window + T - 1`.
+        positions: int32, one after the other.
+        window: positions in sight, its own included; None for all.
+
+    Returns:
+        bool `[B, T, R]`.
     """
-    return (position_in(slots, last) >= 0)[:, None, :]
+    held = position_in(slots, positions[:, -1])[:, None, :]
+    positions = positions[:, :, None]
+    visible = ops.logical_and(held >= 0, held <= positions)
+    if window is not None:
+        visible = ops.logical_and(visible, held > positions - window)
+    return visible
+
+
+def make_cache(config: GemmaConfig, batch: int, slots: int, dtype: str) -> Cache:
+    """A cache without content, of `slots` in every layer, rings or not."""
+    shape = (batch, slots, config.num_key_value_heads, config.head_dim)
+    return [
+        (ops.zeros(shape, dtype=dtype), ops.zeros(shape, dtype=dtype))
+        for _ in range(config.num_layers)
+    ]
+
+
+def resize(array: Any, slots: int) -> Any:
+    """A copy of `array [B, R, ...]`, which has not turned, with `slots` in the place of R."""
+    held = array.shape[1]
+    if slots <= held:
+        return ops.copy(array[:, :slots])
+    rest = [(0, 0)] * (len(array.shape) - 2)
+    return ops.pad(array, [(0, 0), (0, slots - held), *rest])
 
 
 def fill_ring(fresh: Any, slots: int, lengths: Any) -> Any:
-    """The cache after a prompt: keys or values `fresh [B, T, K, H]` -> `[B, R, K, H]`.
+    """A ring after a prompt: keys or values `fresh [B, T, K, H]` -> `[B, R, K, H]`.
 
     Args:
-        fresh: of the whole prompt, padded at its end.
+        fresh: of the whole prompt, by position.
         slots: R.
         lengths: `[B]`, the true length of each row.
     """

@@ -5,24 +5,37 @@ The files:
     sampler.py   the base class, and what a sampler of one's own overrides
     borrowed.py  KerasHub's samplers
     greedy.py    the likeliest token
-    random.py    any token, by its probability
+    random.py    any token, by its probability, or that among the likeliest
     top_k.py     one of the k likeliest
     top_p.py     one of the likeliest that together have probability p
+    min_p.py     one of those that are not far less likely than the likeliest
+    filters.py   which tokens stay in the running, for all four
+    override.py  other settings for one call
 """
 
 from typing import Any
 
 from keras_gemma.generation.samplers.borrowed import BorrowedSampler, can_be_borrowed
 from keras_gemma.generation.samplers.greedy import GreedySampler
+from keras_gemma.generation.samplers.min_p import MinPSampler
 from keras_gemma.generation.samplers.random import RandomSampler
 from keras_gemma.generation.samplers.sampler import Sampler
 from keras_gemma.generation.samplers.top_k import TopKSampler
 from keras_gemma.generation.samplers.top_p import TopPSampler
 
-__all__ = ["GreedySampler", "RandomSampler", "Sampler", "TopKSampler", "TopPSampler", "get"]
+__all__ = [
+    "GreedySampler",
+    "MinPSampler",
+    "RandomSampler",
+    "Sampler",
+    "TopKSampler",
+    "TopPSampler",
+    "get",
+]
 
 NAMES = {
     "greedy": GreedySampler,
+    "min_p": MinPSampler,
     "random": RandomSampler,
     "top_k": TopKSampler,
     "top_p": TopPSampler,

@@ -7,8 +7,6 @@ from collections.abc import Hashable
 from typing import Any
 
 import keras
-import numpy as np
-from keras import ops
 
 from keras_gemma.generation.samplers.sampler import Sampler
 
@@ -62,15 +60,6 @@ class BorrowedSampler(Sampler):
 
     def rule(self) -> Hashable:
         return self.lender
-
-    def init(self, batch: int, seed: int | None = None) -> dict[str, Any]:
-        state = super().init(batch, seed)
-        if seed is not None and "generators" in state:
-            state["generators"] = [
-                ops.convert_to_tensor(np.array([(seed + i) % 2**32, 0]), dtype=value.dtype)
-                for i, value in enumerate(state["generators"])
-            ]
-        return state
 
     def get_config(self) -> dict[str, Any]:
         return {"lender": keras.saving.serialize_keras_object(self.lender)}

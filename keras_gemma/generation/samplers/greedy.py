@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_gemma.generation.samplers.sampler import Sampler
+from keras_gemma.generation.samplers.sampler import Numbers, Sampler, Seeds
 
 
 @keras.saving.register_keras_serializable(package="keras_gemma")
@@ -15,8 +15,8 @@ from keras_gemma.generation.samplers.sampler import Sampler
 class GreedySampler(Sampler):
     """Takes the likeliest token. Temperature and seed change nothing."""
 
-    temperature: float = 1.0
-    seed: int | None = None
+    temperature: Numbers = 1.0
+    seed: Seeds = None
 
     def __post_init__(self) -> None:
         self.check()

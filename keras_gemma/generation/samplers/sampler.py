@@ -1,12 +1,12 @@
 """What every sampler is: a rule from logits to ids.
 
-The rule is compiled; its settings and its randomness travel in a state of arrays, so another
-temperature or seed compiles nothing.
+The rule is compiled; its settings and its randomness travel in a state of arrays, one value a row,
+so another temperature or seed compiles nothing, and the rows of a batch may differ in them.
 """
 
 import dataclasses
 import random
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import keras
@@ -14,6 +14,11 @@ import numpy as np
 from keras import ops
 
 from keras_gemma.generation.noise import gumbel
+
+Numbers = float | Sequence[float]
+"""A setting: one for all rows, or one a row."""
+
+Seeds = int | Sequence[int] | None
 
 CALL = 1 << 16
 """How far apart the numbers of two calls begin, in a generator of Keras's."""
@@ -25,9 +30,10 @@ class Sampler:
     For a rule of your own, override `get_next_token`, as in KerasHub, or `choose`.
 
     Args:
-        temperature: divides the logits; above 1 is livelier, 0 is greedy.
-        seed: an integer makes every call repeat; None draws a new one each call, from Python's
-            generator, so `keras.utils.set_random_seed` repeats a program.
+        temperature: divides the logits; above 1 is livelier, 0 is greedy. A list has one value
+            for each row of the batch.
+        seed: an integer makes every call repeat, a list has one a row; None draws a new one each
+            call, from Python's generator, so `keras.utils.set_random_seed` repeats a program.
 
     Example:
 
@@ -44,21 +50,17 @@ class Sampler:
     ```
     """
 
-    temperature: float = 1.0
-    seed: int | None = None
+    temperature: Numbers = 1.0
+    seed: Seeds = None
 
-    def __init__(self, temperature: float = 1.0, seed: int | None = None) -> None:
+    def __init__(self, temperature: Numbers = 1.0, seed: Seeds = None) -> None:
         self.temperature = temperature
         self.seed = seed
         self.check()
 
     def check(self) -> None:
         """Raise a ValueError where a setting is out of range."""
-        value = self.temperature
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
-            raise ValueError(
-                f"`temperature` must be a number >= 0. Received: temperature={value!r}"
-            )
+        check_numbers("temperature", self.temperature, "a number >= 0", lambda x: 0 <= x < 1e9)
         if self.seed is not None:
             check_seed(self.seed)
 
@@ -84,31 +86,44 @@ class Sampler:
         """What of the samplers here is compiled in."""
         return self
 
-    def settings(self) -> dict[str, float]:
+    def settings(self) -> dict[str, Numbers]:
         """The numbers that are not compiled in, by name; `choose` finds them in the state."""
         return {"temperature": self.temperature}
 
-    def init(self, batch: int, seed: int | None = None) -> dict[str, Any]:
+    def init(self, batch: int, seed: Seeds = None, copies: Any = None) -> dict[str, Any]:
         """The state before the first choice, for `batch` rows.
 
         Args:
             batch: B.
             seed: instead of the sampler's own.
+            copies: int `[B]`, tells rows of one seed apart; by default each differs.
         """
-        seed = self.seed if seed is None else check_seed(seed)
-        if seed is None:
-            seed = random.getrandbits(32)
-        state = {name: np.float32(value) for name, value in self.settings().items()}
-        state["seed"] = np.uint32(int(seed) % 2**32).astype("int32")
-        state["rows"] = np.arange(batch, dtype="int32")
+        state = {name: _by_row(name, value, batch) for name, value in self.settings().items()}
+        seeds = self.seed if seed is None else check_seed(seed)
+        if seeds is None:
+            seeds = random.getrandbits(32)
+        words = [int(value) % 2**32 for value in np.ravel(np.array(seeds, object))]
+        state["seed"] = _by_row("seed", np.array(words, "uint32"), batch).view("int32")
+        state["rows"] = np.array(range(batch) if copies is None else copies, "int32")
         state["step"] = np.zeros(batch, dtype="int32")
         state = {name: ops.convert_to_tensor(value) for name, value in state.items()}
         generators = self._seed_generators()
         if generators:
-            state["generators"] = [ops.copy(g.state.value) for g in generators]
-            for g in generators:  # the next call goes on behind what this one may use
-                g.state.assign(g.state.value + ops.cast(np.array([0, CALL]), g.state.dtype))
+            state["generators"] = self._begin(generators, words[0] if seed is not None else None)
         return state
+
+    def _begin(self, generators: list[keras.random.SeedGenerator], seed: int | None) -> list[Any]:
+        """The states of Keras's generators: those of `seed`, or where they are."""
+        if seed is not None:
+            pairs = [np.array([(seed + i) % 2**32, 0]) for i in range(len(generators))]
+            return [
+                ops.convert_to_tensor(pair, dtype=g.state.dtype)
+                for pair, g in zip(pairs, generators, strict=True)
+            ]
+        values = [ops.copy(g.state.value) for g in generators]
+        for g in generators:  # the next call goes on behind what this one may use
+            g.state.assign(g.state.value + ops.cast(np.array([0, CALL]), g.state.dtype))
+        return values
 
     def __call__(self, logits: Any, state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """`(logits [B, V], state)` -> `(ids int32 [B], state)`."""
@@ -146,7 +161,7 @@ class Sampler:
 
 def tempered(logits: Any, state: dict[str, Any]) -> Any:
     """Logits divided by the temperature; 0 leaves the largest alone in the running."""
-    return logits / ops.maximum(state["temperature"], 1e-6)
+    return logits / ops.maximum(state["temperature"], 1e-6)[:, None]
 
 
 def draw(logits: Any, state: dict[str, Any]) -> Any:
@@ -155,12 +170,36 @@ def draw(logits: Any, state: dict[str, Any]) -> Any:
     At temperature 0 it is the first of the largest, as greedy takes it.
     """
     noise = gumbel(state["seed"], state["rows"], state["step"], logits.shape[-1])
-    noise = ops.where(state["temperature"] > 0, noise, 0.0)
+    noise = ops.where(state["temperature"][:, None] > 0, noise, 0.0)
     return ops.argmax(logits + noise, axis=-1)
 
 
-def check_seed(seed: Any) -> int:
-    """`seed`, or a ValueError where it is no integer."""
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
-        raise ValueError(f"`seed` must be an integer or None. Received: seed={seed!r}")
-    return int(seed)
+def _by_row(name: str, value: Any, batch: int) -> np.ndarray:
+    """`value` as an array `[B]`: one a row, or of each prompt, for all its copies."""
+    value = np.ravel(np.asarray(value))
+    value = value.astype("float32") if value.dtype.kind == "f" else value
+    if batch % len(value):
+        raise ValueError(
+            f"`{name}` must be one value, or one for each of the {batch} rows. "
+            f"Received: {len(value)} values"
+        )
+    return np.repeat(value, batch // len(value))
+
+
+def check_numbers(
+    name: str, value: Any, what: str, fits: Callable[[Any], bool], whole: bool = False
+) -> None:
+    """Raise a ValueError where `value` is no number that fits, nor a list of such."""
+    kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
+    values = value if isinstance(value, list | tuple | np.ndarray) else [value]
+    good = [isinstance(v, kinds) and not isinstance(v, bool) and fits(v) for v in values]
+    if not good or not all(good):
+        raise ValueError(
+            f"`{name}` must be {what}, or a list of one for each row. Received: {name}={value!r}"
+        )
+
+
+def check_seed(seed: Any) -> Any:
+    """`seed`, or a ValueError where it is no integer, nor a list of integers."""
+    check_numbers("seed", seed, "an integer", lambda value: True, whole=True)
+    return seed

@@ -1,0 +1,117 @@
+"""What is asked of a generator, and what it gives: ids, and no text."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from keras_gemma.config import GemmaConfig
+from keras_gemma.generation.decode import LogitsProcessor
+from keras_gemma.generation.samplers import Sampler
+from keras_gemma.generation.samplers.sampler import Numbers, Seeds
+from keras_gemma.model.cache import Cache
+
+MOST_STOP_IDS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefix:
+    """The beginning of a text, read: later texts that begin with it go on from there."""
+
+    ids: np.ndarray
+    """int32 `[n]`."""
+    cache: Cache
+    """Keys and values `[1, S, K, H]` of each layer, by position."""
+
+    def shared_with(self, prompts: list[np.ndarray]) -> int:
+        """How many tokens every prompt begins with; one of each prompt is always left to read."""
+        shared = len(self.ids)
+        for prompt in prompts:
+            length = min(shared, len(prompt) - 1)
+            differ = np.flatnonzero(self.ids[:length] != prompt[:length])
+            shared = int(differ[0]) if len(differ) else length
+        return shared
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """Prompts and how to continue them."""
+
+    prompts: list[np.ndarray]
+    """int32 `[T]` each, of any length from 1 on, ids of the vocabulary."""
+    room: list[int]
+    """The most tokens that each row may get, at least 1."""
+    sampler: Sampler
+    stop_ids: tuple[int, ...] = ()
+    """Ids that end a row; the one that does is its last."""
+    seed: Seeds = None
+    """Instead of the sampler's own."""
+    copies: int = 1
+    """Rows for each prompt."""
+    repetition_penalty: Numbers | None = None
+    processors: tuple[LogitsProcessor, ...] = ()
+    top_log_probabilities: int | None = None
+    """How many of the likeliest tokens to note down at each place; None notes nothing."""
+    prefix: Prefix | None = None
+
+    def check(self, config: GemmaConfig) -> None:
+        """Raise a ValueError where the model cannot do what is asked."""
+        context = config.context_length
+        if not self.prompts:
+            raise ValueError("There must be a prompt to continue. Received: an empty list")
+        if len(self.stop_ids) > MOST_STOP_IDS:
+            raise ValueError(
+                f"`stop_token_ids` takes up to {MOST_STOP_IDS} ids. Received: {self.stop_ids}"
+            )
+        for i, (prompt, most) in enumerate(zip(self.prompts, self.room, strict=True)):
+            if not len(prompt):
+                raise ValueError(
+                    f"Prompt {i} has no tokens. Give it at least one, such as the start token."
+                )
+            if len(prompt) >= context:
+                raise ValueError(
+                    f"Prompt {i} has {len(prompt)} tokens, and the model's context holds "
+                    f"{context}, one to generate among them. Shorten the prompt."
+                )
+            if most < 1 or len(prompt) + most > context:
+                raise ValueError(
+                    f"Prompt {i} has {len(prompt)} tokens and {most} are to follow; there must be "
+                    f"at least one, and together no more than the context's {context}. Change "
+                    "`max_length` or `max_new_tokens`."
+                )
+
+    def copy_numbers(self) -> np.ndarray:
+        """Which copy of its prompt each row is, int32 `[B]`: equal prompts differ by it alone.
+
+        So a row's random numbers do not depend on the batch it stands in.
+        """
+        met: dict[bytes, int] = {}
+        numbers = []
+        for prompt in self.prompts:
+            first = met.get(prompt.tobytes(), 0)
+            numbers += range(first, first + self.copies)
+            met[prompt.tobytes()] = first + self.copies
+        return np.array(numbers, "int32")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What one row got."""
+
+    ids: np.ndarray
+    """int32 `[n]`, the new tokens."""
+    stopped: bool
+    """Whether a stop id ended it, and not its room."""
+    log_probabilities: np.ndarray | None = None
+    """float32 `[n]`, of the new tokens, in nats."""
+    top_ids: np.ndarray | None = None
+    """int32 `[n, k]`, the k likeliest tokens at each place."""
+    top_log_probabilities: np.ndarray | None = None
+    """float32 `[n, k]`."""
+
+
+def stop_array(stop_ids: tuple[int, ...]) -> Any:
+    """`stop_ids` in the one shape that programs take."""
+    stops = np.full(MOST_STOP_IDS, -1, "int32")
+    stops[: len(stop_ids)] = stop_ids
+    return stops
