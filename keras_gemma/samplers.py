@@ -2,6 +2,7 @@
 
 from keras_gemma.generation.samplers import (
     GreedySampler,
+    MinPSampler,
     RandomSampler,
     Sampler,
     TopKSampler,
@@ -12,6 +13,7 @@ from keras_gemma.generation.samplers.serialization import deserialize, serialize
 
 __all__ = [
     "GreedySampler",
+    "MinPSampler",
     "RandomSampler",
     "Sampler",
     "TopKSampler",

@@ -23,8 +23,9 @@ from keras_gemma.generation.decode import (
 from keras_gemma.generation.feed import AS_THEY_ARE, Parts
 from keras_gemma.generation.prefill import read_chunk, to_rings
 from keras_gemma.generation.request import Prefix, Request, Row, stop_array
+from keras_gemma.generation.speculative import SpeculativeRun
 from keras_gemma.model.backbone import GemmaBackbone
-from keras_gemma.model.cache import Cache, make_cache, resize, slots_of_layers
+from keras_gemma.model.cache import Cache, make_cache, repeat_rows, resize, slots_of_layers
 
 SMALLEST_BUCKET = 16
 """Of a prompt."""
@@ -78,10 +79,11 @@ class Generator:
         run.go_on()
         return run.rows()
 
-    def start(self, request: Request) -> "Run":
+    def start(self, request: Request) -> "Run | SpeculativeRun":
         """Read the prompts and choose the first tokens; the run goes on from there."""
         request.check(self.config)
-        return Run(self, request)
+        run = Run(self, request)
+        return run if request.draft is None else SpeculativeRun(run)
 
     def prefill(self, ids: np.ndarray) -> Prefix:
         """Read the beginning of a text, to go on from it later."""
@@ -119,7 +121,7 @@ class Generator:
         dtype = self.backbone.compute_dtype
         if start:
             cache = [
-                tuple(ops.repeat(resize(array, slots), batch, axis=0) for array in kept)
+                tuple(repeat_rows(resize(array, slots), batch) for array in kept)
                 for kept in prefix.cache
             ]
         else:
@@ -155,13 +157,14 @@ class Run:
         self.generator = generator
         self.request = request
         self.weights = generator.backbone.tensors()
+        self.slack = request.draft.tokens if request.draft else 0
         copies = request.copies
         self.lengths = np.repeat([len(prompt) for prompt in request.prompts], copies)
         self.ends = self.lengths + np.repeat(request.room, copies)
         hidden, cache = generator.read(request.prompts, request.prefix, self.weights)
         if copies > 1:
-            hidden = ops.repeat(hidden, copies, axis=0)
-            cache = [tuple(ops.repeat(a, copies, axis=0) for a in kept) for kept in cache]
+            hidden = repeat_rows(hidden, copies)
+            cache = [tuple(repeat_rows(array, copies) for array in kept) for kept in cache]
         self.state = self._begin(cache[0][0].shape[1])(
             self.weights, hidden, self._first_state(cache)
         )
@@ -202,18 +205,19 @@ class Run:
         """The program that makes rings of the prompt's cache and chooses the first token."""
         generator, sampler = self.generator, self.request.sampler
         config, parts, processors = generator.config, generator.parts, self.request.processors
+        slack = self.slack
 
         def begin(weights: Any, hidden: Any, state: DecodeState) -> DecodeState:
             capacity = state.text.shape[1]
-            cache = to_rings(state.cache, state.length, config, capacity)
+            cache = to_rings(state.cache, state.length, config, capacity, slack)
             logits = parts.head(hidden, weights["head"], config)
             state = state._replace(cache=cache)
             return advance(state, logits, sampler, processors)
 
         # A buffer can be given up for one of its own size alone: not where rings are made.
-        slots = slots_of_layers(config, capacity)
+        slots = slots_of_layers(config, capacity, slack)
         donate = 2 if min(slots) == capacity else None
-        key = "begin", donate, *self._rules()
+        key = "begin", donate, slack, *self.rules()
         return generator.program(key, lambda: backend.compile(begin, donate))
 
     def _loop(self) -> Any:
@@ -224,9 +228,10 @@ class Run:
         def turn(weights: Any, state: DecodeState) -> DecodeState:
             return step(weights, state, config, sampler, processors, parts)
 
-        return generator.program(("step", *self._rules()), lambda: backend.loop(proceed, turn))
+        return generator.program(("step", *self.rules()), lambda: backend.loop(proceed, turn))
 
-    def _rules(self) -> tuple[Any, ...]:
+    def rules(self) -> tuple[Any, ...]:
+        """What of the request is compiled in."""
         return self.request.sampler.structure(), self.request.processors
 
     def go_on(self, limit: int | None = None) -> bool:
@@ -240,18 +245,21 @@ class Run:
         while limit > 0:
             # The longest row, as far as is known without asking the device.
             length = int(np.minimum(self.lengths + self.steps, self.ends - 1).max())
-            capacity = self.state.text.shape[1]
-            if length >= capacity:
-                capacity = bucket(length + 1)
-                slots = slots_of_layers(self.generator.config, capacity)
-                self.state = self.state.grow(capacity, slots)
-            turns = min(limit, capacity - length)
+            self.make_room(length + 1)
+            turns = min(limit, self.state.text.shape[1] - length)
             self.state = self._loop()(self.weights, self.state, turns)
             self.steps += turns
             limit -= turns
             if limit > 0 and not bool(proceed(self.state)):
                 break
         return self.steps < most and bool(proceed(self.state))
+
+    def make_room(self, length: int) -> None:
+        """Let texts have `length` tokens at least."""
+        if length > self.state.text.shape[1]:
+            capacity = bucket(length)
+            slots = slots_of_layers(self.generator.config, capacity, self.slack)
+            self.state = self.state.grow(capacity, slots)
 
     def stop(self, rows: np.ndarray) -> None:
         """End those of `rows`, bool `[B]`, that are true."""

@@ -46,11 +46,17 @@ def read_chunk(
     return ops.where(here, x, hidden), cache
 
 
-def to_rings(cache: Cache, lengths: Any, config: GemmaConfig, capacity: int) -> Cache:
-    """The cache of a prompt as decoding keeps it, for texts of up to `capacity` tokens."""
+def to_rings(
+    cache: Cache, lengths: Any, config: GemmaConfig, capacity: int, slack: int = 0
+) -> Cache:
+    """The cache of a prompt as decoding keeps it, for texts of up to `capacity` tokens.
+
+    Args:
+        slack: as of `slots_of_layers`.
+    """
     return [
         tuple(
             array if array.shape[1] == slots else fill_ring(array, slots, lengths) for array in kept
         )
-        for slots, kept in zip(slots_of_layers(config, capacity), cache, strict=True)
+        for slots, kept in zip(slots_of_layers(config, capacity, slack), cache, strict=True)
     ]

@@ -34,6 +34,48 @@ class Prefix:
 
 
 @dataclasses.dataclass(frozen=True)
+class Draft:
+    """Who guesses tokens, which the model then reads at once instead of one by one."""
+
+    tokens: int
+    """How many are guessed at a time, at least 1."""
+    generator: Any = None
+    """The `Generator` of a smaller model; None looks them up in the text itself."""
+
+    def check(self, config: GemmaConfig, longest: int, sampler: Sampler) -> None:
+        """Raise a ValueError where it cannot guess for a model of `config`.
+
+        Args:
+            longest: the most tokens that a text may have.
+        """
+        if isinstance(self.tokens, bool) or not isinstance(self.tokens, int) or self.tokens < 1:
+            raise ValueError(
+                f"`num_draft_tokens` must be an integer >= 1. Received: {self.tokens!r}"
+            )
+        rule = sampler.structure()
+        if rule != "greedy" and not (isinstance(rule, tuple) and rule[0] == "draw"):
+            raise ValueError(
+                "`draft` needs a rule whose probabilities are known: 'greedy', 'random', 'top_k', "
+                "'top_p' or 'min_p'. Leave out `draft`, or pass one of them as `sampler`. "
+                f"Received: {type(sampler).__name__}"
+            )
+        if self.generator is None:
+            return
+        other = self.generator.config
+        if other.vocabulary_size != config.vocabulary_size:
+            raise ValueError(
+                "`draft` must have the vocabulary of the model that it guesses for, of "
+                f"{config.vocabulary_size} tokens. Received: one of {other.vocabulary_size}. "
+                "Pass a model of the same family, or draft='prompt'."
+            )
+        if other.context_length < longest:
+            raise ValueError(
+                f"`draft` reads texts of up to {other.context_length} tokens, and these may have "
+                f"{longest}. Change `max_length` or `max_new_tokens`, or pass draft='prompt'."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class Request:
     """Prompts and how to continue them."""
 
@@ -53,6 +95,7 @@ class Request:
     top_log_probabilities: int | None = None
     """How many of the likeliest tokens to note down at each place; None notes nothing."""
     prefix: Prefix | None = None
+    draft: Draft | None = None
 
     def check(self, config: GemmaConfig) -> None:
         """Raise a ValueError where the model cannot do what is asked."""
@@ -79,6 +122,12 @@ class Request:
                     f"at least one, and together no more than the context's {context}. Change "
                     "`max_length` or `max_new_tokens`."
                 )
+
+        if self.draft is not None:
+            pairs = zip(self.prompts, self.room, strict=True)
+            self.draft.check(
+                config, max(len(prompt) + most for prompt, most in pairs), self.sampler
+            )
 
     def copy_numbers(self) -> np.ndarray:
         """Which copy of its prompt each row is, int32 `[B]`: equal prompts differ by it alone.
@@ -108,6 +157,8 @@ class Row:
     """int32 `[n, k]`, the k likeliest tokens at each place."""
     top_log_probabilities: np.ndarray | None = None
     """float32 `[n, k]`."""
+    acceptance_rate: float | None = None
+    """Of the guesses of a draft that were looked at, the share that became the text."""
 
 
 def stop_array(stop_ids: tuple[int, ...]) -> Any:

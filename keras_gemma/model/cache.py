@@ -13,6 +13,7 @@ its own length: rows are neither padded nor read again.
 
 from typing import Any
 
+import numpy as np
 from keras import ops
 
 from keras_gemma.config import GemmaConfig
@@ -74,6 +75,15 @@ def resize(array: Any, slots: int) -> Any:
     return ops.pad(array, [(0, 0), (0, slots - held), *rest])
 
 
+def repeat_rows(array: Any, times: int) -> Any:
+    """A copy of `array [B, ...]` with each row `times` times: `[B * times, ...]`.
+
+    `ops.repeat` may give a view, in which the copies of a row are one memory.
+    """
+    rows = np.repeat(np.arange(array.shape[0]), times)
+    return ops.take(array, ops.convert_to_tensor(rows.astype("int32")), axis=0)
+
+
 def fill_ring(fresh: Any, slots: int, lengths: Any) -> Any:
     """A ring after a prompt: keys or values `fresh [B, T, K, H]` -> `[B, R, K, H]`.
 
@@ -87,6 +97,12 @@ def fill_ring(fresh: Any, slots: int, lengths: Any) -> Any:
     return ops.take_along_axis(fresh, source[:, :, None, None], axis=1)
 
 
-def slots_of_layers(config: GemmaConfig, length: int) -> list[int]:
-    """R of every layer, for texts of up to `length` tokens."""
-    return [config.cache_slots(layer, length) for layer in range(config.num_layers)]
+def slots_of_layers(config: GemmaConfig, length: int, slack: int = 0) -> list[int]:
+    """R of every layer, for texts of up to `length` tokens.
+
+    Args:
+        slack: tokens that may be written beyond the end of the text and taken back. A ring has as
+            many slots more, so that they replace nothing that is still in sight.
+    """
+    slots = [config.cache_slots(layer, length) for layer in range(config.num_layers)]
+    return [min(length, count + slack) for count in slots]

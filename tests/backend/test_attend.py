@@ -51,14 +51,17 @@ def test_attend(queries, kv_heads, soft_cap, dtype, module):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("slots", [[0], [5], [2, 2, 0], [5, 0, 3]], ids=str)
+@pytest.mark.parametrize(
+    "slots", [[[0]], [[5]], [[2], [2], [0]], [[3, 4, 5]], [[5, 0], [1, 2]]], ids=str
+)
 def test_write_cache(slots, dtype):
+    slots = np.array(slots, "int32")
     cache = normal(len(slots), 6, 2, 3, dtype=dtype)
-    new = normal(len(slots), 1, 2, 3, dtype=dtype, seed=1)
+    new = normal(*slots.shape, 2, 3, dtype=dtype, seed=1)
     expected = cache.copy()
-    for row, slot in enumerate(slots):
-        expected[row, slot] = new[row, 0]
-    slots = ops.convert_to_tensor(np.array(slots, "int32"))
+    for row, place in np.ndindex(slots.shape):
+        expected[row, slots[row, place]] = new[row, place]
+    slots = ops.convert_to_tensor(slots)
     for module in (reference, backend):  # the backend's comes last: it may consume the cache
         found = module.write_cache(tensor(cache.copy(), dtype), tensor(new, dtype), slots)
         np.testing.assert_array_equal(to_numpy(found), expected)
@@ -67,6 +70,6 @@ def test_write_cache(slots, dtype):
 @pytest.mark.skipif(keras.config.backend() != "torch", reason="only PyTorch writes in place")
 def test_write_cache_in_place():
     cache = tensor(normal(2, 6, 2, 3))
-    slots = ops.convert_to_tensor(np.array([1, 2], "int32"))
+    slots = ops.convert_to_tensor(np.array([[1], [2]], "int32"))
     found = backend.write_cache(cache, tensor(normal(2, 1, 2, 3)), slots)
     assert found.data_ptr() == cache.data_ptr()

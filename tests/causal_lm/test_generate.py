@@ -107,7 +107,7 @@ def test_compile_names_the_sampler(lm, expected):
     compile_lm(lm)
     assert lm.sampler == samplers.GreedySampler()
     assert lm.generate(TEXTS) == expected
-    with pytest.raises(ValueError, match="'greedy', 'random', 'top_k', 'top_p'"):
+    with pytest.raises(ValueError, match="'min_p', 'random', 'top_k', 'top_p'"):
         lm.compile(sampler="best")
     assert lm.generate(TEXTS) == expected
 

@@ -6,9 +6,10 @@ from keras import ops
 
 from keras_gemma import backend
 from keras_gemma.config import GemmaConfig
-from keras_gemma.generation.decode import DecodeState, feed
-from keras_gemma.generation.prefill import prefill
-from keras_gemma.model.backbone import GemmaBackbone
+from keras_gemma.generation import generator
+from keras_gemma.generation.feed import feed
+from keras_gemma.generation.prefill import read_chunk, to_rings
+from keras_gemma.model.cache import make_cache
 from keras_gemma.model.head import head
 from tests.configurations import CONFIGURATIONS
 from tests.generation.models import logits_of, make_lm
@@ -46,33 +47,39 @@ def test_ragged_rows_equal_each_prompt_alone(lm, texts):
         assert lm.generate([prompt], max_new_tokens=NEW, stop_token_ids=None) == [text]
 
 
+def padded(prompts, width):
+    token_ids = np.full((len(prompts), width), 499, "int32")  # padding that would be seen
+    for row, prompt in zip(token_ids, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    return ops.convert_to_tensor(token_ids)
+
+
 def test_logits_of_every_step(lm, texts):
     config: GemmaConfig = lm.backbone.config
     weights = lm.backbone.tensors()
-    width, capacity = 16, 32
+    capacity = 32
     lengths = np.array([len(prompt) for prompt in PROMPTS], "int32")
-    padded = np.full((len(PROMPTS), width), 499, "int32")  # padding that would be seen
-    for row, prompt in zip(padded, PROMPTS, strict=True):
-        row[: len(prompt)] = prompt
 
     @backend.compile
     def start(weights, ids, lengths):
-        x, cache = prefill(weights, ids, lengths, config=config, capacity=capacity)
+        cache = make_cache(config, len(PROMPTS), capacity, "float32")
+        hidden = ops.zeros((len(PROMPTS), config.hidden_dim))
+        x, cache = read_chunk(weights, ids, 0, lengths, hidden, cache, config)
+        cache = to_rings(cache, lengths, config, capacity)
         return head(x, weights["head"], config), cache
 
-    step = backend.compile(
-        lambda weights, token, length, cache: feed(weights, state_of(token, length, cache), config)
-    )
-    logits, cache = start(weights, ops.convert_to_tensor(padded), ops.convert_to_tensor(lengths))
+    @backend.compile
+    def step(weights, token, position, cache):
+        x, cache = feed(weights, token, position, cache, config)
+        return head(x[:, 0], weights["head"], config), cache
+
+    logits, cache = start(weights, padded(PROMPTS, 16), ops.convert_to_tensor(lengths))
     steps = [ops.convert_to_numpy(logits)]
     for i in range(NEW):
-        token = [text[length + i] for text, length in zip(texts, lengths, strict=True)]
-        logits, cache = step(
-            weights,
-            ops.convert_to_tensor(np.array(token, "int32")),
-            ops.convert_to_tensor(lengths + i + 1),
-            cache,
-        )
+        token = [[text[length + i]] for text, length in zip(texts, lengths, strict=True)]
+        position = (lengths + i)[:, None]
+        token, position = (ops.convert_to_tensor(np.array(x, "int32")) for x in (token, position))
+        logits, cache = step(weights, token, position, cache)
         steps.append(ops.convert_to_numpy(logits))
     for row, (text, length) in enumerate(zip(texts, lengths, strict=True)):
         expected = logits_of(lm, text)[length - 1 :]
@@ -81,16 +88,56 @@ def test_logits_of_every_step(lm, texts):
         np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
 
 
-def state_of(token, length, cache):
-    rest = dict.fromkeys(("output", "count", "room", "stop_ids", "done", "sampler"))
-    return DecodeState(token=token, length=length, cache=cache, **rest)
-
-
 def test_local_layers_keep_the_window_alone():
-    backbone = GemmaBackbone(**CONFIGURATIONS["gemma2_grouped"])
-    ids = ops.convert_to_tensor(np.full((1, 16), 7, "int32"))
-    lengths = ops.convert_to_tensor(np.array([9], "int32"))
-    _, cache = backend.compile(
-        lambda weights: prefill(weights, ids, lengths, config=backbone.config, capacity=64)
-    )(backbone.tensors())
+    config = GemmaConfig(**CONFIGURATIONS["gemma2_grouped"])
+    cache = to_rings(
+        make_cache(config, 1, 64, "float32"), ops.convert_to_tensor(np.array([9])), config, 64
+    )
     assert [tuple(keys.shape) for keys, _ in cache] == [(1, 4, 2, 8), (1, 64, 2, 8)] * 2
+
+
+LONG = np.random.default_rng(3).integers(3, 512, 45).tolist()
+
+
+def test_growing_and_chunks_change_nothing(lm, monkeypatch):
+    """A cache of eight slots that doubles, and a prompt in chunks of sixteen."""
+    prompts = [LONG, LONG[:3], LONG[5:38]]
+    expected = lm.generate(prompts, max_new_tokens=25, stop_token_ids=None)
+    monkeypatch.setattr(generator, "SMALLEST_CACHE", 8)
+    monkeypatch.setattr(generator, "LARGEST_CHUNK", 16)
+    assert lm.generate(prompts, max_new_tokens=25, stop_token_ids=None) == expected
+    for prompt, text in zip(prompts, expected, strict=True):
+        assert lm.generate([prompt], max_new_tokens=25, stop_token_ids=None) == [text]
+
+
+def test_chunks_are_buckets_and_bounded():
+    assert generator.chunks(0, 5, 1) == [(0, 16)]
+    assert generator.chunks(0, 1100, 1) == [(0, 512), (512, 512), (1024, 128)]
+    assert generator.chunks(30, 200, 4) == [(30, 128), (158, 64)]
+    assert generator.chunks(0, 40, 1000) == [(0, 16), (16, 16), (32, 16)]
+
+
+def test_a_prefix_changes_nothing(lm):
+    prefix = lm.prefill(LONG[:20])
+    for prompt in (LONG, LONG[:20], LONG[:21], [*LONG[:9], 7, 8], [5, 6], LONG[:6]):
+        expected = lm.generate([prompt], max_new_tokens=9, stop_token_ids=None)
+        for _ in range(2):  # it may be used again
+            found = lm.generate([prompt], max_new_tokens=9, stop_token_ids=None, prefix=prefix)
+            assert found == expected
+    together = [LONG, [*LONG[:9], 7, 8]]
+    expected = lm.generate(together, max_new_tokens=9, stop_token_ids=None)
+    assert expected == lm.generate(together, max_new_tokens=9, stop_token_ids=None, prefix=prefix)
+
+
+def test_what_a_prefix_shares_is_not_read_again(lm, monkeypatch):
+    prefix = lm.prefill(LONG[:20])
+    read = []
+    cut = generator.chunks
+    monkeypatch.setattr(
+        generator,
+        "chunks",
+        lambda start, end, batch: read.append((start, end)) or cut(start, end, batch),
+    )
+    for prompt in (LONG, LONG[:20], [*LONG[:9], 7]):
+        lm.generate([prompt], max_new_tokens=2, stop_token_ids=None, prefix=prefix)
+    assert read == [(20, 45), (19, 20), (9, 10)]

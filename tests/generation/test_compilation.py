@@ -17,7 +17,7 @@ def traces(monkeypatch):
     if on_torch():
         pytest.skip("PyTorch compiles blocks, not programs")
     counts = []
-    for name in ("prefill", "feed"):
+    for name in ("read_chunk", "advance", "step"):
         function = getattr(generator, name)
 
         def traced(*args, function=function, name=name, **kwargs):
@@ -30,23 +30,32 @@ def traces(monkeypatch):
 
 def test_settings_and_lengths_compile_nothing(traces):
     lm = make_lm()
-    compile_lm(lm, sampler=samplers.TopPSampler(p=0.5, seed=1))
-    lm.generate([PROMPT], max_length=24, stop_token_ids=None)
-    assert sorted(traces) == ["feed", "prefill"]
-    lm.generate([PROMPT], max_length=24, stop_token_ids=[7, 8], seed=5)
+    compile_lm(lm, sampler=samplers.TopPSampler(p=0.5, k=9, seed=1))
+    once = ["advance", "read_chunk", "step"]
+
+    def generate(prompts=(PROMPT,), **settings):
+        lm.generate(list(prompts), **{"max_length": 24, "stop_token_ids": None, **settings})
+
+    generate()
+    assert sorted(traces) == once
+    generate(stop_token_ids=[7, 8], seed=5, top_p=0.8, top_k=3, temperature=[2])
     for length in range(1, 17):
-        lm.generate([[2] * length], max_length=24, stop_token_ids=None)
-    lm.generate([PROMPT], max_new_tokens=18, stop_token_ids=None)
-    compile_lm(lm, sampler=samplers.TopPSampler(p=0.9, seed=2, temperature=0.7))
-    lm.generate([PROMPT], max_length=24, stop_token_ids=None)
+        generate([[2] * length])
+    generate(max_length=None, max_new_tokens=200)
+    compile_lm(lm, sampler=samplers.RandomSampler(top_p=0.9, top_k=5, seed=2, temperature=0.7))
+    generate()
     lm.backbone.trainable = False
-    lm.generate([PROMPT], max_length=24, stop_token_ids=None)
-    assert sorted(traces) == ["feed", "prefill"]
-    lm.generate([PROMPT], max_length=33, stop_token_ids=None)  # a longer cache
-    assert sorted(traces) == ["feed", "feed", "prefill", "prefill"]
+    generate(return_logprobs=None)
+    generate([[2] * 200], max_length=None, max_new_tokens=2)  # another bucket for a prompt alone
+    assert sorted(traces) == ["advance", "read_chunk", "read_chunk", "step"]
+    generate(max_length=258)  # a longer cache
+    assert sorted(traces) == ["advance", "read_chunk", "read_chunk", "step", "step"]
+    generate(max_length=258)
     compile_lm(lm, sampler="greedy")
-    lm.generate([PROMPT], max_length=24, stop_token_ids=None)
-    assert len(traces) == 6
+    generate()
+    assert len(traces) == 7
+    generate(temperature=0.5)
+    assert len(traces) == 9
 
 
 @pytest.fixture

@@ -12,11 +12,14 @@ from keras_gemma import samplers as public
 from keras_gemma.generation import samplers
 from keras_gemma.generation.samplers import (
     GreedySampler,
+    MinPSampler,
     RandomSampler,
     Sampler,
     TopKSampler,
     TopPSampler,
+    filters,
 )
+from keras_gemma.generation.samplers.override import override
 
 P = np.array([0.05, 0.3, 0.02, 0.12, 0.2, 0.01, 0.15, 0.03, 0.08, 0.04])
 """Descending: 0.3, 0.2, 0.15, 0.12, 0.08, ..."""
@@ -27,12 +30,11 @@ DRAWS = 4000
 
 @functools.cache
 def compiled(structure):
-    """The one program of all samplers of a `structure`: temperature, seed and p are arguments."""
-    kind = {"greedy": GreedySampler, "random": RandomSampler}.get(structure)
-    if kind is not None:
-        return backend.compile(kind())
-    name, k = structure
-    return backend.compile(TopKSampler(k) if name == "top_k" else TopPSampler(k=k))
+    """The one program of all samplers of a `structure`: every setting is an argument."""
+    if structure == "greedy":
+        return backend.compile(GreedySampler())
+    _, *filters = structure
+    return backend.compile(RandomSampler(**dict.fromkeys(filters, 1)))
 
 
 def draw(sampler, probabilities=P, rows=DRAWS, seed=11):
@@ -74,6 +76,12 @@ def tempered(temperature):
         # Of the three likeliest, 0.46 and 0.31 reach it.
         (TopPSampler(p=0.7, k=3), kept(P, [1, 4])),
         (TopPSampler(p=1.0, k=3), kept(P, [1, 4, 6])),
+        (MinPSampler(min_p=0.5), kept(P, [1, 4, 6])),
+        (MinPSampler(min_p=1.0), kept(P, [1])),
+        # Of the tempered distribution: the square roots of 0.3 and 0.08 are 0.55 and 0.28.
+        (MinPSampler(min_p=0.5, temperature=2.0), kept(tempered(2.0), [1, 4, 6, 3, 8])),
+        (RandomSampler(top_k=4, min_p=0.5), kept(P, [1, 4, 6])),
+        (RandomSampler(top_k=4, top_p=0.5), kept(P, [1, 4])),
     ],
     ids=str,
 )
@@ -95,7 +103,7 @@ def test_two_likeliest_that_are_equal():
     assert set(draw(TopPSampler(p=0.1), np.array([0.4, 0.4, 0.2]))) == {0, 1}
 
 
-SETTINGS = [RandomSampler, TopKSampler, TopPSampler]
+SETTINGS = [RandomSampler, TopKSampler, TopPSampler, MinPSampler]
 
 
 @pytest.mark.parametrize("kind", SETTINGS)
@@ -196,6 +204,57 @@ def test_positional_arguments_are_those_of_keras_hub():
     assert TopKSampler().k == 5 and TopPSampler().p == 0.1 and TopPSampler().k is None
 
 
+def test_a_setting_for_each_row():
+    """Each row is drawn as if the whole batch had its settings."""
+    temperatures, ks, ps, seeds = [0.5, 1.0, 3.0], [2, 9, 4], [0.9, 0.5, 1.0], [1, 2, 1]
+    logits = ops.convert_to_tensor(np.tile(np.log(P), (3, 1)).astype("float32"))
+    mixed = RandomSampler(temperature=temperatures, top_k=ks, top_p=ps)
+    for _ in range(20):
+        seeds = [seed + 5 for seed in seeds]
+        together, _ = mixed(logits, mixed.init(3, seeds, copies=[0, 0, 1]))
+        for i in range(3):
+            one = RandomSampler(temperature=temperatures[i], top_k=ks[i], top_p=ps[i])
+            alone, _ = one(logits[:1], one.init(1, seeds[i], copies=[int(i == 2)]))
+            assert int(alone[0]) == int(together[i])
+    # Copies of a prompt stand together.
+    state = mixed.init(6)
+    np.testing.assert_array_equal(ops.convert_to_numpy(state["top_k"]), [2, 2, 9, 9, 4, 4])
+    with pytest.raises(ValueError, match="`temperature` must be one value, or one for each of the"):
+        mixed.init(4)
+
+
+def test_filters_are_exact():
+    """Against a sort, on a vocabulary with many ties and far smaller probabilities."""
+    random = np.random.default_rng(0)
+    logits = np.round(random.normal(0, 4, (5, 300)), 1).astype("float32")
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    ordered = -np.sort(-weights, axis=-1)
+    k, p = (
+        np.array([1, 7, 100, 299, 300], "int32"),
+        np.array([0.1, 0.5, 0.9, 0.99, 0.999], "float32"),
+    )
+    found = filters.keep_top_k(ops.convert_to_tensor(logits), ops.convert_to_tensor(k))
+    expected = weights >= ordered[np.arange(5), k - 1][:, None]
+    np.testing.assert_array_equal(ops.convert_to_numpy(found) > -1e30, expected)
+    found = filters.keep_top_p(ops.convert_to_tensor(logits), ops.convert_to_tensor(p))
+    sums = np.cumsum(ordered.astype("float64"), axis=-1)
+    count = (sums < (p * sums[:, -1])[:, None]).sum(-1)
+    expected = weights >= ordered[np.arange(5), count][:, None]
+    np.testing.assert_array_equal(ops.convert_to_numpy(found) > -1e30, expected)
+
+
+def test_other_settings_for_one_call():
+    assert override(TopKSampler(5, seed=1), {}) == TopKSampler(5, seed=1)
+    assert override(GreedySampler(), {"top_k": 3}) == RandomSampler(top_k=3)
+    found = override(TopKSampler(5, seed=1, temperature=2.0), {"top_p": 0.5, "temperature": 0.7})
+    assert found == RandomSampler(seed=1, temperature=0.7, top_k=5, top_p=0.5)
+    assert override(TopPSampler(0.3), {"top_p": 0.9}) == RandomSampler(top_p=0.9)
+    with pytest.raises(ValueError, match="`top_p` cannot be changed for Second"):
+        override(Second(2), {"top_p": 0.5})
+    with pytest.raises(ValueError, match="top_p=2"):
+        override(GreedySampler(), {"top_p": 2})
+
+
 def test_get():
     assert samplers.get("greedy") == GreedySampler()
     assert samplers.get("random") == RandomSampler()
@@ -203,7 +262,7 @@ def test_get():
     assert samplers.get("top_p") == TopPSampler()
     sampler = Second(2)
     assert samplers.get(sampler) is sampler
-    with pytest.raises(ValueError, match=r"'greedy', 'random', 'top_k', 'top_p'.*'best'"):
+    with pytest.raises(ValueError, match=r"'greedy'.*'min_p', 'random', 'top_k', 'top_p'.*'best'"):
         samplers.get("best")
     for wrong in (None, 3, TopKSampler, lambda logits: logits):
         with pytest.raises(TypeError, match="`sampler` must be one of"):
@@ -213,7 +272,10 @@ def test_get():
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: RandomSampler(temperature=-0.1), r">= 0. Received: temperature=-0.1"),
+        (
+            lambda: RandomSampler(temperature=-0.1),
+            r">= 0, or a list .* temperature=-0.1",
+        ),
         (lambda: GreedySampler(temperature=-1), "temperature=-1"),
         (lambda: Second(2, temperature=-1.0), "temperature=-1.0"),
         (lambda: RandomSampler(temperature=float("nan")), "temperature=nan"),
@@ -222,11 +284,16 @@ def test_get():
         (lambda: RandomSampler(temperature=True), "temperature=True"),
         (lambda: RandomSampler(seed=1.5), "seed=1.5"),
         (lambda: RandomSampler(seed="1"), "seed='1'"),
-        (lambda: TopKSampler(k=0), r">= 1. Received: k=0"),
+        (lambda: TopKSampler(k=0), r">= 1, or a list .* k=0"),
         (lambda: TopKSampler(k=-2), "k=-2"),
         (lambda: TopKSampler(k=2.0), r"k=2\.0"),
         (lambda: TopKSampler(k=None), "k=None"),
-        (lambda: TopPSampler(p=0), r"in \(0, 1\]. Received: p=0"),
+        (lambda: TopKSampler(k=[]), r"k=\[\]"),
+        (lambda: TopKSampler(k=[3, 0]), r"k=\[3, 0\]"),
+        (lambda: RandomSampler(top_k=0), "top_k=0"),
+        (lambda: RandomSampler(top_p=1.5), r"top_p=1\.5"),
+        (lambda: MinPSampler(0.0), r"min_p=0\.0"),
+        (lambda: TopPSampler(p=0), r"in \(0, 1\], or a list .* Received: p=0"),
         (lambda: TopPSampler(p=-0.5), r"p=-0\.5"),
         (lambda: TopPSampler(p=1.001), r"p=1\.001"),
         (lambda: TopPSampler(p=float("nan")), "p=nan"),
@@ -250,5 +317,12 @@ def test_serialization(sampler):
 
 
 def test_public_names():
-    for name in ("GreedySampler", "RandomSampler", "Sampler", "TopKSampler", "TopPSampler"):
+    for name in (
+        "GreedySampler",
+        "MinPSampler",
+        "RandomSampler",
+        "Sampler",
+        "TopKSampler",
+        "TopPSampler",
+    ):
         assert getattr(public, name) is getattr(samplers, name)

@@ -140,9 +140,13 @@ def test_seeds(lm):
     assert first != second
     keras.utils.set_random_seed(1)
     assert draw() == first
-    # A row is drawn by its place, whoever stands behind it.
-    alone = lm.generate(PROMPTS[:1], max_new_tokens=12, stop_token_ids=None, seed=3)
-    assert alone == draw(seed=3)[:1]
+    # A row is drawn the same in whatever batch it stands, and copies of it differ.
+    for i, prompt in enumerate(PROMPTS):
+        alone = lm.generate([prompt], max_new_tokens=12, stop_token_ids=None, seed=3)
+        assert alone == draw(seed=3)[i : i + 1]
+        batch = [[2, 7], prompt, [5], prompt]
+        together = lm.generate(batch, max_new_tokens=12, stop_token_ids=None, seed=3)
+        assert together[1] == alone[0] != together[3]
     # Recorded on JAX. Its meaning is that every backend draws the same.
     assert draw(seed=3) == RECORDED
     compile_lm(lm)
@@ -150,5 +154,5 @@ def test_seeds(lm):
 
 RECORDED = [
     [2, 9, 31, 8, 300, 101, 281, 290, 372, 211, 202, 497, 333, 237, 248, 120, 443],
-    [2, 40, 294, 420, 356, 329, 391, 117, 65, 451, 253, 154, 492, 505],
+    [2, 40, 129, 166, 356, 169, 113, 30, 209, 243, 130, 183, 481, 267],
 ]

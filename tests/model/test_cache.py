@@ -10,6 +10,7 @@ from keras_gemma.model.cache import (
     cache_mask,
     fill_ring,
     position_in,
+    resize,
     slot_of,
     slots_of_layers,
 )
@@ -31,10 +32,36 @@ def test_every_length(slots):
     expected = np.array([simulate(slots, length) for length in lengths])
     found = ops.convert_to_numpy(position_in(slots, last))
     np.testing.assert_array_equal(np.maximum(found, -1), expected)
-    mask = ops.convert_to_numpy(cache_mask(slots, last))
-    np.testing.assert_array_equal(mask, (expected >= 0)[:, None, :])
+    for window in (None, slots):  # one token at a time, a ring shows what it holds
+        mask = ops.convert_to_numpy(cache_mask(slots, last[:, None], window))
+        np.testing.assert_array_equal(mask, (expected >= 0)[:, None, :])
     slot = ops.convert_to_numpy(slot_of(last, slots))
     np.testing.assert_array_equal(expected[np.arange(len(slot)), slot], lengths - 1)
+
+
+@pytest.mark.parametrize("window", [None, 1, 3])
+def test_several_tokens_see_what_each_would_alone(window):
+    """Three tokens at once, in a ring that has room for the window and the two before the last."""
+    count, slots = 3, 32 if window is None else window + 2
+    for first in range(20):
+        positions = np.arange(first, first + count, dtype="int32")[None]
+        held = np.array(simulate(slots, first + count))
+        visible = (held >= 0) & (held <= positions[..., None])
+        if window is not None:
+            visible &= held > positions[..., None] - window
+            sizes = np.minimum(positions[0] + 1, window)
+            np.testing.assert_array_equal(visible.sum(-1)[0], sizes)
+        mask = cache_mask(slots, ops.convert_to_tensor(positions), window)
+        np.testing.assert_array_equal(ops.convert_to_numpy(mask), visible)
+
+
+@pytest.mark.parametrize("size", [2, 6, 9])
+def test_resize(size):
+    array = np.arange(12, dtype="float32").reshape(2, 6, 1, 1)
+    found = ops.convert_to_numpy(resize(ops.convert_to_tensor(array), size))
+    assert found.shape == (2, size, 1, 1)
+    np.testing.assert_array_equal(found[:, :6], array[:, :size])
+    np.testing.assert_array_equal(found[:, 6:], 0)
 
 
 @pytest.mark.parametrize("slots", [3, 4, 6, 9])
@@ -59,7 +86,8 @@ def test_writing_goes_on_where_the_prompt_ended():
     for step in range(6):
         position = ops.convert_to_tensor(lengths + step)
         new = np.stack([values[row, lengths[row] + step] for row in range(2)])[:, None]
-        ring = backend.write_cache(ring, ops.convert_to_tensor(new), slot_of(position, 4))
+        slots = slot_of(position, 4)[:, None]
+        ring = backend.write_cache(ring, ops.convert_to_tensor(new), slots)
         found = ops.convert_to_numpy(ring)[..., 0, 0]
         for row in range(2):
             for slot, held in enumerate(simulate(4, lengths[row] + step + 1)):
