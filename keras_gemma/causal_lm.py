@@ -16,7 +16,7 @@ from keras_gemma.completion.prompts import read_prompts
 from keras_gemma.completion.settings import GenerationSettings, read_settings
 from keras_gemma.generation import samplers
 from keras_gemma.generation.generator import Generator
-from keras_gemma.generation.request import Prefix
+from keras_gemma.generation.request import Draft, Prefix
 from keras_gemma.model.backbone import GemmaBackbone, check_layer_arguments
 from keras_gemma.presettable import Presettable
 from keras_gemma.scoring.score import Intercept, score
@@ -25,6 +25,9 @@ from keras_gemma.storage.hugging_face_writer import save_to_hugging_face
 from keras_gemma.text.batches import is_text
 from keras_gemma.text.model_of_text import ModelOfText
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
+
+NUM_DRAFT_TOKENS = 4
+"""How many tokens a draft guesses at a time, where nothing is said."""
 
 
 @keras.saving.register_keras_serializable(package="keras_gemma")
@@ -161,6 +164,8 @@ class GemmaCausalLM(Presettable, ModelOfText):
         strip_prompt: bool = False,
         *,
         prefix: Prefix | None = None,
+        draft: Any = None,
+        num_draft_tokens: int | None = None,
         **settings: Any,
     ) -> Any:
         """Continue `inputs`.
@@ -175,6 +180,13 @@ class GemmaCausalLM(Presettable, ModelOfText):
                 and `<end_of_turn>`; None: none.
             strip_prompt: return the new text alone.
             prefix: of `prefill`; what the prompts share with it is not read again.
+            draft: who guesses tokens that are then read at once, which pays where the guesses
+                are good: a smaller `GemmaCausalLM` with the same vocabulary, or `"prompt"`, which
+                takes them from the text where it repeats itself. What is generated stays the same:
+                greedy text token for token, but where rounding decides, and otherwise in its
+                distribution. With `return_logprobs`, `Completion.acceptance_rate` tells how good
+                the guesses were.
+            num_draft_tokens: how many are guessed at a time; 4 by default.
             **settings: those of `GenerationSettings`, instead of those given to `compile`:
                 `max_new_tokens`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`,
                 `seed`, `stop`, `num_return_sequences`, `logits_processors`, `return_logprobs`,
@@ -193,9 +205,10 @@ class GemmaCausalLM(Presettable, ModelOfText):
             TypeError: a setting that is none.
         """
         given = self._settings("generate", max_length, stop_token_ids, settings)
+        guesses = read_draft(draft, num_draft_tokens)
         if tf_data.is_dataset(inputs):
             batches = [
-                self._job(batch, given, prefix).complete(strip_prompt)
+                self._job(batch, given, prefix, guesses).complete(strip_prompt)
                 for batch in inputs.as_numpy_iterator()
             ]
             if not batches:
@@ -203,7 +216,7 @@ class GemmaCausalLM(Presettable, ModelOfText):
             if isinstance(batches[0], dict):
                 return {key: np.concatenate([b[key] for b in batches]) for key in batches[0]}
             return [row for batch in batches for row in ([batch] if is_text(batch) else batch)]
-        return self._job(inputs, given, prefix).complete(strip_prompt)
+        return self._job(inputs, given, prefix, guesses).complete(strip_prompt)
 
     def stream(
         self,
@@ -212,6 +225,8 @@ class GemmaCausalLM(Presettable, ModelOfText):
         stop_token_ids: Any = "auto",
         *,
         prefix: Prefix | None = None,
+        draft: Any = None,
+        num_draft_tokens: int | None = None,
         **settings: Any,
     ) -> Iterator[str] | Iterator[list[str]]:
         """The text that follows `inputs`, piece by piece as it is made.
@@ -221,7 +236,8 @@ class GemmaCausalLM(Presettable, ModelOfText):
 
         Args:
             inputs: a string, or a list of strings, or of lists of ids.
-            max_length, stop_token_ids, prefix, **settings: as of `generate`.
+            max_length, stop_token_ids, prefix, draft, num_draft_tokens, **settings: as of
+                `generate`.
 
         Returns:
             An iterator of strings; for a list of prompts, of lists with one string a row, which
@@ -243,7 +259,8 @@ class GemmaCausalLM(Presettable, ModelOfText):
         given = self._settings("stream", max_length, stop_token_ids, settings)
         if given.top_log_probabilities is not None:
             raise ValueError("`stream` yields text alone: use `generate` with `return_logprobs`.")
-        return self._job(inputs, given, prefix).stream()
+        guesses = read_draft(draft, num_draft_tokens)
+        return self._job(inputs, given, prefix, guesses).stream()
 
     def prefill(self, inputs: Any) -> Prefix:
         """Read the beginning of texts, so that `generate` and `stream` go on from there.
@@ -283,10 +300,17 @@ class GemmaCausalLM(Presettable, ModelOfText):
         given = {"max_length": max_length, "stop_token_ids": stop_token_ids, **settings}
         return read_settings(given, caller).over(self.generation_settings)
 
-    def _job(self, inputs: Any, settings: GenerationSettings, prefix: Prefix | None) -> Job:
+    def _job(
+        self,
+        inputs: Any,
+        settings: GenerationSettings,
+        prefix: Prefix | None,
+        draft: Draft | None,
+    ) -> Job:
         size = self.backbone.config.vocabulary_size
         prompts = read_prompts(inputs, self.preprocessor, size)
-        return Job(self._generator(), self.preprocessor, prompts, settings, self.sampler, prefix)
+        generator, sampler = self._generator(), self.sampler
+        return Job(generator, self.preprocessor, prompts, settings, sampler, prefix, draft)
 
     def _generator(self) -> Generator:
         # Its programs outlive `compile`: another sampler of the same kind compiles nothing.
@@ -396,3 +420,29 @@ class GemmaCausalLM(Presettable, ModelOfText):
         lm = cls(**config)
         lm.trainable = trainable
         return lm
+
+
+def read_draft(draft: Any, tokens: int | None) -> Draft | None:
+    """The arguments `draft` and `num_draft_tokens` of `generate`.
+
+    Raises:
+        TypeError: neither a model nor "prompt".
+        ValueError: a number of tokens without a draft.
+    """
+    if draft is None:
+        if tokens is not None:
+            raise ValueError(
+                "`num_draft_tokens` is how many tokens a `draft` guesses: pass one, such as "
+                f"draft='prompt', or leave it out. Received: num_draft_tokens={tokens!r}"
+            )
+        return None
+    count = NUM_DRAFT_TOKENS if tokens is None else tokens
+    count = int(count) if isinstance(count, np.integer) else count
+    if isinstance(draft, str) and draft == "prompt":
+        return Draft(count)
+    if isinstance(draft, GemmaCausalLM):
+        return Draft(count, draft._generator())
+    raise TypeError(
+        "`draft` must be a GemmaCausalLM, or 'prompt' to guess from the text itself. "
+        f"Received: draft={draft!r:.80}"
+    )

@@ -1,6 +1,8 @@
 """`keras_hub.samplers`: the choice of the next token."""
 
 from keras_gemma.generation.samplers import (
+    BeamSampler,
+    ContrastiveSampler,
     GreedySampler,
     MinPSampler,
     RandomSampler,
@@ -12,6 +14,8 @@ from keras_gemma.generation.samplers import (
 from keras_gemma.generation.samplers.serialization import deserialize, serialize
 
 __all__ = [
+    "BeamSampler",
+    "ContrastiveSampler",
     "GreedySampler",
     "MinPSampler",
     "RandomSampler",

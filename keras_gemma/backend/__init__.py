@@ -22,6 +22,7 @@ layout that its compiler reads fastest, and nothing above this folder knows it.
     fuse(function)                     `(x, weights, ...)`, a part that a program calls many times
     loop(proceed, step)                -> a function of (weights, state, limit): `step(weights,
                                        state)` while `proceed(state)`, at most `limit` times
+    free_memory()                      bytes left on the device, or None where nobody says
     memory_bandwidth()                 bytes/s that plain reading reaches on this machine
 
 `reference.py` says what matmul, embed, attend and write_cache mean, in `keras.ops` alone; the
@@ -59,6 +60,7 @@ write_cache = _module.write_cache
 compile = _module.compile
 fuse = _module.fuse
 loop = _module.loop
+free_memory = _module.free_memory
 memory_bandwidth = _module.memory_bandwidth
 
 
@@ -73,6 +75,7 @@ __all__ = [
     "compile",
     "embed",
     "empty",
+    "free_memory",
     "fuse",
     "loop",
     "matmul",

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from keras_gemma.backend import packing, stepping
+from keras_gemma.backend import host, packing, stepping
 from keras_gemma.backend.reference import attend
 
 __all__ = ["attend"]
@@ -113,6 +113,15 @@ def loop(
         return jax.lax.while_loop(more, turn, (0, state))[1]
 
     return jax.jit(program, donate_argnums=1)
+
+
+def free_memory() -> int | None:
+    if _on_cpu():
+        return host.free_memory()
+    stats = jax.devices()[0].memory_stats() or {}
+    if "bytes_limit" not in stats:
+        return None
+    return stats["bytes_limit"] - stats["bytes_in_use"]
 
 
 def memory_bandwidth() -> float:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_gemma.backend import packing, stepping
+from keras_gemma.backend import host, packing, stepping
 from keras_gemma.backend.reference import attend
 
 __all__ = ["attend"]
@@ -95,6 +95,10 @@ def loop(
 ) -> Callable[[Any, Any, int], Any]:
     compiled = tf.function(step, jit_compile=True)
     return lambda weights, state, limit: stepping.run(proceed, compiled, weights, state, limit)
+
+
+def free_memory() -> int | None:
+    return host.free_memory() if _on_cpu() else None  # TensorFlow takes all of a GPU at its start
 
 
 def memory_bandwidth() -> float:

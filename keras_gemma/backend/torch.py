@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from keras_gemma.backend import packing, stepping
+from keras_gemma.backend import host, packing, stepping
 from keras_gemma.backend.reference import attend
 
 __all__ = ["attend"]
@@ -111,6 +111,13 @@ def loop(
             return stepping.run(proceed, step, weights, state, limit)
 
     return run
+
+
+def free_memory() -> int | None:
+    if not torch.cuda.is_available():
+        return host.free_memory()
+    reserved = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return torch.cuda.mem_get_info()[0] + reserved
 
 
 def memory_bandwidth() -> float:

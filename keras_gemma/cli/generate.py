@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from enum import StrEnum
-from typing import Annotated, Any, TextIO
+from typing import Annotated, TextIO
 
 import typer
 
@@ -22,15 +22,9 @@ class SamplerName(StrEnum):
     RANDOM = "random"
     TOP_K = "top_k"
     TOP_P = "top_p"
-
-
-SAMPLER_OPTIONS = {
-    SamplerName.GREEDY: (),
-    SamplerName.RANDOM: ("temperature",),
-    SamplerName.TOP_K: ("top_k", "temperature"),
-    SamplerName.TOP_P: ("top_p", "top_k", "temperature"),
-}
-"""The options that each sampler listens to."""
+    MIN_P = "min_p"
+    BEAM = "beam"
+    CONTRASTIVE = "contrastive"
 
 
 def generate(
@@ -48,7 +42,7 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens after the prompt.")] = 128,
     sampler: Annotated[
         SamplerName | None,
-        typer.Option(help="By default the one that the options call for, else greedy."),
+        typer.Option(help="By default greedy, or what the other options call for."),
     ] = None,
     temperature: Annotated[
         float | None, typer.Option(min=0, help="Below 1 bolder choices are rarer.")
@@ -57,8 +51,16 @@ def generate(
         int | None, typer.Option(min=1, help="Choose among the K likeliest tokens.")
     ] = None,
     top_p: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="Choose among the likeliest that reach probability P."),
+        float | None, typer.Option(help="Choose among the likeliest that reach probability P.")
+    ] = None,
+    min_p: Annotated[
+        float | None, typer.Option(help="Leave out what is P times less likely than the likeliest.")
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="Above 1: tokens that were there get less likely.")
+    ] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="A string that ends the text; may be repeated.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
     strip_prompt: Annotated[
@@ -76,9 +78,6 @@ def generate(
     ] = False,
 ) -> None:
     """Continue each PROMPT and print it with its continuation."""
-    name, settings = choose_sampler(
-        sampler, {"temperature": temperature, "top_k": top_k, "top_p": top_p}, seed
-    )
     texts = read_prompts(prompts or [], sys.stdin)
     if debug:
         sys.excepthook = sys.__excepthook__
@@ -89,12 +88,28 @@ def generate(
     # Keras is imported here, on the backend chosen; `storage` gives the model its from_preset.
     from keras_gemma import storage  # noqa: F401
     from keras_gemma.causal_lm import GemmaCausalLM
+    from keras_gemma.completion.settings import GenerationSettings
 
+    given = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "stop": stop or None,
+        "seed": seed,
+        "sampler": sampler and sampler.value,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if given.keys() == {"seed"}:
+        given["sampler"] = "random"  # a seed is no use to a greedy sampler
+    try:  # before the weights are read
+        GenerationSettings(**given)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
     lm = GemmaCausalLM.from_preset(model, dtype=dtype)
-    lm.compile(sampler=make_sampler(name, settings))
-    outputs = lm.generate(
-        texts, max_new_tokens=max_new_tokens, strip_prompt=strip_prompt, seed=seed
-    )
+    settings = {"max_new_tokens": max_new_tokens, "strip_prompt": strip_prompt, **given}
+    outputs = lm.generate(texts, **settings)
     for prompt, text in zip(texts, outputs, strict=True):
         if as_json:
             text = json.dumps({"model": model, "prompt": prompt, "text": text}, ensure_ascii=False)
@@ -117,50 +132,6 @@ def read_prompts(prompts: list[str], stdin: TextIO) -> list[str]:
     if not piped:
         raise typer.BadParameter("standard input is empty", param_hint="PROMPT")
     return [piped if prompt == "-" else prompt for prompt in prompts]
-
-
-def choose_sampler(
-    name: SamplerName | None, options: dict[str, float | None], seed: int | None
-) -> tuple[SamplerName, dict[str, float]]:
-    """The sampler, and those of its options that were given.
-
-    Args:
-        name: the sampler asked for; None for the one that the options call for.
-        options: values of `temperature`, `top_k` and `top_p`; None where not given.
-        seed: calls for a random choice, where nothing else does.
-
-    Raises:
-        typer.BadParameter: an option that the sampler would not listen to.
-    """
-    given = {option: value for option, value in options.items() if value is not None}
-    if name is None and "top_p" in given:
-        name = SamplerName.TOP_P
-    elif name is None and "top_k" in given:
-        name = SamplerName.TOP_K
-    elif name is None:
-        chance = given or seed is not None
-        name = SamplerName.RANDOM if chance else SamplerName.GREEDY
-    for option in given:
-        if option not in SAMPLER_OPTIONS[name]:
-            raise typer.BadParameter(
-                f"{name.value} does not use --{option.replace('_', '-')}; leave one of them out",
-                param_hint="--sampler",
-            )
-    return name, given
-
-
-def make_sampler(name: SamplerName, settings: dict[str, float]) -> Any:
-    """The sampler object; `settings` are named as the command's options are."""
-    from keras_gemma.generation import samplers
-
-    arguments = {option.removeprefix("top_"): value for option, value in settings.items()}
-    classes = {
-        SamplerName.GREEDY: samplers.GreedySampler,
-        SamplerName.RANDOM: samplers.RandomSampler,
-        SamplerName.TOP_K: samplers.TopKSampler,
-        SamplerName.TOP_P: samplers.TopPSampler,
-    }
-    return classes[name](**arguments)
 
 
 def silence_frameworks() -> None:

@@ -9,8 +9,8 @@ from keras_gemma.completion.output import Completion
 from keras_gemma.completion.prompts import Prompts, require_preprocessor, room_in_padding
 from keras_gemma.completion.settings import GenerationSettings
 from keras_gemma.generation.generator import Generator, Run
-from keras_gemma.generation.request import Prefix, Request, Row
-from keras_gemma.generation.samplers import Sampler
+from keras_gemma.generation.request import Draft, Prefix, Request, Row
+from keras_gemma.generation.samplers import GreedySampler, Sampler
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
 from keras_gemma.text.reading import to_ids
 from keras_gemma.text.stream import TextStream
@@ -29,6 +29,7 @@ class Job:
         settings: of the call, over those of `compile`.
         sampler: the one of `compile`.
         prefix: what of the prompts has been read before.
+        draft: who guesses tokens.
 
     Raises:
         ValueError: settings that do not fit the prompts.
@@ -42,6 +43,7 @@ class Job:
         settings: GenerationSettings,
         sampler: Sampler,
         prefix: Prefix | None = None,
+        draft: Draft | None = None,
     ) -> None:
         settings.check_rows(len(prompts.ids))
         self.generator = generator
@@ -50,18 +52,26 @@ class Job:
         self.settings = settings
         if settings.stops:
             require_preprocessor(preprocessor, "no `stop`, which is text")
-        copies = settings.num_return_sequences or 1
+        sampler = settings.choose_sampler(sampler, settings.sampler)
+        copies = settings.num_return_sequences or getattr(sampler, "sequences", 1)
         if prompts.width is not None and (
             copies > 1 or settings.stops or settings.top_log_probabilities is not None
         ):
             raise ValueError(
                 "Padded arrays come back in their own shape: pass strings, or ids as a list of "
-                "lists, with `num_return_sequences`, `return_logprobs` or `stop`."
+                "lists, with `num_return_sequences`, `return_all_beams`, `return_logprobs` or "
+                "`stop`."
+            )
+        if copies > 1 and isinstance(sampler, GreedySampler):
+            raise ValueError(
+                "`num_return_sequences` above 1 would repeat the same text with a greedy sampler. "
+                "Pass a `temperature`, or `sampler='beam'`. "
+                f"Received: num_return_sequences={copies}"
             )
         self.request = Request(
             prompts=prompts.ids,
             room=self._room(),
-            sampler=settings.choose_sampler(sampler, settings.sampler),
+            sampler=sampler,
             stop_ids=self._stop_ids(settings.stop_token_ids),
             seed=settings.seed,
             copies=copies,
@@ -69,6 +79,7 @@ class Job:
             processors=settings.processors,
             top_log_probabilities=settings.top_log_probabilities,
             prefix=prefix,
+            draft=draft,
         )
 
     def complete(self, strip_prompt: bool) -> Any:
@@ -95,8 +106,12 @@ class Job:
         return self.prompts.answer(made, copies)
 
     def stream(self) -> Iterator[Any]:
-        """What `stream` yields: new text of one prompt, or a list with that of each row."""
+        """What `stream` gives: new text of one prompt, or a list with that of each row."""
         require_preprocessor(self.preprocessor, "one: a stream is text")
+        self.generator.check(self.request)
+        return self._pieces()
+
+    def _pieces(self) -> Iterator[Any]:
         run = self.generator.start(self.request)
         streams = self._streams()
         single = self.prompts.single and len(streams) == 1
@@ -147,6 +162,8 @@ class Job:
             finish_reason="stop" if stopped else "length",
             logprobs=row.log_probabilities,
             top_logprobs=tops,
+            acceptance_rate=row.acceptance_rate,
+            score=row.score,
         )
 
     def _text(self, ids: Any) -> str:
@@ -165,7 +182,8 @@ class Job:
         default = None
         if settings.max_length is None and settings.max_new_tokens is None:
             require_preprocessor(self.preprocessor, "`max_length` or `max_new_tokens`")
-            default = self.preprocessor.sequence_length
+            context = self.generator.config.context_length
+            default = min(self.preprocessor.sequence_length, context)
         return settings.room(lengths, default)
 
     def _stop_ids(self, stop_token_ids: Any) -> tuple[int, ...]:
@@ -194,4 +212,5 @@ def _cut(row: Row, stream: TextStream) -> Row:
         None if row.log_probabilities is None else row.log_probabilities[:count],
         None if top_ids is None else top_ids[:count],
         None if top is None else top[:count],
+        row.acceptance_rate,
     )

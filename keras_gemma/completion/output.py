@@ -20,3 +20,8 @@ class Completion:
     """float32 `[n]`: the log-probability of each new token, in nats, as the model has it."""
     top_logprobs: list[dict[int, float]] | None = None
     """At each new token the likeliest ids and their log-probabilities."""
+    acceptance_rate: float | None = None
+    """With a `draft`: of its guesses that were looked at, the share that became the text."""
+    score: float | None = None
+    """With a `BeamSampler`: what the beams were compared by; without a length penalty, the
+    log-probability of all of `token_ids` together."""

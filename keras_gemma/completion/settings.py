@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from keras_gemma.generation import samplers
+from keras_gemma.generation.samplers import GreedySampler
 from keras_gemma.generation.samplers.override import override
 from keras_gemma.generation.samplers.sampler import Numbers, Seeds, check_numbers, check_seed
 
@@ -111,6 +112,12 @@ class GenerationSettings:
                 f"note, up to {MOST_TOP_LOG_PROBABILITIES}. Received: return_logprobs={count!r}"
             )
         self.choose_sampler("greedy", self.sampler)  # raises what is wrong with the filters alone
+        filters = [name for name in FILTERS if getattr(self, name) is not None]
+        if filters and isinstance(self.sampler and samplers.get(self.sampler), GreedySampler):
+            raise ValueError(
+                f"A greedy sampler has no use for `{'`, `'.join(filters)}`. Leave out one of "
+                f"them. Received: sampler={self.sampler!r}"
+            )
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from keras_gemma.generation.decode import (
     step,
 )
 from keras_gemma.generation.feed import AS_THEY_ARE, Parts
+from keras_gemma.generation.memory import check_memory
 from keras_gemma.generation.prefill import read_chunk, to_rings
 from keras_gemma.generation.request import Prefix, Request, Row, stop_array
 from keras_gemma.generation.speculative import SpeculativeRun
@@ -75,15 +76,30 @@ class Generator:
         Raises:
             ValueError: an empty or too long prompt, no room.
         """
+        search = getattr(request.sampler, "search", None)
+        if search is not None:
+            return search(self, request)
         run = self.start(request)
         run.go_on()
         return run.rows()
 
     def start(self, request: Request) -> "Run | SpeculativeRun":
         """Read the prompts and choose the first tokens; the run goes on from there."""
-        request.check(self.config)
+        self.check(request)
         run = Run(self, request)
         return run if request.draft is None else SpeculativeRun(run)
+
+    def check(self, request: Request) -> None:
+        """Raise a ValueError where the model or the memory cannot do what is asked."""
+        if hasattr(request.sampler, "search"):
+            kind = type(request.sampler).__name__
+            raise ValueError(
+                f"{kind} knows its text only at the end: `stream` and `stop` need a sampler that "
+                "goes token by token. Pass another `sampler`, such as 'greedy', or call "
+                "`generate` without `stop`; `stop_token_ids` work with both."
+            )
+        request.check(self.config)
+        check_memory(request, self.config, self.backbone.compute_dtype)
 
     def prefill(self, ids: np.ndarray) -> Prefix:
         """Read the beginning of a text, to go on from it later."""
@@ -101,13 +117,18 @@ class Generator:
             return self.programs[key]
 
     def read(
-        self, prompts: list[np.ndarray], prefix: Prefix | None, weights: Any
+        self,
+        prompts: list[np.ndarray],
+        prefix: Prefix | None,
+        weights: Any,
+        every: bool = False,
     ) -> tuple[Any, Cache]:
         """Read prompts, but for what they share with `prefix`.
 
         Returns:
             What the last block says of each prompt's last token, `[B, D]`, and the cache by
-            position, with a slot free in each row.
+            position, with a slot free in each row. With `every`, which allows no prefix, what it
+            says of every token, `[B, S, D]`, with as many places as the cache has slots.
         """
         config, batch = self.config, len(prompts)
         lengths = np.array([len(prompt) for prompt in prompts], "int32")
@@ -126,7 +147,8 @@ class Generator:
             ]
         else:
             cache = make_cache(config, batch, slots, dtype)
-        hidden = ops.zeros((batch, config.hidden_dim), dtype=dtype)
+        places = (slots,) if every else ()
+        hidden = ops.zeros((batch, *places, config.hidden_dim), dtype=dtype)
 
         def program(weights: Any, cache: Cache, hidden: Any, *args: Any) -> tuple[Any, Cache]:
             token_ids, start, lengths = args

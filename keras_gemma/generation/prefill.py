@@ -31,15 +31,18 @@ def read_chunk(
         token_ids: int32 `[B, T]`.
         start: int32 scalar, the position of the first.
         lengths: int32 `[B]`, of the whole prompts.
-        hidden: `[B, D]`, what has been said of the last token of rows that ended before.
+        hidden: `[B, D]`, what has been said of the last token of rows that ended before; or
+            `[B, S, D]`, of every token before.
         cache: of the chunks before, by position.
 
     Returns:
-        `hidden` with the rows that end in this chunk, and the cache.
+        `hidden` with the rows that end in this chunk, or with all its tokens, and the cache.
     """
     b, t = token_ids.shape
     positions = start + ops.zeros((b, 1), dtype="int32") + ops.arange(t, dtype="int32")[None]
     x, cache = feed(weights, token_ids, positions, cache, config)
+    if len(hidden.shape) == 3:
+        return ops.slice_update(hidden, (0, start, 0), x), cache
     last = lengths - 1 - start
     x = ops.take_along_axis(x, ops.clip(last, 0, t - 1)[:, None, None], axis=1)[:, 0]
     here = ops.logical_and(last >= 0, last < t)[:, None]

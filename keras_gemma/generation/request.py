@@ -13,6 +13,9 @@ from keras_gemma.model.cache import Cache
 
 MOST_STOP_IDS = 8
 
+MOST_GUESSES = 32
+"""Of a draft at a time: each is a part of the compiled program."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Prefix:
@@ -48,9 +51,11 @@ class Draft:
         Args:
             longest: the most tokens that a text may have.
         """
-        if isinstance(self.tokens, bool) or not isinstance(self.tokens, int) or self.tokens < 1:
+        whole = isinstance(self.tokens, int) and not isinstance(self.tokens, bool)
+        if not whole or not 1 <= self.tokens <= MOST_GUESSES:
             raise ValueError(
-                f"`num_draft_tokens` must be an integer >= 1. Received: {self.tokens!r}"
+                f"`num_draft_tokens` must be an integer from 1 to {MOST_GUESSES}. "
+                f"Received: num_draft_tokens={self.tokens!r}"
             )
         rule = sampler.structure()
         if rule != "greedy" and not (isinstance(rule, tuple) and rule[0] == "draw"):
@@ -159,6 +164,8 @@ class Row:
     """float32 `[n, k]`."""
     acceptance_rate: float | None = None
     """Of the guesses of a draft that were looked at, the share that became the text."""
+    score: float | None = None
+    """What beam search compared it by."""
 
 
 def stop_array(stop_ids: tuple[int, ...]) -> Any:

@@ -7,10 +7,9 @@ import sys
 import pytest
 import typer
 
-from keras_gemma import samplers
 from keras_gemma.cli import main
 from keras_gemma.cli.app import report
-from keras_gemma.cli.generate import SamplerName, choose_sampler, make_sampler, read_prompts
+from keras_gemma.cli.generate import read_prompts
 
 
 class Terminal(io.StringIO):
@@ -24,9 +23,6 @@ class Model:
     def from_preset(self, preset, **arguments):
         self.loaded = (preset, arguments)
         return self
-
-    def compile(self, sampler):
-        self.sampler = sampler
 
     def generate(self, prompts, **settings):
         self.settings = settings
@@ -61,46 +57,34 @@ def test_no_prompt(prompts, stdin, says):
 
 
 @pytest.mark.parametrize(
-    ("options", "seed", "expected"),
+    ("options", "settings"),
     [
-        ({}, None, SamplerName.GREEDY),
-        ({}, 0, SamplerName.RANDOM),
-        ({"temperature": 0.5}, None, SamplerName.RANDOM),
-        ({"top_k": 3, "temperature": 0.5}, None, SamplerName.TOP_K),
-        ({"top_k": 3, "top_p": 0.9}, None, SamplerName.TOP_P),
+        ([], {}),
+        (["--seed", "7"], {"seed": 7, "sampler": "random"}),
+        (["--top-k", "5", "--seed", "7"], {"top_k": 5, "seed": 7}),
+        (["--sampler", "beam"], {"sampler": "beam"}),
+        (["--min-p", "0.1", "--repetition-penalty", "2"], {"min_p": 0.1, "repetition_penalty": 2}),
+        (["--stop", "a", "--stop", "b"], {"stop": ["a", "b"]}),
+        (["--temperature", "0.5", "--top-p", "0.9"], {"temperature": 0.5, "top_p": 0.9}),
     ],
 )
-def test_options_call_for_a_sampler(options, seed, expected):
-    everything = {"temperature": None, "top_k": None, "top_p": None} | options
-    assert choose_sampler(None, everything, seed) == (expected, options)
+def test_options(model, options, settings):
+    assert main(["generate", "one", *options]) == 0
+    assert model.settings == {"max_new_tokens": 128, "strip_prompt": False, **settings}
 
 
-@pytest.mark.parametrize(
-    ("name", "option"), [("greedy", "temperature"), ("random", "top_k"), ("top_k", "top_p")]
-)
-def test_unused_option(name, option):
-    with pytest.raises(
-        typer.BadParameter, match=f"{name} does not use --{option}".replace("_", ".")
-    ):
-        choose_sampler(SamplerName(name), {option: 1}, None)
-
-
-def test_samplers():
-    assert isinstance(make_sampler(SamplerName.GREEDY, {}), samplers.GreedySampler)
-    assert isinstance(
-        make_sampler(SamplerName.RANDOM, {"temperature": 2.0}), samplers.RandomSampler
-    )
-    assert isinstance(make_sampler(SamplerName.TOP_K, {"top_k": 3}), samplers.TopKSampler)
-    sampler = make_sampler(SamplerName.TOP_P, {"top_p": 0.9, "top_k": 4, "temperature": 0.5})
-    assert isinstance(sampler, samplers.TopPSampler)
+def test_what_the_model_would_refuse_is_refused_before_it_is_loaded(model, capsys):
+    for options in (["--top-p", "0"], ["--sampler", "beam", "--top-k", "3"], ["--stop", ""]):
+        assert main(["generate", "one", *options]) == 2
+        assert "Received" in capsys.readouterr().err or "cannot be changed" in options
+    assert not hasattr(model, "loaded")
 
 
 def test_generate(model, capsys):
     assert main(["generate", "one", "two", "--dtype", "bfloat16", "--seed", "7"]) == 0
     assert capsys.readouterr().out == "one ❧\ntwo ❧\n"
     assert model.loaded == ("gemma_tiny_en", {"dtype": "bfloat16"})
-    assert isinstance(model.sampler, samplers.RandomSampler)
-    assert model.settings == {"max_new_tokens": 128, "strip_prompt": False, "seed": 7}
+    assert model.settings["seed"] == 7
 
 
 def test_generate_json(model, capsys):

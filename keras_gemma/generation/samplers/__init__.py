@@ -11,11 +11,20 @@ The files:
     min_p.py     one of those that are not far less likely than the likeliest
     filters.py   which tokens stay in the running, for all four
     override.py  other settings for one call
+
+Two look further than a token, in loops of their own, which their method `search` begins:
+
+    beam.py         the likeliest text, by several texts side by side
+    contrastive.py  a likely token that says something new
 """
 
 from typing import Any
 
+import keras
+
+from keras_gemma.generation.samplers.beam import BeamSampler
 from keras_gemma.generation.samplers.borrowed import BorrowedSampler, can_be_borrowed
+from keras_gemma.generation.samplers.contrastive import ContrastiveSampler
 from keras_gemma.generation.samplers.greedy import GreedySampler
 from keras_gemma.generation.samplers.min_p import MinPSampler
 from keras_gemma.generation.samplers.random import RandomSampler
@@ -24,6 +33,8 @@ from keras_gemma.generation.samplers.top_k import TopKSampler
 from keras_gemma.generation.samplers.top_p import TopPSampler
 
 __all__ = [
+    "BeamSampler",
+    "ContrastiveSampler",
     "GreedySampler",
     "MinPSampler",
     "RandomSampler",
@@ -34,12 +45,21 @@ __all__ = [
 ]
 
 NAMES = {
+    "beam": BeamSampler,
+    "contrastive": ContrastiveSampler,
     "greedy": GreedySampler,
     "min_p": MinPSampler,
     "random": RandomSampler,
     "top_k": TopKSampler,
     "top_p": TopPSampler,
 }
+
+SEARCHES = {
+    "keras_hub>BeamSampler": (BeamSampler, ("num_beams", "return_all_beams", "temperature")),
+    "keras_hub>ContrastiveSampler": (ContrastiveSampler, ("k", "alpha", "temperature")),
+}
+"""KerasHub's samplers with loops of their own, by the names that it registers with Keras; what
+there is here in their place, and the settings that both have."""
 
 
 def get(sampler: Any) -> Sampler:
@@ -57,6 +77,9 @@ def get(sampler: Any) -> Sampler:
             )
         return NAMES[sampler]()
     if not isinstance(sampler, Sampler):
+        kind, settings = SEARCHES.get(keras.saving.get_registered_name(type(sampler)), (None, ()))
+        if kind is not None:
+            return kind(**{name: getattr(sampler, name) for name in settings})
         if can_be_borrowed(sampler):
             return BorrowedSampler(sampler)
         raise TypeError(

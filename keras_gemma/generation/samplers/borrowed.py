@@ -18,7 +18,7 @@ def can_be_borrowed(sampler: Any) -> bool:
     """Whether `sampler` chooses by `get_next_token` alone, in the loop of its base class.
 
     Raises:
-        TypeError: it is a sampler of KerasHub's with a loop of its own, such as beam search.
+        TypeError: it is a sampler of KerasHub's with a loop of its own.
     """
 
     def definer(name: str) -> type | None:
@@ -32,9 +32,9 @@ def can_be_borrowed(sampler: Any) -> bool:
         what = f"defines {' and '.join(own)}" if own else "does not override get_next_token"
         raise TypeError(
             "`sampler` must choose by `get_next_token(probabilities)`, in the loop that is here, "
-            f"and {type(sampler).__name__} {what}. KerasHub's beam, contrastive and speculative "
-            "search run in loops of their own, which work in KerasHub alone: take 'greedy', "
-            f"'random', 'top_k' or 'top_p'. Received: sampler={sampler!r}"
+            f"and {type(sampler).__name__} {what}. A loop of its own works in KerasHub alone: take "
+            "'greedy', 'beam', 'contrastive' or another of the samplers here. "
+            f"Received: sampler={sampler!r}"
         )
     return True
 

@@ -1,0 +1,418 @@
+"""Guesses change the time that a text takes, and nothing else: neither greedy nor drawn texts."""
+
+import types
+
+import keras
+import numpy as np
+import pytest
+
+from keras_gemma import samplers
+from keras_gemma.causal_lm import GemmaCausalLM
+from keras_gemma.generation import generator, guessing, speculative
+from keras_gemma.generation.guessing import LONGEST_MATCH, SHORTEST_MATCH, look_up
+from keras_gemma.generation.request import Draft
+from keras_gemma.model.backbone import GemmaBackbone
+from tests.configurations import CONFIGURATIONS
+from tests.generation.models import compile_lm, logits_of, make_backbone, make_lm, on_torch
+
+PROMPTS = [[300], [2, 40, 7], [2, 9, 31, 8, 300, 77, 5, 140, 11]]
+"""Shorter and longer than the window of 4."""
+
+REPEATING = [2, *[9, 31, 8, 300, 77] * 3]
+NEW = 20
+
+
+def model(backbone):
+    lm = GemmaCausalLM(backbone)
+    compile_lm(lm)
+    return lm
+
+
+def near(lm, noise=0.007):
+    """A model that often says what `lm` says, and often does not."""
+    backbone = GemmaBackbone(**lm.backbone.config.to_dict(), dtype="float32")
+    random = np.random.default_rng(9)
+    pairs = zip(
+        backbone.named_weights().values(), lm.backbone.named_weights().values(), strict=True
+    )
+    for weight, theirs in pairs:
+        value = theirs.numpy()
+        weight.assign(value + noise * random.normal(size=value.shape).astype("float32"))
+    return model(backbone)
+
+
+@pytest.fixture(scope="module")
+def lm():
+    """With local layers, whose caches are rings."""
+    return make_lm("gemma2_grouped")
+
+
+@pytest.fixture(scope="module")
+def drafts(lm):
+    return {
+        "itself": lm,
+        "near": near(lm),
+        "other": model(make_backbone("gemma1_multi_query", seed=5)),
+        "text": "prompt",
+    }
+
+
+DRAWN = {"temperature": 1.0, "top_k": 20, "seed": 3}
+
+
+def generate(lm, prompts=PROMPTS, **settings):
+    return lm.generate(prompts, **{"max_new_tokens": NEW, "stop_token_ids": None, **settings})
+
+
+@pytest.fixture(scope="module")
+def texts(lm):
+    return generate(lm)
+
+
+def rates(lm, draft, prompts=PROMPTS, **settings):
+    completions = generate(lm, prompts, draft=draft, return_logprobs=True, **settings)
+    return [completion.acceptance_rate for completion in completions]
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens"), [("itself", None), ("near", None), ("near", 7), ("other", 1), ("text", 3)]
+)
+def test_greedy_text_is_the_same(lm, drafts, texts, name, tokens):
+    assert generate(lm, draft=drafts[name], num_draft_tokens=tokens) == texts
+
+
+def test_rows_are_judged_alone(lm, drafts, texts):
+    for prompt, text in zip(PROMPTS, texts, strict=True):
+        assert generate(lm, [prompt], draft=drafts["near"]) == [text]
+
+
+def test_acceptance_rates(lm, drafts):
+    assert rates(lm, drafts["itself"]) == [1.0, 1.0, 1.0]
+    assert all(0 < rate < 1 for rate in rates(lm, drafts["near"]))
+    assert max(rates(lm, drafts["other"])) < 0.2
+    assert generate(lm, return_logprobs=True)[0].acceptance_rate is None
+    # The first token is no guess, and nothing follows it.
+    assert rates(lm, drafts["itself"], max_new_tokens=1) == [None] * 3
+
+
+def test_a_good_draft_spares_the_model_its_steps(lm, drafts, monkeypatch):
+    rounds = []
+
+    def count(run, original=speculative.SpeculativeRun._round):
+        rounds.append(1)
+        original(run)
+
+    monkeypatch.setattr(speculative.SpeculativeRun, "_round", count)
+    generate(lm, draft=lm, max_new_tokens=21)  # one, and then five a round
+    assert len(rounds) == 4
+    rounds.clear()
+    generate(lm, draft=drafts["other"], max_new_tokens=21)
+    assert 4 < len(rounds) <= 20
+
+
+@pytest.mark.parametrize("name", ["itself", "near"])
+def test_caches_grow(lm, drafts, name, monkeypatch):
+    prompts = [*PROMPTS[:2], PROMPTS[2][:7]]  # all accepted, the fifth round ends with the buffer
+    expected = generate(lm, prompts, max_new_tokens=40)
+    monkeypatch.setattr(generator, "SMALLEST_CACHE", 32)
+    assert generate(lm, prompts, max_new_tokens=40, draft=drafts[name]) == expected
+
+
+@pytest.mark.parametrize("name", ["itself", "near", "text"])
+def test_a_stop_id_within_accepted_guesses(lm, drafts, texts, name):
+    new = [text[len(prompt) :] for prompt, text in zip(PROMPTS, texts, strict=True)]
+    for end in range(1, 8):
+        stop = new[2][end]
+        expected = generate(lm, stop_token_ids=[stop])
+        assert len(expected[2]) <= len(PROMPTS[2]) + end + 1 < len(texts[2])
+        assert generate(lm, stop_token_ids=[stop], draft=drafts[name]) == expected
+
+
+@pytest.mark.parametrize("name", ["itself", "near", "text"])
+def test_room_that_ends_within_accepted_guesses(lm, drafts, texts, name):
+    for most in ([1, 7, 3], [2, 1, 8], [6, 20, 5]):
+        rows = generate(lm, max_new_tokens=most, draft=drafts[name])
+        expected = zip(texts, PROMPTS, most, strict=True)
+        assert rows == [text[: len(prompt) + room] for text, prompt, room in expected]
+
+
+def test_repetitive_text_is_looked_up(lm):
+    for prompts in ([REPEATING], PROMPTS):
+        expected = generate(lm, prompts, max_new_tokens=60)
+        assert generate(lm, prompts, max_new_tokens=60, draft="prompt") == expected
+        shares = rates(lm, "prompt", prompts, max_new_tokens=60)
+        assert 0 < max(share for share in shares if share is not None) < 1
+
+
+def brute_force(text, count):
+    """Every earlier place, every length of match."""
+    best = (SHORTEST_MATCH - 1, None)
+    for end in range(1, len(text)):
+        length = 0
+        while length < min(end, LONGEST_MATCH) and text[end - 1 - length] == text[-1 - length]:
+            length += 1
+        if length >= max(best[0], SHORTEST_MATCH):
+            best = (length, end)
+    grown = list(text)
+    if best[1] is None:
+        return []
+    for i in range(count):
+        grown.append(grown[best[1] + i])
+    return grown[len(text) :]
+
+
+def test_look_up_against_every_place():
+    random = np.random.default_rng(0)
+    found = 0
+    for length in [*range(1, 12), *[40] * 200]:
+        text = random.integers(0, 4, length).astype("int32")
+        assert look_up(text, 6).tolist() == brute_force(text, 6)
+        found += len(look_up(text, 6)) > 0
+    assert found > 100
+    assert look_up(np.array([7] * 20), 3).tolist() == [7, 7, 7]
+    assert look_up(np.array([5, 6, 7, 8, 5, 6]), 3).tolist() == [7, 8, 5]
+
+
+def forbid_repeats(ids, logits):
+    """No token twice in a row: depends on the text, guesses included."""
+    ops = keras.ops
+    length = ops.sum(ops.cast(ids >= 0, "int32"), axis=1, keepdims=True)
+    last = ops.take_along_axis(ids, length - 1, axis=1)
+    even = ops.arange(logits.shape[-1], dtype="int32")[None] % 2 == last % 2
+    return ops.where(even, logits - 5.0, logits)
+
+
+@pytest.mark.parametrize("name", ["itself", "near", "text"])
+def test_what_depends_on_the_text_sees_the_guesses(lm, drafts, texts, name):
+    settings = {"repetition_penalty": [1.0, 3.0, 0.8], "logits_processors": [forbid_repeats]}
+    expected = generate(lm, **settings)
+    assert all(row != text for row, text in zip(expected, texts, strict=True))
+    assert generate(lm, draft=drafts[name], **settings) == expected
+    if name == "itself":
+        assert rates(lm, lm, **settings) == [1.0, 1.0, 1.0]
+
+
+def test_log_probabilities(lm, drafts):
+    plain = generate(lm, return_logprobs=3)
+    for draft in (drafts["near"], "prompt"):
+        for row, expected in zip(generate(lm, return_logprobs=3, draft=draft), plain, strict=True):
+            assert row.token_ids == expected.token_ids
+            np.testing.assert_allclose(row.logprobs, expected.logprobs, atol=1e-5)
+            for place, wanted in zip(row.top_logprobs, expected.top_logprobs, strict=True):
+                assert list(place) == list(wanted)
+
+
+def test_with_a_prefix_and_several_copies(lm, drafts, texts):
+    prefix = lm.prefill(PROMPTS[2][:6])
+    longer = [PROMPTS[2], [*PROMPTS[2][:7], 50]]
+    expected = generate(lm, longer)
+    assert generate(lm, longer, prefix=prefix, draft=drafts["near"]) == expected
+    copies = DRAWN | {"num_return_sequences": 3, "draft": drafts["near"]}
+    assert generate(lm, PROMPTS[1:2], **copies | {"temperature": 0.0}) == [[texts[1]] * 3]
+    (rows,) = generate(lm, PROMPTS[1:2], **copies)
+    assert rows[0] != rows[1] != rows[2]
+
+
+def test_streams_and_stop_strings(tiny_proto):
+    lm = make_lm(proto=tiny_proto)
+    prompts = ["to be, or not to be", "the slings"]
+    texts = lm.generate(prompts, max_new_tokens=30, stop_token_ids=())
+    new = [text[len(prompt) :] for text, prompt in zip(texts, prompts, strict=True)]
+    for draft in (lm, "prompt"):
+        given = {"max_new_tokens": 30, "stop_token_ids": (), "draft": draft}
+        pieces = list(lm.stream(prompts[0], **given))
+        assert "".join(pieces) == new[0]
+        rows = list(lm.stream(prompts, **given))
+        assert ["".join(row[i] for row in rows) for i in (0, 1)] == new
+        stop = new[0][8:11]
+        expected = lm.generate(prompts, max_new_tokens=30, stop_token_ids=(), stop=stop)
+        assert expected[0] != texts[0]
+        assert lm.generate(prompts, **given, stop=stop) == expected
+    # A stream by a draft that is always right comes in fives, behind the first token.
+    assert len(list(lm.stream(prompts[0], max_new_tokens=31, stop_token_ids=(), draft=lm))) <= 8
+
+
+SMALL = CONFIGURATIONS["gemma2_grouped"] | {"vocabulary_size": 6}
+ROWS = 3000
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A vocabulary whose texts of three tokens can all be counted."""
+    backbone = make_backbone("gemma2_grouped")
+    # The same matrices under six tokens of the vocabulary.
+    few = GemmaBackbone(**SMALL, dtype="float32")
+    pairs = zip(few.named_weights().values(), backbone.named_weights().values(), strict=True)
+    for weight, theirs in pairs:
+        value = theirs.numpy()
+        weight.assign(value[: weight.shape[0]] if weight.kind == "embedding" else value)
+    return model(few)
+
+
+@pytest.fixture(scope="module")
+def small_drafts(small):
+    return {"near": near(small, 0.05), "far": near(small, 0.5), "text": "prompt"}
+
+
+@pytest.fixture
+def small_caches(monkeypatch):
+    """For thousands of rows."""
+    monkeypatch.setattr(generator, "SMALLEST_CACHE", 16)
+
+
+def distribution(lm, prompt, temperature, top_k):
+    """The probability of every text of three tokens behind `prompt`, `[V, V, V]`."""
+    size = lm.backbone.config.vocabulary_size
+
+    def after(text):
+        logits = logits_of(lm, text)[-1].astype("float64") / temperature
+        logits[np.argsort(logits)[: size - top_k]] = -np.inf
+        weights = np.exp(logits - logits.max())
+        return weights / weights.sum()
+
+    joint = np.zeros((size,) * 3)
+    first = after(prompt)
+    for a in range(size):
+        second = after([*prompt, a])
+        for b in range(size):
+            joint[a, b] = first[a] * second[b] * after([*prompt, a, b])
+    return joint
+
+
+@pytest.mark.parametrize(
+    ("name", "temperature", "top_k"),
+    [("near", 1.0, 6), ("near", 0.7, 4), ("far", 0.7, 4), ("text", 0.7, 4)],
+)
+def test_drawn_texts_follow_the_model(small, small_drafts, small_caches, name, temperature, top_k):
+    """Chi-square of the first three tokens, of which the last two are guessed."""
+    prompt = [2, 3, 1, 2, 3, 1, 2]
+    expected = distribution(small, prompt, temperature, top_k).ravel()
+    settings = {"temperature": temperature, "top_k": top_k, "seed": 5, "max_new_tokens": 4}
+    settings |= {"num_return_sequences": ROWS, "draft": small_drafts[name], "num_draft_tokens": 3}
+    (rows,) = generate(small, [prompt], **settings)
+    texts = np.array(rows)[:, len(prompt) : len(prompt) + 3]
+    counts = np.bincount(texts @ [36, 6, 1], minlength=216)
+    assert counts[expected == 0].sum() == 0
+    common = expected * ROWS >= 5  # the rest together
+    counts = np.append(counts[common], counts[~common].sum())
+    expected = np.append(expected[common], expected[~common].sum()) * ROWS
+    counts, expected = counts[expected > 0], expected[expected > 0]
+    freedom = len(counts) - 1
+    assert freedom > 20
+    # Five standard deviations above the mean; the seed is fixed.
+    assert ((counts - expected) ** 2 / expected).sum() < freedom + 5 * np.sqrt(2 * freedom)
+
+
+def test_acceptance_is_what_the_distributions_share(small, small_drafts, small_caches):
+    """Leviathan et al., 3.1: the mean of min(p, q), here at the first guess."""
+    prompt, draft = [2, 3, 1, 2, 3, 1, 2], small_drafts["far"]
+    first = distribution(small, prompt, 1.0, 6).sum((1, 2))
+
+    def after(lm, token):
+        logits = logits_of(lm, [*prompt, token])[-1].astype("float64")
+        return np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+
+    shared = sum(
+        first[token] * np.minimum(after(small, token), after(draft, token)).sum()
+        for token in range(6)
+    )
+    settings = {"temperature": 1.0, "seed": 5, "max_new_tokens": 2, "return_logprobs": True}
+    settings |= {"num_return_sequences": ROWS, "num_draft_tokens": 1}
+    (rows,) = generate(small, [prompt], draft=draft, **settings)
+    mean = np.mean([row.acceptance_rate for row in rows])
+    assert 0.3 < shared < 0.95
+    assert abs(mean - shared) < 5 * np.sqrt(0.25 / ROWS)
+
+
+def test_a_draft_that_is_the_model_is_always_right_in_drawing_too(lm):
+    assert rates(lm, lm, **DRAWN) == [1.0, 1.0, 1.0]
+
+
+def test_temperature_0_in_a_row(lm, drafts, texts):
+    for draft in (drafts["near"], "prompt"):
+        rows = generate(lm, draft=draft, **DRAWN | {"temperature": [0.0, 1.0, 0.0]})
+        assert [rows[0], rows[2]] == [texts[0], texts[2]]
+        assert rows[1] != texts[1]
+
+
+def test_seeds_repeat_whatever_the_batch(lm, drafts):
+    def draw(seed, prompts=PROMPTS):
+        return generate(lm, prompts, draft=drafts["near"], **DRAWN | {"seed": seed})
+
+    rows = draw(3)
+    assert rows == draw(3)
+    assert rows != draw(4)
+    assert draw(3, PROMPTS[1:2]) == rows[1:2]
+
+
+def test_where_nothing_is_found_nothing_changes(lm):
+    few = DRAWN | {"temperature": 3.0, "max_new_tokens": 6}
+    rows = generate(lm, draft="prompt", **few)
+    assert rates(lm, "prompt", **few) == [None] * 3
+    assert rows == generate(lm, **few)
+
+
+@pytest.mark.skipif(on_torch(), reason="PyTorch compiles blocks, not programs")
+def test_settings_compile_nothing(monkeypatch):
+    traced = []
+    for module, name in ((guessing, "step"), (speculative, "follow")):
+        original = getattr(module, name)
+
+        def count(*args, original=original, name=name, **kwargs):
+            traced.append(name)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, count)
+    lm = make_lm()
+    draft = near(lm)
+    generate(lm, draft=draft, **DRAWN)
+    assert sorted(traced) == ["follow", "step"]
+    generate(lm, draft=draft, **DRAWN | {"temperature": [0.5, 1.0, 2.0], "top_k": 3, "seed": 2})
+    generate(lm, draft=draft, **DRAWN, stop_token_ids=[7, 8])
+    generate(lm, [[2, 5], [2] * 9, [2]], draft=draft, **DRAWN, max_new_tokens=9)
+    assert len(traced) == 2
+    generate(lm, draft=draft, **DRAWN, num_draft_tokens=2)  # the model reads another number
+    assert sorted(traced) == ["follow", "follow", "step"]
+
+
+class Own(samplers.Sampler):
+    def get_next_token(self, probabilities):
+        return keras.ops.argmax(probabilities, axis=-1)
+
+
+def test_a_rule_whose_probabilities_are_unknown(lm):
+    with pytest.raises(ValueError, match=r"'greedy', 'random'.*Leave out `draft`.*Received: Own"):
+        generate(lm, draft="prompt", sampler=Own())
+
+
+@pytest.mark.parametrize("tokens", [0, -1, 33, 2.0, "4", True])
+def test_numbers_of_guesses(lm, tokens):
+    with pytest.raises(ValueError, match=f"`num_draft_tokens` .*num_draft_tokens={tokens!r}"):
+        generate(lm, draft="prompt", num_draft_tokens=tokens)
+    assert generate(lm, PROMPTS[:1], draft="prompt", num_draft_tokens=np.int64(2), max_new_tokens=3)
+
+
+def test_a_number_without_a_draft(lm):
+    with pytest.raises(ValueError, match=r"pass one.*num_draft_tokens=3"):
+        generate(lm, num_draft_tokens=3)
+
+
+@pytest.mark.parametrize("draft", ["text", 3, True, GemmaCausalLM])
+def test_what_is_no_draft(lm, draft):
+    with pytest.raises(TypeError, match="`draft` must be a GemmaCausalLM, or 'prompt'"):
+        generate(lm, draft=draft)
+    with pytest.raises(TypeError, match="`draft` must be a GemmaCausalLM, or 'prompt'"):
+        lm.stream(["x"], draft=draft)
+
+
+def test_another_vocabulary(lm, small):
+    with pytest.raises(ValueError, match=r"`draft`.*of 512 tokens\. Received: one of 6"):
+        generate(lm, draft=small)
+
+
+def test_a_draft_with_a_shorter_context(lm):
+    config = types.SimpleNamespace(vocabulary_size=512, context_length=16)
+    draft = Draft(4, types.SimpleNamespace(config=config))
+    draft.check(lm.backbone.config, 16, samplers.get("greedy"))
+    with pytest.raises(ValueError, match=r"`draft` reads texts of up to 16 tokens.*17"):
+        draft.check(lm.backbone.config, 17, samplers.get("greedy"))
