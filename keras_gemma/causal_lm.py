@@ -226,7 +226,9 @@ class GemmaCausalLM(Presettable, ModelOfText):
         if max_new_tokens is None:
             if max_length is None:
                 self._require_preprocessor("`max_length` or `max_new_tokens`")
-                max_length = self.preprocessor.sequence_length
+                max_length = min(
+                    self.preprocessor.sequence_length, self.backbone.config.context_length
+                )
             for i, prompt in enumerate(prompts):
                 if len(prompt) >= max_length:
                     raise ValueError(
