@@ -159,7 +159,7 @@ def main() -> None:
     load_as_float32(options.preset)
     lm = GemmaCausalLM.from_preset(options.preset)
     lm.compile(sampler=keras_gemma.samplers.TopPSampler(p=0.9, temperature=0.8, seed=0))
-    print(lm.generate(text[: text.find("\n") + 1], max_new_tokens=120))
+    print(lm.generate(text[: text.find("\n") + 1]))
 
 
 class Best(keras.callbacks.Callback):
@@ -176,7 +176,7 @@ class Best(keras.callbacks.Callback):
 
 def make_preset(lm: GemmaCausalLM, tokenizer: GemmaTokenizer, length: int) -> GemmaCausalLM:
     """The trained model in bfloat16, without dropout, with its preprocessor."""
-    sizes = {**lm.backbone.config.to_dict(), "dropout": 0.0}
+    sizes = {**lm.backbone.config.to_dict(), "dropout": 0.0, "context_length": length}
     backbone = GemmaBackbone(**sizes, dtype="bfloat16", name="gemma_backbone")
     for name, weight in lm.backbone.named_weights().items():
         backbone.named_weights()[name].assign(weight.numpy())

@@ -37,8 +37,6 @@ class Preset:
     description: str
     license: str
     license_url: str
-    context_length: int
-    """Tokens that the model was trained to read at most."""
     kaggle_handle: str | None
     hugging_face_handle: str | None
 
@@ -69,7 +67,7 @@ class Preset:
                 "description": self.description,
                 "params": self.config.parameter_count,
                 "path": "gemma",
-                "context_length": self.context_length,
+                "context_length": self.config.context_length,
                 "license": self.license,
                 "license_url": self.license_url,
             },
@@ -94,6 +92,15 @@ def presets() -> dict[str, Preset]:
     return {preset.name: preset for preset in _read_all()}
 
 
+def find(preset: str | Path) -> Preset | None:
+    """The preset of this name, or of this handle on Kaggle, in whichever version; else None."""
+    for published in _read_all():
+        handle = (published.kaggle_handle or "").rpartition("/")[0]
+        if preset == published.name or (handle and f"{preset}/".startswith(f"{handle}/")):
+            return published
+    return None
+
+
 def _root() -> Path:
     """`presets/` in the installed package, or at the top of a source checkout.
 
@@ -116,12 +123,12 @@ def _read(folder: Path) -> Preset:
         json.loads((folder / name).read_text(encoding="utf-8"))
         for name in ("config.json", "metadata.json")
     )
-    keys = ("description", "license", "license_url", "context_length")
-    keys += ("kaggle_handle", "hugging_face_handle")
+    keys = ("description", "license", "license_url", "kaggle_handle", "hugging_face_handle")
+    sizes = config["config"] | {"context_length": metadata["context_length"]}
     return Preset(
         name=folder.name,
         folder=folder,
-        config=GemmaConfig.from_dict(config["config"]),
+        config=GemmaConfig.from_dict(sizes),
         dtype=config["config"]["dtype"]["config"]["name"],
         **{key: metadata[key] for key in keys},
     )

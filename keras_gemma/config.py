@@ -13,9 +13,6 @@ import dataclasses
 import math
 from typing import Any
 
-CONTEXT_LENGTH = 8192
-"""Positions that Gemma 1 and Gemma 2 were trained on."""
-
 BYTES_PER_ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "int4": 0.5}
 
 
@@ -58,6 +55,8 @@ class GemmaConfig:
     sliding_window_size: int = 4096
     layer_norm_epsilon: float = 1e-6
     dropout: float = 0.0
+    context_length: int = 8192
+    """The longest text, in tokens, that the model was trained to read; unknown to KerasHub."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -69,6 +68,7 @@ class GemmaConfig:
             "intermediate_dim",
             "head_dim",
             "sliding_window_size",
+            "context_length",
         ):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -118,11 +118,6 @@ class GemmaConfig:
     def embedding_scale(self) -> float:
         """What embeddings are multiplied by, before rounding to the activations' dtype."""
         return math.sqrt(self.hidden_dim)
-
-    @property
-    def context_length(self) -> int:
-        """The longest text, in tokens, that the model was trained to read."""
-        return CONTEXT_LENGTH
 
     def is_local(self, layer: int) -> bool:
         """Whether `layer` (0-based) sees the sliding window alone: the even ones of Gemma 2."""
@@ -182,6 +177,10 @@ class GemmaConfig:
     def to_dict(self) -> dict[str, Any]:
         """The fields as a dictionary: `GemmaBackbone`'s arguments."""
         return dataclasses.asdict(self)
+
+    def to_keras_hub(self) -> dict[str, Any]:
+        """The arguments of KerasHub's `GemmaBackbone`: all but `context_length`."""
+        return {name: value for name, value in self.to_dict().items() if name != "context_length"}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "GemmaConfig":

@@ -80,23 +80,39 @@ def holds_weights(find: Find) -> bool:
 
 
 def shard_names(index: Path) -> list[str]:
-    """The files that an index of weights names, sorted.
+    """The files that an index of weights names, sorted; errors as of `read_index`."""
+    return sorted({name for names in read_index(index).values() for name in names})
+
+
+def read_index(index: Path) -> dict[str, list[str]]:
+    """What an index of weights says: for each tensor, or group of tensors, its files.
 
     Raises:
         ValueError: the file is no index of weights, or a name leads out of its folder.
     """
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = [[names] if isinstance(names, str) else names for names in weight_map.values()]
-        names = sorted({name for names in files for name in names})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{index} is no index of weights: {error!r}. Delete it, and load the preset again."
-        ) from error
-    for name in names:
-        if name in ("", "..") or name != Path(name).name or "\\" in name or "\0" in name:
-            raise ValueError(
-                f"{index} names the file {name!r}, which does not lie directly in its folder. "
-                "An index may name plain file names only: do not trust this checkpoint."
-            )
-    return names
+        content = json.loads(index.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise _no_index(index, f"it is not valid JSON: {error}") from error
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise _no_index(index, "it lacks its `weight_map`")
+    found = {}
+    for entry, names in weight_map.items():
+        names = [names] if isinstance(names, str) else names
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise _no_index(index, f"it gives {entry!r} the file {names!r}")
+        for name in names:
+            if name in ("", "..") or name != Path(name).name or "\\" in name or "\0" in name:
+                raise ValueError(
+                    f"{index} names the file {name!r}, which does not lie directly in its "
+                    "folder. An index may name plain file names only: do not trust this checkpoint."
+                )
+        found[entry] = names
+    return found
+
+
+def _no_index(index: Path, reason: str) -> ValueError:
+    return ValueError(
+        f"{index} is no index of weights: {reason}. Delete it, and fetch or save the preset again."
+    )

@@ -57,7 +57,8 @@ class Presettable:
                 `kaggle://owner/model/framework/variation[/version]`,
                 `hf://owner/model[@revision]`, or `hf://` and a built-in name for its twin on
                 Hugging Face. What is not on this machine yet is downloaded, and no more of it
-                than the class needs.
+                than the class needs. A built-in name wins over a folder of that name, with a
+                warning: write `./name` for the folder.
             load_weights: False leaves a model's weights as initialised.
             dtype: of a model, such as `"bfloat16"`; None keeps what a Keras preset says.
             **kwargs: replace what the preset says of these arguments.
@@ -81,12 +82,19 @@ class Presettable:
     def save_to_preset(self, preset_dir: str | Path, **kwargs: Any) -> None:
         """Write this object to `preset_dir`, in the format that KerasHub reads too.
 
-        The files are written beside the folder and moved in when all are whole.
+        The files are written beside the folder and moved in when all are whole. Should the machine
+        stop in that moment, the earlier files lie whole beside it, in a hidden folder such as
+        `.my_gemma.k3x9/old`.
 
         Args:
-            preset_dir: the folder; it is made, or its preset replaced.
+            preset_dir: the folder; it is made, or the model in it replaced.
             **kwargs: models take `max_shard_size`, bytes or a text such as `"10GB"`, the default:
                 larger weights are split into files of at most this size.
+
+        Raises:
+            ValueError: an address, a file, a place that cannot be written, or a part of a model
+                into a Hugging Face checkpoint.
+            TypeError: `preset_dir` is no path.
 
         Example:
 

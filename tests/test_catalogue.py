@@ -60,7 +60,8 @@ def test_sizes(name, shape, parameters):
     assert preset.config.parameter_count == parameters
     metadata = json.loads((preset.folder / "metadata.json").read_text())
     assert metadata["parameter_count"] == parameters
-    assert preset.context_length == (1024 if name.startswith("vault") else 8192)
+    assert metadata["context_length"] == (1024 if name.startswith("vault") else 8192)
+    assert preset.describe()["metadata"]["context_length"] == metadata["context_length"]
     assert preset.dtype == "bfloat16"
 
 
@@ -109,6 +110,16 @@ def test_folders_are_what_would_be_saved(name, tiny_proto):
         (keras_layout.PREPROCESSOR, keras_writer.preprocessor_object(preprocessor)),
     ):
         assert json.loads((folder / file).read_text()) == content
+
+
+def test_names_and_handles():
+    vault = catalogue.presets()["vault_gemma_1b_en"]
+    handle = "kaggle://keras/vaultgemma/keras/vault_gemma_1b_en"
+    for preset in (vault.name, vault.kaggle_handle, handle, f"{handle}/1"):
+        assert catalogue.find(preset) is vault
+    assert catalogue.find("gemma_tiny_en").config.context_length == 256
+    for preset in (f"{handle}2", "vault", "", "/", "/1", handle.removeprefix("kaggle:"), Path("x")):
+        assert catalogue.find(preset) is None
 
 
 def test_keras_hub_reads_the_folders():

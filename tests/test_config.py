@@ -22,6 +22,7 @@ from tests.configurations import CONFIGURATIONS, GEMMA1, GEMMA2
                 "intermediate_dim",
                 "head_dim",
                 "sliding_window_size",
+                "context_length",
             )
             for value in (0, -1, 2.0, True, None)
         ),
@@ -91,3 +92,4 @@ def test_dictionary(variant):
     values = config.to_dict()
     assert CONFIGURATIONS[variant].items() <= values.items()
     assert GemmaConfig.from_dict(values | {"name": "gemma", "trainable": True}) == config
+    assert config.to_keras_hub() == {k: v for k, v in values.items() if k != "context_length"}

@@ -9,6 +9,29 @@ that `--help` answers at once.
     presets.py    `keras-gemma presets`
 """
 
-from keras_gemma.cli.app import main
+import os
+import sys
+
+from keras_gemma.cli import app
 
 __all__ = ["main"]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command, as `app.main` does; returns the exit code.
+
+    Where the reader of a pipe has read enough and left, as `head` does, that is 0, and not a word.
+
+    Args:
+        arguments: what follows `keras-gemma`; None for those of this process.
+    """
+    try:
+        code = app.main(arguments)
+        print(end="", flush=True)  # what is left is written here, or at the exit
+    except (BrokenPipeError, SystemExit) as error:
+        # typer and rich make an exit of it.
+        if not any(isinstance(e, BrokenPipeError) for e in (error, error.__context__)):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code

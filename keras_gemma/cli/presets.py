@@ -12,6 +12,11 @@ import typer
 from keras_gemma import catalogue
 
 DTYPES = ("float32", "bfloat16", "int8", "int4")
+UNAVAILABLE = ("int8", "int4")
+FOOTNOTE = "* the parameters alone: this version cannot quantize yet"
+
+DROPPED = ("int8*", "int4*", "license", "float32", "context", "parameters", "bfloat16", "weights")
+"""The columns that a narrow terminal does without, one after the other."""
 PIPE_WIDTH = 400
 """Characters a line may have where no terminal sets a limit."""
 
@@ -33,7 +38,7 @@ def describe(preset: catalogue.Preset) -> dict[str, Any]:
     return {
         "name": preset.name,
         "parameters": preset.config.parameter_count,
-        "context_length": preset.context_length,
+        "context_length": preset.config.context_length,
         "memory": {dtype: preset.config.weight_bytes(dtype) for dtype in DTYPES},
         "weights": whereabouts(preset),
         "license": preset.license,
@@ -58,26 +63,47 @@ def print_table(described: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     terminal = sys.stdout.isatty()
-    table = Table(box=SIMPLE_HEAD if terminal else None, pad_edge=False, header_style="bold")
-    table.add_column("preset", overflow="fold", style="cyan")
-    for name in ("parameters", "context", *DTYPES):
-        table.add_column(name, justify="right", overflow="fold")
-    for name in ("weights", "license"):
-        table.add_column(name, overflow="fold")
-    for entry in described:
-        table.add_row(
-            entry["name"],
-            f"{entry['parameters'] / 1e6:,.1f} M",
-            f"{entry['context_length']:,}",
-            *(_gigabytes(entry["memory"][dtype]) for dtype in DTYPES),
-            entry["weights"],
-            entry["license"],
-        )
     if terminal:
         console = Console()
     else:
         console = Console(force_terminal=False, color_system=None, width=PIPE_WIDTH)
-    console.print(table)
+    unlimited = console.options.update(width=PIPE_WIDTH)
+    rows = [_cells(entry) for entry in described]
+
+    def make(columns: list[str]) -> Table:
+        table = Table(box=SIMPLE_HEAD if terminal else None, pad_edge=False, header_style="bold")
+        for name in columns:
+            justify = "left" if name in ("preset", "weights", "license") else "right"
+            style = "cyan" if name == "preset" else None
+            table.add_column(name, justify=justify, style=style, no_wrap=True)
+        for row in rows:
+            table.add_row(*(row[name] for name in columns))
+        return table
+
+    columns = list(rows[0])
+    for name in DROPPED:
+        if console.measure(make(columns), options=unlimited).maximum <= console.width:
+            break
+        columns.remove(name)
+    console.print(make(columns))
+    if any(name.endswith("*") for name in columns):
+        console.print(FOOTNOTE)
+
+
+def _cells(entry: dict[str, Any]) -> dict[str, str]:
+    """A row of the table: the columns and what they say."""
+    memory = {
+        f"{dtype}*" if dtype in UNAVAILABLE else dtype: _gigabytes(entry["memory"][dtype])
+        for dtype in DTYPES
+    }
+    return {
+        "preset": entry["name"],
+        "parameters": f"{entry['parameters'] / 1e6:,.1f} M",
+        "context": f"{entry['context_length']:,}",
+        **memory,
+        "weights": entry["weights"],
+        "license": entry["license"],
+    }
 
 
 def _gigabytes(count: int) -> str:

@@ -47,7 +47,7 @@ def to_keras_hub(item: Any) -> Any:
 
     Returns:
         The class of that name in `keras_hub.models`. A `GemmaCausalLM` is compiled with the same
-        sampler, as far as KerasHub has it; optimizers are not taken along.
+        sampler, as far as KerasHub has it; optimizers and `context_length` are not taken along.
 
     Raises:
         ImportError: KerasHub is not installed.
@@ -144,7 +144,7 @@ def from_keras_hub(item: Any) -> Any:
 def _backbone_to(ours: GemmaBackbone) -> Any:
     with uninitialized():
         theirs = keras_hub().models.GemmaBackbone(
-            **ours.config.to_dict(), dtype=ours.dtype_policy.name, name=ours.name
+            **ours.config.to_keras_hub(), dtype=ours.dtype_policy.name, name=ours.name
         )
     places, variables = h5_places(ours.config), _variables(theirs, ours.config)
     for name, weight in ours.named_weights().items():

@@ -81,6 +81,7 @@ class GemmaBackbone(Presettable, keras.Model):
         layer_norm_epsilon: of every norm.
         dropout: share of what each half block adds that is dropped in training.
         dtype: a dtype or policy, such as `"bfloat16"` or `"mixed_bfloat16"`.
+        context_length: tokens that prompt and answer together may have; it shapes no weight.
 
     Raises:
         ValueError: sizes that do not fit together.
@@ -119,6 +120,7 @@ class GemmaBackbone(Presettable, keras.Model):
         layer_norm_epsilon: float = 1e-6,
         dropout: float = 0.0,
         dtype: Any = None,
+        context_length: int = 8192,
         **kwargs: Any,
     ) -> None:
         config = GemmaConfig(
@@ -138,6 +140,7 @@ class GemmaBackbone(Presettable, keras.Model):
             sliding_window_size=sliding_window_size,
             layer_norm_epsilon=layer_norm_epsilon,
             dropout=dropout,
+            context_length=context_length,
         )
         check_layer_arguments(type(self), kwargs)
         policy = keras.dtype_policies.get(dtype)

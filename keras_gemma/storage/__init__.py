@@ -11,6 +11,7 @@
     hugging_face_writer.py Hugging Face's folder, written
     hugging_face_layout.py its names and config.json, both ways
     tokenizer_json.py      Hugging Face's tokenizer.json and SentencePiece, both ways
+    formats.py             which files belong to which format
     safetensors_reader.py  tensors in a safetensors file
     gguf_writer.py         one .gguf file for llama.cpp, written
     upload.py              a folder sent to Kaggle or Hugging Face

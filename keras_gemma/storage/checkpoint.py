@@ -4,9 +4,10 @@ Knows the names and shapes of `GemmaConfig.weight_shapes()` and of a file's tens
 `Place` that joins them. Does not know any file format: readers hand in `StoredTensor`s.
 """
 
+import contextlib
 import dataclasses
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,12 @@ from keras_gemma.storage import progress
 
 READ_AHEAD = 2
 """Tensors that are read at once, each by a thread of its own."""
+
+PART = 1 << 18
+"""Elements that are looked through at a time: few enough for the processor's cache."""
+
+MOST_LAYERS = 1000
+"""Far beyond any Gemma: a description of more would be spelt out before it is found wrong."""
 
 FLOAT_DTYPES = ("float64", "float32", "bfloat16", "float16")
 LISTED_PROBLEMS = 50
@@ -81,6 +88,19 @@ class Place:
         )
 
 
+def check_layer_count(count: Any, source: Path) -> None:
+    """Raise where a description asks for more layers than any model has.
+
+    Raises:
+        ValueError: more than `MOST_LAYERS`.
+    """
+    if isinstance(count, int) and count > MOST_LAYERS:
+        raise ValueError(
+            f"{source} asks for {count} layers, and at most {MOST_LAYERS} are read: it is damaged. "
+            "Fetch or save it again."
+        )
+
+
 def check(
     stored: Mapping[str, StoredTensor],
     places: Mapping[str, Place],
@@ -111,14 +131,54 @@ def check(
     known = {place.name for place in places.values()} | set(ignored)
     problems += [f"unexpected: {n} {t.shape}" for n, t in stored.items() if n not in known]
     if problems:
-        rest = len(problems) - LISTED_PROBLEMS
         raise ValueError(
             f"The tensors in {source} do not fit its config.json "
             f"({len(problems)} problems). Use the config.json that these weights were saved "
-            "with, or save them again:\n  "
-            + "\n  ".join(problems[:LISTED_PROBLEMS])
-            + (f"\n  … and {rest} more" if rest > 0 else "")
+            f"with, or save them again:{_listed(problems)}"
         )
+
+
+def join_shards(
+    shards: Mapping[str, Mapping[str, StoredTensor]],
+    index: Mapping[str, Collection[str]],
+    source: Path,
+    entry_of: Callable[[str], str] = lambda name: name,
+    ignored: Collection[str] = (),
+) -> dict[str, StoredTensor]:
+    """The tensors of all shards by name, where each lies in the file that the index says.
+
+    Args:
+        shards: for each file's name, its tensors.
+        index: for each entry, the names of its files.
+        source: the index, for the message.
+        entry_of: from a tensor's name to its entry, where an entry is a group of tensors.
+        ignored: tensors that the index may leave out.
+
+    Raises:
+        ValueError: the index and the files do not agree, or two files hold a tensor; all such
+            tensors are listed.
+    """
+    said = {(entry, file) for entry, files in index.items() for file in files}
+    held = {(entry_of(name), file) for file, tensors in shards.items() for name in tensors}
+    count = Counter(name for tensors in shards.values() for name in tensors)
+    problems = [f"named, but not held: {e} in {f}" for e, f in sorted(said - held)]
+    problems += [
+        f"held, but not named: {e} in {f}" for e, f in sorted(held - said) if e not in ignored
+    ]
+    problems += [f"held {n} times: {name}" for name, n in sorted(count.items()) if n > 1]
+    if problems:
+        raise ValueError(
+            f"{source} and the tensors in its files do not agree ({len(problems)} problems). "
+            f"Fetch or save the checkpoint again:{_listed(problems)}"
+        )
+    return {name: tensor for tensors in shards.values() for name, tensor in tensors.items()}
+
+
+def _listed(problems: list[str]) -> str:
+    """The problems, each on a line of its own; the first ones of many."""
+    rest = len(problems) - LISTED_PROBLEMS
+    lines = problems[:LISTED_PROBLEMS] + ([f"… and {rest} more"] if rest > 0 else [])
+    return "".join(f"\n  {line}" for line in lines)
 
 
 def stream(
@@ -132,6 +192,9 @@ def stream(
         stored: the tensors of the checkpoint, already checked.
         places: where each weight lies.
         weights: `backbone.named_weights()`; every name of it is assigned.
+
+    Raises:
+        ValueError: a file is cut short, or a number is too large for float16 weights.
     """
 
     def prepare(name: str) -> np.ndarray:
@@ -139,7 +202,15 @@ def stream(
         array = stored[place.name].read()
         if place.spare_rows:
             array = array[: place.shape[0]]
-        return weights[name].pack(place.to_logical(array))
+        narrows = weights[name].dtype == "float16" and array.dtype != "float16"
+        with np.errstate(over="ignore") if narrows else contextlib.nullcontext():
+            packed = weights[name].pack(place.to_logical(array))
+        if narrows and _overflows(packed):
+            raise ValueError(
+                f"{place.name} holds numbers beyond float16, whose largest is 65504. Load with "
+                "`dtype='bfloat16'` or `dtype='float32'`."
+            )
+        return packed
 
     sizes = {name: math.prod(weight.shape) for name, weight in weights.items()}
     names = sorted(weights, key=sizes.__getitem__, reverse=True)  # the largest while all is empty
@@ -151,3 +222,10 @@ def stream(
                 ahead.append(pool.submit(prepare, names[i + READ_AHEAD]))
             weights[name].take(packed)
             on(sizes[name])
+
+
+def _overflows(array: np.ndarray) -> bool:
+    """Whether a contiguous float16 array holds an infinity; by its bits, a part at a time."""
+    bits = array.reshape(-1).view("uint16")
+    starts = range(0, bits.size, PART)
+    return any(((bits[i : i + PART] & 0x7FFF) == 0x7C00).any() for i in starts)

@@ -154,6 +154,8 @@ def _kaggle_files(fetch: Callable[[str], Path | None], config: dict, need: Need)
             fetch(name)
         fetch(VOCABULARIES[0] if keras else VOCABULARIES[1])  # else tokenizer.json will do
     if need.weights:
+        if keras:
+            fetch("metadata.json")  # the context's length
         index = fetch("model.weights.json" if keras else "model.safetensors.index.json")
         single = "model.weights.h5" if keras else "model.safetensors"
         for name in [single] if index is None else shard_names(index):

@@ -6,7 +6,7 @@ model that neither of them computes. The bytes of the format itself are the pack
 
 import math
 import os
-import tempfile
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +16,7 @@ import numpy as np
 
 from keras_gemma.config import GemmaConfig
 from keras_gemma.storage import progress
+from keras_gemma.storage.files import beside, local_path
 from keras_gemma.text.chat_template import CHAT_TEMPLATE
 from keras_gemma.text.pieces import SPACE, Pieces
 
@@ -29,6 +30,8 @@ FILE_TYPES = {
 
 ROPE_BASE = 10000.0
 LARGEST_FLOAT16 = 65504.0
+LARGEST = {"F16": LARGEST_FLOAT16, "Q8_0": 127 * LARGEST_FLOAT16, "Q4_0": 8 * LARGEST_FLOAT16}
+"""What a kind holds; blocks have a scale in float16."""
 
 LAYERS_OF_27B = 46
 """llama.cpp scales the queries of a `gemma2` of this depth by 1/sqrt(D/N), else by 1/sqrt(H)."""
@@ -69,8 +72,10 @@ def save_to_gguf(lm: Any, path: str | Path, dtype: str = "bf16") -> None:
 
     Raises:
         ImportError: the packages of the extra `gguf` are not installed.
-        ValueError: an unknown `dtype`, a `path` that is no .gguf file, no vocabulary, a model that
-            llama.cpp would compute otherwise, or a weight beyond float16 where that is written.
+        ValueError: an unknown `dtype`, a `path` that is no .gguf file or cannot be written, no
+            vocabulary, a model that llama.cpp would compute otherwise, a weight that is NaN or
+            infinite, or one too large for `dtype`.
+        TypeError: `path` is neither a string nor a path.
 
     Example:
 
@@ -82,22 +87,22 @@ def save_to_gguf(lm: Any, path: str | Path, dtype: str = "bf16") -> None:
     save_to_gguf(lm, "gemma_tiny.gguf", dtype="q8_0")
     ```
     """
-    if dtype not in FILE_TYPES:
+    if not isinstance(dtype, str) or dtype not in FILE_TYPES:
         raise ValueError(f"`dtype` must be one of {', '.join(FILE_TYPES)}. Received: {dtype!r}")
-    path = Path(path).expanduser().resolve()
+    path = local_path(path, "path").resolve()
     if path.suffix != ".gguf" or path.is_dir():
+        advice = path / "gemma.gguf" if path.is_dir() else path.with_suffix(".gguf")
         raise ValueError(
             "`path` must name a file that ends in .gguf, and no folder. "
-            f"Received: path={str(path)!r}. Name one such as {str(path / 'gemma.gguf')!r}."
+            f"Received: path={str(path)!r}. Name one such as {str(advice)!r}."
         )
     config = lm.backbone.config
     architecture = architecture_of(config)
     tokenizer = _tokenizer(lm)
     gguf = _import_gguf()
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as work:
-        fresh = Path(work, path.name)
+    with beside(path, "path") as work:
+        fresh = work / path.name
         writer = gguf.GGUFWriter(fresh, architecture)
         try:
             writer.add_name(path.stem)
@@ -108,6 +113,8 @@ def save_to_gguf(lm: Any, path: str | Path, dtype: str = "bf16") -> None:
             _write_tensors(gguf, writer, lm.backbone.named_weights(), dtype)
         finally:
             writer.close()
+        if path.exists():
+            shutil.copymode(path, fresh)
         os.replace(fresh, path)
 
 
@@ -253,6 +260,7 @@ def _write_tensors(gguf: ModuleType, writer: Any, weights: dict[str, Any], dtype
             if array.ndim == 1:
                 # This package holds w of the norm's (1 + w); llama.cpp multiplies by what it reads.
                 encoded = 1.0 + array.astype("float32")
+                _largest(name, encoded)
             else:
                 encoded = _encode(gguf, name, array, kinds[name])
             writer.write_tensor_data(encoded)
@@ -285,13 +293,23 @@ def _encode(gguf: ModuleType, name: str, array: np.ndarray, kind: Any) -> np.nda
     encoded = np.empty((array.shape[0], array.shape[1] // block * block_bytes), "uint8")
     for rows in _chunks(array.shape):
         values = np.ascontiguousarray(array[rows], "float32")
-        largest = np.abs(values).max()
-        if kind == gguf.GGMLQuantizationType.F16 and largest > LARGEST_FLOAT16:
+        largest = _largest(name, values)
+        if largest > LARGEST.get(kind.name, math.inf):
             raise ValueError(
                 f"{name} holds {largest}, which is beyond float16: save with `dtype='bf16'`."
             )
         encoded[rows] = gguf.quants.quantize(values, kind).view("uint8")
     return encoded
+
+
+def _largest(name: str, values: np.ndarray) -> float:
+    """The largest magnitude in `values`; a ValueError where a number is NaN or infinite."""
+    largest = np.abs(values).max()
+    if not np.isfinite(largest):  # NaN if one of them is
+        raise ValueError(
+            f"{name} holds {largest}, with which no model computes. Train or load it again."
+        )
+    return largest
 
 
 def _chunks(shape: tuple[int, ...]) -> Iterator[slice]:

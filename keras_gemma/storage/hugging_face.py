@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from keras_gemma.config import GemmaConfig
-from keras_gemma.storage.checkpoint import Place, StoredTensor
+from keras_gemma.hub_caches import read_index
+from keras_gemma.storage.checkpoint import Place, StoredTensor, join_shards
 from keras_gemma.storage.files import read_json, shards
 from keras_gemma.storage.hugging_face_layout import (
     CONFIG,
@@ -71,15 +72,16 @@ def open_weights(folder: Path) -> Iterator[dict[str, StoredTensor]]:
     """The tensors in the folder's safetensors, by name, readable within the block.
 
     Raises:
-        ValueError: a file is cut short, or the index names tensors that no file holds.
+        ValueError: a file is cut short, or the index does not fit its files.
         FileNotFoundError: no safetensors, or shards are missing.
     """
-    index: dict[str, str] = {}
+    index: dict[str, list[str]] = {}
     if (folder / WEIGHTS).is_file():
         paths = [folder / WEIGHTS]
     elif (folder / WEIGHTS_INDEX).is_file():
-        index = _weight_map(folder / WEIGHTS_INDEX)
-        paths = shards(folder, set(index.values()), WEIGHTS_INDEX)
+        index = read_index(folder / WEIGHTS_INDEX)
+        names = {name for files in index.values() for name in files}
+        paths = shards(folder, names, WEIGHTS_INDEX)
     else:
         pickles = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
         raise FileNotFoundError(
@@ -91,16 +93,11 @@ def open_weights(folder: Path) -> Iterator[dict[str, StoredTensor]]:
                 else "Pass `load_weights=False` for a model with random weights."
             )
         )
-    stored: dict[str, StoredTensor] = {}
-    for path in paths:
-        stored |= tensors(path)
-    absent = sorted(set(index) - set(stored))
-    if absent:
-        raise ValueError(
-            f"{folder / WEIGHTS_INDEX} names {len(absent)} tensors that its files do not "
-            f"hold: {', '.join(absent)}. Fetch the checkpoint again."
-        )
-    yield stored
+    held = {path.name: tensors(path) for path in paths}
+    if index:
+        yield join_shards(held, index, folder / WEIGHTS_INDEX, ignored=IGNORED_TENSORS)
+    else:
+        yield held[WEIGHTS]
 
 
 def weight_places(config: GemmaConfig, folder: Path | None = None) -> dict[str, Place]:
@@ -116,10 +113,3 @@ def weight_places(config: GemmaConfig, folder: Path | None = None) -> dict[str, 
         name: Place(tensor_name(name, model_type), shape)
         for name, shape in config.weight_shapes().items()
     }
-
-
-def _weight_map(path: Path) -> dict[str, str]:
-    weight_map = read_json(path).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f"{path} lacks its `weight_map`. Fetch the checkpoint again.")
-    return weight_map

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from keras_gemma.config import GemmaConfig
+from keras_gemma.storage.checkpoint import check_layer_count
+from keras_gemma.storage.files import check_types
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -43,6 +45,16 @@ _SIZES = {
     "hidden_size": "hidden_dim",
     "head_dim": "head_dim",
 }
+
+_NUMBER, _NONE = (int, float), type(None)
+_TYPES = {
+    "rms_norm_eps": _NUMBER,
+    "attn_logit_softcapping": (*_NUMBER, _NONE),
+    "final_logit_softcapping": (*_NUMBER, _NONE),
+    "sliding_window": (int, _NONE),
+    "max_position_embeddings": (int,),
+}
+"""What config.json may give these keys."""
 
 _TENSORS = {
     "pre_attention_norm": "input_layernorm",
@@ -152,7 +164,7 @@ def from_values(values: dict[str, Any], path: Path) -> dict[str, Any]:
         ValueError: another architecture, missing sizes, or settings the model cannot express.
     """
     model_type = values.get("model_type")
-    if model_type not in ARCHITECTURES:
+    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
         raise ValueError(
             f"{path} has model_type {model_type!r}, and this package reads "
             f"{', '.join(map(repr, ARCHITECTURES))}. Choose a checkpoint of Gemma, Gemma 2 or "
@@ -171,6 +183,8 @@ def from_values(values: dict[str, Any], path: Path) -> dict[str, Any]:
             f"{path} has sizes that are no positive integers: {', '.join(wrong)}. "
             "Fetch the checkpoint again."
         )
+    check_layer_count(values["num_hidden_layers"], path)
+    check_types(values, _TYPES, path)
     problems = _inexpressible(values)
     if problems:
         raise ValueError(
@@ -179,6 +193,7 @@ def from_values(values: dict[str, Any], path: Path) -> dict[str, Any]:
     arguments = {ours: values[theirs] for theirs, ours in _SIZES.items()}
     arguments["intermediate_dim"] = 2 * values["intermediate_size"]
     arguments["layer_norm_epsilon"] = values.get("rms_norm_eps", 1e-6)
+    arguments["context_length"] = values.get("max_position_embeddings", 8192)
     if model_type != "gemma":
         window = values.get("sliding_window", 4096)
         local = window is not None and LOCAL in (values.get("layer_types") or [LOCAL])

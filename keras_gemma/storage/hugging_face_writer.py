@@ -4,7 +4,6 @@ Writes into a folder beside the target, which takes the target's place when it i
 keys are those of `hugging_face_layout.py`. Knows no framework: weights come as NumPy arrays.
 """
 
-import fnmatch
 import json
 import struct
 from collections.abc import Callable
@@ -15,8 +14,15 @@ import numpy as np
 
 from keras_gemma.storage import hugging_face_layout as layout
 from keras_gemma.storage import progress
-from keras_gemma.storage.files import replacing, write_json
-from keras_gemma.storage.sharding import parse_size, plan_shards, weight_size, weight_sizes
+from keras_gemma.storage.files import local_path, replacing, write_json
+from keras_gemma.storage.formats import is_of_a_model
+from keras_gemma.storage.sharding import (
+    parse_size,
+    plan_shards,
+    weight_dtype,
+    weight_size,
+    weight_sizes,
+)
 from keras_gemma.storage.tokenizer_json import SPECIAL, TURNS, write_tokenizer_json
 from keras_gemma.text.chat_template import CHAT_TEMPLATE
 
@@ -28,9 +34,9 @@ def save_to_hugging_face(
 ) -> None:
     """Write `task` to `directory` as transformers' `from_pretrained` reads it.
 
-    The files of an earlier model there are replaced together, when all new ones are whole. The
-    weights keep the dtype of the model's variables, and no two are in memory at a time. Without a
-    preprocessor, tokenizer and generation settings are left out.
+    The files of an earlier model there, a Keras preset too, are replaced together, when all new
+    ones are whole. The weights keep the dtype of the model's variables, and no two are in memory
+    at a time. Without a preprocessor, tokenizer and generation settings are left out.
 
     Args:
         task: a `GemmaCausalLM`.
@@ -38,9 +44,11 @@ def save_to_hugging_face(
         max_shard_size: the size of a weights file, in bytes or as `"5GB"`.
 
     Raises:
-        ValueError: `directory` is a file or the current directory, a weight is larger than
-            `max_shard_size`, no architecture of Hugging Face can express the model, or its
-            vocabulary is not of Gemma's kind or does not fit.
+        ValueError: `directory` is a file, the current directory, an address or a place where
+            nothing can be written, a weight is larger than `max_shard_size`, no architecture of
+            Hugging Face can express the model, or its vocabulary is not of Gemma's kind or does
+            not fit.
+        TypeError: `directory` is neither a string nor a path.
 
     Example:
 
@@ -52,9 +60,10 @@ def save_to_hugging_face(
     save_to_hugging_face(lm, "gemma_tiny_hf")
     ```
     """
+    directory = local_path(directory, "directory")
     backbone, preprocessor = task.backbone, task.preprocessor
     config = layout.to_values(backbone.config)
-    config["torch_dtype"] = backbone.token_embedding.variable_dtype
+    config["torch_dtype"] = weight_dtype(backbone.named_weights()["token_embedding"])
     plan = plan_shards(weight_sizes(backbone), parse_size(max_shard_size))
     files: dict[str, Any] = {layout.CONFIG: config}
     if preprocessor is not None:
@@ -65,7 +74,7 @@ def save_to_hugging_face(
         added = tokenizer_json["added_tokens"]
         files |= _tokenizer_files(preprocessor, added, backbone.config.context_length)
 
-    with replacing(Path(directory), _is_stale, "directory") as folder:
+    with replacing(directory, is_of_a_model, "directory") as folder:
         for name, content in files.items():
             write_json(folder / name, content)
         if preprocessor is not None:
@@ -89,8 +98,7 @@ def write_safetensors(
 
     Args:
         path: the file.
-        weights: by name, objects with `shape`, `dtype` and `numpy()`, such as those of
-            `GemmaBackbone.named_weights`.
+        weights: by name, those of `GemmaBackbone.named_weights`.
         advance: told the bytes of each weight that is written.
     """
     # Earlier releases of transformers refuse a file that does not say "pt".
@@ -99,7 +107,7 @@ def write_safetensors(
     for name, weight in weights.items():
         begin, end = end, end + weight_size(weight)
         header[name] = {
-            "dtype": _DTYPES[str(weight.dtype)],
+            "dtype": _DTYPES[weight_dtype(weight)],
             "shape": list(weight.shape),
             "data_offsets": [begin, end],
         }
@@ -128,21 +136,6 @@ def _write_weights(folder: Path, backbone: Any, plan: list[list[str]], model_typ
     if len(plan) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         write_json(folder / layout.WEIGHTS_INDEX, index)
-
-
-def _is_stale(name: str) -> bool:
-    """Whether `name`, relative to the folder, is of a model that is replaced."""
-    own = (
-        layout.GENERATION_CONFIG,
-        layout.VOCABULARY,
-        layout.TOKENIZER,
-        layout.TOKENIZER_CONFIG,
-        layout.SPECIAL_TOKENS,
-        layout.CHAT_TEMPLATE,
-        layout.WEIGHTS,
-        layout.WEIGHTS_INDEX,
-    )
-    return name in own or fnmatch.fnmatch(name, layout.SHARD_PATTERN)
 
 
 def _check_vocabulary(tokenizer: Any, rows: int) -> None:

@@ -11,18 +11,40 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import keras
 import ml_dtypes
 import numpy as np
 
 from keras_gemma.config import GemmaConfig
+from keras_gemma.hub_caches import read_index
 from keras_gemma.storage import keras_layout as layout
-from keras_gemma.storage.checkpoint import FLOAT_DTYPES, Place, StoredTensor, in_file
-from keras_gemma.storage.files import read_json, shards
+from keras_gemma.storage.checkpoint import (
+    FLOAT_DTYPES,
+    Place,
+    StoredTensor,
+    check_layer_count,
+    in_file,
+    join_shards,
+)
+from keras_gemma.storage.files import check_types, read_json, shards
 
 IGNORED_TENSORS = ()
 
 _LAYER_KEYS = {"name", "trainable", "dtype"}
 _PREPROCESSOR_KEYS = {"sequence_length", "add_start_token", "add_end_token"}
+
+_NUMBER, _OPTIONAL = (int, float), type(None)
+_JSON_TYPES = {int: (int,), bool: (bool,), float: _NUMBER, float | None: (*_NUMBER, _OPTIONAL)}
+"""What JSON may say for a field of `GemmaConfig`, which itself checks the values."""
+_TYPES = {
+    "name": (str,),
+    "trainable": (bool,),
+    "sequence_length": (int, _OPTIONAL),
+    "add_bos": (bool,),
+    "add_eos": (bool,),
+    "add_start_token": (bool,),
+    "add_end_token": (bool,),
+} | {field.name: _JSON_TYPES[field.type] for field in dataclasses.fields(GemmaConfig)}
 
 
 def read_backbone(folder: Path) -> dict[str, Any]:
@@ -36,6 +58,13 @@ def read_backbone(folder: Path) -> dict[str, Any]:
     values = _read_object(path, ("GemmaBackbone",))
     if "dtype" in values:
         values["dtype"] = _dtype_name(values["dtype"], path)
+        if values["dtype"] and "float" not in values["dtype"]:
+            raise _no_policy(values["dtype"], path)
+    metadata = folder / layout.METADATA
+    if metadata.is_file():  # KerasHub's backbone, and so its config.json, does not know this one
+        told = read_json(metadata)
+        check_types(told, {"context_length": (int,)}, metadata)
+        values |= {k: v for k, v in told.items() if k == "context_length"}
     fields = dataclasses.fields(GemmaConfig)
     unknown = sorted(set(values) - {field.name for field in fields} - _LAYER_KEYS)
     if unknown:
@@ -46,6 +75,7 @@ def read_backbone(folder: Path) -> dict[str, Any]:
     missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in values]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}. Fetch or save the preset again.")
+    check_layer_count(values["num_layers"], path)
     GemmaConfig.from_dict(values)
     return values
 
@@ -91,14 +121,15 @@ def open_weights(folder: Path) -> Iterator[dict[str, StoredTensor]]:
     """The tensors in the folder's H5 file or shards, by path, readable within the block.
 
     Raises:
-        ValueError: a file is no H5 file or is cut short, or a tensor lies outside the file.
+        ValueError: a file is no H5 file or is cut short, a tensor lies outside the file, or the
+            index does not fit its files.
         FileNotFoundError: no weights, or shards are missing.
     """
-    index = None
+    index: dict[str, list[str]] = {}
     if (folder / layout.WEIGHTS).is_file():
         paths = [folder / layout.WEIGHTS]
     elif (folder / layout.WEIGHTS_INDEX).is_file():
-        index = _weight_map(folder / layout.WEIGHTS_INDEX)
+        index = read_index(folder / layout.WEIGHTS_INDEX)
         names = {name for files in index.values() for name in files}
         paths = shards(folder, names, layout.WEIGHTS_INDEX)
     else:
@@ -107,10 +138,12 @@ def open_weights(folder: Path) -> Iterator[dict[str, StoredTensor]]:
             "Pass `load_weights=False` for a model with random weights."
         )
     with contextlib.ExitStack() as stack:
-        stored: dict[str, StoredTensor] = {}
-        for path in paths:
-            stored |= _tensors(stack.enter_context(_open(path)), path)
-        yield stored
+        held = {path.name: _tensors(stack.enter_context(_open(path)), path) for path in paths}
+        if index:
+            index = {_group(entry): files for entry, files in index.items()}
+            yield join_shards(held, index, folder / layout.WEIGHTS_INDEX, _group_of)
+        else:
+            yield held[layout.WEIGHTS]
 
 
 def weight_places(config: GemmaConfig, folder: Path | None = None) -> dict[str, Place]:
@@ -130,31 +163,44 @@ def _read_object(path: Path, expected: tuple[str, ...] = ()) -> dict[str, Any]:
     config = content.get("config")
     if not isinstance(config, dict):
         raise ValueError(f"{path} lacks its `config`. Fetch or save the preset again.")
+    check_types(config, _TYPES, path)
     return config
 
 
 def _dtype_name(dtype: Any, path: Path) -> str | None:
     """The name of a serialised dtype policy: `"bfloat16"`, `"mixed_float16"`."""
-    if dtype is None or isinstance(dtype, str):
-        return dtype
-    name = dtype.get("config", {}).get("name") if isinstance(dtype, dict) else None
-    if name is None or dtype.get("class_name") not in ("DTypePolicy", "FloatDTypePolicy"):
-        raise ValueError(
-            f"{path} gives the dtype policy {dtype!r}, and only plain floating-point policies "
-            "are read. Save the model before it is quantised."
-        )
+    if dtype is None:
+        return None
+    name = dtype
+    if isinstance(dtype, dict) and isinstance(dtype.get("config"), dict):
+        plain = dtype.get("class_name") in ("DTypePolicy", "FloatDTypePolicy")
+        name = dtype["config"].get("name") if plain else None
+    if not isinstance(name, str):
+        raise _no_policy(dtype, path)
+    try:
+        policy = keras.dtype_policies.get(name)
+    except ValueError as error:
+        raise _no_policy(dtype, path) from error
+    if type(policy) is not keras.DTypePolicy:
+        raise _no_policy(dtype, path)
     return name
 
 
-def _weight_map(path: Path) -> dict[str, list[str]]:
-    """H5 group to the shards that hold it; Keras writes one name, or a list."""
-    weight_map = read_json(path).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f"{path} lacks its `weight_map`. Fetch or save the preset again.")
-    return {
-        group: [files] if isinstance(files, str) else list(files)
-        for group, files in weight_map.items()
-    }
+def _no_policy(dtype: Any, path: Path) -> ValueError:
+    return ValueError(
+        f"{path} gives the dtype policy {dtype!r}, and only plain floating-point policies "
+        "are read. Save the model before it is quantised."
+    )
+
+
+def _group(entry: str) -> str:
+    """The H5 group that an entry of the index means: Keras looks a layer up, or its variables."""
+    entry = entry.strip("/")
+    return entry if entry.split("/")[-1] == "vars" else f"{entry}/vars".lstrip("/")
+
+
+def _group_of(name: str) -> str:
+    return name.rpartition("/")[0]
 
 
 def _open(path: Path) -> h5py.File:
@@ -175,14 +221,16 @@ def _tensors(file: h5py.File, path: Path) -> dict[str, StoredTensor]:
             return
         if node.external is not None or node.is_virtual:
             raise ValueError(f"{path} keeps {name} in another file: do not trust this preset.")
-        bfloat16 = node.attrs.get("dtype") == "bfloat16" or node.dtype == np.dtype("V2")
-        dtype = "bfloat16" if bfloat16 else str(node.dtype)
+        opaque = node.dtype == np.dtype("V2")  # how H5 stores a bfloat16
+        marked = str(node.attrs.get("dtype")) == "bfloat16"
+        dtype = "bfloat16" if opaque else f"{node.dtype}{' marked bfloat16' * marked}"
+        shape = (0,) if node.shape is None else tuple(node.shape)
         offset = node.id.get_offset()
         if offset is not None and dtype in FLOAT_DTYPES:
-            found[name] = in_file(path, offset, tuple(node.shape), dtype)
+            found[name] = in_file(path, offset, shape, dtype)
         else:  # in chunks, or without a value yet
-            read = lambda: node[...].view(ml_dtypes.bfloat16) if bfloat16 else node[...]  # noqa: E731
-            found[name] = StoredTensor(tuple(node.shape), dtype, read)
+            read = lambda: node[...].view(ml_dtypes.bfloat16) if opaque else node[...]  # noqa: E731
+            found[name] = StoredTensor(shape, dtype, read)
 
     file.visititems(visit)
     return found

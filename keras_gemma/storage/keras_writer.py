@@ -29,26 +29,29 @@ def is_weights_file(name: str) -> bool:
 
 def backbone_object(backbone: Any) -> dict[str, Any]:
     """`backbone` as KerasHub serialises it."""
-    return _object("GemmaBackbone", {**_layer_keys(backbone), **backbone.config.to_dict()})
+    return _object("GemmaBackbone", {**_layer_keys(backbone), **backbone.config.to_keras_hub()})
 
 
 def tokenizer_object(tokenizer: Any) -> dict[str, Any]:
     """`tokenizer` as KerasHub serialises it; the vocabulary is an asset of its own."""
-    config = {"config_file": layout.TOKENIZER, "proto": None}
-    config |= {"sequence_length": None, "add_bos": False, "add_eos": False}
-    given = tokenizer.get_config()
-    config |= {key: given[key] for key in config if key in given and key != "proto"}
+    config = {
+        "config_file": layout.TOKENIZER,
+        "proto": None,
+        "sequence_length": tokenizer.sequence_length,
+        "add_bos": tokenizer.add_bos,
+        "add_eos": tokenizer.add_eos,
+    }
     return _object("GemmaTokenizer", {**_layer_keys(tokenizer), **config})
 
 
 def preprocessor_object(preprocessor: Any) -> dict[str, Any]:
     """`preprocessor` as KerasHub serialises it, its tokenizer within."""
-    given = preprocessor.get_config()
-    keys = ("sequence_length", "add_start_token", "add_end_token")
     config = {
         "tokenizer": tokenizer_object(preprocessor.tokenizer),
         "config_file": layout.PREPROCESSOR,
-        **{key: given[key] for key in keys},
+        "sequence_length": preprocessor.sequence_length,
+        "add_start_token": preprocessor.add_start_token,
+        "add_end_token": preprocessor.add_end_token,
     }
     return _object("GemmaCausalLMPreprocessor", {**_layer_keys(preprocessor), **config})
 
@@ -72,13 +75,17 @@ def write_vocabulary(folder: Path, tokenizer: Any) -> None:
 
 
 def write_metadata(folder: Path, config: GemmaConfig) -> None:
-    """Write what KerasHub shows of a preset without opening it."""
+    """Write what KerasHub shows of a preset without opening it, and the context's length.
+
+    KerasHub refuses a config.json with an argument that its backbone does not have.
+    """
     content = {
         "keras_version": keras.version(),
         "keras_hub_version": layout.KERAS_HUB_VERSION,
         "parameter_count": config.parameter_count,
         "date_saved": datetime.datetime.now().strftime("%Y-%m-%d@%H:%M:%S"),
         "tasks": ["CausalLM"],
+        "context_length": config.context_length,
     }
     write_json(folder / layout.METADATA, content)
 
@@ -125,5 +132,17 @@ def _layer_keys(layer: Any) -> dict[str, Any]:
     return {
         "name": layer.name,
         "trainable": layer.trainable,
-        "dtype": keras.dtype_policies.serialize(layer.dtype_policy),
+        "dtype": _serialize_policy(layer.dtype_policy),
+    }
+
+
+def _serialize_policy(policy: keras.DTypePolicy) -> dict[str, Any]:
+    """What Keras makes of a plain policy. Its own function imports TensorFlow on every backend."""
+    if type(policy) is not keras.DTypePolicy:
+        return keras.dtype_policies.serialize(policy)
+    return {
+        "module": "keras",
+        "class_name": "DTypePolicy",
+        "config": policy.get_config(),
+        "registered_name": None,
     }

@@ -7,6 +7,7 @@ hold.
 import difflib
 import logging
 import re
+import warnings
 from pathlib import Path
 
 from keras_gemma.catalogue import Preset, presets
@@ -29,7 +30,7 @@ def resolve(preset: str | Path, *, text: bool = True, weights: bool = True) -> P
 
     Raises:
         ValueError: no such preset (the nearest names are given), a malformed handle, or a
-            download that failed.
+            download that failed, or an empty name.
         FileNotFoundError: a path to a folder that does not exist.
         TypeError: neither a string nor a path.
     """
@@ -37,9 +38,20 @@ def resolve(preset: str | Path, *, text: bool = True, weights: bool = True) -> P
         raise TypeError(f"`preset` must be a string or a path. Received: preset={preset!r}")
     need = Need(text, weights)
     name = str(preset)
+    if not preset or name.isspace():
+        raise ValueError(
+            "`preset` must not be empty: pass a built-in name, a handle or the path of a folder, "
+            f"'.' for the current one. Received: preset={preset!r}"
+        )
     if "://" in name and isinstance(preset, str):
         return _from_handle(name, need)
     if isinstance(preset, str) and name in presets():
+        if Path(name).is_dir():
+            warnings.warn(
+                f"{name!r} is a built-in name, and that preset is loaded, though there is a folder "
+                f"of this name here. For the folder, pass './{name}'.",
+                stacklevel=4,  # where `from_preset` is called
+            )
         return _published(presets()[name], need)
     path = Path(preset).expanduser()
     if path.is_dir():

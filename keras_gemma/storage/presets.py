@@ -9,12 +9,13 @@ from types import ModuleType
 from typing import Any
 
 from keras_gemma.backend import uninitialized
-from keras_gemma.catalogue import presets
+from keras_gemma.catalogue import find, presets
 from keras_gemma.config import GemmaConfig
 from keras_gemma.storage import checkpoint, hugging_face, keras_preset, keras_writer
 from keras_gemma.storage import keras_layout as layout
 from keras_gemma.storage.arguments import check_arguments, kind_of, take
-from keras_gemma.storage.files import read_json, replacing, within, write_json
+from keras_gemma.storage.files import local_path, read_json, replacing, within, write_json
+from keras_gemma.storage.formats import check_no_hugging_face, is_of_a_model
 from keras_gemma.storage.locate import resolve
 from keras_gemma.storage.sharding import parse_size, plan_shards, weight_sizes
 from keras_gemma.storage.tokenizer_json import is_tokenizer_json
@@ -22,6 +23,8 @@ from keras_gemma.storage.tokenizer_json import is_tokenizer_json
 CONFIG = "config.json"
 READ_SUFFIXES = (".json", ".h5", ".safetensors", ".model", ".spm")
 """What files of a preset are ever read."""
+LISTED = 8
+"""How many names of a folder's files a message gives."""
 
 
 def load(
@@ -61,6 +64,8 @@ def load(
     folder = resolve(preset, text=text, weights=model and load_weights)
     if dtype is None and model and isinstance(preset, str) and preset in presets():
         dtype = presets()[preset].dtype  # the same from either hub
+    if model and (published := find(preset)) is not None:  # KerasHub's files do not say it
+        kwargs.setdefault("context_length", published.config.context_length)
     _check_links(folder)
     return makers[kind](cls, folder, reader_of(folder), load_weights, dtype, kwargs)
 
@@ -69,7 +74,11 @@ def save(item: Any, preset_dir: str | Path, max_shard_size: int | str = "10GB") 
     """Write `item` to `preset_dir` as a preset that KerasHub reads too.
 
     Files of an earlier preset there are replaced together, when all new ones are whole; what
-    `item` does not contain, such as the tokenizer beside a backbone, stays.
+    `item` does not contain, such as the tokenizer beside a backbone, stays. A task takes the place
+    of a Hugging Face checkpoint; a part of one does not, and is refused.
+
+    Should the machine stop in the moment when the folders change places, `preset_dir` is missing
+    and its files lie whole beside it, in a hidden folder: `.my_gemma.k3x9/old`, to be renamed.
 
     Args:
         item: a backbone, tokenizer, preprocessor or task.
@@ -77,24 +86,29 @@ def save(item: Any, preset_dir: str | Path, max_shard_size: int | str = "10GB") 
         max_shard_size: the size of a weights file, in bytes or as `"10GB"`.
 
     Raises:
-        ValueError: `preset_dir` is a file or the current directory, or a weight is larger than
-            `max_shard_size`.
-        TypeError: `item` has no place in a preset.
+        ValueError: `preset_dir` is a file, the current directory, an address or a place where
+            nothing can be written; it holds a Hugging Face checkpoint and `item` is no task; or a
+            weight is larger than `max_shard_size`.
+        TypeError: `item` has no place in a preset, or `preset_dir` is neither a string nor a path.
     """
     kind = kind_of(type(item))
+    preset_dir = local_path(preset_dir, "preset_dir")
     limit = parse_size(max_shard_size)
     backbone = {"task": getattr(item, "backbone", None), "backbone": item}.get(kind)
     preprocessor = {"task": getattr(item, "preprocessor", None), "preprocessor": item}.get(kind)
     tokenizer = item if kind == "tokenizer" else getattr(preprocessor, "tokenizer", None)
     if backbone is not None:
         plan_shards(weight_sizes(backbone), limit)
+    if kind != "task":
+        check_no_hugging_face(preset_dir)
 
     def stale(name: str) -> bool:
-        if kind == "task" and name in (layout.PREPROCESSOR, layout.TOKENIZER, layout.VOCABULARY):
-            return True
-        return backbone is not None and (name == layout.TASK or keras_writer.is_weights_file(name))
+        if kind == "task":
+            return is_of_a_model(name)
+        weights = keras_writer.is_weights_file(name) and "/" not in name
+        return backbone is not None and (name == layout.TASK or weights)
 
-    with replacing(Path(preset_dir), stale) as folder:
+    with replacing(preset_dir, stale) as folder:
         if kind == "task":
             write_json(folder / layout.TASK, keras_writer.task_object(item))
         if tokenizer is not None:
@@ -123,7 +137,8 @@ def reader_of(folder: Path) -> ModuleType:
         raise ValueError(
             f"{folder} is no preset: looked for {CONFIG}, {layout.VOCABULARY}, "
             f"{hugging_face.VOCABULARY} and Hugging Face's tokenizer.json, and found none of them. "
-            "Pass a folder that `save_to_preset` wrote, or a Hugging Face checkpoint."
+            f"It holds {_content(folder)}. Pass a folder that `lm.save_to_preset(...)` wrote, or a "
+            "Hugging Face checkpoint."
         )
     content = read_json(path)
     if "registered_name" in content or "class_name" in content:
@@ -134,6 +149,13 @@ def reader_of(folder: Path) -> ModuleType:
         f"{path} is of neither format: looked for `registered_name` or `class_name` (Keras) and "
         f"`model_type` (Hugging Face). It has the keys {', '.join(sorted(content)) or 'none'}."
     )
+
+
+def _content(folder: Path) -> str:
+    """The names in `folder`, the first ones of many, for a message."""
+    names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
+    rest = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return (", ".join(names[:LISTED]) or "nothing") + rest
 
 
 def _check_links(folder: Path) -> None:
@@ -151,6 +173,12 @@ def _make_backbone(
     dtype: Any,
     kwargs: dict[str, Any],
 ) -> Any:
+    if not (folder / CONFIG).is_file():
+        raise ValueError(
+            f"{folder} describes no model: there is no file {CONFIG}. It holds {_content(folder)}. "
+            "Save a whole model there, `lm.save_to_preset(...)`, or load the part that it holds, "
+            "such as `GemmaTokenizer.from_preset(...)`."
+        )
     arguments = {**reader.read_backbone(folder), **kwargs}
     if dtype is not None:
         arguments["dtype"] = dtype

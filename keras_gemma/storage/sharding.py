@@ -4,10 +4,14 @@ Knows neither a format nor the names in it.
 """
 
 import math
+import numbers
 import re
 from typing import Any
 
-_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+import keras
+
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 
 
@@ -15,17 +19,23 @@ def parse_size(size: int | float | str) -> int:
     """Bytes in `"10GB"`, `"512MiB"` or a number of bytes.
 
     Raises:
-        ValueError: not a size, or not positive.
+        ValueError: not a size, less than a byte, or without an end.
     """
-    if isinstance(size, (int, float)) and not isinstance(size, bool) and size > 0:
-        return int(size)
-    match = re.fullmatch(r"\s*([\d.]+)\s*([KMG]?i?B)\s*", str(size), re.IGNORECASE)
-    if match is None or not float(match[1]) > 0:
+    number, unit = size, "B"
+    if isinstance(size, str):
+        match = re.fullmatch(r"\s*(\d+|\d*\.\d+)\s*([KMGT]?i?B)\s*", size, re.IGNORECASE)
+        number, unit = (float(match[1]), match[2].upper()) if match else (None, "B")
+    if (
+        not isinstance(number, numbers.Real)
+        or isinstance(number, bool)
+        or unit not in _UNITS
+        or not 1 <= number * _UNITS[unit] < math.inf
+    ):
         raise ValueError(
-            "`max_shard_size` must be a number of bytes, or a string such as '10GB'. "
+            "`max_shard_size` must be a number of bytes, or a string such as '10GB' or '1.5TiB'. "
             f"Received: max_shard_size={size!r}"
         )
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+    return int(number * _UNITS[unit])
 
 
 def plan_shards(sizes: dict[str, int], max_shard_size: int) -> list[list[str]]:
@@ -55,9 +65,14 @@ def plan_shards(sizes: dict[str, int], max_shard_size: int) -> list[list[str]]:
     return plan
 
 
+def weight_dtype(weight: Any) -> str:
+    """What the numbers of a weight are: JAX holds float32 where float64 was asked for."""
+    return keras.backend.standardize_dtype(weight.variable.value.dtype)
+
+
 def weight_size(weight: Any) -> int:
-    """Bytes of a weight (`shape`, `dtype`) in its own dtype."""
-    return math.prod(weight.shape) * _ELEMENT_BYTES[str(weight.dtype)]
+    """Bytes of a weight (`shape`, `variable`) in its own dtype."""
+    return math.prod(weight.shape) * _ELEMENT_BYTES[weight_dtype(weight)]
 
 
 def weight_sizes(backbone: Any) -> dict[str, int]:

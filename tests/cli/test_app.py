@@ -1,6 +1,7 @@
 """The command as a process: what it prints where, its exit codes, and what it does not import."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,31 @@ def test_unsupported_backend_is_an_error_not_a_traceback(command_environment):
     assert result.returncode == 1
     assert result.stderr.startswith("error: KERAS_BACKEND must be one of")
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["presets"],
+        ["presets", "--json"],
+        ["info", "--json"],
+        ["generate", "ROMEO:", "--max-new-tokens", "1", "--json"],
+    ],
+)
+def test_a_reader_that_leaves(command_environment, arguments):
+    """What `| head` does when it has read enough."""
+    read, write = os.pipe()
+    os.close(read)
+    result = subprocess.run(
+        [sys.executable, "-c", f"{AS_INSTALLED}sys.exit(main())", *arguments],
+        env=command_environment,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=write,
+        stderr=subprocess.PIPE,
+    )
+    os.close(write)
+    assert (result.returncode, result.stderr) == (0, b"")
 
 
 def test_generates_from_a_pipe(command_environment):

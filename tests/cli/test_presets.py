@@ -1,15 +1,18 @@
 """`keras-gemma presets` as a process: a table for people, JSON for programs, and no Keras."""
 
+import io
 import json
 import re
+import sys
 
 import pytest
 
 from keras_gemma import catalogue
+from keras_gemma.cli.presets import FOOTNOTE, presets
 from tests.cli.test_app import run
 from tests.storage.hubs import lay_out_hugging_face, lay_out_kaggle
 
-DTYPES = ("float32", "bfloat16", "int8", "int4")
+DTYPES = ("float32", "bfloat16", "int8*", "int4*")
 
 
 @pytest.fixture
@@ -31,7 +34,8 @@ def test_table(environment):
     result = run(["presets"], environment, after=light)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.isascii() and "\x1b" not in result.stdout
-    head, *lines = result.stdout.splitlines()
+    head, *lines, footnote = result.stdout.splitlines()
+    assert footnote == FOOTNOTE
     assert head.split() == ["preset", "parameters", "context", *DTYPES, "weights", "license"]
     rows = {line.split()[0]: line for line in lines}
     assert list(rows) == list(catalogue.presets())
@@ -41,6 +45,41 @@ def test_table(environment):
     assert rows["gemma_tiny_en"].split()[-3:] == ["built", "in", "Apache-2.0"]
     cached = [name for name, line in rows.items() if " cached " in line]
     assert cached == ["gemma_2b_en", "gemma2_instruct_27b_en"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+ALL = ["preset", "parameters", "context", *DTYPES, "weights", "license"]
+
+
+@pytest.mark.parametrize(
+    ("width", "columns"),
+    [
+        (140, ALL),
+        (120, [name for name in ALL if name != "int8*"]),
+        (110, [name for name in ALL if "*" not in name]),
+        (92, [name for name in ALL if "*" not in name and name != "license"]),
+        (80, ["preset", "parameters", "context", "bfloat16", "weights"]),
+        (32, ["preset"]),
+    ],
+)
+def test_a_narrow_terminal_has_fewer_columns(width, columns, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+    presets()
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue()).splitlines()
+    assert max(map(len, lines)) <= width
+    lines = [line for line in lines if line.strip()]
+    assert lines[0].split() == columns
+    if "int4*" in columns:
+        assert lines.pop() == FOOTNOTE
+    assert [line.split()[0] for line in lines[2:]] == list(catalogue.presets())
+    assert "\N{HORIZONTAL ELLIPSIS}" not in "".join(lines)
 
 
 def test_json(environment):

@@ -1,6 +1,7 @@
 """Models converted to KerasHub's and back: the same weights, outputs and texts."""
 
 import sys
+import warnings
 
 import keras
 import keras_hub
@@ -64,7 +65,7 @@ def test_to_keras_hub(name):
     theirs = to_keras_hub(ours)  # without a warning, which would be an error
     assert type(theirs) is keras_hub.models.GemmaBackbone
     assert theirs.name == ours.name
-    assert ours.config.to_dict().items() <= theirs.get_config().items()
+    assert ours.config.to_keras_hub().items() <= theirs.get_config().items()
     assert_same_as_keras_hub(ours, theirs)
     assert_close(outputs(ours), outputs(theirs))
     back = from_keras_hub(theirs)
@@ -103,7 +104,19 @@ def test_what_keras_hub_computes_otherwise_is_said():
 
 def test_an_unused_scale_is_no_difference():
     # D / N is H: both scales are the same.
-    to_keras_hub(make_backbone(GEMMA1 | {"query_head_dim_normalize": False}))
+    ours = make_backbone(GEMMA1 | {"query_head_dim_normalize": False})
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        theirs = to_keras_hub(ours)
+    assert places(warned) == []
+    assert_close(outputs(ours), outputs(theirs))
+
+
+def test_the_context_stays_here():
+    ours = make_backbone(GEMMA1 | {"context_length": 16})
+    theirs = to_keras_hub(ours)
+    assert "context_length" not in theirs.get_config()
+    assert from_keras_hub(theirs).config.context_length == 8192
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "mixed_bfloat16"])
@@ -137,12 +150,20 @@ def test_the_two_models_share_no_memory():
 
 def test_no_weight_is_initialised_at_random(monkeypatch):
     ours = make_backbone(GEMMA1)
+    drawn = []
+    for initializer in (keras.initializers.RandomNormal, keras.initializers.VarianceScaling):
 
-    def never(*args, **kwargs):
-        raise AssertionError("a weight was initialised")
+        def note(self, *args, draw=initializer.__call__, **kwargs):
+            drawn.append(type(self))
+            return draw(self, *args, **kwargs)
 
-    monkeypatch.setattr(keras.initializers.VarianceScaling, "__call__", never)
-    from_keras_hub(to_keras_hub(ours))
+        monkeypatch.setattr(initializer, "__call__", note)
+    assert_same_weights(from_keras_hub(to_keras_hub(ours)), ours)
+    assert drawn == []
+    for make in (GemmaBackbone, keras_hub.models.GemmaBackbone):
+        make(**GEMMA1)
+        assert drawn  # so this is what they draw with
+        drawn.clear()
 
 
 def test_frozen_models_stay_so():

@@ -30,5 +30,8 @@ PUBLISHED = {
         | {"head_dim": 128, "query_head_dim_normalize": False},
         27_227_128_320,
     ),
-    "vaultgemma_1b": (GEMMA | sizes(26, 4, 4, 1152, 6912), 1_038_741_120),
+    "vaultgemma_1b": (
+        GEMMA | sizes(26, 4, 4, 1152, 6912) | {"context_length": 1024},
+        1_038_741_120,
+    ),
 }

@@ -35,10 +35,12 @@ def test_counts_and_shapes(variant):
 
 @pytest.mark.parametrize("variant", CONFIGURATIONS)
 def test_config_makes_the_same_model(variant):
-    backbone = GemmaBackbone(**CONFIGURATIONS[variant], dtype="mixed_bfloat16", name="mine")
+    settings = CONFIGURATIONS[variant] | {"context_length": 48, "name": "mine"}
+    backbone = GemmaBackbone(**settings, dtype="mixed_bfloat16")
     backbone.trainable = False
     again = GemmaBackbone.from_config(backbone.get_config())
     assert again.config == backbone.config
+    assert again.context_length == 48
     assert again.dtype_policy.name == "mixed_bfloat16"
     assert again.name == "mine" and not again.trainable
 

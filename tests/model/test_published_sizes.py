@@ -23,6 +23,7 @@ def test_backbone(name):
     with uninitialized():  # a bare StatelessScope would have Keras allocate it all later
         backbone = GemmaBackbone(**configuration, dtype="bfloat16")
     assert backbone.count_params() == parameters
+    assert backbone.context_length == (1024 if name.startswith("vault") else 8192)
     weights = backbone.named_weights()
     assert all(weight.variable._value is None for weight in weights.values())
     assert {name: weight.shape for name, weight in weights.items()} == (

@@ -210,7 +210,8 @@ def test_kaggle_is_asked_for_what_is_needed(name, kaggle, keras_folder):
     assert Task.from_preset(name).preprocessor.sequence_length == 24
     shards = sorted(path.name for path in keras_folder.glob("model_*.h5"))
     settings = ["tokenizer.json", "preprocessor.json", "task.json"]
-    needed = ["config.json", *settings, VOCABULARY, "model.weights.json", *shards]
+    files = ["metadata.json", "model.weights.json", *shards]
+    needed = ["config.json", *settings, VOCABULARY, *files]
     assert kaggle.asked == needed
     assert kaggle.versions == {2}
     # What was fetched is kept, and known without asking.

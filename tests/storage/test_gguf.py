@@ -254,6 +254,12 @@ def test_the_embedding_of_a_q4_0_file_is_q8_0(tiny_proto, tmp_path):
     assert stored["blk.0.attn_q.weight"].tensor_type.name == "Q4_0"
 
 
+def test_the_context(tiny, tmp_path):
+    save_to_gguf(tiny, tmp_path / "tiny.gguf")
+    fields = gguf.GGUFReader(tmp_path / "tiny.gguf").fields
+    assert fields["gemma2.context_length"].contents() == 256
+
+
 def test_vocabulary(tiny_proto, tmp_path):
     task = make_task(GEMMA1 | {"vocabulary_size": VOCABULARY_SIZE + 2}, tiny_proto)
     save_to_gguf(task, tmp_path / "tiny.gguf")

@@ -77,6 +77,26 @@ def test_configurations_survive(name, tmp_path):
     assert backbone.config == GemmaConfig(**CONFIGURATIONS[name])
 
 
+@pytest.mark.parametrize("name", ["gemma1_multi_head", "gemma2_grouped", "vaultgemma"])
+def test_the_context(name, tiny_proto, tmp_path):
+    import transformers
+
+    task = make_task(CONFIGURATIONS[name] | {"context_length": 48}, tiny_proto)
+    save_to_hugging_face(task, tmp_path / "model")
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "model")
+    assert config.max_position_embeddings == 48
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "model").model_max_length == 48
+    assert GemmaBackbone.from_preset(tmp_path / "model").config == task.backbone.config
+    path = tmp_path / "model" / "config.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | {"max_position_embeddings": -1}))
+    with pytest.raises(ValueError, match="context_length=-1"):
+        GemmaBackbone.from_preset(tmp_path / "model")
+    del values["max_position_embeddings"]
+    path.write_text(json.dumps(values))
+    assert GemmaBackbone.from_preset(tmp_path / "model").context_length == 8192
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "mixed_bfloat16"])
 @pytest.mark.parametrize("limit", ["70KB", "5GB"])
 def test_dtypes_and_shards(dtype, limit, tmp_path):

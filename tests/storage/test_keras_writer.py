@@ -1,14 +1,18 @@
 """KerasHub's folder, written: KerasHub reads it, and a failed save breaks nothing."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import h5py
+import keras
 import numpy as np
 import pytest
 
 from keras_gemma.config import GemmaConfig
 from keras_gemma.model.backbone import GemmaBackbone
-from keras_gemma.storage import keras_layout, save
+from keras_gemma.storage import keras_layout, keras_writer, save
 from keras_gemma.storage.sharding import parse_size
 from tests.configurations import CONFIGURATIONS, GEMMA1, GEMMA2
 from tests.storage.conftest import (
@@ -104,9 +108,54 @@ def test_the_files_have_keras_hubs_keys(tiny_proto, tmp_path):
     for path in (tmp_path / "theirs").glob("*.json"):
         ours = json.loads((tmp_path / "ours" / path.name).read_text())
         expected = json.loads(path.read_text())
+        if path.name == "metadata.json":
+            assert ours.pop("context_length") == 8192  # which KerasHub does not know
         assert keys(ours) == keys(expected), path.name
         assert ours.get("registered_name") == expected.get("registered_name")
         assert ours.get("module") == expected.get("module")
+
+
+def test_the_context_travels_beside_what_keras_hub_reads(tmp_path):
+    import keras_hub
+
+    ours = make_backbone(GEMMA1 | {"context_length": 48})
+    ours.save_to_preset(tmp_path)
+    assert "context_length" not in json.loads((tmp_path / "config.json").read_text())["config"]
+    assert json.loads((tmp_path / "metadata.json").read_text())["context_length"] == 48
+    assert GemmaBackbone.from_preset(tmp_path).context_length == 48
+    assert GemmaBackbone.from_preset(tmp_path, context_length=24).context_length == 24
+    assert_same_as_keras_hub(ours, keras_hub.models.GemmaBackbone.from_preset(str(tmp_path)))
+    (tmp_path / "metadata.json").unlink()
+    assert GemmaBackbone.from_preset(tmp_path).context_length == 8192
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", "bfloat16"])
+def test_policies_are_written_as_keras_writes_them(dtype, tiny_proto):
+    item = make_task(GEMMA1, tiny_proto, dtype)
+    for layer, content in (
+        (item.backbone, keras_writer.backbone_object(item.backbone)),
+        (item.preprocessor, keras_writer.preprocessor_object(item.preprocessor)),
+    ):
+        assert content["config"]["dtype"] == keras.dtype_policies.serialize(layer.dtype_policy)
+
+
+@pytest.mark.skipif(keras.config.backend() == "tensorflow", reason="it is imported anyway")
+def test_loading_and_saving_import_no_tensorflow(tmp_path, command_environment):
+    code = (
+        "import sys, keras_gemma;"
+        "lm = keras_gemma.GemmaCausalLM.from_preset('gemma_tiny_en');"
+        "lm.save_to_preset(sys.argv[1] + '/ours');"
+        "lm.save_to_hugging_face(sys.argv[1] + '/theirs');"
+        "print('tensorflow' in sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        env=command_environment,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout == "False\n", result.stderr
 
 
 def test_shard_sizes():

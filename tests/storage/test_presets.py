@@ -12,6 +12,7 @@ from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor, GemmaPrepro
 from keras_gemma.text.tokenizer import GemmaTokenizer
 from tests.configurations import GEMMA1
 from tests.storage.conftest import Task, assert_same_weights, make_backbone, make_task
+from tests.storage.hubs import lay_out_kaggle
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,21 @@ def test_each_class_takes_its_part(path, preset, tiny_proto):
     task = Task.from_preset(source)
     assert task.backbone.config.hidden_dim == 32
     assert task.preprocessor.sequence_length == 24
+
+
+def test_published_names_know_their_context(preset, tmp_path, monkeypatch):
+    """Also where KerasHub saved what was downloaded, and so nothing in it says the context."""
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path))
+    handle = "keras/vaultgemma/keras/vault_gemma_1b_en/2"
+    folder = lay_out_kaggle(tmp_path, handle, preset)
+    (folder / "metadata.json").unlink()
+    for name in ("vault_gemma_1b_en", f"kaggle://{handle}"):
+        assert GemmaBackbone.from_preset(name).context_length == 1024
+        assert Task.from_preset(name, context_length=64).backbone.context_length == 64
+    assert GemmaBackbone.from_preset(folder).context_length == 8192
+    assert GemmaBackbone.from_preset("gemma_tiny_en").context_length == 256
+    vault = GemmaBackbone.from_preset("vault_gemma_1b_en", load_weights=False)
+    assert vault.context_length == 1024
 
 
 def test_subclasses_and_their_arguments(preset):

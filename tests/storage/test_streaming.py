@@ -103,7 +103,7 @@ def test_the_largest_is_read_first_and_few_are_on_the_way(monkeypatch):
 
     class Weight:
         def __init__(self, name, weight):
-            self.name, self.shape = name, weight.shape
+            self.name, self.shape, self.dtype = name, weight.shape, weight.dtype
 
         def pack(self, array):
             assert len(read) - len(taken) <= checkpoint.READ_AHEAD + 1

@@ -345,15 +345,22 @@ def test_what_hugging_face_may_answer(step, error, message, preset, sent, monkey
 
 def test_the_clients_take_what_they_are_given():
     """The stand-ins above have the signatures of the functions that they stand for."""
-    inspect.signature(kagglehub.model_upload).bind("h", "f", ignore_patterns=[])
-    inspect.signature(huggingface_hub.create_repo).bind("r", exist_ok=True)
-    inspect.signature(huggingface_hub.upload_folder).bind(
-        repo_id="r", folder_path="f", ignore_patterns=[]
-    )
-    inspect.signature(huggingface_hub.file_exists).bind("r", "README.md")
-    inspect.signature(huggingface_hub.upload_file).bind(
-        path_or_fileobj=b"", path_in_repo="README.md", repo_id="r"
-    )
+
+    def named(function, *args, **kwargs):
+        return inspect.signature(function).bind(*args, **kwargs).arguments  # or a TypeError
+
+    upload = named(kagglehub.model_upload, "h", "f", ignore_patterns=[])
+    assert upload == {"handle": "h", "local_model_dir": "f", "ignore_patterns": []}
+    assert named(huggingface_hub.create_repo, "r", exist_ok=True) == {
+        "repo_id": "r",
+        "exist_ok": True,
+    }
+    for function, arguments in (
+        (huggingface_hub.upload_folder, {"repo_id": 1, "folder_path": 2, "ignore_patterns": 3}),
+        (huggingface_hub.file_exists, {"repo_id": 1, "filename": 2}),
+        (huggingface_hub.upload_file, {"path_or_fileobj": 1, "path_in_repo": 2, "repo_id": 3}),
+    ):
+        assert named(function, **arguments) == arguments
 
 
 def test_a_card_is_valid():

@@ -1,0 +1,75 @@
+"""Which files belong to which format, so that a save leaves no two models in one folder.
+
+Knows names alone, as paths relative to the folder; everything else there is the user's own.
+"""
+
+import fnmatch
+from pathlib import Path
+
+from keras_gemma.storage import hugging_face_layout, keras_layout
+
+KERAS = (
+    keras_layout.CONFIG,
+    keras_layout.TOKENIZER,
+    keras_layout.PREPROCESSOR,
+    keras_layout.TASK,
+    keras_layout.METADATA,
+    keras_layout.VOCABULARY,
+    keras_layout.WEIGHTS,
+    keras_layout.WEIGHTS_INDEX,
+    keras_layout.SHARD_PATTERN,
+)
+HUGGING_FACE = (
+    hugging_face_layout.CONFIG,
+    hugging_face_layout.GENERATION_CONFIG,
+    hugging_face_layout.VOCABULARY,
+    hugging_face_layout.TOKENIZER,
+    hugging_face_layout.TOKENIZER_CONFIG,
+    hugging_face_layout.SPECIAL_TOKENS,
+    hugging_face_layout.CHAT_TEMPLATE,
+    hugging_face_layout.WEIGHTS,
+    hugging_face_layout.WEIGHTS_INDEX,
+    hugging_face_layout.SHARD_PATTERN,
+)
+
+_THEIRS_WITHIN = {
+    hugging_face_layout.CONFIG: b'"model_type"',
+    hugging_face_layout.TOKENIZER: b'"added_tokens"',
+}
+"""What tells Hugging Face's file from Keras's of the same name."""
+
+
+def is_of_a_model(name: str) -> bool:
+    """Whether a file of this name is part of a model in either format."""
+    return _matches(name, KERAS + HUGGING_FACE)
+
+
+def check_no_hugging_face(folder: Path) -> None:
+    """Raise where a part of a Keras preset would come to lie in a Hugging Face checkpoint.
+
+    Raises:
+        ValueError: `folder` holds files of one; they are named.
+    """
+    if not folder.is_dir():
+        return
+    theirs = [
+        path.name
+        for path in sorted(folder.iterdir())
+        if path.is_file()
+        and _matches(path.name, HUGGING_FACE)
+        and (path.name not in _THEIRS_WITHIN or _THEIRS_WITHIN[path.name] in path.read_bytes())
+    ]
+    if theirs:
+        raise ValueError(
+            "`preset_dir` holds a Hugging Face checkpoint, and a part of a Keras preset would mix "
+            "with it. Save to a folder of its own, or replace the checkpoint by a whole model: "
+            f"`lm.save_to_preset(...)`. Received: preset_dir={str(folder)!r}, which holds "
+            f"{', '.join(theirs)}"
+        )
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(
+        fnmatch.fnmatchcase(name, pattern) and name.count("/") == pattern.count("/")
+        for pattern in patterns
+    )
