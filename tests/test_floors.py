@@ -19,7 +19,8 @@ FLOORS = (
     ("storage", "generation", "scoring"),
     ("completion",),
     ("causal_lm",),
-    ("training", "export", "serving", "evaluation", "distribution", "conversion", "cli"),
+    ("training", "export", "serving", "evaluation", "distribution", "conversion", "benchmark"),
+    ("cli",),
     ("public names",),
 )
 FLOOR_OF = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}

@@ -1,9 +1,13 @@
 """The contract on JAX.
 
-XLA on CPU runs one row times a matrix as one parallel loop over the stored weight, but only in
-this form: weight `[out, in]`, `in` a few thousand (`packing.py`), no wider accumulator asked for,
-and outside of a `while` (inside, the same product is four times slower). So decoding on CPU
-steps from Python; on an accelerator it is one program.
+XLA on CPU knows two fast products of bfloat16, and many slow ones:
+
+- one row times a matrix is one parallel loop over the stored weight, but only in this form: weight
+  `[out, in]`, `in` a few thousand (`packing.py`), no wider accumulator asked for, and outside of a
+  `while` (inside, the same product is four times slower). So decoding on CPU steps from Python; on
+  an accelerator it is one program.
+- more rows go to a library (YNNPACK) that reads bfloat16 and sums in float32, but only where
+  float32 is asked for. Otherwise XLA writes the whole weight out in float32 first.
 """
 
 import time
@@ -15,17 +19,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from keras_gemma.backend import host, packing, stepping
-from keras_gemma.backend.reference import attend
-
-__all__ = ["attend"]
+from keras_gemma.backend import host, one_query, packing, reference, stepping
 
 LEAST_MEMORY = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
-"""For many rows XLA on CPU widens weights to float32. Left to its default order it widens those of
-all layers beforehand: 1.6 GB instead of 0.1 for six layers of Gemma 2 2B's shape."""
+"""For float32 sums XLA on CPU widens what its library does not take. Left to its default order it
+widens that of all layers beforehand."""
 
-FEW_ROWS = 8
-"""Up to so many rows, a pass over the weights for each row beats XLA's product of several."""
+FEW_ROWS = 64
+"""Up to so many rows, the library is faster with the weight as its first operand: 36 GB/s against
+26 at 4 rows, 13 against 6 at 64. From 128 on, both reach 800 to 1000 GFLOP/s."""
 
 
 @lru_cache
@@ -57,18 +59,40 @@ def _one_row(x: jax.Array, packed: jax.Array) -> jax.Array:
     return sum(parts[:, i] @ packed[i].T for i in range(blocks))
 
 
+def _product(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
+
+
+def _rows(x: jax.Array, packed: jax.Array) -> jax.Array:
+    """`x [rows, in]`, at least two, -> `[rows, out]`, by the library's products."""
+    few = x.shape[0] <= FEW_ROWS
+    if packed.ndim == 3:
+        blocks, _, length = packed.shape
+        x = x.reshape(-1, blocks, length)
+        if few:
+            y = _product("boi,rbi->bor", packed, x).sum(0)
+        else:
+            y = sum(_product("ri,oi->ro", x[:, i], packed[i]) for i in range(blocks))
+    elif few:
+        y = _product("oi,ri->or", packed, x)
+    else:
+        y = _product("ri,oi->ro", x, packed)
+    # Rounded before it is transposed: XLA would turn a bare transposition into the other order.
+    y = y.astype(x.dtype)
+    return y.T if few else y
+
+
 def matmul(x: jax.Array, packed: jax.Array) -> jax.Array:
     rows = x.reshape(-1, x.shape[-1])
-    count = rows.shape[0]
-    if _on_cpu() and count <= FEW_ROWS and x.dtype == jnp.bfloat16:
-        y = jnp.concatenate([_one_row(rows[i : i + 1], packed) for i in range(count)])
+    if _on_cpu() and x.dtype == jnp.bfloat16:
+        y = (_one_row if rows.shape[0] == 1 else _rows)(rows, packed)
     elif packed.ndim == 2:
         y = rows @ packed.T
     else:
         blocks, _, length = packed.shape
         y = jnp.einsum(
             "rbi,boi->ro",
-            rows.reshape(count, blocks, length),
+            rows.reshape(-1, blocks, length),
             packed,
             preferred_element_type=jnp.float32,
         ).astype(x.dtype)
@@ -79,10 +103,37 @@ def embed(ids: jax.Array, packed: jax.Array) -> jax.Array:
     return jnp.take(packed, ids, axis=0, mode="clip")
 
 
+def attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array,
+    *,
+    scale: float,
+    soft_cap: float | None,
+) -> jax.Array:
+    def product(a: jax.Array, b: jax.Array, transpose: bool) -> jax.Array:
+        return _product("bmi,bri->bmr" if transpose else "bmi,bir->bmr", a, b)
+
+    inputs, how = (query, key, value, mask), {"scale": scale, "soft_cap": soft_cap}
+    if query.shape[1] == 1 and value.dtype == jnp.bfloat16 and _on_cpu():
+        return one_query.attend(*inputs, **how, product=product)
+    return reference.attend(*inputs, **how)
+
+
 def write_cache(cache: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
-    if slots.size == 1:
-        return jax.lax.dynamic_update_slice(cache, new, (0, slots[0, 0], 0, 0))
-    return cache.at[jnp.arange(cache.shape[0])[:, None], slots].set(new)
+    if not _on_cpu():
+        return cache.at[jnp.arange(cache.shape[0])[:, None], slots].set(new)
+    # XLA on CPU would widen a whole bfloat16 cache to float32 to update it; integers it leaves
+    # alone.
+    bits = jnp.dtype(f"uint{8 * cache.dtype.itemsize}")
+    old, fresh = (jax.lax.bitcast_convert_type(part, bits) for part in (cache, new))
+    if slots.shape[1] == 1:  # a loop that writes where `here` is true and nowhere else
+        here = jnp.arange(cache.shape[1])[None] == slots
+        written = jnp.where(here[:, :, None, None], fresh, old)
+    else:
+        written = old.at[jnp.arange(cache.shape[0])[:, None], slots].set(fresh)
+    return jax.lax.bitcast_convert_type(written, cache.dtype)
 
 
 def compile(program: Callable[..., Any], donate: int | None = None) -> Callable[..., Any]:

@@ -1,25 +1,23 @@
 """The contract on TensorFlow.
 
-One row is fastest under XLA, on the layout of `packing.py`; many rows are fastest outside of XLA,
-where oneDNN multiplies bf16 three times as fast on CPU. So a prompt runs as a plain graph, and a
-decoding step is compiled by XLA.
+A prompt runs as a plain graph, where oneDNN multiplies many rows; a decoding step is compiled by
+XLA. There one row is fastest on the layout of `packing.py`, and more rows in a product of
+bfloat16 whose sums are asked for in float32 (see `jax.py`), which TensorFlow has nowhere else.
 """
 
 import time
 from collections.abc import Callable
-from functools import lru_cache
+from contextvars import ContextVar
+from functools import lru_cache, wraps
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from keras_gemma.backend import host, packing, stepping
-from keras_gemma.backend.reference import attend
+from keras_gemma.backend import host, one_query, packing, reference, stepping
 
-__all__ = ["attend"]
-
-FEW_ROWS = 8
-"""Up to so many rows, a pass over the weights for each row beats XLA's product of several."""
+_in_xla = ContextVar("in_xla", default=False)
+"""Whether what is being traced will be compiled by XLA."""
 
 
 @lru_cache
@@ -53,12 +51,31 @@ def _one_row(x: tf.Tensor, packed: tf.Tensor) -> tf.Tensor:
     return tf.add_n([tf.matmul(part, packed[i], transpose_b=True) for i, part in enumerate(parts)])
 
 
+def _product(a: tf.Tensor, b: tf.Tensor, transpose: bool) -> tf.Tensor:
+    """`[..., M, I] x [..., I, R]` or `[..., R, I]` -> float32 `[..., M, R]`; in XLA alone."""
+    return tf.raw_ops.BatchMatMulV3(x=a, y=b, adj_y=transpose, Tout=tf.float32)
+
+
+def _rows_in_xla(x: tf.Tensor, packed: tf.Tensor) -> tf.Tensor:
+    """`x [rows, in]`, at least two, -> `[rows, out]`."""
+    # The weight first, and rounded before it is transposed: XLA would else exchange the two, and
+    # read 23 GB/s instead of 36 at 4 rows.
+    if packed.shape.rank == 2:
+        y = _product(packed, x, True)
+    else:
+        parts = tf.stack(tf.split(x, packed.shape[0], axis=1))
+        y = tf.reduce_sum(_product(packed, parts, True), axis=0)
+    return tf.transpose(tf.cast(y, x.dtype))
+
+
 def matmul(x: tf.Tensor, packed: tf.Tensor) -> tf.Tensor:
     packed = tf.convert_to_tensor(packed)
     rows = tf.reshape(x, (-1, x.shape[-1]))
-    count = rows.shape[0]
-    if count is not None and count <= FEW_ROWS and x.dtype == tf.bfloat16 and _on_cpu():
-        y = tf.concat([_one_row(rows[i : i + 1], packed) for i in range(count)], axis=0)
+    special = x.dtype == tf.bfloat16 and _on_cpu()
+    if special and rows.shape[0] == 1:
+        y = _one_row(rows, packed)
+    elif special and _in_xla.get():
+        y = _rows_in_xla(rows, packed)
     elif packed.shape.rank == 2:
         y = tf.matmul(rows, packed, transpose_b=True)
     else:
@@ -76,24 +93,57 @@ def embed(ids: tf.Tensor, packed: tf.Tensor) -> tf.Tensor:
     return tf.gather(packed, ids)
 
 
+def attend(
+    query: tf.Tensor,
+    key: tf.Tensor,
+    value: tf.Tensor,
+    mask: tf.Tensor,
+    *,
+    scale: float,
+    soft_cap: float | None,
+) -> tf.Tensor:
+    inputs, how = (query, key, value, mask), {"scale": scale, "soft_cap": soft_cap}
+    if query.shape[1] == 1 and value.dtype == tf.bfloat16 and _in_xla.get() and _on_cpu():
+        return one_query.attend(*inputs, **how, product=_product)
+    return reference.attend(*inputs, **how)
+
+
 def write_cache(cache: tf.Tensor, new: tf.Tensor, slots: tf.Tensor) -> tf.Tensor:
-    rows = tf.broadcast_to(tf.range(slots.shape[0])[:, None], slots.shape)
-    return tf.tensor_scatter_nd_update(cache, tf.stack([rows, slots], axis=-1), new)
+    if slots.shape[1] > 1 or not (_in_xla.get() and _on_cpu()):
+        rows = tf.broadcast_to(tf.range(slots.shape[0])[:, None], slots.shape)
+        return tf.tensor_scatter_nd_update(cache, tf.stack([rows, slots], axis=-1), new)
+    # As integers, for XLA on CPU would widen a bfloat16 cache to float32 to update it.
+    bits = tf.as_dtype(f"uint{8 * cache.dtype.size}")
+    here = tf.range(cache.shape[1])[None] == slots
+    written = tf.where(here[:, :, None, None], tf.bitcast(new, bits), tf.bitcast(cache, bits))
+    return tf.bitcast(written, cache.dtype)
 
 
 def compile(program: Callable[..., Any], donate: int | None = None) -> Callable[..., Any]:
     return tf.function(program, reduce_retracing=False)
 
 
+def _by_xla(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    def traced(*args: Any) -> Any:
+        token = _in_xla.set(True)
+        try:
+            return function(*args)
+        finally:
+            _in_xla.reset(token)
+
+    return tf.function(traced, jit_compile=True)
+
+
 def fuse(function: Callable[..., Any]) -> Callable[..., Any]:
-    # Within a step XLA compiles this with the rest; the head of a prompt, one row, profits alone.
-    return tf.function(function, jit_compile=True)
+    # Within a step XLA compiles this with the rest; the head of a prompt profits alone.
+    return _by_xla(function)
 
 
 def loop(
     proceed: Callable[[Any], Any], step: Callable[[Any, Any], Any]
 ) -> Callable[[Any, Any, int], Any]:
-    compiled = tf.function(step, jit_compile=True)
+    compiled = _by_xla(step)
     return lambda weights, state, limit: stepping.run(proceed, compiled, weights, state, limit)
 
 

@@ -6,8 +6,7 @@ that one parallel loop over the weight, at twice the speed of the library's prod
 Prompts run without compilation: many rows are the library's strength.
 """
 
-import os
-import shutil
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -17,11 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch._dynamo import maybe_mark_dynamic
+from torch._dynamo.exc import BackendCompilerFailed, InternalTorchDynamoError, Unsupported
+from torch.utils._pytree import tree_leaves
 
-from keras_gemma.backend import host, packing, stepping
-from keras_gemma.backend.reference import attend
+from keras_gemma.backend import host, packing, reference, stepping
 
-__all__ = ["attend"]
+FEW_ROWS = 3
+"""Up to so many rows, a product and a sum compiled by Inductor beats the library's product."""
 
 WORTH_COMPILING = 16 << 20
 """Bytes of a block from which compiling it pays. Below, 10 to 20 seconds of compiling would buy
@@ -45,17 +47,67 @@ def adopt(packed: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(packed.view("int16")).view(torch.bfloat16)
 
 
+def _for_inductor(x: torch.Tensor) -> bool:
+    """Whether this is being compiled for a CPU, where loops of Inductor's beat library calls."""
+    return x.device.type == "cpu" and torch.compiler.is_compiling()
+
+
+def _few_rows(rows: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
+    """`rows [R, in]` -> `[R, out]` as products and sums, which Inductor makes one loop.
+
+    For several rows, four parts of the weight are read side by side, so that a piece of `rows`
+    serves four times once it is loaded. Sums of more than 4096 numbers are taken in blocks: by
+    itself Inductor sums them more carefully than float32 needs, and four times slower.
+    """
+    out, length = packed.shape
+    parts = 4 if len(rows) > 1 and out % 4 == 0 else 1
+    blocks = packing.count_blocks(packed.shape, "matrix")
+    shape = (blocks, length // blocks) if blocks > 1 else (length,)
+
+    def dot(weight: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        y = (weight.float() * row.float()).sum(-1)
+        return y.sum(-1) if blocks > 1 else y
+
+    weights = packed.view(parts, out // parts, *shape)
+    products = [torch.cat([dot(w, row) for w in weights]) for row in rows.reshape(-1, *shape)]
+    return torch.stack(products).to(rows.dtype)
+
+
 def matmul(x: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
-    one_row = x.numel() == x.shape[-1]
-    if one_row and torch.compiler.is_compiling() and x.device.type == "cpu":
-        row = x.reshape(1, -1).float()
-        y = (packed.float() * row).sum(-1).to(x.dtype)
+    rows = x.numel() // x.shape[-1]
+    if rows <= FEW_ROWS and _for_inductor(x):
+        y = _few_rows(x.reshape(rows, -1), packed)
         return y.reshape(*x.shape[:-1], packed.shape[0])
     return F.linear(x, packed)
 
 
 def embed(ids: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
     return F.embedding(ids, packed)
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    scale: float,
+    soft_cap: float | None,
+) -> torch.Tensor:
+    if query.shape[1] > 1 or not _for_inductor(query):
+        return reference.attend(query, key, value, mask, scale=scale, soft_cap=soft_cap)
+    # One query a row: keys and values are read once, in place, and never written out in float32.
+    b, _, n, h = query.shape
+    k = key.shape[2]
+    queries = (query.float() * scale).view(b, 1, k, n // k, h).unbind(3)  # (B, 1, K, H) each
+    logits = torch.stack([(key.float() * q).sum(-1) for q in queries], -1)  # (B, S, K, G)
+    if soft_cap is not None:
+        logits = torch.tanh(logits / soft_cap) * soft_cap
+    seen = mask.view(b, -1, 1, 1)
+    weights = torch.where(seen, logits, reference.LOWEST).softmax(1)
+    weights = torch.where(seen, weights, 0.0).unbind(-1)  # (B, S, K) each
+    heads = torch.stack([(value.float() * w[..., None]).sum(1) for w in weights], 2)
+    return heads.view(b, 1, n, h).to(value.dtype)  # from (B, K, G, H)
 
 
 def write_cache(cache: torch.Tensor, new: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
@@ -72,33 +124,52 @@ def compile(program: Callable[..., Any], donate: int | None = None) -> Callable[
     return run
 
 
+_compiled_code = threading.Lock()
+"""Held while compiled code runs: it may compile first, and two threads would compile the same."""
+
+NOT_COMPILED = (BackendCompilerFailed, InternalTorchDynamoError, Unsupported)
+"""What PyTorch raises where it cannot compile. Errors of the function itself are none of these."""
+
+
 @cache
-def _has_compiler(device: str) -> bool:
-    """Whether Inductor can compile for `device`; says so once where it cannot."""
-    names = [os.environ.get("CXX"), "g++", "clang++", "c++", "cl"]
-    if device != "cpu" or any(name and shutil.which(name) for name in names):
-        return True
+def _warn_once() -> None:
     warnings.warn(
-        "PyTorch finds no C++ compiler, so text is generated without compiling, at half the speed "
-        "or less. Install one, such as g++, or name it in the environment variable CXX.",
-        stacklevel=2,
+        "PyTorch could not compile a part of the model, so text is generated without compiling, at "
+        "half the speed or less. It needs a C++ compiler: install one, such as g++, or name it in "
+        "the environment variable CXX. The environment variable TORCH_LOGS=dynamo shows the cause.",
+        stacklevel=3,
     )
-    return False
+
+
+def _let_grow(args: tuple[Any, ...]) -> None:
+    """Compile for any R in caches `[B, R, K, H]` and masks `[B, T, R]`, since texts grow."""
+    for tensor in tree_leaves(args):
+        axis = {3: 2, 4: 1}.get(getattr(tensor, "ndim", None))
+        if axis is not None and tensor.shape[axis] > 1:
+            maybe_mark_dynamic(tensor, axis)
 
 
 def fuse(function: Callable[..., Any]) -> Callable[..., Any]:
     @cache
     def compiled() -> Callable[..., Any]:  # not before it is needed: the compiler loads for seconds
-        # Beyond the limit, 8 shapes by default, another batch size or length runs uncompiled;
-        # with `fullgraph=True` it would raise.
+        # Beyond the limit, 8 shapes by default, another batch size runs uncompiled; with
+        # `fullgraph=True` it would raise.
         return torch.compile(function, dynamic=False, recompile_limit=64)
+
+    works = True
 
     @wraps(function)
     def run(x: torch.Tensor, weights: dict[str, torch.Tensor], *args: Any) -> Any:
-        size = sum(weight.nbytes for weight in weights.values())
-        if size < WORTH_COMPILING or not _has_compiler(x.device.type):
-            return function(x, weights, *args)
-        return compiled()(x, weights, *args)
+        nonlocal works
+        if works and sum(weight.nbytes for weight in weights.values()) >= WORTH_COMPILING:
+            _let_grow(args)
+            try:
+                with _compiled_code:
+                    return compiled()(x, weights, *args)
+            except NOT_COMPILED:
+                works = False
+                _warn_once()
+        return function(x, weights, *args)
 
     return run
 

@@ -4,6 +4,7 @@ Knows terminals, pipes and exit codes; each command imports Keras when it runs, 
 that `--help` answers at once.
 
     app.py        the application, its exit codes and its errors
+    bench.py      `keras-gemma bench`
     generate.py   `keras-gemma generate`
     info.py       `keras-gemma info`
     presets.py    `keras-gemma presets`

@@ -8,6 +8,7 @@ from types import TracebackType
 
 import typer
 
+from keras_gemma.cli.bench import bench
 from keras_gemma.cli.generate import generate
 from keras_gemma.cli.info import info
 from keras_gemma.cli.presets import presets
@@ -18,6 +19,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command()(bench)
 app.command()(generate)
 app.command()(info)
 app.command()(presets)

@@ -51,6 +51,23 @@ def test_attend(queries, kv_heads, soft_cap, dtype, module):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_attend_to_a_cache_in_a_compiled_part(kv_heads, dtype):
+    query = 4 * normal(3, 1, 4, 16, dtype=dtype)
+    key = normal(3, 300, kv_heads, 16, dtype=dtype, seed=1)
+    value = normal(3, 300, kv_heads, 16, dtype=dtype, seed=2)
+    mask = np.arange(300)[None, None] < np.array([0, 7, 300])[:, None, None]
+
+    def part(query, cache, mask):
+        return backend.attend(query, cache["key"], cache["value"], mask, scale=0.3, soft_cap=3.0)
+
+    cache = {"key": tensor(key, dtype), "value": tensor(value, dtype)}
+    found = backend.fuse(part)(tensor(query, dtype), cache, ops.convert_to_tensor(mask))
+    assert keras.backend.standardize_dtype(found.dtype) == dtype
+    assert_close(found, attend_by_hand(query, key, value, mask, 0.3, 3.0), dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     "slots", [[[0]], [[5]], [[2], [2], [0]], [[3, 4, 5]], [[5, 0], [1, 2]]], ids=str
 )
@@ -62,8 +79,13 @@ def test_write_cache(slots, dtype):
     for row, place in np.ndindex(slots.shape):
         expected[row, slots[row, place]] = new[row, place]
     slots = ops.convert_to_tensor(slots)
-    for module in (reference, backend):  # the backend's comes last: it may consume the cache
-        found = module.write_cache(tensor(cache.copy(), dtype), tensor(new, dtype), slots)
+    in_a_part = backend.fuse(lambda new, old, at: backend.write_cache(old["cache"], new, at))
+    for write in (
+        reference.write_cache,
+        backend.write_cache,
+        lambda cache, new, slots: in_a_part(new, {"cache": cache}, slots),
+    ):  # the backend's may consume the cache
+        found = write(tensor(cache.copy(), dtype), tensor(new, dtype), slots)
         np.testing.assert_array_equal(to_numpy(found), expected)
 
 

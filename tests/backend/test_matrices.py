@@ -33,24 +33,16 @@ def test_matmul(rows, shape, dtype):
     assert_close(found, expected, dtype)
 
 
-@pytest.mark.parametrize("rows", [1, 9])
-def test_matmul_in_a_compiled_program(rows):
-    weight = normal(5, 9216, dtype="bfloat16")
-    x = normal(rows, 9216, dtype="bfloat16", seed=1)
-    program = backend.compile(backend.matmul)
-    found = program(tensor(x, "bfloat16"), pack(weight, "matrix", "bfloat16"))
-    assert_close(found, x @ weight.T, "bfloat16")
-
-
-@pytest.mark.skipif(keras.config.backend() != "torch", reason="Inductor's form of one row")
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # PyTorch's own
-def test_one_row_compiled_by_torch():
-    import torch
-
-    weight, x = normal(16, 128, dtype="bfloat16"), normal(1, 1, 128, dtype="bfloat16", seed=1)
-    compiled = torch.compile(backend.matmul, fullgraph=True, dynamic=False)
-    found = compiled(tensor(x, "bfloat16"), pack(weight, "matrix", "bfloat16"))
-    assert_close(found, x @ weight.T, "bfloat16")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("rows", [1, 2, 9, 70])  # every form of a product that a backend has
+@pytest.mark.parametrize("compile_part", [backend.compile, backend.fuse], ids=["program", "part"])
+def test_matmul_compiled(compile_part, rows, shape, dtype):
+    weight, x = normal(*shape, dtype=dtype), normal(rows, shape[1], dtype=dtype, seed=1)
+    compiled = compile_part(lambda x, weights: backend.matmul(x, weights["matrix"]))
+    found = compiled(tensor(x, dtype), {"matrix": pack(weight, "matrix", dtype)})
+    assert keras.backend.standardize_dtype(found.dtype) == dtype
+    assert_close(found, x @ weight.T, dtype)
 
 
 @pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="a graph's unknown sizes")

@@ -1,0 +1,58 @@
+"""A model of any size with random weights, made as cheaply as loading one.
+
+Knows no file: what it makes can be saved and measured, and says nothing sensible.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from keras_gemma import backend
+from keras_gemma.causal_lm import GemmaCausalLM
+from keras_gemma.config import GemmaConfig
+from keras_gemma.model.backbone import GemmaBackbone
+
+PERIOD = 1_000_003
+"""Random numbers that are drawn; they repeat. A prime, so that the rows of a matrix differ."""
+
+
+def random_model(config: GemmaConfig, dtype: str, preprocessor: Any = None) -> GemmaCausalLM:
+    """A model of the sizes in `config`, with the same random weights each time.
+
+    Takes the memory of its weights, and a few megabytes.
+
+    Args:
+        config: the sizes.
+        dtype: of weights and activations, such as `"bfloat16"`.
+        preprocessor: as of `GemmaCausalLM`.
+
+    Example:
+
+    ```python
+    from keras_gemma.benchmark.random_model import random_model
+    from keras_gemma.catalogue import presets
+
+    lm = random_model(presets()["gemma_tiny_en"].config, "bfloat16")
+    lm.generate([[2, 7, 9]], max_new_tokens=4, stop_token_ids=None)
+    ```
+    """
+    with backend.uninitialized():
+        backbone = GemmaBackbone(**config.to_dict(), dtype=dtype)
+    for seed, weight in enumerate(backbone.named_weights().values()):
+        weight.take(weight.pack(random_array(weight.shape, weight.dtype, seed)))
+    return GemmaCausalLM(backbone, preprocessor)
+
+
+def random_array(shape: tuple[int, ...], dtype: str, seed: int = 0) -> np.ndarray:
+    """Normal numbers of variance 1 / in, `in` the last size, in memory that a backend takes over.
+
+    With that variance a product is as large as what goes in, whatever the sizes.
+    """
+    array = backend.empty(shape, dtype)
+    flat = array.reshape(-1)
+    noise = np.random.default_rng(seed).standard_normal(min(PERIOD, flat.size), "float32")
+    noise = (noise * shape[-1] ** -0.5).astype(dtype)
+    for start in range(0, flat.size, PERIOD):
+        part = flat[start : start + PERIOD]
+        part[:] = noise[: part.size]
+    return array

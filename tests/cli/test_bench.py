@@ -1,0 +1,158 @@
+"""`keras-gemma bench`: a table for people, one line of JSON for programs, and short errors."""
+
+import json
+import sys
+
+import keras
+import pytest
+
+from keras_gemma import catalogue
+from keras_gemma.cli import main
+from keras_gemma.cli.bench import find_shape
+from tests.cli.test_app import run
+
+FIGURES = {
+    "backend": "jax",
+    "parameters": 3_000_000,
+    "layers": 2,
+    "dtype": "bfloat16",
+    "prompt": 8,
+    "new": 4,
+    "batch": 1,
+    "repeat": 3,
+    "bandwidth_gb_per_second": 47.0,
+    "best_product_gflop_per_second": 820.0,
+    "best_product_dtype": "bfloat16",
+    "weights_gb": 2.0,
+    "read_per_step_gb": 2.1,
+    "load_seconds": 1.5,
+    "first_call_seconds": 12.0,
+    "time_to_first_token_seconds": 0.25,
+    "prefill_tokens_per_second": 12345.6,
+    "prefill_fraction_of_best_product": 0.5,
+    "decode_tokens_per_second": 17.25,
+    "mbu": 0.82,
+    "tokens_per_second": 15.0,
+    "peak_loading_gb": 2.1,
+    "peak_generating_gb": None,
+}
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """What the command asked to have measured: nothing is."""
+    asked = []
+
+    def measure(make, work):
+        asked.append((make, work))
+        return FIGURES
+
+    monkeypatch.setattr("sys.excepthook", sys.excepthook)
+    monkeypatch.setattr("keras_gemma.cli.bench.silence_frameworks", lambda: None)
+    monkeypatch.setattr("keras_gemma.benchmark.generation.measure", measure)
+    return asked
+
+
+def test_answers_without_keras(command_environment):
+    result = run(["bench", "--help"], command_environment, after="sys.exit('keras' in sys.modules)")
+    assert result.returncode == 0, result.stderr
+    assert "--kernels" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--shape", "gemma2_3b"], "The nearest names are gemma2_"),
+        (["--shape", "gemma2_2b", "--layers", "0"], "--layers"),
+        (["--layers", "2"], "give --shape with it"),
+        (["--shape", "gemma2_2b", "--preset", "gemma_tiny_en"], "not both"),
+        (["--quantization", "int8"], "--quantization"),
+        (["--dtype", "int8"], "--dtype"),
+        (["--batch", "0"], "--batch"),
+        (["--new", "1"], "--new"),
+    ],
+)
+def test_wrong_usage(arguments, says, measured, capsys):
+    assert main(["bench", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert says in captured.err.splitlines()[0]
+    assert len(captured.err.splitlines()) == 2
+    assert captured.out == "" and measured == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--shape", "gemma2_2b", "--prompt", "8190"], r"context holds 8192.*prompt=8190, new=32"),
+        (["--preset", "gemma_tiny_fr"], "No preset is called 'gemma_tiny_fr'"),
+    ],
+)
+def test_refused_before_work_starts(arguments, says, measured):
+    with pytest.raises(ValueError, match=says):
+        main(["bench", *arguments])
+    assert measured == []
+
+
+def test_shape_names():
+    assert find_shape("gemma2_2b") == find_shape("gemma2_2b_en") == "gemma2_2b_en"
+
+
+def test_shape_makes_random_weights(measured, capsys):
+    arguments = ["--shape", "gemma_tiny", "--layers", "2", "--dtype", "bfloat16", "--batch", "3"]
+    assert main(["bench", *arguments]) == 0
+    make, work = measured[0]
+    lm = make()
+    assert (work.prompt, work.new, work.batch, work.repeat) == (32, 32, 3, 3)
+    tiny = catalogue.presets()["gemma_tiny_en"].config
+    assert lm.backbone.config.num_layers == 2
+    assert lm.backbone.config.hidden_dim == tiny.hidden_dim
+    assert lm.backbone.token_embedding.embeddings.dtype == "bfloat16"
+    assert "random weights" in capsys.readouterr().out
+
+
+def test_preset_is_loaded(measured):
+    assert main(["bench", "--new", "4"]) == 0
+    lm = measured[0][0]()
+    assert lm.backbone.config == catalogue.presets()["gemma_tiny_en"].config
+    assert lm.dtype == catalogue.presets()["gemma_tiny_en"].dtype
+
+
+def test_table(measured, capsys):
+    assert main(["bench"]) == 0
+    lines = {line[:24].strip(): line for line in capsys.readouterr().out.splitlines()}
+    for name, *cells in (
+        ("memory bandwidth", "47 GB/s"),
+        ("best matrix product", "820 GFLOP/s", "bfloat16 product"),
+        ("prompt", "12,346 tokens/s", "50.0% of the best product"),
+        ("decoding", "17.2 tokens/s", "82.0% of the bandwidth (MBU)"),
+        ("peak memory, loading", "2.1 GB", "1.05 x the weights"),
+        ("peak memory, generating", "not known"),
+    ):
+        assert all(cell in lines[name] for cell in cells), lines[name]
+
+
+def test_json_is_one_line_and_nothing_else(command_environment):
+    """The real work, on the tiny shape cut to one layer."""
+    arguments = ["--shape", "gemma_tiny", "--layers", "1", "--prompt", "4", "--new", "4"]
+    result = run(["bench", "--json", "--repeat", "1", *arguments], command_environment)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    (line,) = result.stdout.splitlines()
+    figures = json.loads(line)
+    assert figures["backend"] == keras.config.backend()
+    assert figures["model"] == "gemma_tiny_en" and figures["random_weights"]
+    assert figures["layers"] == 1 and figures["quantization"] == "none"
+    assert set(FIGURES) <= set(figures)
+
+
+def test_kernels(monkeypatch, measured, capsys):
+    monkeypatch.setattr("keras_gemma.benchmark.kernels.IN_A_ROW", (1, 1))
+    monkeypatch.setattr("keras_gemma.benchmark.kernels.LONG_ENOUGH", 1e-6)
+    monkeypatch.setattr("keras_gemma.benchmark.kernels.ROWS", (1, 8))
+    monkeypatch.setattr("keras_gemma.backend.memory_bandwidth", lambda: 47e9)
+    assert main(["bench", "--kernels", "--shape", "gemma_tiny"]) == 0
+    title, head, *lines = capsys.readouterr().out.splitlines()
+    assert "memory bandwidth 47 GB/s" in title
+    assert "form" in head and "1 row " in head and "8 rows" in head
+    assert len(lines) == 6 * 3
+    assert any("key, value" in line and "128 x 192" in line for line in lines)
