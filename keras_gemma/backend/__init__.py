@@ -23,6 +23,7 @@ layout that its compiler reads fastest, and nothing above this folder knows it.
     loop(proceed, step)                -> a function of (weights, state, limit): `step(weights,
                                        state)` while `proceed(state)`, at most `limit` times
     free_memory()                      bytes left on the device, or None where nobody says
+    peak_device_memory()               bytes at most on an accelerator so far; None on CPU
     memory_bandwidth()                 bytes/s that plain reading reaches on this machine
 
 `reference.py` says what matmul, embed, attend and write_cache mean, in `keras.ops` alone; the
@@ -52,6 +53,7 @@ else:
 uninitialized = _uninitialized.uninitialized
 packed_shape = _module.packed_shape
 pack = _module.pack
+peak_device_memory = _module.peak_device_memory
 unpack = _module.unpack
 matmul = _module.matmul
 embed = _module.embed
@@ -82,6 +84,7 @@ __all__ = [
     "memory_bandwidth",
     "pack",
     "packed_shape",
+    "peak_device_memory",
     "settle",
     "uninitialized",
     "unpack",

@@ -151,9 +151,14 @@ def free_memory() -> int | None:
     return host.free_memory() if _on_cpu() else None  # TensorFlow takes all of a GPU at its start
 
 
+def peak_device_memory() -> int | None:
+    return None if _on_cpu() else tf.config.experimental.get_memory_info("GPU:0")["peak"]
+
+
 def memory_bandwidth() -> float:
-    array = tf.ones((1 << 28,), tf.float32)
-    read = tf.function(tf.reduce_sum, jit_compile=True)
+    array = tf.ones((1 << 14, 1 << 14), tf.float32)
+    # A sum for each row: XLA would run one sum of all on a single thread.
+    read = tf.function(lambda array: tf.reduce_sum(array, axis=-1), jit_compile=True)
     read(array).numpy()
     fastest = float("inf")
     for _ in range(5):

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from keras.src.backend.torch.core import get_device
 from torch._dynamo import maybe_mark_dynamic
 from torch._dynamo.exc import BackendCompilerFailed, InternalTorchDynamoError, Unsupported
 from torch.utils._pytree import tree_leaves
@@ -191,8 +192,12 @@ def free_memory() -> int | None:
     return torch.cuda.mem_get_info()[0] + reserved
 
 
+def peak_device_memory() -> int | None:
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+
+
 def memory_bandwidth() -> float:
-    array = torch.ones(1 << 28, dtype=torch.float32)
+    array = torch.ones(1 << 28, dtype=torch.float32, device=get_device())
     fastest = float("inf")
     for _ in range(6):
         start = time.perf_counter()

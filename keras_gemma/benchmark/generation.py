@@ -95,6 +95,7 @@ def measure(make: Callable[[], Any], work: Work) -> dict[str, Any]:
     memory.forget_peak()
     seconds = time_calls(lm, work)
     generate_peak = memory.peak()
+    device_peak = backend.peak_device_memory()
 
     # Others may be using the machine: the better of two moments is nearer to what it can do.
     bandwidth = backend.memory_bandwidth()
@@ -132,6 +133,7 @@ def measure(make: Callable[[], Any], work: Work) -> dict[str, Any]:
         "tokens_per_second": _round(work.batch * work.new / seconds.whole),
         "peak_loading_gb": _over(before, load_peak),
         "peak_generating_gb": _over(before, generate_peak),
+        "peak_device_gb": device_peak and _round(device_peak / 1e9),
     }
 
 

@@ -210,6 +210,8 @@ def print_figures(figures: dict[str, Any]) -> None:
         ("peak memory, loading", *memory("peak_loading_gb")),
         ("peak memory, generating", *memory("peak_generating_gb")),
     ]
+    if figures["peak_device_gb"] is not None:
+        rows.append(("peak on the accelerator", *memory("peak_device_gb")))
     title = (
         f"{figures['model']}{', random weights' if figures['random_weights'] else ''}: "
         f"{figures['parameters'] / 1e6:,.0f} M parameters, {figures['layers']} layers, "

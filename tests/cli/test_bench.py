@@ -35,6 +35,7 @@ FIGURES = {
     "tokens_per_second": 15.0,
     "peak_loading_gb": 2.1,
     "peak_generating_gb": None,
+    "peak_device_gb": None,
 }
 
 
