@@ -64,7 +64,8 @@ def _rows_in_xla(x: tf.Tensor, packed: tf.Tensor) -> tf.Tensor:
         y = _product(packed, x, True)
     else:
         parts = tf.stack(tf.split(x, packed.shape[0], axis=1))
-        y = tf.reduce_sum(_product(packed, parts, True), axis=0)
+        # Not `reduce_sum`: fused with a product of this size it aborts the process.
+        y = tf.add_n(tf.unstack(_product(packed, parts, True)))
     return tf.transpose(tf.cast(y, x.dtype))
 
 

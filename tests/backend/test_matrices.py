@@ -45,6 +45,16 @@ def test_matmul_compiled(compile_part, rows, shape, dtype):
     assert_close(found, x @ weight.T, dtype)
 
 
+@pytest.mark.skipif(keras.config.backend() == "torch", reason="XLA chooses kernels by size")
+@pytest.mark.parametrize("rows", [2, 4])
+def test_matmul_of_a_published_size(rows):
+    weight = np.resize(normal(1_000_003, dtype="bfloat16"), (2304, 9216))
+    x = normal(rows, 9216, dtype="bfloat16", seed=1)
+    compiled = backend.fuse(lambda x, weights: backend.matmul(x, weights["matrix"]))
+    found = compiled(tensor(x, "bfloat16"), {"matrix": pack(weight, "matrix", "bfloat16")})
+    assert_close(found, x @ weight.T, "bfloat16")
+
+
 @pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="a graph's unknown sizes")
 def test_matmul_of_unknown_rows():
     import tensorflow as tf
