@@ -20,6 +20,8 @@ if Path(sys.argv[0]).stem != "keras-gemma":
     # `storage` is no public name: imported, it gives the classes their `from_preset`.
     from keras_gemma import models, samplers, storage, tokenizers  # noqa: F401
     from keras_gemma.causal_lm import GemmaCausalLM
+    from keras_gemma.completion.output import Completion
+    from keras_gemma.completion.settings import GenerationSettings
     from keras_gemma.conversion import from_keras_hub, to_keras_hub
     from keras_gemma.model.backbone import GemmaBackbone
     from keras_gemma.storage.upload import upload_preset
@@ -27,12 +29,14 @@ if Path(sys.argv[0]).stem != "keras-gemma":
     from keras_gemma.text.tokenizer import GemmaTokenizer
 
 __all__ = [
+    "Completion",
     "GemmaBackbone",
     "GemmaCausalLM",
     "GemmaCausalLMPreprocessor",
     "GemmaConfig",
     "GemmaPreprocessor",
     "GemmaTokenizer",
+    "GenerationSettings",
     "__version__",
     "from_keras_hub",
     "models",
