@@ -33,7 +33,10 @@ def test_in_the_place_of_keras_hub():
     assert keras_gemma.tokenizers.GemmaTokenizer is keras_gemma.GemmaTokenizer
     assert {"from_keras_hub", "to_keras_hub", "upload_preset"} <= set(keras_gemma.__all__)
     assert set(keras_gemma.samplers.__all__) >= {
+        "BeamSampler",
+        "ContrastiveSampler",
         "GreedySampler",
+        "MinPSampler",
         "RandomSampler",
         "TopKSampler",
         "TopPSampler",

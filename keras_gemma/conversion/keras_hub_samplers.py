@@ -14,6 +14,8 @@ _SAMPLERS = {
     "RandomSampler": ("seed", "temperature"),
     "TopKSampler": ("k", "seed", "temperature"),
     "TopPSampler": ("p", "k", "seed", "temperature"),
+    "BeamSampler": ("num_beams", "return_all_beams", "temperature"),
+    "ContrastiveSampler": ("k", "alpha", "temperature"),
 }
 """The samplers that both have, and their settings."""
 
@@ -27,6 +29,13 @@ def sampler_to(ours: Any) -> Any:
     if kind not in _SAMPLERS or type(ours) is not getattr(samplers, kind):
         _warn_of_sampler(f"{kind} is no sampler of KerasHub's")
         return "greedy"
+    if getattr(ours, "length_penalty", 0) != 0:
+        warnings.warn(
+            "KerasHub's beam search has no `length_penalty`: the new model compares sums. "
+            f"Received: length_penalty={ours.length_penalty}",
+            UserWarning,
+            stacklevel=3,
+        )
     if ours.temperature == 0:  # KerasHub divides by it
         return "greedy"
     return getattr(keras_hub().samplers, kind)(**_settings(ours, kind))

@@ -26,5 +26,6 @@ def check_memory(request: Request, config: GemmaConfig, dtype: str) -> None:
         raise ValueError(
             f"{len(request.prompts) * request.copies} rows need about {needed / 1e9:.1f} GB for "
             f"keys, values and logits, and {free / 1e9:.1f} GB are free. Pass fewer prompts at a "
-            "time, or a smaller `max_length`, `max_new_tokens` or `num_return_sequences`."
+            "time, or a smaller `max_length`, `max_new_tokens`, `num_return_sequences`, or fewer "
+            "beams or candidates."
         )

@@ -41,7 +41,8 @@ def test_gumbel_noise():
     program = backend.compile(lambda *args: gumbel(*args, 5000))
 
     def noise_of(seed, rows, step):
-        arguments = (ops.convert_to_tensor(x, dtype="int32") for x in (seed, rows, step))
+        seeds = np.broadcast_to(seed, np.shape(rows))
+        arguments = (ops.convert_to_tensor(x, dtype="int32") for x in (seeds, rows, step))
         return ops.convert_to_numpy(program(*arguments))
 
     rows, step = np.arange(4), np.zeros(4)

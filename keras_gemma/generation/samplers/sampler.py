@@ -177,7 +177,8 @@ def draw(logits: Any, state: dict[str, Any]) -> Any:
 def _by_row(name: str, value: Any, batch: int) -> np.ndarray:
     """`value` as an array `[B]`: one a row, or of each prompt, for all its copies."""
     value = np.ravel(np.asarray(value))
-    value = value.astype({"f": "float32", "i": "int32"}.get(value.dtype.kind, value.dtype))
+    if name != "seed":
+        value = value.astype("int32" if name == "top_k" else "float32")
     if batch % len(value):
         raise ValueError(
             f"`{name}` must be one value, or one for each of the {batch} rows. "
