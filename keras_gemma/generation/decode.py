@@ -12,7 +12,7 @@ from keras import ops
 from keras_gemma.config import GemmaConfig
 from keras_gemma.generation.feed import AS_THEY_ARE, Parts, feed
 from keras_gemma.generation.samplers import Sampler
-from keras_gemma.model.cache import Cache, resize
+from keras_gemma.model.cache import Cache, grow_cache, resize
 
 LogitsProcessor = Callable[[Any, Any], Any]
 """`(ids int32 [B, S], logits float32 [B, V]) -> logits`; ids are -1 behind each row's text."""
@@ -48,10 +48,7 @@ class DecodeState(NamedTuple):
         missing = capacity - self.text.shape[1]
         return self._replace(
             text=ops.pad(self.text, [(0, 0), (0, missing)], constant_values=-1),
-            cache=[
-                tuple(resize(a, size) if a.shape[1] < size else a for a in kept)
-                for kept, size in zip(self.cache, slots, strict=True)
-            ],
+            cache=grow_cache(self.cache, slots),
             log_probabilities=records,
         )
 

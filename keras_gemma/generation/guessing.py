@@ -10,10 +10,11 @@ from keras import ops
 
 from keras_gemma import backend
 from keras_gemma.generation.decode import DecodeState, step
-from keras_gemma.generation.judging import GUESSING, Guesses, is_greedy, likeliest, limit
+from keras_gemma.generation.judging import GUESSING, Guesses, is_greedy, likeliest
 from keras_gemma.generation.prefill import to_rings
+from keras_gemma.generation.samplers.random import limit
 from keras_gemma.generation.samplers.sampler import draw
-from keras_gemma.model.cache import Cache, repeat_rows, resize, slots_of_layers
+from keras_gemma.model.cache import Cache, grow_cache, repeat_rows, slots_of_layers
 
 if TYPE_CHECKING:
     from keras_gemma.generation.generator import Generator, Run
@@ -104,10 +105,7 @@ class ModelGuesser:
 
     def guess(self, state: DecodeState) -> Guesses:
         slots = slots_of_layers(self.generator.config, state.text.shape[1], self.tokens)
-        self.cache = [
-            tuple(resize(a, size) if a.shape[1] < size else a for a in kept)
-            for kept, size in zip(self.cache, slots, strict=True)
-        ]
+        self.cache = grow_cache(self.cache, slots)
         state = state._replace(cache=None, log_probabilities=None)
         ids, logits = [], []
         for _ in range(self.tokens + 1):  # the last one reads the last guess, and no more

@@ -11,8 +11,8 @@ from keras_gemma.backend.reference import LOWEST
 from keras_gemma.generation.decode import DecodeState, LogitsProcessor, advance
 from keras_gemma.generation.noise import gumbel
 from keras_gemma.generation.samplers import Sampler
-from keras_gemma.generation.samplers.filters import FILTERS
-from keras_gemma.generation.samplers.sampler import draw, tempered
+from keras_gemma.generation.samplers.random import limit
+from keras_gemma.generation.samplers.sampler import draw
 
 GUESSING, JUDGING = 1 << 28, 1 << 29
 """Added to a row's step, which is far smaller, they part the random numbers of a place in the text:
@@ -120,15 +120,6 @@ def judge_draw(
     rest = ops.maximum(p - q, 0.0)
     rest = ops.where(rest > 0, ops.log(rest), LOWEST)
     return ops.where(fits, guess, ops.cast(draw(rest, settings), "int32")), fits
-
-
-def limit(logits: Any, settings: dict[str, Any]) -> Any:
-    """Logits as a sampler draws from them: tempered, and what the filters leave of them."""
-    logits = tempered(logits, settings)
-    for name, keep in FILTERS.items():
-        if name in settings:
-            logits = keep(logits, settings[name])
-    return logits
 
 
 def probabilities(limited: Any, settings: dict[str, Any]) -> Any:

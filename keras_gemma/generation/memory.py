@@ -14,8 +14,13 @@ def bytes_needed(request: Request, config: GemmaConfig, dtype: str) -> int:
     rows = len(request.prompts) * request.copies
     length = 1 << math.ceil(math.log2(longest))  # caches grow by doubling
     dtype = dtype if dtype in BYTES_PER_ELEMENT else "float32"
-    logits = 3 * rows * config.vocabulary_size * BYTES_PER_ELEMENT["float32"]
-    return config.cache_bytes(rows, length, dtype) + int(logits)
+    places, caches = 1, config.cache_bytes(rows, length, dtype)
+    if request.draft is not None:
+        places = 2 * request.draft.tokens + 1
+        if request.draft.generator is not None:
+            caches += request.draft.generator.config.cache_bytes(rows, length, dtype)
+    logits = (2 + places) * rows * config.vocabulary_size * BYTES_PER_ELEMENT["float32"]
+    return caches + int(logits)
 
 
 def check_memory(request: Request, config: GemmaConfig, dtype: str) -> None:

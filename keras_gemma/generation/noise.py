@@ -54,5 +54,7 @@ def gumbel(seed: Any, rows: Any, step: Any, vocabulary_size: int) -> Any:
     tokens = ops.arange(vocabulary_size, dtype="int32")[None, :]
     bits, _ = threefry((seed[:, None], rows[:, None]), (step[:, None], tokens))
     bits = ops.bitwise_and(ops.right_shift(bits, 8), 0xFFFFFF)
-    uniform = (ops.cast(bits, "float32") + 0.5) * 2.0**-24  # in (0, 1), never either end
+    # In (0, 1), never either end: 24 bits and a half are one more than float32 has, so the last
+    # would round to 1, whose noise is infinite.
+    uniform = ops.minimum((ops.cast(bits, "float32") + 0.5) * 2.0**-24, 1 - 2.0**-24)
     return -ops.log(-ops.log(uniform))

@@ -75,6 +75,14 @@ def resize(array: Any, slots: int) -> Any:
     return ops.pad(array, [(0, 0), (0, slots - held), *rest])
 
 
+def grow_cache(cache: Cache, slots: list[int]) -> Cache:
+    """The cache with at least `slots` in each layer; what is large enough is not copied."""
+    return [
+        tuple(resize(array, size) if array.shape[1] < size else array for array in kept)
+        for kept, size in zip(cache, slots, strict=True)
+    ]
+
+
 def repeat_rows(array: Any, times: int) -> Any:
     """A copy of `array [B, ...]` with each row `times` times: `[B * times, ...]`.
 

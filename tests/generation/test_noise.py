@@ -4,6 +4,7 @@ import numpy as np
 from keras import ops
 
 from keras_gemma import backend
+from keras_gemma.generation import noise
 from keras_gemma.generation.noise import gumbel, threefry
 
 
@@ -61,3 +62,12 @@ def test_gumbel_noise():
     # A row's noise is its own, whatever stands beside it.
     alone = noise_of(7, rows[2:3], step[2:3])
     np.testing.assert_allclose(alone[0], noise[2], rtol=1e-6)
+
+
+def test_the_largest_number_is_finite(monkeypatch):
+    """Bits that are all ones: their noise is the largest, and not beyond every filter."""
+    ones = ops.convert_to_tensor(np.full((1, 3), -1, "int32"))
+    monkeypatch.setattr(noise, "threefry", lambda key, counter: (ones, ones))
+    zero = ops.zeros(1, dtype="int32")
+    found = ops.convert_to_numpy(noise.gumbel(zero, zero, zero, 3))
+    np.testing.assert_allclose(found, -np.log(2.0**-24), rtol=1e-3)

@@ -99,3 +99,5 @@ def test_slots_of_layers():
     assert slots_of_layers(GemmaConfig(**GEMMA2), 10) == [4, 10, 4, 10]
     assert slots_of_layers(GemmaConfig(**GEMMA2), 3) == [3, 3, 3, 3]
     assert slots_of_layers(GemmaConfig(**GEMMA1), 10) == [10, 10]
+    assert slots_of_layers(GemmaConfig(**GEMMA2), 10, slack=3) == [7, 10, 7, 10]
+    assert slots_of_layers(GemmaConfig(**GEMMA2), 5, slack=3) == [5, 5, 5, 5]

@@ -33,11 +33,16 @@ class DrawingSampler(Sampler):
         return "draw", *(name for name in FILTERS if name in self.settings())
 
     def choose(self, logits: Any, state: dict[str, Any]) -> Any:
-        logits = tempered(logits, state)
-        for name, keep in FILTERS.items():
-            if name in state:
-                logits = keep(logits, state[name])
-        return draw(logits, state)
+        return draw(limit(logits, state), state)
+
+
+def limit(logits: Any, state: dict[str, Any]) -> Any:
+    """Logits `[B, V]` tempered and filtered, as the settings in the sampler's `state` say."""
+    logits = tempered(logits, state)
+    for name, keep in FILTERS.items():
+        if name in state:
+            logits = keep(logits, state[name])
+    return logits
 
 
 def check_k(k: Any, name: str = "top_k") -> None:
