@@ -91,7 +91,8 @@ def matmul(x: tf.Tensor, packed: tf.Tensor) -> tf.Tensor:
 
 
 def embed(ids: tf.Tensor, packed: tf.Tensor) -> tf.Tensor:
-    return tf.gather(packed, ids)
+    # As a tensor: a lookup in a variable makes TensorFlow copy the whole of it first.
+    return tf.gather(tf.convert_to_tensor(packed), ids)
 
 
 def attend(
