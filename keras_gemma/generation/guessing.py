@@ -10,10 +10,10 @@ from keras import ops
 
 from keras_gemma import backend
 from keras_gemma.generation.decode import DecodeState, step
-from keras_gemma.generation.judging import GUESSING, Guesses, is_greedy, likeliest
+from keras_gemma.generation.judging import GUESSING, Guesses, is_greedy
 from keras_gemma.generation.prefill import to_rings
 from keras_gemma.generation.samplers.random import limit
-from keras_gemma.generation.samplers.sampler import draw
+from keras_gemma.generation.samplers.sampler import draw, likeliest
 from keras_gemma.model.cache import Cache, grow_cache, repeat_rows, slots_of_layers
 
 if TYPE_CHECKING:

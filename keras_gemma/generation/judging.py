@@ -12,7 +12,7 @@ from keras_gemma.generation.decode import DecodeState, LogitsProcessor, advance
 from keras_gemma.generation.noise import gumbel
 from keras_gemma.generation.samplers import Sampler
 from keras_gemma.generation.samplers.random import limit
-from keras_gemma.generation.samplers.sampler import draw
+from keras_gemma.generation.samplers.sampler import draw, likeliest
 
 GUESSING, JUDGING = 1 << 28, 1 << 29
 """Added to a row's step, which is far smaller, they part the random numbers of a place in the text:
@@ -127,11 +127,6 @@ def probabilities(limited: Any, settings: dict[str, Any]) -> Any:
     tokens = ops.arange(limited.shape[-1], dtype="int32")[None]
     sure = ops.cast(tokens == likeliest(limited)[:, None], "float32")
     return ops.where(settings["temperature"][:, None] > 0, ops.softmax(limited, axis=-1), sure)
-
-
-def likeliest(logits: Any) -> Any:
-    """The id of the largest of `logits [B, V]`, int32 `[B]`."""
-    return ops.cast(ops.argmax(logits, axis=-1), "int32")
 
 
 def is_greedy(sampler: Sampler) -> bool:

@@ -5,9 +5,8 @@ from collections.abc import Hashable
 from typing import Any
 
 import keras
-from keras import ops
 
-from keras_gemma.generation.samplers.sampler import Numbers, Sampler, Seeds
+from keras_gemma.generation.samplers.sampler import Numbers, Sampler, Seeds, likeliest
 
 
 @keras.saving.register_keras_serializable(package="keras_gemma")
@@ -25,4 +24,4 @@ class GreedySampler(Sampler):
         return "greedy"
 
     def choose(self, logits: Any, state: dict[str, Any]) -> Any:
-        return ops.argmax(logits, axis=-1)
+        return likeliest(logits)
