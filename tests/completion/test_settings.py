@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_gemma import samplers
 from keras_gemma.completion.settings import GenerationSettings
-from tests.generation.models import compile_lm, logits_of, make_lm
+from tests.generation.models import Script, compile_lm, logits_of, make_lm
 
 TEXTS = ["To be, or", "Whether 'tis nobler"]
 IDS = [[2, 9, 31, 8, 300], [2, 40]]
@@ -111,18 +110,6 @@ def test_several_texts_for_a_prompt(lm):
     assert lm.generate([TEXTS[0]] * 3, **settings) == rows[0]
     with pytest.raises(ValueError, match=r"`num_return_sequences` above 1 .* greedy"):
         lm.generate(TEXTS, num_return_sequences=2)
-
-
-class Script(samplers.Sampler):
-    """Writes down the same ids in every row, whatever the model thinks."""
-
-    def __init__(self, ids):
-        super().__init__()
-        self.ids = ids
-
-    def choose(self, logits, state):
-        ids = ops.convert_to_tensor(np.array(self.ids, "int32"))
-        return ops.take(ids, ops.minimum(state["step"], len(self.ids) - 1))
 
 
 def test_stop_strings_across_tokens(tiny_proto):

@@ -3,7 +3,9 @@
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
+from keras_gemma import samplers
 from keras_gemma.causal_lm import GemmaCausalLM
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
@@ -68,3 +70,15 @@ def logits_of(lm, ids, length=32):
     padded = np.zeros((1, length), "int32")
     padded[0, : len(ids)] = ids
     return keras.ops.convert_to_numpy(lm.score(padded))[0, : len(ids)]
+
+
+class Script(samplers.Sampler):
+    """Writes down the same ids in every row, whatever the model thinks."""
+
+    def __init__(self, ids):
+        super().__init__()
+        self.ids = ids
+
+    def choose(self, logits, state):
+        ids = ops.convert_to_tensor(np.array(self.ids, "int32"))
+        return ops.take(ids, ops.minimum(state["step"], len(self.ids) - 1))

@@ -3,24 +3,11 @@
 import keras
 import numpy as np
 import pytest
-from keras import ops
 
 from keras_gemma import samplers
-from tests.generation.models import compile_lm, make_lm
+from tests.generation.models import Script, compile_lm, make_lm
 
 PROMPTS = [[2, 9, 31, 8, 300], [2, 40]]
-
-
-class Script(samplers.Sampler):
-    """Writes down the same ids in every row, whatever the model thinks."""
-
-    def __init__(self, ids):
-        super().__init__()
-        self.ids = ids
-
-    def choose(self, logits, state):
-        ids = ops.convert_to_tensor(np.array(self.ids, "int32"))
-        return ops.take(ids, ops.minimum(state["step"], len(self.ids) - 1))
 
 
 @pytest.fixture(scope="module")
