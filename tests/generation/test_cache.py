@@ -91,7 +91,10 @@ def test_logits_of_every_step(lm, texts):
 def test_local_layers_keep_the_window_alone():
     config = GemmaConfig(**CONFIGURATIONS["gemma2_grouped"])
     cache = to_rings(
-        make_cache(config, 1, 64, "float32"), ops.convert_to_tensor(np.array([9])), config, 64
+        make_cache(config, 1, 64, "float32"),
+        ops.convert_to_tensor(np.array([9], "int32")),
+        config,
+        64,
     )
     assert [tuple(keys.shape) for keys, _ in cache] == [(1, 4, 2, 8), (1, 64, 2, 8)] * 2
 
