@@ -13,19 +13,23 @@ WAVELENGTH = 10_000.0
 
 
 def rotary_angles(positions: Any, head_dim: int) -> tuple[Any, Any]:
-    """Cosine and sine of every pair's angle at `positions [B, T]` -> float32 `[B, T, 1, H/2]`.
+    """Cosine and signed sine of every element's angle at `positions [B, T]`.
 
-    Always float32: bfloat16 cannot tell position 257 from 256.
+    Returns:
+        Two of float32 `[B, T, 1, H]`: `(cos, cos)` and `(-sin, sin)`, by halves. Always float32:
+        bfloat16 cannot tell position 257 from 256. Whole heads, since XLA would compute halves
+        anew for each head of each layer.
     """
     exponents = ops.arange(0, head_dim, 2, dtype="float32") / head_dim
     frequencies = ops.power(WAVELENGTH, -exponents)
     angles = ops.cast(positions, "float32")[..., None, None] * frequencies
-    return ops.cos(angles), ops.sin(angles)
+    cos, sin = ops.cos(angles), ops.sin(angles)
+    return ops.concatenate([cos, cos], axis=-1), ops.concatenate([-sin, sin], axis=-1)
 
 
 def rotate(x: Any, cos: Any, sin: Any) -> Any:
     """Heads `x [B, T, N, H]` turned by their position's angles, in float32 until the end."""
     dtype = keras.backend.standardize_dtype(x.dtype)
-    first, second = ops.split(ops.cast(x, "float32"), 2, axis=-1)
-    turned = ops.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return ops.cast(turned, dtype)
+    x = ops.cast(x, "float32")
+    first, second = ops.split(x, 2, axis=-1)
+    return ops.cast(x * cos + ops.concatenate([second, first], axis=-1) * sin, dtype)
