@@ -14,7 +14,9 @@ layout that its compiler reads fastest, and nothing above this folder knows it.
     assign(variable, packed)           gives one a packed weight, whose memory it takes over where
                                        the framework can
     matmul(x, packed)                  `[..., in]` -> `[..., out]`
-    embed(ids, packed)                 `[...]` -> `[..., D]`, rows of a packed embedding
+    embed(ids, packed, dtype)          `[...]` -> `[..., D]`, rows of a packed embedding
+    quantized_spec, quantized_pack,    what the first and the next two of these are to a weight in
+    quantized_unpack                   8 or 4 bits (`quantized.py`); `matmul` and `embed` take both
     attend(q, k, v, mask, scale, cap)  `[B, T, N, H]`, soft cap and mask included
     write_cache(cache, new, slots)     `[B, R, K, H]` with `new [B, T, K, H]` at `slots [B, T]`,
                                        in place where the framework can
@@ -30,11 +32,15 @@ layout that its compiler reads fastest, and nothing above this folder knows it.
 tests compare every backend with it.
 """
 
+from typing import Any
+
 import keras
 import numpy as np
 
+from keras_gemma.backend import quantized as _quantized
 from keras_gemma.backend import uninitialized as _uninitialized
 from keras_gemma.backend.packing import empty, settle
+from keras_gemma.backend.quantized import Quantized
 
 _name = keras.config.backend()
 
@@ -55,8 +61,9 @@ packed_shape = _module.packed_shape
 pack = _module.pack
 peak_device_memory = _module.peak_device_memory
 unpack = _module.unpack
-matmul = _module.matmul
-embed = _module.embed
+quantized_spec = _module.quantized_spec
+quantized_pack = _module.quantized_pack
+quantized_unpack = _module.quantized_unpack
 attend = _module.attend
 write_cache = _module.write_cache
 compile = _module.compile
@@ -66,12 +73,26 @@ free_memory = _module.free_memory
 memory_bandwidth = _module.memory_bandwidth
 
 
+def matmul(x: Any, packed: Any) -> Any:
+    """`x [..., in]` times a packed weight `[out, in]`, of whatever bits -> `[..., out]`."""
+    product = _module.quantized_matmul if isinstance(packed, Quantized) else _module.matmul
+    return product(x, packed)
+
+
+def embed(ids: Any, packed: Any, dtype: str) -> Any:
+    """Rows `ids [...]` of a packed embedding `[V, D]`, of whatever bits -> `[..., D]`."""
+    if isinstance(packed, Quantized):
+        return _quantized.embed(ids, packed, dtype)
+    return _module.embed(ids, packed)
+
+
 def assign(variable: keras.Variable, packed: np.ndarray) -> None:
     """Give `variable` a packed weight of its dtype, which must not be changed afterwards."""
     _uninitialized.assign(variable, _module.adopt(packed))
 
 
 __all__ = [
+    "Quantized",
     "assign",
     "attend",
     "compile",
@@ -85,6 +106,9 @@ __all__ = [
     "pack",
     "packed_shape",
     "peak_device_memory",
+    "quantized_pack",
+    "quantized_spec",
+    "quantized_unpack",
     "settle",
     "uninitialized",
     "unpack",

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from keras_gemma.backend import host, one_query, packing, reference, stepping
+from keras_gemma.backend import host, one_query, packing, quantized, reference, stepping
 
 LEAST_MEMORY = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 """For float32 sums XLA on CPU widens what its library does not take. Left to its default order it
@@ -107,6 +107,12 @@ def matmul(x: jax.Array, packed: jax.Array) -> jax.Array:
             preferred_element_type=jnp.float32,
         ).astype(x.dtype)
     return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+quantized_spec = quantized.spec
+quantized_pack = quantized.pack
+quantized_unpack = quantized.unpack
+quantized_matmul = quantized.matmul
 
 
 def embed(ids: jax.Array, packed: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_gemma.backend import host, one_query, packing, reference, stepping
+from keras_gemma.backend import host, one_query, packing, quantized, reference, stepping
 
 _in_xla = ContextVar("in_xla", default=False)
 """Whether what is being traced will be compiled by XLA."""
@@ -88,6 +88,12 @@ def matmul(x: tf.Tensor, packed: tf.Tensor) -> tf.Tensor:
     y = tf.reshape(y, shape)
     y.set_shape([*x.shape[:-1], packed.shape[-2]])
     return y
+
+
+quantized_spec = quantized.spec
+quantized_pack = quantized.pack
+quantized_unpack = quantized.unpack
+quantized_matmul = quantized.matmul
 
 
 def embed(ids: tf.Tensor, packed: tf.Tensor) -> tf.Tensor:

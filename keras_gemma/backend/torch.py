@@ -21,7 +21,7 @@ from torch._dynamo import maybe_mark_dynamic
 from torch._dynamo.exc import BackendCompilerFailed, InternalTorchDynamoError, Unsupported
 from torch.utils._pytree import tree_leaves
 
-from keras_gemma.backend import host, packing, reference, stepping
+from keras_gemma.backend import host, packing, quantized, reference, stepping
 
 FEW_ROWS = 3
 """Up to so many rows, a product and a sum compiled by Inductor beats the library's product."""
@@ -95,6 +95,12 @@ def matmul(x: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
         y = torch.mm(packed, x.reshape(rows, -1).T).T.contiguous()
         return y.reshape(*x.shape[:-1], packed.shape[0])
     return F.linear(x, packed)
+
+
+quantized_spec = quantized.spec
+quantized_pack = quantized.pack
+quantized_unpack = quantized.unpack
+quantized_matmul = quantized.matmul
 
 
 def embed(ids: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:

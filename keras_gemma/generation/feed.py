@@ -6,6 +6,8 @@ Each row's tokens stand at positions of their own; what came before them is in t
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import keras
+
 from keras_gemma import backend
 from keras_gemma.config import GemmaConfig
 from keras_gemma.model.cache import Cache, cache_mask, slot_of
@@ -44,7 +46,8 @@ def feed(
     Returns:
         What the last block says of each, `[B, T, D]`, and the cache with them in it.
     """
-    x = backend.embed(token_ids, weights["head"]["token_embedding"])
+    dtype = keras.backend.standardize_dtype(weights["head"]["final_norm"].dtype)
+    x = backend.embed(token_ids, weights["head"]["token_embedding"], dtype)
     x = scale_embeddings(x, config.embedding_scale)
     rotary = rotary_angles(positions, config.head_dim)
     seen = {}  # masks and slots, which layers share

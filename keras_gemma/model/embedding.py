@@ -59,7 +59,7 @@ class ReversibleEmbedding(keras.layers.Layer):
     def call(self, inputs: Any, reverse: bool = False) -> Any:
         if reverse:
             return to_logits(inputs, self.tensor, self.logit_soft_cap)
-        return backend.embed(ops.cast(inputs, "int32"), self.tensor)
+        return backend.embed(ops.cast(inputs, "int32"), self.tensor, self.compute_dtype)
 
     def compute_output_spec(self, inputs: Any, reverse: bool = False) -> keras.KerasTensor:
         if reverse:

@@ -106,6 +106,6 @@ def test_assign(shape, kind, stored, given):
 def test_embed(shape, dtype):
     table = normal(11, 2560, dtype=dtype)
     ids = np.random.default_rng(0).integers(0, 11, shape).astype("int32")
-    found = backend.embed(ops.convert_to_tensor(ids), pack(table, "embedding", dtype))
+    found = backend.embed(ops.convert_to_tensor(ids), pack(table, "embedding", dtype), dtype)
     np.testing.assert_array_equal(to_numpy(found), to_numpy(reference.embed(ids, tensor(table))))
     np.testing.assert_array_equal(to_numpy(found), table[ids])
