@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from keras_gemma.backend import host, packing, quantized, reference, stepping
 
-FEW_ROWS = 3
+FEW_ROWS = 4
 """Up to so many rows, a product and a sum compiled by Inductor beats the library's product."""
 
 WEIGHT_FIRST = range(16, 65)
