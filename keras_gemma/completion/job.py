@@ -8,8 +8,9 @@ import numpy as np
 from keras_gemma.completion.output import Completion
 from keras_gemma.completion.prompts import Prompts, require_preprocessor, room_in_padding
 from keras_gemma.completion.settings import GenerationSettings
-from keras_gemma.generation.generator import Generator, Run
+from keras_gemma.generation.generator import Generator
 from keras_gemma.generation.request import Draft, Prefix, Request, Row
+from keras_gemma.generation.run import Run
 from keras_gemma.generation.samplers import GreedySampler, Sampler
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
 from keras_gemma.text.reading import to_ids

@@ -23,10 +23,11 @@ from keras_gemma.generation.decode import (
     process,
 )
 from keras_gemma.generation.feed import feed
-from keras_gemma.generation.generator import Generator, Run
+from keras_gemma.generation.generator import Generator
 from keras_gemma.generation.memory import check_memory
 from keras_gemma.generation.prefill import to_rings
 from keras_gemma.generation.request import Request, Row
+from keras_gemma.generation.run import Run
 from keras_gemma.generation.samplers.sampler import tempered
 
 

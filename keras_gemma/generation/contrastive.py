@@ -26,10 +26,11 @@ from keras_gemma.generation.decode import (
     process,
 )
 from keras_gemma.generation.feed import AS_THEY_ARE, Parts, feed
-from keras_gemma.generation.generator import Generator, Run
+from keras_gemma.generation.generator import Generator
 from keras_gemma.generation.memory import check_memory
 from keras_gemma.generation.prefill import to_rings
 from keras_gemma.generation.request import Request, Row
+from keras_gemma.generation.run import Run
 from keras_gemma.generation.samplers.sampler import tempered
 from keras_gemma.model.cache import Cache, repeat_rows, resize, slot_of
 from keras_gemma.model.normalization import rms_normalize

@@ -17,7 +17,8 @@ from keras_gemma.generation.samplers.sampler import draw, likeliest
 from keras_gemma.model.cache import Cache, grow_cache, repeat_rows, slots_of_layers
 
 if TYPE_CHECKING:
-    from keras_gemma.generation.generator import Generator, Run
+    from keras_gemma.generation.generator import Generator
+    from keras_gemma.generation.run import Run
 
 SHORTEST_MATCH, LONGEST_MATCH = 2, 8
 """Tokens at the end of a text that are looked up in it. A single one would nearly always be found

@@ -31,7 +31,7 @@ from keras_gemma.generation.request import Row
 from keras_gemma.model.cache import Cache
 
 if TYPE_CHECKING:
-    from keras_gemma.generation.generator import Run
+    from keras_gemma.generation.run import Run
 
 
 class SpeculativeRun:

@@ -11,7 +11,7 @@ from keras import ops, saving
 import keras_gemma
 from keras_gemma import samplers
 from keras_gemma.causal_lm import GemmaCausalLM
-from keras_gemma.generation import beam, generator
+from keras_gemma.generation import beam, buckets
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.samplers import BeamSampler
 from keras_gemma.storage import hugging_face
@@ -110,7 +110,7 @@ def test_rings_and_growing_caches(grouped, monkeypatch):
     found = search(grouped, sampler, new=14)
     for prompt, texts in zip(PROMPTS, found, strict=True):
         assert_same(texts, plain_search(grouped, prompt, 3, room=14))
-    monkeypatch.setattr(generator, "SMALLEST_CACHE", 8)
+    monkeypatch.setattr(buckets, "SMALLEST_CACHE", 8)
     for texts, again in zip(found, search(grouped, sampler, new=14), strict=True):
         assert_same(again, texts)
 

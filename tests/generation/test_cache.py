@@ -6,7 +6,7 @@ from keras import ops
 
 from keras_gemma import backend
 from keras_gemma.config import GemmaConfig
-from keras_gemma.generation import generator
+from keras_gemma.generation import buckets
 from keras_gemma.generation.feed import feed
 from keras_gemma.generation.prefill import read_chunk, to_rings
 from keras_gemma.model.cache import make_cache
@@ -106,18 +106,18 @@ def test_growing_and_chunks_change_nothing(lm, monkeypatch):
     """A cache of eight slots that doubles, and a prompt in chunks of sixteen."""
     prompts = [LONG, LONG[:3], LONG[5:38]]
     expected = lm.generate(prompts, max_new_tokens=25, stop_token_ids=None)
-    monkeypatch.setattr(generator, "SMALLEST_CACHE", 8)
-    monkeypatch.setattr(generator, "LARGEST_CHUNK", 16)
+    monkeypatch.setattr(buckets, "SMALLEST_CACHE", 8)
+    monkeypatch.setattr(buckets, "LARGEST_CHUNK", 16)
     assert lm.generate(prompts, max_new_tokens=25, stop_token_ids=None) == expected
     for prompt, text in zip(prompts, expected, strict=True):
         assert lm.generate([prompt], max_new_tokens=25, stop_token_ids=None) == [text]
 
 
 def test_chunks_are_buckets_and_bounded():
-    assert generator.chunks(0, 5, 1) == [(0, 16)]
-    assert generator.chunks(0, 1100, 1) == [(0, 512), (512, 512), (1024, 128)]
-    assert generator.chunks(30, 200, 4) == [(30, 128), (158, 64)]
-    assert generator.chunks(0, 40, 1000) == [(0, 16), (16, 16), (32, 16)]
+    assert buckets.chunks(0, 5, 1) == [(0, 16)]
+    assert buckets.chunks(0, 1100, 1) == [(0, 512), (512, 512), (1024, 128)]
+    assert buckets.chunks(30, 200, 4) == [(30, 128), (158, 64)]
+    assert buckets.chunks(0, 40, 1000) == [(0, 16), (16, 16), (32, 16)]
 
 
 def test_a_prefix_changes_nothing(lm):
@@ -135,9 +135,9 @@ def test_a_prefix_changes_nothing(lm):
 def test_what_a_prefix_shares_is_not_read_again(lm, monkeypatch):
     prefix = lm.prefill(LONG[:20])
     read = []
-    cut = generator.chunks
+    cut = buckets.chunks
     monkeypatch.setattr(
-        generator,
+        buckets,
         "chunks",
         lambda start, end, batch: read.append((start, end)) or cut(start, end, batch),
     )

@@ -9,7 +9,7 @@ from keras import ops
 
 import keras_gemma
 from keras_gemma import samplers
-from keras_gemma.generation import contrastive, generator
+from keras_gemma.generation import buckets, contrastive
 from keras_gemma.samplers import ContrastiveSampler
 from tests.generation.models import compile_lm, make_lm, on_torch
 
@@ -89,8 +89,8 @@ def test_rings_chunks_and_growing_caches(grouped, monkeypatch):
     prompts = [list(range(30, 48)), [2, 7]]
     found = search(grouped, ContrastiveSampler(k=3), prompts, new=12)
     assert found == [plain_search(grouped, prompt, 3, 0.6, room=12) for prompt in prompts]
-    monkeypatch.setattr(generator, "SMALLEST_CACHE", 8)
-    monkeypatch.setattr(generator, "LARGEST_CHUNK", 16)
+    monkeypatch.setattr(buckets, "SMALLEST_CACHE", 8)
+    monkeypatch.setattr(buckets, "LARGEST_CHUNK", 16)
     assert search(grouped, ContrastiveSampler(k=3), prompts, new=12) == found
     for prompt, row in zip(prompts, found, strict=True):
         assert search(grouped, ContrastiveSampler(k=3), [prompt], new=12) == [row]

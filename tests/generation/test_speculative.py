@@ -8,7 +8,7 @@ import pytest
 
 from keras_gemma import samplers
 from keras_gemma.causal_lm import GemmaCausalLM
-from keras_gemma.generation import generator, guessing, speculative
+from keras_gemma.generation import buckets, guessing, speculative
 from keras_gemma.generation.guessing import LONGEST_MATCH, SHORTEST_MATCH, look_up
 from keras_gemma.generation.request import Draft
 from keras_gemma.model.backbone import GemmaBackbone
@@ -115,7 +115,7 @@ def test_a_good_draft_spares_the_model_its_steps(lm, drafts, monkeypatch):
 def test_caches_grow(lm, drafts, name, monkeypatch):
     prompts = [*PROMPTS[:2], PROMPTS[2][:7]]  # all accepted, the fifth round ends with the buffer
     expected = generate(lm, prompts, max_new_tokens=40)
-    monkeypatch.setattr(generator, "SMALLEST_CACHE", 32)
+    monkeypatch.setattr(buckets, "SMALLEST_CACHE", 32)
     assert generate(lm, prompts, max_new_tokens=40, draft=drafts[name]) == expected
 
 
@@ -258,7 +258,7 @@ def small_drafts(small):
 @pytest.fixture
 def small_caches(monkeypatch):
     """For thousands of rows."""
-    monkeypatch.setattr(generator, "SMALLEST_CACHE", 16)
+    monkeypatch.setattr(buckets, "SMALLEST_CACHE", 16)
 
 
 def distribution(lm, prompt, temperature, top_k):
