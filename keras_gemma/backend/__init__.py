@@ -37,7 +37,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_gemma.backend import quantized as _quantized
 from keras_gemma.backend import uninitialized as _uninitialized
 from keras_gemma.backend.packing import empty, settle
 from keras_gemma.backend.quantized import Quantized
@@ -82,7 +81,7 @@ def matmul(x: Any, packed: Any) -> Any:
 def embed(ids: Any, packed: Any, dtype: str) -> Any:
     """Rows `ids [...]` of a packed embedding `[V, D]`, of whatever bits -> `[..., D]`."""
     if isinstance(packed, Quantized):
-        return _quantized.embed(ids, packed, dtype)
+        return _module.quantized_embed(ids, packed, dtype)
     return _module.embed(ids, packed)
 
 

@@ -113,6 +113,7 @@ quantized_spec = quantized.spec
 quantized_pack = quantized.pack
 quantized_unpack = quantized.unpack
 quantized_matmul = quantized.matmul
+quantized_embed = quantized.embed
 
 
 def embed(ids: jax.Array, packed: jax.Array) -> jax.Array:

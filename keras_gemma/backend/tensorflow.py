@@ -94,6 +94,7 @@ quantized_spec = quantized.spec
 quantized_pack = quantized.pack
 quantized_unpack = quantized.unpack
 quantized_matmul = quantized.matmul
+quantized_embed = quantized.embed
 
 
 def embed(ids: tf.Tensor, packed: tf.Tensor) -> tf.Tensor:

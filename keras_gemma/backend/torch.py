@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from keras.src.backend.torch.core import get_device
 from torch._dynamo import maybe_mark_dynamic
-from torch._dynamo.exc import BackendCompilerFailed, InternalTorchDynamoError, Unsupported
 from torch.utils._pytree import tree_leaves
 
-from keras_gemma.backend import host, packing, quantized, reference, stepping
+from keras_gemma.backend import host, packing, reference, stepping, torch_quantized
+from keras_gemma.backend.torch_quantized import NOT_COMPILED, written_out
 
 FEW_ROWS = 4
 """Up to so many rows, a product and a sum compiled by Inductor beats the library's product."""
@@ -57,14 +57,6 @@ def _for_inductor(x: torch.Tensor) -> bool:
     return x.device.type == "cpu" and torch.compiler.is_compiling()
 
 
-def _written_out(x: torch.Tensor) -> torch.Tensor:
-    """`x` itself, which Inductor stores before it goes on.
-
-    Otherwise it would compute a norm, say, anew for each row of the weight: 63 GB/s instead of 79.
-    """
-    return x.as_strided(x.shape, x.stride())
-
-
 def _few_rows(rows: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
     """`rows [R, in]` -> `[R, out]` as products and sums, which Inductor makes one loop.
 
@@ -89,7 +81,7 @@ def _few_rows(rows: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
 def matmul(x: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
     rows = x.numel() // x.shape[-1]
     if rows <= FEW_ROWS and _for_inductor(x):
-        y = _few_rows(_written_out(x.reshape(rows, -1)), packed)
+        y = _few_rows(written_out(x.reshape(rows, -1)), packed)
         return y.reshape(*x.shape[:-1], packed.shape[0])
     if rows in WEIGHT_FIRST and x.device.type == "cpu" and x.dtype == torch.bfloat16:
         y = torch.mm(packed, x.reshape(rows, -1).T).T.contiguous()
@@ -97,10 +89,11 @@ def matmul(x: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
     return F.linear(x, packed)
 
 
-quantized_spec = quantized.spec
-quantized_pack = quantized.pack
-quantized_unpack = quantized.unpack
-quantized_matmul = quantized.matmul
+quantized_spec = torch_quantized.spec
+quantized_pack = torch_quantized.pack
+quantized_unpack = torch_quantized.unpack
+quantized_matmul = torch_quantized.matmul
+quantized_embed = torch_quantized.embed
 
 
 def embed(ids: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
@@ -149,9 +142,6 @@ def compile(program: Callable[..., Any], donate: int | None = None) -> Callable[
 _compiled_code = threading.Lock()
 """Held while compiled code runs: it may compile first, and two threads would compile the same."""
 
-NOT_COMPILED = (BackendCompilerFailed, InternalTorchDynamoError, Unsupported)
-"""What PyTorch raises where it cannot compile. Errors of the function itself are none of these."""
-
 
 @cache
 def _warn_once() -> None:
@@ -188,7 +178,8 @@ def fuse(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def run(x: torch.Tensor, weights: dict[str, torch.Tensor], *args: Any) -> Any:
         nonlocal works
-        if works and sum(weight.nbytes for weight in weights.values()) >= WORTH_COMPILING:
+        arrays = [array for array in tree_leaves(weights) if array is not None]
+        if works and sum(array.nbytes for array in arrays) >= WORTH_COMPILING:
             _let_grow(args)
             try:
                 with _compiled_code:

@@ -1,0 +1,164 @@
+"""Weights of 8 and 4 bits on PyTorch: each form of their product against NumPy in float64."""
+
+import keras
+import ml_dtypes
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_gemma import backend
+from keras_gemma.backend import Quantized, quantized
+from tests.backend.arrays import normal, tensor, to_numpy
+
+pytestmark = [
+    pytest.mark.skipif(keras.config.backend() != "torch", reason="PyTorch's own layout"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),  # PyTorch's own
+]
+
+# (out, in, group size): whole lanes, fewer, one; groups of one word, of four and of sixteen.
+SHAPES = [(48, 96, 32), (24, 64, 16), (3, 40, 8), (32, 256, 128)]
+FORMATS = [(8, False), (4, False), (4, True)]
+format_names = ["8", "4", "4 with zeros"]
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+    """PyTorch's compiler, used for parts of any size."""
+    import torch
+
+    monkeypatch.setattr("keras_gemma.backend.torch.WORTH_COMPILING", 0)
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def plain_weight(out, length, group_size, bits, zeros):
+    """A random weight in the plain form."""
+    random = np.random.default_rng(out)
+    if bits == 8:
+        values = random.integers(-127, 128, (out, length)).astype("int8")
+        return Quantized(values, random.uniform(0.5, 2, out).astype("float32"))
+    low = 0 if zeros else -8
+    values = random.integers(low, low + 16, (out, length)).astype("int8")
+    groups = out, length // group_size
+    scales = random.uniform(0.5, 2, groups).astype(ml_dtypes.bfloat16)
+    offsets = random.integers(0, 16, groups).astype(ml_dtypes.bfloat16)
+    return Quantized(values, scales, offsets if zeros else None)
+
+
+def dequantized(plain):
+    """`[out, in]` in float64, from the definition."""
+    values = plain.values.astype("float64")
+    if plain.scales.ndim == 1:
+        return values * plain.scales[:, None].astype("float64")
+    size = values.shape[1] // plain.scales.shape[1]
+    zeros = 0 if plain.zeros is None else np.repeat(plain.zeros.astype("float64"), size, axis=1)
+    return (values - zeros) * np.repeat(plain.scales.astype("float64"), size, axis=1)
+
+
+def stored(plain, bits):
+    """On the device."""
+    packed = backend.quantized_pack(plain, "matrix", bits)
+    return Quantized(
+        *(None if array is None else tensor(array, array.dtype.name) for array in packed)
+    )
+
+
+@pytest.mark.parametrize(("bits", "zeros"), FORMATS, ids=format_names)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_packing_is_undone(shape, bits, zeros):
+    plain = plain_weight(*shape, bits, zeros)
+    packed = backend.quantized_pack(plain, "matrix", bits)
+    specified = backend.quantized_spec(shape[:2], "matrix", bits, shape[2], zeros)
+    unpacked = backend.quantized_unpack(packed, shape[:2])
+    for array, spec, before, after in zip(packed, specified, plain, unpacked, strict=True):
+        if before is None:
+            assert array is spec is after is None
+        else:
+            assert (array.shape, array.dtype.name) == spec
+            assert array.flags.c_contiguous
+            assert after.dtype == before.dtype
+            np.testing.assert_array_equal(after, before)
+
+
+def test_groups_of_odd_sizes_are_refused():
+    with pytest.raises(ValueError, match=r"group_size must be a multiple of 8.*group_size=20"):
+        backend.quantized_spec((16, 40), "matrix", 4, 20)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rows", [(), (1,), (1, 5), (40,)], ids=str)
+@pytest.mark.parametrize(("bits", "zeros"), FORMATS, ids=format_names)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_matmul(shape, bits, zeros, rows, dtype):
+    plain = plain_weight(*shape, bits, zeros)
+    x = normal(*rows, shape[1], dtype=dtype, seed=1)
+    check(backend.matmul(tensor(x, dtype), stored(plain, bits)), x, plain, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_matmul_compiled(dtype, compiler):
+    def products(x, weights):
+        return [backend.matmul(x[rows, shape], w) for (rows, shape, _), w in weights.items()]
+
+    plain = {
+        (rows, shape, form): plain_weight(*shape, *form)
+        for rows in (1, 2, 5, 40)
+        for shape in (SHAPES if rows == 1 else SHAPES[:1])
+        for form in FORMATS
+    }
+    weights = {key: stored(weight, key[2][0]) for key, weight in plain.items()}
+    x = {key[:2]: normal(key[0], key[1][1], dtype=dtype, seed=1) for key in plain}
+    found = backend.fuse(products)({key: tensor(rows, dtype) for key, rows in x.items()}, weights)
+    for y, (key, weight) in zip(found, plain.items(), strict=True):
+        check(y, x[key[:2]], weight, dtype)
+
+
+@pytest.mark.parametrize(("bits", "zeros"), FORMATS, ids=format_names)
+@pytest.mark.parametrize("shape", [(2000, 512, 32)], ids=str)
+def test_many_slices(shape, bits, zeros, compiler):
+    """More rows of the weight than are widened at once, and enough that a compiler does it."""
+    plain = plain_weight(*shape, bits, zeros)
+    x = normal(20, shape[1], dtype="bfloat16")
+    check(backend.matmul(tensor(x, "bfloat16"), stored(plain, bits)), x, plain, "bfloat16")
+
+
+@pytest.mark.parametrize(("bits", "zeros"), FORMATS, ids=format_names)
+def test_gradient(bits, zeros):
+    import torch
+
+    plain = plain_weight(*SHAPES[0], bits, zeros)
+    x = tensor(normal(5, SHAPES[0][1])).requires_grad_()
+    backend.matmul(x, stored(plain, bits)).sum().backward()
+    expected = np.broadcast_to(dequantized(plain).sum(0), x.shape)
+    np.testing.assert_allclose(x.grad.cpu().numpy(), expected, rtol=1e-4, atol=1e-2)
+    assert x.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("ids", [5, [0, 17, 2], [[1, 1], [0, 2]]], ids=str)
+@pytest.mark.parametrize(("bits", "zeros"), FORMATS, ids=format_names)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_embed(shape, bits, zeros, ids):
+    plain = plain_weight(*shape, bits, zeros)
+    ids = np.array(ids) % shape[0]
+    found = backend.embed(ops.convert_to_tensor(ids), stored(plain, bits), "float32")
+    np.testing.assert_allclose(to_numpy(found), dequantized(plain)[ids], rtol=1e-6)
+
+
+def check(found, x, plain, dtype):
+    """As near as sums in float32 are, or weights and results rounded to bfloat16."""
+    assert keras.backend.standardize_dtype(found.dtype) == dtype
+    expected = x.astype("float64") @ dequantized(plain).T
+    found = to_numpy(found)
+    assert found.shape == expected.shape
+    tolerance = {"float32": 1e-5, "bfloat16": 2**-7}[dtype] * np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+
+
+def test_the_plain_meaning_is_the_same():
+    """What other backends do with the plain layout, and the definition."""
+    plain = plain_weight(*SHAPES[0], 4, True)
+    packed = quantized.pack(plain, "matrix", 4)
+    arrays = Quantized(*(tensor(array, array.dtype.name) for array in packed))
+    found = to_numpy(quantized.dequantize(arrays, "float32"))
+    np.testing.assert_allclose(found, dequantized(plain), rtol=1e-6)
