@@ -9,12 +9,22 @@ import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import lru_cache, wraps
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from keras_gemma.backend import host, one_query, packing, quantized, reference, stepping
+from keras_gemma.backend import (
+    host,
+    one_query,
+    packing,
+    quantized,
+    reference,
+    stepping,
+    xla_quantized,
+)
+from keras_gemma.backend.quantized import Quantized
 
 _in_xla = ContextVar("in_xla", default=False)
 """Whether what is being traced will be compiled by XLA."""
@@ -90,11 +100,86 @@ def matmul(x: tf.Tensor, packed: tf.Tensor) -> tf.Tensor:
     return y
 
 
-quantized_spec = quantized.spec
-quantized_pack = quantized.pack
-quantized_unpack = quantized.unpack
-quantized_matmul = quantized.matmul
-quantized_embed = quantized.embed
+def _quantized() -> ModuleType:
+    """The layout of weights in 8 and 4 bits. On an accelerator XLA fuses widening and product."""
+    return xla_quantized if _on_cpu() else quantized
+
+
+def quantized_spec(
+    shape: tuple[int, int], kind: str, bits: int, group_size: int, zeros: bool = False
+) -> Quantized:
+    return _quantized().spec(shape, kind, bits, group_size, zeros)
+
+
+def quantized_pack(plain: Quantized, kind: str, bits: int) -> Quantized:
+    return _quantized().pack(plain, kind, bits)
+
+
+def quantized_unpack(packed: Quantized, shape: tuple[int, int]) -> Quantized:
+    return _quantized().unpack(packed, shape)
+
+
+def quantized_embed(ids: tf.Tensor, packed: Quantized, dtype: str) -> tf.Tensor:
+    return _quantized().embed(ids, packed, dtype)
+
+
+def _ones(lanes: int) -> tf.Tensor:
+    return tf.ones((1, lanes))
+
+
+@lru_cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return tf.function(function, jit_compile=True)
+
+
+def _few_rows_quantized(x: tf.Tensor, packed: Quantized) -> tf.Tensor:
+    return xla_quantized.few_rows(x, packed, _ones)
+
+
+def _widened(x: tf.Tensor, packed: Quantized) -> list[tf.Tensor]:
+    return xla_quantized.widen(packed, x.dtype.name)
+
+
+def _rows_quantized_in_xla(x: tf.Tensor, packed: Quantized) -> tf.Tensor:
+    def product(x: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
+        return _product(weight, x, True)
+
+    def each(function: Callable[..., Any], *arrays: tf.Tensor) -> tf.Tensor:
+        return tf.map_fn(
+            lambda elements: function(*elements), arrays, fn_output_signature=tf.float32
+        )
+
+    return xla_quantized.many_rows(x, packed, product, each, weight_first=True)
+
+
+def _rows_quantized(x: tf.Tensor, packed: Quantized) -> tf.Tensor:
+    """`x [rows, in]` -> `[rows, out]` in a plain graph: widened by XLA, multiplied by oneDNN."""
+    with tf.control_dependencies([x]):  # or all weights would be widened at the start
+        weights = _compiled(_widened)(x, packed)
+    y = 0.0
+    for part, weight in zip(xla_quantized.split(x, packed), weights, strict=True):
+        weight = weight if weight.shape.rank == 3 else weight[None]
+        products = tf.matmul(part, weight, transpose_b=True)
+        y += tf.reduce_sum(tf.cast(products, tf.float32), axis=0)
+    if packed.values.dtype == tf.int8:
+        y *= packed.scales
+    return tf.cast(y, x.dtype)
+
+
+def quantized_matmul(x: tf.Tensor, packed: Quantized) -> tf.Tensor:
+    if not _on_cpu():
+        return quantized.matmul(x, packed)
+    packed = Quantized(*(None if a is None else tf.convert_to_tensor(a) for a in packed))
+    rows = tf.reshape(x, (-1, x.shape[-1]))
+    if xla_quantized.in_passes(rows.shape[0], packed):
+        y = (_few_rows_quantized if _in_xla.get() else _compiled(_few_rows_quantized))(rows, packed)
+    elif _in_xla.get():
+        y = _rows_quantized_in_xla(rows, packed)
+    else:
+        y = _rows_quantized(rows, packed)
+    y = tf.reshape(y, tf.concat([tf.shape(x)[:-1], tf.shape(y)[-1:]], axis=0))
+    y.set_shape([*x.shape[:-1], packed.values.shape[-2]])
+    return y
 
 
 def embed(ids: tf.Tensor, packed: tf.Tensor) -> tf.Tensor:
