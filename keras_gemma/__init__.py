@@ -18,12 +18,13 @@ if Path(sys.argv[0]).stem != "keras-gemma":
     use_backend()  # before anything below imports Keras
 
     # `storage` is no public name: imported, it gives the classes their `from_preset`.
-    from keras_gemma import models, samplers, storage, tokenizers  # noqa: F401
+    from keras_gemma import models, quantization, samplers, storage, tokenizers  # noqa: F401
     from keras_gemma.causal_lm import GemmaCausalLM
     from keras_gemma.completion.output import Completion
     from keras_gemma.completion.settings import GenerationSettings
     from keras_gemma.conversion import from_keras_hub, to_keras_hub
     from keras_gemma.model.backbone import GemmaBackbone
+    from keras_gemma.quantization import QuantizationConfig
     from keras_gemma.storage.upload import upload_preset
     from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor, GemmaPreprocessor
     from keras_gemma.text.tokenizer import GemmaTokenizer
@@ -37,9 +38,11 @@ __all__ = [
     "GemmaPreprocessor",
     "GemmaTokenizer",
     "GenerationSettings",
+    "QuantizationConfig",
     "__version__",
     "from_keras_hub",
     "models",
+    "quantization",
     "samplers",
     "to_keras_hub",
     "tokenizers",

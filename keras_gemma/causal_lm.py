@@ -18,6 +18,13 @@ from keras_gemma.generation import samplers
 from keras_gemma.generation.generator import Generator
 from keras_gemma.generation.request import Draft, Prefix
 from keras_gemma.model.backbone import GemmaBackbone, check_layer_arguments
+from keras_gemma.model.calibration import mean_squares
+from keras_gemma.model.quantizable import (
+    OwnQuantize,
+    describe_weights,
+    forget_programs,
+    quantization_settings,
+)
 from keras_gemma.presettable import Presettable
 from keras_gemma.scoring.score import Intercept, score
 from keras_gemma.storage.gguf_writer import save_to_gguf
@@ -31,7 +38,7 @@ NUM_DRAFT_TOKENS = 4
 
 
 @keras.saving.register_keras_serializable(package="keras_gemma")
-class GemmaCausalLM(Presettable, ModelOfText):
+class GemmaCausalLM(Presettable, OwnQuantize, ModelOfText):
     """Gemma with its head: generates, scores and trains on text.
 
     As a Keras model it maps `{"token_ids", "padding_mask"}`, both `[B, T]`, to logits, float32
@@ -398,9 +405,75 @@ class GemmaCausalLM(Presettable, ModelOfText):
         """
         save_to_gguf(self, path, dtype)
 
-    def quantize(self, mode: Any = None, **kwargs: Any) -> None:
-        """Not available: raises a ValueError instead of leaving the weights as they are."""
-        self.backbone.quantize(mode, **kwargs)
+    def quantize(
+        self,
+        mode: Any,
+        group_size: int = 32,
+        zeros: bool = False,
+        embedding: str = "int8",
+        *,
+        calibration: Any = None,
+    ) -> None:
+        """Put the matrices into 8 or 4 bits, one after the other: no second model is in memory.
+
+        Generation, scores and saved presets go on with these weights; nothing is trained
+        afterwards. `from_preset(..., quantization=...)` does it while it loads.
+
+        Args:
+            mode: `"int8"`, with a scale a row; `"int4"`; or a `QuantizationConfig`.
+            group_size: of `"int4"`: how many numbers of a row share a scale.
+            zeros: of `"int4"`: whether each group has a zero point too.
+            embedding: of `"int4"`: bits of the embedding.
+            calibration: a few texts, or lists of ids, as the model will read: what they are
+                multiplied with decides where a matrix has to be most precise.
+
+        Raises:
+            ValueError: the model is quantized already, an unknown mode, rows that the groups do
+                not fill, or strings without a preprocessor.
+
+        Example:
+
+        ```python
+        import keras_gemma
+
+        lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
+        lm.quantize("int4", calibration=["First Citizen:\nBefore we proceed any further, hear"])
+        print(keras_gemma.quantization.report(lm))
+        ```
+        """
+        config = quantization_settings(mode, group_size, zeros, embedding)
+        importance = None
+        if calibration is not None and self.backbone.quantization is None:
+            calibration = [calibration] if is_text(calibration) else calibration
+            size = self.backbone.config.vocabulary_size
+            rows = read_prompts(calibration, self.preprocessor, size).ids
+            longest = self.backbone.config.context_length
+            importance = mean_squares(self.backbone, (row[None, :longest] for row in rows))
+        self.backbone.quantize(config, importance=importance)
+        forget_programs(self)
+
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        """`keras.Model.fit`, on strings too where there is a preprocessor."""
+        self._check_trainable()
+        return super().fit(*args, **kwargs)
+
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """`keras.Model.train_on_batch`, on strings too where there is a preprocessor."""
+        self._check_trainable()
+        return super().train_on_batch(*args, **kwargs)
+
+    def _check_trainable(self) -> None:
+        quantization = self.backbone.quantization
+        if quantization is not None and not self.trainable_variables:
+            raise ValueError(
+                f"Nothing of this model can be trained: its weights are {quantization.describe()}. "
+                "Train in floating point, and quantize afterwards."
+            )
+
+    def summary(self, *args: Any, print_fn: Any = None, **kwargs: Any) -> None:
+        """`keras.Model.summary`, and a line on the weights' dtype, quantization and bytes."""
+        super().summary(*args, print_fn=print_fn, **kwargs)
+        (print_fn or print)(describe_weights(self.backbone))
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -418,7 +491,8 @@ class GemmaCausalLM(Presettable, ModelOfText):
             if isinstance(config.get(name), dict):
                 config[name] = keras.saving.deserialize_keras_object(config[name])
         lm = cls(**config)
-        lm.trainable = trainable
+        if not trainable:  # True would wake what quantization froze
+            lm.trainable = False
         return lm
 
 

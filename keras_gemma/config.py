@@ -13,7 +13,10 @@ import dataclasses
 import math
 from typing import Any
 
-BYTES_PER_ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "int4": 0.5}
+BYTES_PER_ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+GROUP_SIZE = 32
+"""Numbers that share a scale in 4 bits, unless a model is quantized otherwise."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,8 +163,18 @@ class GemmaConfig:
         return sum(math.prod(shape) for shape in self.weight_shapes().values())
 
     def weight_bytes(self, dtype: str = "bfloat16") -> int:
-        """Bytes of the weights in `dtype`."""
-        return int(self.parameter_count * BYTES_PER_ELEMENT[dtype])
+        """Bytes of the weights in `dtype`.
+
+        `"int8"` and `"int4"` are what `quantize` makes of a bfloat16 model unless told otherwise:
+        the embedding in 8 bits, norms in bfloat16, a float32 scale for each row of 8 bits and a
+        bfloat16 one for each group of 4.
+        """
+        if dtype not in ("int8", "int4"):
+            return self.parameter_count * BYTES_PER_ELEMENT[dtype]
+        return sum(
+            _quantized_bytes(shape, 4 if dtype == "int4" and name != "token_embedding" else 8)
+            for name, shape in self.weight_shapes().items()
+        )
 
     def cache_slots(self, layer: int, length: int) -> int:
         """Positions that the cache of `layer` keeps for a text of `length` tokens."""
@@ -187,3 +200,13 @@ class GemmaConfig:
         """The config whose fields stand in `values`; other keys are ignored."""
         names = {field.name for field in dataclasses.fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in names})
+
+
+def _quantized_bytes(shape: tuple[int, ...], bits: int) -> int:
+    """Of a norm, or of a matrix in so many bits."""
+    if len(shape) == 1:
+        return shape[0] * BYTES_PER_ELEMENT["bfloat16"]
+    out, length = shape
+    if bits == 8:
+        return out * (length + BYTES_PER_ELEMENT["float32"])
+    return out * (length // 2 + length // GROUP_SIZE * BYTES_PER_ELEMENT["bfloat16"])

@@ -15,7 +15,8 @@ FLOORS = (
     ("presettable",),
     # The floors above it.
     ("backend", "text"),
-    ("model", "quantization"),
+    ("quantization",),
+    ("model",),
     ("storage", "generation", "scoring"),
     ("completion",),
     ("causal_lm",),

@@ -13,8 +13,9 @@ from keras import ops
 
 
 class Quantized(NamedTuple):
-    """A weight `[out, in]`. How many bits it has, `values` says: int8 holds 8, uint8 twice 4.
+    """A weight `[out, in]`. How many bits it has, `values` says: int8 holds 8, all others 4.
 
+    A backend may store 4 bits in another layout, such as words of eight.
     In the plain form, that of files and of the mathematics, `values` is int8 `[out, in]` for both:
     -127 to 127, or -8 to 7, or, with zero points, 0 to 15.
     """

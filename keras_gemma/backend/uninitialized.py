@@ -11,6 +11,9 @@ from typing import Any
 import keras
 from keras.src.backend.common import global_state
 
+QUANTIZED = ("int8", "uint8", "int32")
+"""Integers that are weights too."""
+
 _PENDING = "uninitialized_variables"  # Keras's list of what it is to initialise later
 
 
@@ -25,7 +28,8 @@ def uninitialized() -> Iterator[None]:
         made = global_state.get_global_attribute(_PENDING, [])[len(before) :]
         global_state.set_global_attribute(_PENDING, before)
     for variable in made:
-        if not keras.backend.is_float_dtype(variable.dtype):  # the state of a random generator
+        weight = keras.backend.is_float_dtype(variable.dtype) or variable.dtype in QUANTIZED
+        if not weight:  # the state of a random generator
             variable._deferred_initialize()
 
 

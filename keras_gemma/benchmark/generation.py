@@ -117,6 +117,7 @@ def measure(make: Callable[[], Any], work: Work) -> dict[str, Any]:
         "parameters": config.parameter_count,
         "layers": config.num_layers,
         "dtype": dtype,
+        "quantization": lm.backbone.quantization and lm.backbone.quantization.mode,
         **dataclasses.asdict(work),
         "bandwidth_gb_per_second": _round(bandwidth / 1e9),
         "best_product_gflop_per_second": _round(product / 1e9),

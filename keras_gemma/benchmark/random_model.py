@@ -16,7 +16,9 @@ PERIOD = 1_000_003
 """Random numbers that are drawn; they repeat. A prime, so that the rows of a matrix differ."""
 
 
-def random_model(config: GemmaConfig, dtype: str, preprocessor: Any = None) -> GemmaCausalLM:
+def random_model(
+    config: GemmaConfig, dtype: str, preprocessor: Any = None, quantization: Any = None
+) -> GemmaCausalLM:
     """A model of the sizes in `config`, with the same random weights each time.
 
     Takes the memory of its weights, and a few megabytes.
@@ -25,6 +27,7 @@ def random_model(config: GemmaConfig, dtype: str, preprocessor: Any = None) -> G
         config: the sizes.
         dtype: of weights and activations, such as `"bfloat16"`.
         preprocessor: as of `GemmaCausalLM`.
+        quantization: as of `GemmaBackbone`.
 
     Example:
 
@@ -37,9 +40,10 @@ def random_model(config: GemmaConfig, dtype: str, preprocessor: Any = None) -> G
     ```
     """
     with backend.uninitialized():
-        backbone = GemmaBackbone(**config.to_dict(), dtype=dtype)
+        backbone = GemmaBackbone(**config.to_dict(), dtype=dtype, quantization=quantization)
+    plain_dtype = backbone.variable_dtype
     for seed, weight in enumerate(backbone.named_weights().values()):
-        weight.take(weight.pack(random_array(weight.shape, weight.dtype, seed)))
+        weight.take(weight.pack(random_array(weight.shape, plain_dtype, seed)))
     return GemmaCausalLM(backbone, preprocessor)
 
 

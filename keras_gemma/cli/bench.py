@@ -12,7 +12,7 @@ import typer
 
 from keras_gemma import catalogue
 from keras_gemma.backend_choice import use_backend
-from keras_gemma.cli.generate import Backend, silence_frameworks
+from keras_gemma.cli.generate import Backend, Quantization, silence_frameworks
 from keras_gemma.config import GemmaConfig
 from keras_gemma.version import __version__
 
@@ -40,7 +40,10 @@ def bench(
         int | None, typer.Option(min=1, help="Of --shape: so many layers instead of all.")
     ] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="By default the preset's own.")] = None,
-    quantization: Annotated[str, typer.Option(help="Of the weights.")] = "none",
+    quantization: Annotated[
+        Quantization | None,
+        typer.Option(help="Bits of the matrices; by default as the model is stored."),
+    ] = None,
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 32,
     new: Annotated[int, typer.Option(min=2, help="Tokens that follow.")] = 32,
     batch: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 1,
@@ -59,7 +62,7 @@ def bench(
     ] = False,
 ) -> None:
     """Measure load, prompt, decoding and memory, and what the machine itself reaches."""
-    check_choice(preset, shape, layers, quantization)
+    check_choice(preset, shape, layers)
     name = find_shape(shape) if shape else preset or DEFAULT
     if debug:
         sys.excepthook = sys.__excepthook__
@@ -83,8 +86,9 @@ def bench(
         print_result = print_kernels
     else:
         check_context(config, work)
-        make = make_model(None if shape else name, config, chosen)
-        figures = {**head, "quantization": quantization, **measure(make, work)}
+        bits = quantization and quantization.value
+        make = make_model(None if shape else name, config, chosen, bits)
+        figures = {**head, **measure(make, work)}
         print_result = print_figures
     if as_json:
         print(json.dumps(figures))
@@ -92,20 +96,13 @@ def bench(
         print_result(figures)
 
 
-def check_choice(
-    preset: str | None, shape: str | None, layers: int | None, quantization: str
-) -> None:
+def check_choice(preset: str | None, shape: str | None, layers: int | None) -> None:
     """Raise a typer.BadParameter where the options contradict each other."""
     if preset is not None and shape is not None:
         raise typer.BadParameter("give --preset or --shape, not both", param_hint="--shape")
     if layers is not None and shape is None:
         raise typer.BadParameter(
             "a preset has the layers it has; give --shape with it", param_hint="--layers"
-        )
-    if quantization != "none":
-        raise typer.BadParameter(
-            f"this version computes with 16 and 32 bits alone: give none. Received: {quantization}",
-            param_hint="--quantization",
         )
 
 
@@ -135,14 +132,17 @@ def read_config(preset: str) -> GemmaConfig:
     return GemmaConfig.from_dict(reader_of(folder).read_backbone(folder))
 
 
-def make_model(preset: str | None, config: GemmaConfig, dtype: str | None) -> Callable[[], Any]:
+def make_model(
+    preset: str | None, config: GemmaConfig, dtype: str | None, quantization: str | None
+) -> Callable[[], Any]:
     """What loads `preset`, or makes random weights where it is None."""
     from keras_gemma.benchmark.random_model import random_model
     from keras_gemma.causal_lm import GemmaCausalLM
 
     if preset is None:
-        return lambda: random_model(config, dtype)
-    return lambda: GemmaCausalLM.from_preset(preset, dtype=dtype, preprocessor=None)
+        return lambda: random_model(config, dtype, quantization=quantization)
+    arguments = {"dtype": dtype, "preprocessor": None, "quantization": quantization}
+    return lambda: GemmaCausalLM.from_preset(preset, **arguments)
 
 
 def measure_all_kernels(config: GemmaConfig, dtype: str) -> dict[str, Any]:
@@ -215,7 +215,8 @@ def print_figures(figures: dict[str, Any]) -> None:
     title = (
         f"{figures['model']}{', random weights' if figures['random_weights'] else ''}: "
         f"{figures['parameters'] / 1e6:,.0f} M parameters, {figures['layers']} layers, "
-        f"{figures['dtype']}, on {figures['backend']}; prompt {figures['prompt']}, "
+        f"{figures['dtype']}, {figures['quantization'] or 'not quantized'}, "
+        f"on {figures['backend']}; prompt {figures['prompt']}, "
         f"new {figures['new']}, batch {figures['batch']}, best of {figures['repeat']}"
     )
     print_table(title, ("", "measured", ""), rows)

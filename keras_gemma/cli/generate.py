@@ -27,6 +27,13 @@ class SamplerName(StrEnum):
     CONTRASTIVE = "contrastive"
 
 
+class Quantization(StrEnum):
+    """Bits of the matrices."""
+
+    INT8 = "int8"
+    INT4 = "int4"
+
+
 def generate(
     prompts: Annotated[
         list[str] | None,
@@ -69,6 +76,10 @@ def generate(
     dtype: Annotated[
         str | None, typer.Option(help="Of weights and activations, e.g. bfloat16.")
     ] = None,
+    quantization: Annotated[
+        Quantization | None,
+        typer.Option(help="Bits of the matrices; by default as the model is stored."),
+    ] = None,
     backend: Annotated[
         Backend | None, typer.Option(help="By default KERAS_BACKEND, or the first installed.")
     ] = None,
@@ -107,7 +118,8 @@ def generate(
         GenerationSettings(**given)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    lm = GemmaCausalLM.from_preset(model, dtype=dtype)
+    bits = {"quantization": quantization.value} if quantization else {}
+    lm = GemmaCausalLM.from_preset(model, dtype=dtype, **bits)
     settings = {"max_new_tokens": max_new_tokens, "strip_prompt": strip_prompt, **given}
     outputs = lm.generate(texts, **settings)
     for prompt, text in zip(texts, outputs, strict=True):

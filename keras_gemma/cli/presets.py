@@ -12,10 +12,7 @@ import typer
 from keras_gemma import catalogue
 
 DTYPES = ("float32", "bfloat16", "int8", "int4")
-UNAVAILABLE = ("int8", "int4")
-FOOTNOTE = "* the parameters alone: this version cannot quantize yet"
-
-DROPPED = ("int8*", "int4*", "license", "float32", "context", "parameters", "bfloat16", "weights")
+DROPPED = ("license", "float32", "int8", "int4", "context", "parameters", "bfloat16", "weights")
 """The columns that a narrow terminal does without, one after the other."""
 PIPE_WIDTH = 400
 """Characters a line may have where no terminal sets a limit."""
@@ -34,7 +31,7 @@ def presets(
 
 
 def describe(preset: catalogue.Preset) -> dict[str, Any]:
-    """What the command tells of `preset`; memory is in bytes, and that of the weights alone."""
+    """What the command tells of `preset`; memory is in bytes, that of the weights alone."""
     return {
         "name": preset.name,
         "parameters": preset.config.parameter_count,
@@ -86,16 +83,11 @@ def print_table(described: list[dict[str, Any]]) -> None:
             break
         columns.remove(name)
     console.print(make(columns))
-    if any(name.endswith("*") for name in columns):
-        console.print(FOOTNOTE)
 
 
 def _cells(entry: dict[str, Any]) -> dict[str, str]:
     """A row of the table: the columns and what they say."""
-    memory = {
-        f"{dtype}*" if dtype in UNAVAILABLE else dtype: _gigabytes(entry["memory"][dtype])
-        for dtype in DTYPES
-    }
+    memory = {dtype: _gigabytes(entry["memory"][dtype]) for dtype in DTYPES}
     return {
         "preset": entry["name"],
         "parameters": f"{entry['parameters'] / 1e6:,.1f} M",

@@ -52,6 +52,7 @@ def to_keras_hub(item: Any) -> Any:
     Raises:
         ImportError: KerasHub is not installed.
         TypeError: something else.
+        ValueError: a quantized model.
 
     A `UserWarning` names what KerasHub will compute otherwise than this package.
 
@@ -142,6 +143,12 @@ def from_keras_hub(item: Any) -> Any:
 
 
 def _backbone_to(ours: GemmaBackbone) -> Any:
+    if ours.quantization is not None:
+        raise ValueError(
+            "KerasHub cannot hold weights quantized as here: convert the model as it was before, "
+            "or save it by `lm.save_to_hugging_face(folder)`, which writes floating-point "
+            f"numbers. Received: {ours.name!r} in {ours.quantization.describe()}"
+        )
     with uninitialized():
         theirs = keras_hub().models.GemmaBackbone(
             **ours.config.to_keras_hub(), dtype=ours.dtype_policy.name, name=ours.name

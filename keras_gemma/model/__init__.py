@@ -9,8 +9,12 @@ In the order of the data:
     normalization.py   RMS norm
     rope.py            rotary position embedding
     linear.py          a matrix
+    matrix.py          the variables of a matrix, plain or quantized
     initialization.py  what a matrix starts from
     cache.py           keys and values of the text so far
     head.py            hidden states to logits
     backbone.py        all blocks in a row
+    named_weight.py    its weights by name, as files know them
+    quantizable.py     what models with and without a head share when they are quantized
+    calibration.py     what each matrix is multiplied with, on given texts
 """

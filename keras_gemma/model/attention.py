@@ -12,6 +12,7 @@ from keras import ops
 from keras_gemma import backend
 from keras_gemma.config import GemmaConfig
 from keras_gemma.model.linear import Linear
+from keras_gemma.model.matrix import matmul
 from keras_gemma.model.rope import rotate
 
 
@@ -44,7 +45,7 @@ def project(
     b, t = ops.shape(x)[0], ops.shape(x)[1]
 
     def heads(name: str, count: int) -> Any:
-        return ops.reshape(backend.matmul(x, weights[name]), (b, t, count, config.head_dim))
+        return ops.reshape(matmul(x, weights[name]), (b, t, count, config.head_dim))
 
     query = heads("query", config.num_query_heads)
     key = heads("key", config.num_key_value_heads)
@@ -88,22 +89,22 @@ def attention(
     )
     b, t = ops.shape(x)[0], ops.shape(x)[1]
     heads = ops.reshape(heads, (b, t, config.num_query_heads * config.head_dim))
-    return backend.matmul(heads, weights["output"]), (key, value)
+    return matmul(heads, weights["output"]), (key, value)
 
 
 @keras.saving.register_keras_serializable(package="keras_gemma")
 class GemmaAttention(keras.layers.Layer):
     """Holds the four matrices of one attention half."""
 
-    def __init__(self, config: GemmaConfig, **kwargs: Any) -> None:
+    def __init__(self, config: GemmaConfig, quantization: Any = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         queries = config.num_query_heads * config.head_dim
         keys = config.num_key_value_heads * config.head_dim
-        policy = self.dtype_policy
-        self.query_dense = Linear(queries, dtype=policy, name="query")
-        self.key_dense = Linear(keys, dtype=policy, name="key")
-        self.value_dense = Linear(keys, dtype=policy, name="value")
-        self.output_dense = Linear(config.hidden_dim, dtype=policy, name="attention_output")
+        how = {"quantization": quantization, "dtype": self.dtype_policy}
+        self.query_dense = Linear(queries, **how, name="query")
+        self.key_dense = Linear(keys, **how, name="key")
+        self.value_dense = Linear(keys, **how, name="value")
+        self.output_dense = Linear(config.hidden_dim, **how, name="attention_output")
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         for layer in (self.query_dense, self.key_dense, self.value_dense):

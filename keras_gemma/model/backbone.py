@@ -1,52 +1,26 @@
 """The backbone: ids to hidden states, through every block."""
 
-import dataclasses
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
-from keras_gemma import backend
 from keras_gemma.config import GemmaConfig
-from keras_gemma.model.decoder_block import GemmaDecoderBlock
+from keras_gemma.model.attention import causal_mask
+from keras_gemma.model.decoder_block import GemmaDecoderBlock, decoder_block
 from keras_gemma.model.embedding import ReversibleEmbedding, scale_embeddings
+from keras_gemma.model.matrix import MatrixLayer
+from keras_gemma.model.named_weight import NamedWeight, QuantizedWeight
 from keras_gemma.model.normalization import RMSNormalization
+from keras_gemma.model.quantizable import (
+    OwnQuantize,
+    describe_weights,
+    forget_programs,
+    quantization_settings,
+)
+from keras_gemma.model.rope import rotary_angles
 from keras_gemma.presettable import Presettable
-
-
-@dataclasses.dataclass(frozen=True)
-class NamedWeight:
-    """One weight as files know it: matrices `[out, in]`, whatever the stored layout."""
-
-    variable: keras.Variable
-    shape: tuple[int, ...]
-    kind: str
-
-    @property
-    def dtype(self) -> str:
-        return self.variable.dtype
-
-    def pack(self, array: np.ndarray) -> np.ndarray:
-        """`array`, of `shape`, in the variable's dtype and layout; in its own memory if it can."""
-        if tuple(array.shape) != self.shape:
-            raise ValueError(
-                f"{self.variable.path} takes an array of shape {self.shape}. "
-                f"Received: array.shape={tuple(array.shape)}"
-            )
-        return backend.pack(array, self.kind, self.dtype)
-
-    def take(self, packed: np.ndarray) -> None:
-        """Store what `pack` gave; the variable may live on in its memory."""
-        backend.assign(self.variable, packed)
-
-    def assign(self, array: np.ndarray) -> None:
-        """Store a copy of `array`, of `shape`, in the variable's dtype and layout."""
-        self.take(self.pack(np.array(array)))
-
-    def numpy(self) -> np.ndarray:
-        """The weight as a NumPy array of `shape`."""
-        return backend.unpack(ops.convert_to_numpy(self.variable.value), self.shape)
+from keras_gemma.quantization import QuantizationConfig, to_config
 
 
 def check_layer_arguments(cls: type, arguments: dict[str, Any]) -> None:
@@ -63,7 +37,7 @@ def check_layer_arguments(cls: type, arguments: dict[str, Any]) -> None:
 
 
 @keras.saving.register_keras_serializable(package="keras_gemma")
-class GemmaBackbone(Presettable, keras.Model):
+class GemmaBackbone(Presettable, OwnQuantize, keras.Model):
     """Gemma without its head: `{"token_ids", "padding_mask"}`, both `[B, T]`, -> `[B, T, D]`.
 
     Args:
@@ -82,15 +56,17 @@ class GemmaBackbone(Presettable, keras.Model):
         dropout: share of what each half block adds that is dropped in training.
         dtype: a dtype or policy, such as `"bfloat16"` or `"mixed_bfloat16"`.
         context_length: tokens that prompt and answer together may have; it shapes no weight.
+        quantization: `"int8"`, `"int4"`, a `QuantizationConfig` or its dictionary: the matrices
+            have so many bits, are zero until they are loaded, and are not trained, nor are norms.
+            By default they are in floating point; `quantize` changes that later.
 
     Raises:
-        ValueError: sizes that do not fit together.
+        ValueError: sizes that do not fit together, or that quantization does not fit.
 
     Example:
 
     ```python
-    import numpy as np
-    from keras_gemma import GemmaBackbone
+        from keras_gemma import GemmaBackbone
 
     backbone = GemmaBackbone(
         vocabulary_size=512, num_layers=2, num_query_heads=4, num_key_value_heads=1,
@@ -121,6 +97,7 @@ class GemmaBackbone(Presettable, keras.Model):
         dropout: float = 0.0,
         dtype: Any = None,
         context_length: int = 8192,
+        quantization: Any = None,
         **kwargs: Any,
     ) -> None:
         config = GemmaConfig(
@@ -144,15 +121,21 @@ class GemmaBackbone(Presettable, keras.Model):
         )
         check_layer_arguments(type(self), kwargs)
         policy = keras.dtype_policies.get(dtype)
+        quantization = to_config(quantization)
+        if quantization is not None:
+            quantization.check_shapes(config.weight_shapes())
         embedding = ReversibleEmbedding(
             vocabulary_size,
             hidden_dim,
             final_logit_soft_cap,
+            quantization,
             dtype=policy,
             name="token_embedding",
         )
         blocks = [
-            GemmaDecoderBlock(config, layer, dtype=policy, name=f"decoder_block_{layer}")
+            GemmaDecoderBlock(
+                config, layer, quantization, dtype=policy, name=f"decoder_block_{layer}"
+            )
             for layer in range(num_layers)
         ]
         final_norm = RMSNormalization(layer_norm_epsilon, dtype=policy, name="final_normalization")
@@ -169,6 +152,13 @@ class GemmaBackbone(Presettable, keras.Model):
         )
         self.dtype_policy = policy
         self.config = config
+        if quantization is not None:
+            self._freeze_norms()
+
+    @property
+    def quantization(self) -> QuantizationConfig | None:
+        """How the matrices are quantized; None in floating point."""
+        return self.token_embedding.quantization
 
     @property
     def token_embedding(self) -> ReversibleEmbedding:
@@ -204,30 +194,98 @@ class GemmaBackbone(Presettable, keras.Model):
             },
         }
 
-    def named_weights(self) -> dict[str, NamedWeight]:
+    def holders(self) -> dict[str, MatrixLayer | RMSNormalization]:
+        """The layer that holds each weight, by the weight's name in `weight_shapes`."""
+        holders: dict[str, Any] = {"token_embedding": self.token_embedding}
+        for i, block in enumerate(self.transformer_layers):
+            holders |= {f"layers.{i}.{part}": held for part, held in block.holders().items()}
+        return {**holders, "final_norm": self.layer_norm}
+
+    def named_weights(self) -> dict[str, NamedWeight | QuantizedWeight]:
         """Every weight by its name in `GemmaConfig.weight_shapes`, to read and to assign."""
         shapes = self.config.weight_shapes()
-        weights = {
-            "token_embedding": NamedWeight(
-                self.token_embedding.embeddings, shapes["token_embedding"], "embedding"
-            )
-        }
-        for i, block in enumerate(self.transformer_layers):
-            for part, holder in block.holders().items():
-                name = f"layers.{i}.{part}"
-                if isinstance(holder, RMSNormalization):
-                    weights[name] = NamedWeight(holder.scale, shapes[name], "norm")
-                else:
-                    weights[name] = NamedWeight(holder.kernel, shapes[name], "matrix")
-        weights["final_norm"] = NamedWeight(self.layer_norm.scale, shapes["final_norm"], "norm")
-        return weights
+        return {name: _named(name, holder, shapes[name]) for name, holder in self.holders().items()}
 
-    def quantize(self, mode: Any = None, **kwargs: Any) -> None:
-        """Not available: raises a ValueError instead of leaving the weights as they are."""
-        raise ValueError(
-            "This version computes with 16 and 32 bits alone: load with `dtype='bfloat16'`. "
-            f"Received: mode={mode!r}"
-        )
+    def quantize(
+        self,
+        mode: Any,
+        group_size: int = 32,
+        zeros: bool = False,
+        embedding: str = "int8",
+        importance: dict[str, Any] | None = None,
+    ) -> None:
+        """Put the matrices into 8 or 4 bits, one after the other: no second model is in memory.
+
+        Nothing is trained afterwards. Norms stay as they are. A `GemmaCausalLM` around this
+        backbone has a `quantize` of its own.
+
+        Args:
+            mode: `"int8"`, `"int4"`, or a `QuantizationConfig` with all the rest.
+            group_size, zeros, embedding: as of `QuantizationConfig`.
+            importance: what a squared error in each column of a matrix counts, `[in]`, by the
+                matrix's name in `named_weights`; by default all the same.
+
+        Raises:
+            ValueError: the model is quantized already, an unknown mode, or rows that the groups
+                do not fill.
+
+        Example:
+
+        ```python
+        import keras_gemma
+
+        backbone = keras_gemma.GemmaBackbone.from_preset("gemma_tiny_en")
+        backbone.quantize("int4", embedding="int4")
+        print(keras_gemma.quantization.report(backbone))
+        ```
+        """
+        config = quantization_settings(mode, group_size, zeros, embedding)
+        if self.quantization is not None:
+            raise ValueError(
+                f"The model is quantized already ({self.quantization.describe()}), and each time "
+                "costs precision: load it again in floating point, or with "
+                f"`from_preset(..., quantization=...)`. Received: mode={mode!r}"
+            )
+        config.check_shapes(self.config.weight_shapes())
+        importance = importance or {}
+        for name, holder in self.holders().items():
+            if isinstance(holder, MatrixLayer):
+                holder.quantize_matrix(name, config, importance.get(name))
+        self._freeze_norms()
+        forget_programs(self)
+
+    def _freeze_norms(self) -> None:
+        for holder in self.holders().values():
+            if isinstance(holder, RMSNormalization):
+                holder.trainable = False
+
+    def hidden_states(self, token_ids: Any, observe: Any) -> Any:
+        """Read ids `[B, T]`, without padding -> `[B, T, D]`, for somebody who looks on.
+
+        Args:
+            observe: `(name, packed)` -> what stands in the place of a block's packed matrix.
+        """
+        t = token_ids.shape[1]
+        positions = ops.arange(t, dtype="int32")[None]
+        rotary = rotary_angles(positions, self.config.head_dim)
+        attended = ops.ones(token_ids.shape, dtype="bool")
+        x = scale_embeddings(self.token_embedding(token_ids), self.config.embedding_scale)
+        for i, block in enumerate(self.transformer_layers):
+            holders = block.holders()
+            weights = {
+                name: observe(f"layers.{i}.{name}", tensor)
+                if isinstance(holders[name], MatrixLayer)
+                else tensor
+                for name, tensor in block.tensors().items()
+            }
+            mask = causal_mask(attended, self.config.window(i))
+            x, _ = decoder_block(x, weights, self.config, rotary, mask)
+        return self.layer_norm(x)
+
+    def summary(self, *args: Any, print_fn: Any = None, **kwargs: Any) -> None:
+        """`keras.Model.summary`, and a line on the weights' dtype, quantization and bytes."""
+        super().summary(*args, print_fn=print_fn, **kwargs)
+        (print_fn or print)(describe_weights(self))
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -235,6 +293,7 @@ class GemmaBackbone(Presettable, keras.Model):
             "trainable": self.trainable,
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
             **self.config.to_dict(),
+            "quantization": self.quantization and self.quantization.to_dict(),
         }
 
     @classmethod
@@ -242,5 +301,14 @@ class GemmaBackbone(Presettable, keras.Model):
         config = dict(config)
         trainable = config.pop("trainable", True)
         backbone = cls(**config)
-        backbone.trainable = trainable
+        if not trainable:  # True would wake what quantization froze
+            backbone.trainable = False
         return backbone
+
+
+def _named(name: str, holder: Any, shape: tuple[int, ...]) -> NamedWeight | QuantizedWeight:
+    if isinstance(holder, RMSNormalization):
+        return NamedWeight(holder.scale, shape, "norm")
+    if holder.quantization is not None:
+        return QuantizedWeight(name, holder, shape, holder.kind)
+    return NamedWeight(holder.variables_of_matrix, shape, holder.kind)

@@ -57,23 +57,26 @@ def decoder_block(
 class GemmaDecoderBlock(keras.layers.Layer):
     """Holds the weights of one block; `layer` is its 0-based place, which decides its window."""
 
-    def __init__(self, config: GemmaConfig, layer: int, **kwargs: Any) -> None:
+    def __init__(
+        self, config: GemmaConfig, layer: int, quantization: Any = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.config = config
         self.layer = layer
         policy = self.dtype_policy
+        how = {"quantization": quantization, "dtype": policy}
 
         def norm(name: str) -> RMSNormalization:
             return RMSNormalization(config.layer_norm_epsilon, dtype=policy, name=name)
 
         self.pre_attention_norm = norm("pre_attention_norm")
-        self.attention = GemmaAttention(config, dtype=policy, name="attention")
+        self.attention = GemmaAttention(config, **how, name="attention")
         if config.use_post_attention_norm:
             self.post_attention_norm = norm("post_attention_norm")
         self.pre_ffw_norm = norm("pre_ffw_norm")
-        self.gating_ffw = Linear(config.feed_forward_dim, dtype=policy, name="ffw_gating")
-        self.gating_ffw_2 = Linear(config.feed_forward_dim, dtype=policy, name="ffw_gating_2")
-        self.ffw_linear = Linear(config.hidden_dim, dtype=policy, name="ffw_linear")
+        self.gating_ffw = Linear(config.feed_forward_dim, **how, name="ffw_gating")
+        self.gating_ffw_2 = Linear(config.feed_forward_dim, **how, name="ffw_gating_2")
+        self.ffw_linear = Linear(config.hidden_dim, **how, name="ffw_linear")
         if config.use_post_ffw_norm:
             self.post_ffw_norm = norm("post_ffw_norm")
         self.dropout = keras.layers.Dropout(config.dropout, dtype=policy, name="dropout")
@@ -127,7 +130,11 @@ class GemmaDecoderBlock(keras.layers.Layer):
         return keras.KerasTensor(x.shape, dtype=self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "config": self.config.to_dict(), "layer": self.layer}
+        own = {"config": self.config.to_dict(), "layer": self.layer}
+        quantization = self.ffw_linear.quantization
+        if quantization is not None:
+            own["quantization"] = quantization.to_dict()
+        return {**super().get_config(), **own}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "GemmaDecoderBlock":

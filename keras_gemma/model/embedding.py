@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_gemma import backend
 from keras_gemma.model.head import to_logits
-from keras_gemma.model.initialization import initializer
+from keras_gemma.model.matrix import MatrixLayer
 
 
 def scale_embeddings(x: Any, scale: float) -> Any:
@@ -24,37 +24,32 @@ def scale_embeddings(x: Any, scale: float) -> Any:
 
 
 @keras.saving.register_keras_serializable(package="keras_gemma")
-class ReversibleEmbedding(keras.layers.Layer):
+class ReversibleEmbedding(MatrixLayer):
     """Holds the embedding `[V, D]`.
 
     Calling it with ids `[B, T]` gives their vectors `[B, T, D]`, not yet scaled; with
     `reverse=True` and hidden states `[B, T, D]` it gives capped logits, float32 `[B, T, V]`.
     """
 
+    kind = "embedding"
+    variable_name = "embeddings"
+
     def __init__(
         self,
         input_dim: int,
         output_dim: int,
         logit_soft_cap: float | None = None,
+        quantization: Any = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(quantization, **kwargs)
         self.input_dim = input_dim
         self.output_dim = output_dim
         self.logit_soft_cap = logit_soft_cap
 
     def build(self, input_shape: tuple[int | None, ...] | None = None) -> None:
-        self.embeddings = self.add_weight(
-            name="embeddings",
-            shape=backend.packed_shape((self.input_dim, self.output_dim), "embedding"),
-            initializer=initializer(),
-        )
+        self.add_matrix((self.input_dim, self.output_dim))
         self.built = True
-
-    @property
-    def tensor(self) -> Any:
-        """The packed embedding in the compute dtype."""
-        return ops.cast(self.embeddings.value, self.compute_dtype)
 
     def call(self, inputs: Any, reverse: bool = False) -> Any:
         if reverse:

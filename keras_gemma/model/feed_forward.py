@@ -4,7 +4,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_gemma import backend
+from keras_gemma.model.matrix import matmul
 
 
 def feed_forward(x: Any, gate: Any, up: Any, down: Any) -> Any:
@@ -18,5 +18,5 @@ def feed_forward(x: Any, gate: Any, up: Any, down: Any) -> Any:
     Returns:
         `[B, T, D]`.
     """
-    gated = ops.gelu(backend.matmul(x, gate), approximate=True)
-    return backend.matmul(gated * backend.matmul(x, up), down)
+    gated = ops.gelu(matmul(x, gate), approximate=True)
+    return matmul(gated * matmul(x, up), down)

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from keras_gemma.model.backbone import GemmaBackbone
+from keras_gemma.quantization import to_config
 from keras_gemma.text.preprocessor import GemmaPreprocessor
 from keras_gemma.text.tokenizer import GemmaTokenizer
 
@@ -32,6 +33,8 @@ def check_arguments(cls: type, load_weights: bool, dtype: Any, kwargs: dict[str,
             f"`{cls.__name__}.from_preset` received arguments that it does not have: "
             f"{', '.join(unknown)}. It has {', '.join(sorted(accepted))}."
         )
+    if "quantization" in kwargs and "quantization" in accepted:
+        to_config(kwargs["quantization"])
     if kind_of(cls) == "task":
         _check_parts(cls, dtype, kwargs)
     elif kwargs.get("tokenizer") is not None and kind_of(cls) == "preprocessor":

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from keras_gemma import backend
+from keras_gemma.backend import quantized
 from keras_gemma.storage import progress
 
 READ_AHEAD = 2
@@ -75,6 +76,13 @@ class Place:
     to_stored: Callable[[np.ndarray], np.ndarray] = _same
     spare_rows: int = 0
     """How many rows the stored tensor may have beyond `shape`; they are left unread."""
+    dtypes: tuple[str, ...] = FLOAT_DTYPES
+    """Those that the stored tensor may have."""
+
+    @property
+    def tensors(self) -> tuple["Place", ...]:
+        """The places of the tensors that the weight lies in: this one."""
+        return (self,)
 
     def accepts(self, shape: tuple[int, ...]) -> bool:
         """Whether a stored tensor of this shape fits."""
@@ -86,6 +94,19 @@ class Place:
             and shape[1:] == self.shape[1:]
             and self.shape[0] < shape[0] <= self.shape[0] + self.spare_rows
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizedPlace:
+    """Where the arrays of a quantized weight lie, in their plain form."""
+
+    parts: backend.Quantized
+    """A `Place` for each array, or None."""
+
+    @property
+    def tensors(self) -> tuple[Place, ...]:
+        """The places of the tensors that the weight lies in."""
+        return tuple(part for part in self.parts if part is not None)
 
 
 def check_layer_count(count: Any, source: Path) -> None:
@@ -103,7 +124,7 @@ def check_layer_count(count: Any, source: Path) -> None:
 
 def check(
     stored: Mapping[str, StoredTensor],
-    places: Mapping[str, Place],
+    places: Mapping[str, Place | QuantizedPlace],
     source: Any,
     ignored: Collection[str] = (),
 ) -> None:
@@ -120,15 +141,17 @@ def check(
             the message lists all of them.
     """
     problems = []
-    for place in places.values():
+    expected = [place for whole in places.values() for place in whole.tensors]
+    for place in expected:
         tensor = stored.get(place.name)
         if tensor is None:
             problems.append(f"missing: {place.name} {place.shape}")
         elif not place.accepts(tensor.shape):
             problems.append(f"shape: {place.name} is {tensor.shape}, expected {place.shape}")
-        elif tensor.dtype not in FLOAT_DTYPES:
-            problems.append(f"dtype: {place.name} is {tensor.dtype}, expected a float")
-    known = {place.name for place in places.values()} | set(ignored)
+        elif tensor.dtype not in place.dtypes:
+            kind = "a float" if place.dtypes == FLOAT_DTYPES else " or ".join(place.dtypes)
+            problems.append(f"dtype: {place.name} is {tensor.dtype}, expected {kind}")
+    known = {place.name for place in expected} | set(ignored)
     problems += [f"unexpected: {n} {t.shape}" for n, t in stored.items() if n not in known]
     if problems:
         raise ValueError(
@@ -182,7 +205,9 @@ def _listed(problems: list[str]) -> str:
 
 
 def stream(
-    stored: Mapping[str, StoredTensor], places: Mapping[str, Place], weights: Mapping[str, Any]
+    stored: Mapping[str, StoredTensor],
+    places: Mapping[str, Place | QuantizedPlace],
+    weights: Mapping[str, Any],
 ) -> None:
     """Read each tensor once, straight into the memory that its weight keeps.
 
@@ -197,8 +222,14 @@ def stream(
         ValueError: a file is cut short, or a number is too large for float16 weights.
     """
 
-    def prepare(name: str) -> np.ndarray:
+    def prepare(name: str) -> Any:
         place = places[name]
+        if isinstance(place, QuantizedPlace):
+            arrays = (None if part is None else stored[part.name].read() for part in place.parts)
+            plain = backend.Quantized(*arrays)
+            if weights[name].bits == 4:  # two values a byte, whatever this backend's layout
+                plain = quantized.unpack(plain, weights[name].shape)
+            return weights[name].pack_plain_form(plain)
         array = stored[place.name].read()
         if place.spare_rows:
             array = array[: place.shape[0]]

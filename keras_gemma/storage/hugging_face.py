@@ -62,6 +62,11 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
     )
 
 
+def read_errors(folder: Path) -> dict[str, float]:
+    """What quantization cost each weight of the file: none is quantized."""
+    return {}
+
+
 def read_preprocessor(folder: Path) -> dict[str, Any] | None:
     """The preprocessor's arguments: none are stored, so its defaults hold."""
     return {}
@@ -100,13 +105,16 @@ def open_weights(folder: Path) -> Iterator[dict[str, StoredTensor]]:
         yield held[WEIGHTS]
 
 
-def weight_places(config: GemmaConfig, folder: Path | None = None) -> dict[str, Place]:
+def weight_places(
+    config: GemmaConfig, folder: Path | None = None, quantization: None = None
+) -> dict[str, Place]:
     """For each weight's logical name, its tensor; shapes and layouts are the same.
 
     Args:
         config: of the model.
         folder: whose config.json names the architecture; the simplest one without it. Only the
             name of a norm depends on it.
+        quantization: of the file: none.
     """
     model_type = read_json(folder / CONFIG)["model_type"] if folder else model_type_of(config)
     return {

@@ -16,13 +16,7 @@ from keras_gemma.storage import hugging_face_layout as layout
 from keras_gemma.storage import progress
 from keras_gemma.storage.files import local_path, replacing, write_json
 from keras_gemma.storage.formats import is_of_a_model
-from keras_gemma.storage.sharding import (
-    parse_size,
-    plan_shards,
-    weight_dtype,
-    weight_size,
-    weight_sizes,
-)
+from keras_gemma.storage.sharding import parse_size, plain_sizes, plan_shards
 from keras_gemma.storage.tokenizer_json import SPECIAL, TURNS, write_tokenizer_json
 from keras_gemma.text.chat_template import CHAT_TEMPLATE
 
@@ -63,8 +57,8 @@ def save_to_hugging_face(
     directory = local_path(directory, "directory")
     backbone, preprocessor = task.backbone, task.preprocessor
     config = layout.to_values(backbone.config)
-    config["torch_dtype"] = weight_dtype(backbone.named_weights()["token_embedding"])
-    plan = plan_shards(weight_sizes(backbone), parse_size(max_shard_size))
+    config["torch_dtype"] = backbone.named_weights()["token_embedding"].plain_dtype
+    plan = plan_shards(plain_sizes(backbone), parse_size(max_shard_size))
     files: dict[str, Any] = {layout.CONFIG: config}
     if preprocessor is not None:
         tokenizer = preprocessor.tokenizer
@@ -105,9 +99,9 @@ def write_safetensors(
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, weight in weights.items():
-        begin, end = end, end + weight_size(weight)
+        begin, end = end, end + weight.plain_bytes
         header[name] = {
-            "dtype": _DTYPES[weight_dtype(weight)],
+            "dtype": _DTYPES[weight.plain_dtype],
             "shape": list(weight.shape),
             "data_offsets": [begin, end],
         }
@@ -119,14 +113,14 @@ def write_safetensors(
         for weight in weights.values():
             array = np.ascontiguousarray(weight.numpy())
             file.write(array.reshape(-1).view(np.uint8))
-            advance(weight_size(weight))
+            advance(weight.plain_bytes)
 
 
 def _write_weights(folder: Path, backbone: Any, plan: list[list[str]], model_type: str) -> None:
     """Write the weights: one file, or those of `plan` and their index."""
     weights = backbone.named_weights()
     weight_map = {}
-    total = sum(weight_sizes(backbone).values())
+    total = sum(plain_sizes(backbone).values())
     with progress.bar("Saving", total) as advance:
         for number, names in enumerate(plan, start=1):
             file_name = layout.WEIGHTS if len(plan) == 1 else layout.SHARD.format(number, len(plan))

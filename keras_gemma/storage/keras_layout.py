@@ -4,8 +4,10 @@ Reads and writes nothing; `keras_preset.py` and `keras_writer.py` do, by these t
 """
 
 from keras_gemma import backend
+from keras_gemma.backend import quantized
 from keras_gemma.config import GemmaConfig
-from keras_gemma.storage.checkpoint import Place
+from keras_gemma.quantization import QuantizationConfig
+from keras_gemma.storage.checkpoint import Place, QuantizedPlace
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
@@ -21,8 +23,13 @@ SHARD_PATTERN = "model_*.weights.h5"
 KERAS_HUB_VERSION = "0.32.0"
 """The release whose folder format is written."""
 
+QUANTIZED_BACKBONE = "QuantizedGemmaBackbone"
+"""The class that config.json names where the weights are quantized: a name of this format alone, so
+that KerasHub refuses the preset."""
+
 MODULES = {
     "GemmaBackbone": "keras_hub.src.models.gemma.gemma_backbone",
+    QUANTIZED_BACKBONE: "keras_gemma",
     "GemmaTokenizer": "keras_hub.src.models.gemma.gemma_tokenizer",
     "GemmaCausalLMPreprocessor": "keras_hub.src.models.gemma.gemma_causal_lm_preprocessor",
     "GemmaCausalLM": "keras_hub.src.models.gemma.gemma_causal_lm",
@@ -53,6 +60,36 @@ def h5_places(config: GemmaConfig) -> dict[str, Place]:
     norms    [D]          [D]
     """
     return {name: _h5_place(name, shape, config) for name, shape in config.weight_shapes().items()}
+
+
+def quantized_places(
+    config: GemmaConfig, quantization: QuantizationConfig
+) -> dict[str, Place | QuantizedPlace]:
+    """The same of a quantized model, which KerasHub refuses by the class in config.json.
+
+    In the place of a matrix's `vars/0` lie up to three datasets, the logical matrix `[out, in]`:
+
+        vars/values   int8 [out, in]; in 4 bits uint8 [out, in / 2], two values a byte: the low
+                      half bytes are the first half of a row, the high ones the second
+        vars/scales   float32 [out]; in 4 bits bfloat16 [out, in / group_size]
+        vars/zeros    like the scales, where groups have a zero point
+
+    A number is `scale * (value - zero)`. A value of 4 bits is 0 to 15 where it has a zero point;
+    where it has none, it is -8 to 7 in two's complement.
+    """
+    places: dict[str, Place | QuantizedPlace] = dict(h5_places(config))
+    for name, shape in config.weight_shapes().items():
+        if len(shape) == 2:
+            bits = quantization.bits("embedding" if name == "token_embedding" else "matrix")
+            folder = places[name].name.removesuffix("/0")
+            zeros = bits == 4 and quantization.zeros
+            spec = quantized.spec(shape, "matrix", bits, quantization.group_size, zeros)
+            parts = (
+                entry and Place(f"{folder}/{part}", entry[0], dtypes=(entry[1],))
+                for part, entry in spec._asdict().items()
+            )
+            places[name] = QuantizedPlace(backend.Quantized(*parts))
+    return places
 
 
 def _h5_place(name: str, shape: tuple[int, ...], config: GemmaConfig) -> Place:

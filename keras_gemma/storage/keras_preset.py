@@ -17,10 +17,12 @@ import numpy as np
 
 from keras_gemma.config import GemmaConfig
 from keras_gemma.hub_caches import read_index
+from keras_gemma.quantization import QuantizationConfig
 from keras_gemma.storage import keras_layout as layout
 from keras_gemma.storage.checkpoint import (
     FLOAT_DTYPES,
     Place,
+    QuantizedPlace,
     StoredTensor,
     check_layer_count,
     in_file,
@@ -30,7 +32,7 @@ from keras_gemma.storage.files import check_types, read_json, shards
 
 IGNORED_TENSORS = ()
 
-_LAYER_KEYS = {"name", "trainable", "dtype"}
+_LAYER_KEYS = {"name", "trainable", "dtype", "quantization"}
 _PREPROCESSOR_KEYS = {"sequence_length", "add_start_token", "add_end_token"}
 
 _NUMBER, _OPTIONAL = (int, float), type(None)
@@ -38,6 +40,7 @@ _JSON_TYPES = {int: (int,), bool: (bool,), float: _NUMBER, float | None: (*_NUMB
 """What JSON may say for a field of `GemmaConfig`, which itself checks the values."""
 _TYPES = {
     "name": (str,),
+    "quantization": (dict, _OPTIONAL),
     "trainable": (bool,),
     "sequence_length": (int, _OPTIONAL),
     "add_bos": (bool,),
@@ -55,7 +58,7 @@ def read_backbone(folder: Path) -> dict[str, Any]:
             has keys that are unknown, missing or out of range.
     """
     path = folder / layout.CONFIG
-    values = _read_object(path, ("GemmaBackbone",))
+    values = _read_object(path, ("GemmaBackbone", layout.QUANTIZED_BACKBONE))
     if "dtype" in values:
         values["dtype"] = _dtype_name(values["dtype"], path)
         if values["dtype"] and "float" not in values["dtype"]:
@@ -76,8 +79,25 @@ def read_backbone(folder: Path) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}. Fetch or save the preset again.")
     check_layer_count(values["num_layers"], path)
-    GemmaConfig.from_dict(values)
+    config = GemmaConfig.from_dict(values)
+    if values.get("quantization") is not None:
+        try:
+            quantization = QuantizationConfig.from_dict(values["quantization"])
+            quantization.check_shapes(config.weight_shapes())
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}. Fetch or save the preset again.") from error
     return values
+
+
+def read_errors(folder: Path) -> dict[str, float]:
+    """The relative error of each weight that is quantized, by its name, where they are known."""
+    path = folder / layout.METADATA
+    if not path.is_file():
+        return {}
+    told = read_json(path)
+    check_types(told, {"relative_errors": (dict,)}, path)
+    errors = told.get("relative_errors", {})
+    return {name: error for name, error in errors.items() if isinstance(error, float)}
 
 
 def read_tokenizer(folder: Path) -> dict[str, Any]:
@@ -146,8 +166,18 @@ def open_weights(folder: Path) -> Iterator[dict[str, StoredTensor]]:
             yield held[layout.WEIGHTS]
 
 
-def weight_places(config: GemmaConfig, folder: Path | None = None) -> dict[str, Place]:
-    """For each weight's logical name, where it lies in the H5 file, whichever `folder` that is."""
+def weight_places(
+    config: GemmaConfig,
+    folder: Path | None = None,
+    quantization: QuantizationConfig | None = None,
+) -> dict[str, Place | QuantizedPlace]:
+    """For each weight's logical name, where it lies in the H5 file, whichever `folder` that is.
+
+    Args:
+        quantization: of the file.
+    """
+    if quantization is not None:
+        return layout.quantized_places(config, quantization)
     return layout.h5_places(config)
 
 
@@ -226,7 +256,7 @@ def _tensors(file: h5py.File, path: Path) -> dict[str, StoredTensor]:
         dtype = "bfloat16" if opaque else f"{node.dtype}{' marked bfloat16' * marked}"
         shape = (0,) if node.shape is None else tuple(node.shape)
         offset = node.id.get_offset()
-        if offset is not None and dtype in FLOAT_DTYPES:
+        if offset is not None and dtype in (*FLOAT_DTYPES, "int8", "uint8"):
             found[name] = in_file(path, offset, shape, dtype)
         else:  # in chunks, or without a value yet
             read = lambda: node[...].view(ml_dtypes.bfloat16) if opaque else node[...]  # noqa: E731

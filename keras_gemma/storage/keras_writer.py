@@ -6,6 +6,7 @@ the format alone: what a model consists of is decided in `presets.py`.
 
 import datetime
 import fnmatch
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ import h5py
 import keras
 import numpy as np
 
+from keras_gemma.backend import quantized
 from keras_gemma.config import GemmaConfig
 from keras_gemma.storage import keras_layout as layout
 from keras_gemma.storage import progress
+from keras_gemma.storage.checkpoint import Place, QuantizedPlace
 from keras_gemma.storage.files import write_json
 from keras_gemma.storage.sharding import plan_shards, weight_sizes
 
@@ -28,8 +31,15 @@ def is_weights_file(name: str) -> bool:
 
 
 def backbone_object(backbone: Any) -> dict[str, Any]:
-    """`backbone` as KerasHub serialises it."""
-    return _object("GemmaBackbone", {**_layer_keys(backbone), **backbone.config.to_keras_hub()})
+    """`backbone` as KerasHub serialises it; quantized, as a class that KerasHub does not know.
+
+    An argument that its backbone does not have KerasHub would pass over in silence.
+    """
+    config = {**_layer_keys(backbone), **backbone.config.to_keras_hub()}
+    if backbone.quantization is None:
+        return _object("GemmaBackbone", config)
+    config["quantization"] = backbone.quantization.to_dict()
+    return _object(layout.QUANTIZED_BACKBONE, config)
 
 
 def tokenizer_object(tokenizer: Any) -> dict[str, Any]:
@@ -74,12 +84,14 @@ def write_vocabulary(folder: Path, tokenizer: Any) -> None:
     tokenizer.save_assets(assets)
 
 
-def write_metadata(folder: Path, config: GemmaConfig) -> None:
-    """Write what KerasHub shows of a preset without opening it, and the context's length.
+def write_metadata(folder: Path, backbone: Any) -> None:
+    """Write what KerasHub shows of a preset without opening it, and what only we know.
 
-    KerasHub refuses a config.json with an argument that its backbone does not have.
+    That is the context's length, and what quantization cost each weight. KerasHub refuses a
+    config.json with an argument that its backbone does not have.
     """
-    content = {
+    config: GemmaConfig = backbone.config
+    content: dict[str, Any] = {
         "keras_version": keras.version(),
         "keras_hub_version": layout.KERAS_HUB_VERSION,
         "parameter_count": config.parameter_count,
@@ -87,6 +99,10 @@ def write_metadata(folder: Path, config: GemmaConfig) -> None:
         "tasks": ["CausalLM"],
         "context_length": config.context_length,
     }
+    if backbone.quantization is not None:
+        weights = backbone.named_weights().items()
+        errors = {name: weight.relative_error for name, weight in weights if weight.kind != "norm"}
+        content["relative_errors"] = {k: v for k, v in errors.items() if v is not None}
     write_json(folder / layout.METADATA, content)
 
 
@@ -94,7 +110,10 @@ def write_weights(folder: Path, backbone: Any, max_shard_size: int) -> None:
     """Write the weights one at a time: one H5 file, or shards of `max_shard_size` bytes."""
     sizes = weight_sizes(backbone)
     plan = plan_shards(sizes, max_shard_size)
-    places = layout.h5_places(backbone.config)
+    if backbone.quantization is None:
+        places = layout.h5_places(backbone.config)
+    else:
+        places = layout.quantized_places(backbone.config, backbone.quantization)
     weights = backbone.named_weights()
     weight_map = {}
     with progress.bar("Saving", sum(sizes.values())) as advance:
@@ -102,13 +121,26 @@ def write_weights(folder: Path, backbone: Any, max_shard_size: int) -> None:
             file_name = layout.WEIGHTS if len(plan) == 1 else layout.SHARD.format(number)
             with h5py.File(folder / file_name, "w") as file:
                 for name in names:
-                    place = places[name]
-                    _write_tensor(file, place.name, place.to_stored(weights[name].numpy()))
-                    weight_map["/" + place.name.rsplit("/", 1)[0]] = file_name
+                    for path, array in _arrays(weights[name], places[name]):
+                        _write_tensor(file, path, array)
+                        weight_map["/" + path.rsplit("/", 1)[0]] = file_name
                     advance(sizes[name])
     if len(plan) > 1:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         write_json(folder / layout.WEIGHTS_INDEX, index)
+
+
+def _arrays(weight: Any, place: Place | QuantizedPlace) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays that a weight is stored as, and their paths."""
+    if isinstance(place, Place):
+        yield place.name, place.to_stored(weight.numpy())
+        return
+    plain = weight.plain_form()
+    if weight.bits == 4:
+        plain = quantized.pack(plain, weight.kind, 4)
+    for part, array in zip(place.parts, plain, strict=True):
+        if part is not None:
+            yield part.name, array
 
 
 def _write_tensor(file: h5py.File, path: str, array: np.ndarray) -> None:
@@ -119,11 +151,12 @@ def _write_tensor(file: h5py.File, path: str, array: np.ndarray) -> None:
 
 
 def _object(class_name: str, config: dict[str, Any]) -> dict[str, Any]:
+    package = "keras_gemma" if class_name == layout.QUANTIZED_BACKBONE else "keras_hub"
     return {
         "module": layout.MODULES[class_name],
         "class_name": class_name,
         "config": config,
-        "registered_name": f"keras_hub>{class_name}",
+        "registered_name": f"{package}>{class_name}",
     }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from keras_gemma.backend import uninitialized
 from keras_gemma.catalogue import find, presets
 from keras_gemma.config import GemmaConfig
+from keras_gemma.quantization import QuantizationConfig, to_config
 from keras_gemma.storage import checkpoint, hugging_face, keras_preset, keras_writer
 from keras_gemma.storage import keras_layout as layout
 from keras_gemma.storage.arguments import check_arguments, kind_of, take
@@ -119,7 +120,7 @@ def save(item: Any, preset_dir: str | Path, max_shard_size: int | str = "10GB") 
             write_json(folder / layout.PREPROCESSOR, content)
         if backbone is not None:
             write_json(folder / layout.CONFIG, keras_writer.backbone_object(backbone))
-            keras_writer.write_metadata(folder, backbone.config)
+            keras_writer.write_metadata(folder, backbone)
             keras_writer.write_weights(folder, backbone, limit)
 
 
@@ -179,19 +180,40 @@ def _make_backbone(
             "Save a whole model there, `lm.save_to_preset(...)`, or load the part that it holds, "
             "such as `GemmaTokenizer.from_preset(...)`."
         )
-    arguments = {**reader.read_backbone(folder), **kwargs}
+    described = reader.read_backbone(folder)
+    arguments = {**described, **kwargs}
     if dtype is not None:
         arguments["dtype"] = dtype
+    stored_as = to_config(described.get("quantization"))
+    if stored_as is not None:
+        _check_same(stored_as, to_config(kwargs.get("quantization")), folder)
+        arguments["quantization"] = stored_as
     config = GemmaConfig.from_dict(arguments)
     if not load_weights:
         return cls(**arguments)
-    places = reader.weight_places(config, folder)
+    places = reader.weight_places(config, folder, stored_as)
     with reader.open_weights(folder) as stored:
         checkpoint.check(stored, places, folder, ignored=reader.IGNORED_TENSORS)
         with uninitialized():
             backbone = cls(**arguments)
-        checkpoint.stream(stored, places, backbone.named_weights())
+        weights = backbone.named_weights()
+        checkpoint.stream(stored, places, weights)
+    if stored_as is not None:
+        errors = reader.read_errors(folder)
+        for name, weight in weights.items():
+            if weight.kind != "norm":
+                weight.holder.relative_error = errors.get(name)
     return backbone
+
+
+def _check_same(stored: QuantizationConfig, asked: QuantizationConfig | None, folder: Path) -> None:
+    """Raise where a quantized preset is to be quantized in another way."""
+    if asked is not None and asked != stored:
+        raise ValueError(
+            f"{folder} is quantized already ({stored.describe()}), and each time costs precision: "
+            "leave `quantization` out, or load the preset that it was made from. "
+            f"Received: quantization={asked.describe()!r}"
+        )
 
 
 def _make_tokenizer(

@@ -8,11 +8,8 @@ import numbers
 import re
 from typing import Any
 
-import keras
-
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-_ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 
 
 def parse_size(size: int | float | str) -> int:
@@ -65,16 +62,11 @@ def plan_shards(sizes: dict[str, int], max_shard_size: int) -> list[list[str]]:
     return plan
 
 
-def weight_dtype(weight: Any) -> str:
-    """What the numbers of a weight are: JAX holds float32 where float64 was asked for."""
-    return keras.backend.standardize_dtype(weight.variable.value.dtype)
-
-
-def weight_size(weight: Any) -> int:
-    """Bytes of a weight (`shape`, `variable`) in its own dtype."""
-    return math.prod(weight.shape) * _ELEMENT_BYTES[weight_dtype(weight)]
-
-
 def weight_sizes(backbone: Any) -> dict[str, int]:
-    """Bytes of each weight of `backbone`."""
-    return {name: weight_size(weight) for name, weight in backbone.named_weights().items()}
+    """Bytes of each weight of `backbone` as it is, quantized or not."""
+    return {name: weight.bytes for name, weight in backbone.named_weights().items()}
+
+
+def plain_sizes(backbone: Any) -> dict[str, int]:
+    """Bytes of each weight of `backbone` in floating point."""
+    return {name: weight.plain_bytes for name, weight in backbone.named_weights().items()}

@@ -85,11 +85,6 @@ def test_parts_of_the_wrong_kind(lm):
         GemmaCausalLM(lm.backbone, GemmaPreprocessor(lm.preprocessor.tokenizer))
 
 
-def test_quantization_is_not_pretended(lm):
-    with pytest.raises(ValueError, match="bfloat16"):
-        lm.quantize("int8")
-
-
 class Last(GreedySampler):
     def choose(self, logits, state):
         return keras.ops.argmin(logits, axis=-1)

@@ -16,6 +16,7 @@ FIGURES = {
     "parameters": 3_000_000,
     "layers": 2,
     "dtype": "bfloat16",
+    "quantization": None,
     "prompt": 8,
     "new": 4,
     "batch": 1,
@@ -67,7 +68,7 @@ def test_answers_without_keras(command_environment):
         (["--shape", "gemma2_2b", "--layers", "0"], "--layers"),
         (["--layers", "2"], "give --shape with it"),
         (["--shape", "gemma2_2b", "--preset", "gemma_tiny_en"], "not both"),
-        (["--quantization", "int8"], "--quantization"),
+        (["--quantization", "int2"], "--quantization"),
         (["--dtype", "int8"], "--dtype"),
         (["--batch", "0"], "--batch"),
         (["--new", "1"], "--new"),
@@ -111,6 +112,13 @@ def test_shape_makes_random_weights(measured, capsys):
     assert "random weights" in capsys.readouterr().out
 
 
+def test_quantization(measured, capsys):
+    for arguments in (["--shape", "gemma_tiny", "--layers", "1", "--dtype", "float32"], []):
+        assert main(["bench", "--quantization", "int4", *arguments]) == 0
+        lm = measured.pop()[0]()
+        assert lm.backbone.quantization.mode == "int4"
+
+
 def test_preset_is_loaded(measured):
     assert main(["bench", "--new", "4"]) == 0
     lm = measured[0][0]()
@@ -142,7 +150,7 @@ def test_json_is_one_line_and_nothing_else(command_environment):
     figures = json.loads(line)
     assert figures["backend"] == keras.config.backend()
     assert figures["model"] == "gemma_tiny_en" and figures["random_weights"]
-    assert figures["layers"] == 1 and figures["quantization"] == "none"
+    assert figures["layers"] == 1 and figures["quantization"] is None
     assert set(FIGURES) <= set(figures)
 
 

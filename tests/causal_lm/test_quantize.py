@@ -1,0 +1,165 @@
+"""A quantized model generates, scores and predicts as the plain one with the same numbers."""
+
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_gemma import GemmaCausalLM, QuantizationConfig, catalogue
+from keras_gemma.model.backbone import GemmaBackbone
+from keras_gemma.quantization import report
+from tests.configurations import VOCABULARY_SIZE
+from tests.generation.models import compile_lm, make_backbone, make_lm
+from tests.generation.models import quick as quick
+
+FOUR = QuantizationConfig("int4", 16, embedding="int4")
+PROMPTS = [[2, 7, 9, 31, 400, 5], [2, 300, 17]]
+IDS = np.array([[2, 9, 31, 8, 300, 77, 5, 140, 11, 12]])
+
+
+@pytest.fixture(scope="module", params=["int8", FOUR], ids=["int8", "int4"])
+def pair(request):
+    """A model that had generated before it was quantized, and its plain twin."""
+    lm = make_lm()
+    before = lm.generate(PROMPTS, max_new_tokens=8, stop_token_ids=None)
+    lm.predict({"token_ids": IDS, "padding_mask": np.ones_like(IDS)}, verbose=0)
+    lm.quantize(request.param)
+    assert lm.generate(PROMPTS, max_new_tokens=8, stop_token_ids=None) != before or (
+        request.param == "int8"
+    )
+    backbone = GemmaBackbone(**lm.backbone.config.to_dict(), dtype="float32")
+    for name, weight in lm.backbone.named_weights().items():
+        backbone.named_weights()[name].assign(weight.numpy())
+    twin = GemmaCausalLM(backbone)
+    compile_lm(twin)
+    return lm, twin
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"sampler": "greedy"},
+        {"sampler": "random", "seed": 3},
+        {"sampler": "top_k", "seed": 3},
+        {"sampler": "top_p", "seed": 3},
+        {"sampler": "min_p", "seed": 3},
+        {"sampler": "beam"},
+        {"sampler": "contrastive"},
+        {"sampler": "greedy", "draft": "prompt"},
+    ],
+    ids=lambda settings: "-".join(map(str, settings.values())),
+)
+def test_generate(settings, pair):
+    found, expected = (
+        lm.generate(PROMPTS, max_new_tokens=12, stop_token_ids=None, **settings) for lm in pair
+    )
+    assert found == expected
+
+
+def test_score_and_predict(pair):
+    lm, twin = pair
+    seen = []
+
+    def hook(x, layer):
+        seen.append(layer)
+        return x
+
+    found = ops.convert_to_numpy(lm.score(IDS, layer_intercept_fn=hook))
+    expected = ops.convert_to_numpy(twin.score(IDS))
+    assert seen == list(range(-1, lm.backbone.config.num_layers))
+    atol = 1e-4 * np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, atol=atol)
+    inputs = {"token_ids": IDS, "padding_mask": np.ones_like(IDS)}
+    np.testing.assert_allclose(lm.predict(inputs, verbose=0), expected, atol=atol)
+
+
+def test_nothing_to_train(pair):
+    lm, _ = pair
+    x = {"token_ids": IDS, "padding_mask": np.ones_like(IDS)}
+    for train in (lm.fit, lm.train_on_batch):
+        with pytest.raises(ValueError, match=r"Nothing of this model can be trained.*Train in flo"):
+            train(x, IDS)
+    assert np.isfinite(lm.evaluate(x, IDS, verbose=0)).all()
+
+
+def test_quantizing_twice(pair):
+    lm, _ = pair
+    with pytest.raises(ValueError, match=r"quantized already.*mode='int8'"):
+        lm.quantize("int8")
+    with pytest.raises(ValueError, match="quantized already"):
+        lm.quantize("int4", group_size=16, calibration=PROMPTS)
+
+
+def test_unknown_mode():
+    lm = make_lm()
+    with pytest.raises(ValueError, match="`mode` must be 'int8' or 'int4'"):
+        lm.quantize("awq")
+    assert lm.backbone.quantization is None
+
+
+def kl(lm, twin, ids):
+    """Of the predictions of `twin` from those of `lm`, in nats, mean over positions."""
+    p, q = (ops.convert_to_numpy(ops.log_softmax(m.score(ids))) for m in (lm, twin))
+    return float(np.mean(np.sum(np.exp(p) * (p - q), axis=-1)))
+
+
+def calibrated(backbone, calibration):
+    """What quantization with four bits does to the products that decide."""
+    lm = GemmaCausalLM(backbone)
+    lm.quantize(QuantizationConfig("int4", 16), calibration=calibration)
+    return lm
+
+
+def test_calibration_brings_products_closer():
+    ids = np.random.default_rng(0).integers(3, VOCABULARY_SIZE, (4, 24))
+    plain = make_backbone("gemma2_grouped")
+    norm = plain.named_weights()["layers.0.pre_attention_norm"]
+    uneven = np.where(np.arange(32) % 8, 0.0, 9.0).astype("float32")
+    x = {}
+    for calibration in (None, ids.tolist()):
+        backbone = make_backbone("gemma2_grouped")
+        backbone.named_weights()["layers.0.pre_attention_norm"].assign(uneven)
+        lm = calibrated(backbone, calibration)
+        off = lm.backbone.named_weights()["layers.0.query"].numpy()
+        off = off - plain.named_weights()["layers.0.query"].numpy()
+        x[calibration is None] = np.sum((off * (1 + uneven)) ** 2)
+    assert norm.shape == (32,)
+    assert x[False] < 0.8 * x[True]
+
+
+def test_calibration_takes_texts(tiny_proto):
+    lm = make_lm(proto=tiny_proto)
+    lm.quantize(QuantizationConfig("int4", 16), calibration=["To be, or not to be", "The slings"])
+    assert isinstance(lm.generate("To be", max_new_tokens=4), str)
+
+
+def test_what_was_frozen_stays_so(tmp_path):
+    import keras
+
+    lm = make_lm()
+    lm.quantize("int8")
+    lm.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert again.trainable_variables == [] and again.backbone.quantization.mode == "int8"
+    found, expected = (ops.convert_to_numpy(m.score(IDS)) for m in (again, lm))
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_the_built_in_model_hardly_changes(mode):
+    """In nats a token, on a text that it knows the manner of, and not the words."""
+    text = (
+        "DUKE:\nCome hither, gentle sir; what news from Rome?\n\n"
+        "Messenger:\nMy lord, the king is dead, and all the town\nIs up in arms against us.\n"
+    )
+    plain = GemmaCausalLM.from_preset("gemma_tiny_en", dtype="float32")
+    lm = GemmaCausalLM.from_preset("gemma_tiny_en", dtype="float32", quantization=mode)
+    ids = np.array([lm.preprocessor.tokenizer(text)])
+    assert 0 < kl(plain, lm, ids) < (0.001 if mode == "int8" else 0.03)
+    config = catalogue.presets()["gemma_tiny_en"].config
+    assert report(lm).bytes_after < 1.1 * config.weight_bytes(mode)
+
+
+def test_summary(pair):
+    lines = []
+    pair[0].summary(print_fn=lines.append)
+    assert "computing in float32; int" in lines[-1]

@@ -1,0 +1,179 @@
+"""A quantized backbone means the plain one that holds the numbers it stands for."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_gemma
+from keras_gemma import GemmaBackbone, QuantizationConfig
+from keras_gemma.backend import uninitialized
+from keras_gemma.model.calibration import mean_squares
+from keras_gemma.quantization import report
+from tests.configurations import GEMMA1, GEMMA2
+from tests.storage.conftest import IDS, make_backbone
+
+MODES = {
+    "int8": QuantizationConfig("int8"),
+    "int4": QuantizationConfig("int4", 16),
+    "int4_zeros": QuantizationConfig("int4", 16, zeros=True),
+    "int4_embedding": QuantizationConfig("int4", 16, embedding="int4"),
+}
+MODE = pytest.mark.parametrize("mode", MODES)
+INPUTS = {"token_ids": IDS, "padding_mask": np.ones_like(IDS)}
+
+
+def run(backbone):
+    return ops.convert_to_numpy(backbone(INPUTS))
+
+
+def plain_twin(backbone):
+    """A plain backbone that holds the same numbers."""
+    twin = GemmaBackbone(**backbone.config.to_dict(), dtype="float32")
+    for name, weight in backbone.named_weights().items():
+        twin.named_weights()[name].assign(weight.numpy())
+    return twin
+
+
+@MODE
+def test_means_its_plain_twin(mode):
+    backbone = make_backbone(GEMMA2)
+    original = run(backbone)
+    backbone.quantize(MODES[mode])
+    found, expected = run(backbone), run(plain_twin(backbone))
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+    off = np.linalg.norm(found - original) / np.linalg.norm(original)
+    assert 1e-4 < off < (0.05 if mode == "int8" else 0.5)
+
+
+@MODE
+def test_made_quantized_and_filled(mode):
+    """As loading does it: no plain weight is ever there."""
+    expected = make_backbone(GEMMA2)
+    numbers = {name: weight.numpy() for name, weight in expected.named_weights().items()}
+    expected.quantize(MODES[mode])
+    with uninitialized():
+        backbone = GemmaBackbone(**GEMMA2, quantization=MODES[mode])
+    assert all(variable._value is None for variable in backbone.variables)
+    for name, weight in backbone.named_weights().items():
+        weight.assign(numbers[name])
+    np.testing.assert_array_equal(run(backbone), run(expected))
+    assert report(backbone).to_dict() == report(expected).to_dict()
+
+
+def test_names_shapes_and_bytes():
+    sizes = GEMMA2 | {"hidden_dim": 64, "intermediate_dim": 192}
+    backbone = make_backbone(sizes, dtype="bfloat16")
+    for mode in ("int8", "int4"):
+        backbone = make_backbone(sizes, dtype="bfloat16")
+        backbone.quantize(mode)
+        weights = backbone.named_weights()
+        shapes = {name: weight.shape for name, weight in weights.items()}
+        assert shapes == backbone.config.weight_shapes()
+        assert weights["layers.0.gate"].dtype == mode
+        assert weights["token_embedding"].dtype == "int8"
+        assert weights["final_norm"].dtype == weights["layers.0.gate"].plain_dtype == "bfloat16"
+        found = report(backbone)
+        assert found.bytes_before == backbone.config.weight_bytes("bfloat16")
+        if keras.config.backend() == "torch":  # others may pad what they store
+            assert found.bytes_after == backbone.config.weight_bytes(mode)
+
+
+def test_report():
+    backbone = make_backbone(GEMMA2)
+    numbers = {name: weight.numpy() for name, weight in backbone.named_weights().items()}
+    plain = report(backbone)
+    assert plain.bytes_before == plain.bytes_after and "not quantized" in str(plain)
+    backbone.quantize(MODES["int4"])
+    found = report(backbone)
+    weights = backbone.named_weights()
+    for entry in found.weights:
+        if entry.name.endswith("norm"):
+            assert "norm" in entry.kept and entry.relative_error == 0
+            continue
+        off = weights[entry.name].numpy() - numbers[entry.name]
+        expected = np.linalg.norm(off) / np.linalg.norm(numbers[entry.name])
+        assert entry.relative_error == pytest.approx(expected, rel=1e-2)
+        assert entry.kept is None and entry.bytes_after < entry.bytes_before / 2
+    lines = str(found).splitlines()
+    assert "int4 in groups of 16" in lines[0] and "MB after" in lines[0]
+    assert len(lines) == 2 + len(weights)
+    assert found.to_dict()["bytes_after"] == found.bytes_after
+
+
+def test_nothing_is_left_of_the_plain_weights():
+    backbone = make_backbone(GEMMA1)
+    plain = [w.variable for w in backbone.named_weights().values() if w.kind != "norm"]
+    backbone.quantize("int8")
+    held = {id(variable) for variable in backbone.variables}
+    assert not held & set(map(id, plain))
+    if keras.config.backend() == "torch":
+        assert sum(p.numel() for p in backbone.parameters()) == backbone.count_params()
+    assert backbone.trainable_variables == []
+
+
+@pytest.mark.parametrize("mode", ["float8", "gptq", "int2", None, 8])
+def test_unknown_modes(mode):
+    says = f"`mode` must be 'int8' or 'int4'. Received: mode={mode!r}"
+    with pytest.raises(ValueError, match=says):
+        GemmaBackbone(**GEMMA1).quantize(mode)
+
+
+def test_quantizing_twice():
+    backbone = make_backbone(GEMMA1)
+    backbone.quantize("int8")
+    with pytest.raises(ValueError, match=r"quantized already \(int8.*mode='int4'"):
+        backbone.quantize("int4", group_size=16)
+
+
+def test_groups_that_do_not_divide():
+    backbone = make_backbone(GEMMA1)
+    with pytest.raises(ValueError, match=r"group_size=32, and rows of 48 \(layers.0.down\)"):
+        backbone.quantize("int4")
+    assert backbone.quantization is None
+    with pytest.raises(ValueError, match=r"rows of 48 \(layers.0.down\)"):
+        GemmaBackbone(**GEMMA1, quantization="int4")
+
+
+@MODE
+def test_keras_files(mode, tmp_path):
+    backbone = make_backbone(GEMMA2)
+    backbone.quantize(MODES[mode])
+    backbone.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert again.quantization == MODES[mode]
+    assert again.trainable_variables == []
+    np.testing.assert_array_equal(run(again), run(backbone))
+
+
+def test_layers_say_how_they_are_quantized():
+    backbone = make_backbone(GEMMA2)
+    block = backbone.transformer_layers[1]
+    assert "quantization" not in block.get_config()
+    backbone.quantize(MODES["int4"])
+    again = type(block).from_config(block.get_config())
+    assert again.ffw_linear.quantization == MODES["int4"]
+
+
+def test_mean_squares():
+    backbone = make_backbone(GEMMA2)
+    found = mean_squares(backbone, [IDS[:1], IDS[1:]])
+    shapes = backbone.config.weight_shapes()
+    matrices = {n for n, shape in shapes.items() if len(shape) == 2 and n != "token_embedding"}
+    assert found.keys() == matrices
+    assert all(found[name].shape == shapes[name][1:] for name in matrices)
+    x = backbone.token_embedding(IDS) * np.sqrt(np.float32(32))
+    x = ops.convert_to_numpy(backbone.transformer_layers[0].pre_attention_norm(x))
+    expected = np.mean(x.astype("float64") ** 2, axis=(0, 1))
+    np.testing.assert_allclose(found["layers.0.query"], expected, rtol=1e-4)
+    hidden = ops.convert_to_numpy(backbone.hidden_states(IDS, lambda name, packed: packed))
+    np.testing.assert_allclose(hidden, run(backbone), atol=1e-4)
+
+
+def test_summary(capsys):
+    backbone = make_backbone(GEMMA1, dtype="bfloat16")
+    backbone.quantize("int8")
+    lines = []
+    backbone.summary(print_fn=lines.append)
+    assert "bfloat16" in lines[-1] and "int8" in lines[-1] and "MB" in lines[-1]
+    assert keras_gemma.quantization.report is report

@@ -1,0 +1,174 @@
+"""Scales against brute force, and errors against scales by the maximum alone."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from keras_gemma.quantization import array as module
+from keras_gemma.quantization import dequantize_array, quantize_array
+
+BOTH = pytest.mark.parametrize("zeros", [False, True])
+
+
+def normal(*shape, seed=0, tails=False):
+    random = np.random.default_rng(seed)
+    numbers = random.standard_t(4, shape) if tails else random.normal(size=shape)
+    return (0.02 * numbers).astype("float32")
+
+
+def squared_error(weight, scale, low, high, zero=0.0):
+    """Of one group with the nearest values, in float64."""
+    values = np.clip(np.rint(weight / scale + zero), low, high)
+    return np.sum((weight - scale * (values - zero)) ** 2)
+
+
+def found_error(weight, *args, **kwargs):
+    plain, error = quantize_array(weight, *args, **kwargs)
+    found = dequantize_array(plain, "float32").astype("float64")
+    expected = np.linalg.norm(found - weight) / np.linalg.norm(weight)
+    assert error == pytest.approx(expected, rel=1e-3)
+    return error
+
+
+def by_maximum(weight, bits, group_size):
+    """The relative error of the usual way: the largest number is the largest value."""
+    groups = weight.reshape(-1, weight.shape[1] if bits == 8 else group_size).astype("float64")
+    top = 127 if bits == 8 else 7
+    scales = np.abs(groups).max(1, keepdims=True) / top
+    return np.linalg.norm(np.rint(groups / scales) * scales - groups) / np.linalg.norm(groups)
+
+
+@pytest.mark.parametrize("tails", [False, True])
+def test_four_bits_come_near_brute_force(tails):
+    weight = normal(6, 64, tails=tails).astype("float64")
+    plain, error = quantize_array(weight.astype("float32"), 4, 32)
+    best = 0.0
+    for group in weight.reshape(-1, 32):
+        largest = np.abs(group).max()
+        scales = np.linspace(0.5, 1.3, 400) * largest / 8
+        best += min(squared_error(group, s * sign, -8, 7) for s in scales for sign in (1, -1))
+    assert error <= 1.05 * np.sqrt(best) / np.linalg.norm(weight)
+    assert plain.values.min() >= -8 and plain.values.max() <= 7
+
+
+def test_four_bits_with_zeros_come_near_brute_force():
+    weight = normal(2, 32).astype("float64") + 0.05
+    _, error = quantize_array(weight.astype("float32"), 4, 32, zeros=True)
+    best = 0.0
+    for group in weight:
+        width = np.ptp(group) / 15
+        best += min(
+            squared_error(group, width * share, 0, 15, 7.5 - middle / (width * share))
+            for share in np.linspace(0.6, 1.1, 60)
+            for middle in np.linspace(group.min(), group.max(), 60)
+        )
+    assert error <= 1.1 * np.sqrt(best) / np.linalg.norm(weight)
+
+
+def test_eight_bits_come_near_brute_force():
+    weight = normal(5, 96, tails=True).astype("float64")
+    _, error = quantize_array(weight.astype("float32"), 8)
+    best = 0.0
+    for row in weight:
+        scales = np.linspace(0.4, 1.1, 1500) * np.abs(row).max() / 127
+        best += min(squared_error(row, scale, -127, 127) for scale in scales)
+    assert error <= 1.05 * np.sqrt(best) / np.linalg.norm(weight)
+
+
+@pytest.mark.parametrize("tails", [False, True])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_better_than_by_the_maximum(bits, tails):
+    weight = normal(64, 256, tails=tails)
+    assert found_error(weight, bits) < by_maximum(weight, bits, 32) * (0.92 if bits == 4 else 1)
+
+
+def test_zero_points_pay():
+    weight = normal(64, 256)
+    assert found_error(weight, 4, zeros=True) < found_error(weight, 4)
+    assert found_error(weight + 0.05, 4, zeros=True) < 0.6 * found_error(weight + 0.05, 4)
+
+
+@BOTH
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "float64", "transposed", "read-only"])
+def test_any_array_gives_the_same(kind, bits, zeros):
+    if bits == 8 and zeros:
+        pytest.skip("8 bits have no zero points")
+    weight = normal(24, 64).astype(ml_dtypes.bfloat16).astype("float32")
+    given = weight.copy()
+    if kind == "transposed":
+        given = np.asfortranarray(weight.astype(ml_dtypes.bfloat16))
+    elif kind == "read-only":
+        given.flags.writeable = False
+    else:
+        given = weight.astype(kind)
+    before = given.copy()
+    expected, _ = quantize_array(weight if kind != "float16" else given, bits, 32, zeros)
+    found, _ = quantize_array(given, bits, 32, zeros)
+    for one, other in zip(found, expected, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(given, before)
+
+
+@BOTH
+@pytest.mark.parametrize("bits", [8, 4])
+def test_slabs_and_threads_change_nothing(bits, zeros, monkeypatch):
+    weight = normal(50, 96)
+    expected = quantize_array(weight, bits, 32, zeros)
+    monkeypatch.setattr(module, "SLAB", 96 * 7)
+    monkeypatch.setattr(module, "TASK", 96 * 11)
+    found = quantize_array(weight, bits, 32, zeros)
+    assert found[1] == pytest.approx(expected[1])
+    for one, other in zip(found[0], expected[0], strict=True):
+        assert (one is None and other is None) or np.array_equal(one, other)
+
+
+@BOTH
+def test_exact_numbers_stay(zeros):
+    """What the bits can say they say: constant rows, zeros, and a grid."""
+    weight = np.zeros((4, 32), "float32")
+    weight[1] = 0.375
+    weight[2] = -0.375
+    weight[3] = 0.5 * np.resize(np.arange(-8, 8), 32)
+    plain, error = quantize_array(weight, 4, 32, zeros)
+    np.testing.assert_allclose(dequantize_array(plain, "float32"), weight, atol=1e-6)
+    assert error < 1e-6
+
+
+def test_zeros_in_eight_bits():
+    plain, error = quantize_array(np.zeros((3, 8), "float32"), 8)
+    assert error == 0 and not plain.values.any() and np.isfinite(plain.scales).all()
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+def test_important_columns_are_closer(zeros):
+    weight, importance = normal(256, 64), np.ones(64, "float32")
+    importance[::8] = 100
+    plain, _ = quantize_array(weight, 4, 32, zeros)
+    weighted, _ = quantize_array(weight, 4, 32, zeros, importance)
+
+    def error(plain):
+        off = dequantize_array(plain, "float32") - weight
+        return np.sum(importance * off**2), np.sum(off**2)
+
+    assert error(weighted)[0] < 0.95 * error(plain)[0]
+    assert error(weighted)[1] > error(plain)[1]
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_numbers_that_are_not_finite(number, bits):
+    weight = normal(8, 64)
+    weight[3, 5] = number
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        quantize_array(weight, bits)
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match=r"`bits` must be 8 or 4. Received: bits=2"):
+        quantize_array(normal(4, 64), 2)
+    with pytest.raises(ValueError, match=r"`group_size` must divide .* 64. Received: .*24"):
+        quantize_array(normal(4, 64), 4, 24)

@@ -1,0 +1,47 @@
+"""Settings of quantization, and what they refuse."""
+
+import json
+
+import pytest
+
+from keras_gemma import GemmaConfig, QuantizationConfig
+from keras_gemma.quantization import to_config
+from tests.configurations import GEMMA2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"mode": "int2"}, "`mode` must be 'int8' or 'int4'. Received: mode='int2'"),
+        ({"mode": "int4", "group_size": 0}, "group_size=0"),
+        ({"mode": "int4", "group_size": True}, "group_size=True"),
+        ({"mode": "int4", "zeros": 1}, "zeros=1"),
+        ({"mode": "int4", "embedding": "bfloat16"}, "embedding='bfloat16'"),
+        ({"mode": "int8", "embedding": "int4"}, "belong to mode='int4'"),
+        ({"mode": "int8", "zeros": True}, "belong to mode='int4'"),
+    ],
+)
+def test_bad_settings(arguments, says):
+    with pytest.raises(ValueError, match=says):
+        QuantizationConfig(**arguments)
+
+
+def test_to_and_from_a_dictionary():
+    config = QuantizationConfig("int4", 16, zeros=True, embedding="int4")
+    assert to_config(json.loads(json.dumps(config.to_dict()))) == config
+    assert to_config("int8") == QuantizationConfig("int8")
+    assert to_config(None) is None and to_config(config) is config
+    with pytest.raises(ValueError, match=r"takes `mode` and.*group_size.*bits"):
+        to_config({"mode": "int4", "bits": 4})
+    with pytest.raises(TypeError, match=r"`quantization` must be 'int8' or 'int4'.*Received: 8"):
+        to_config(8)
+
+
+def test_groups_must_fill_rows():
+    shapes = GemmaConfig(**GEMMA2).weight_shapes()
+    with pytest.raises(ValueError, match=r"group_size=32, and rows of 48 \(layers.0.down\)"):
+        QuantizationConfig("int4").check_shapes(shapes)
+    with pytest.raises(ValueError, match=r"rows of 32 \(token_embedding\), 48 \(layers.0.down\)"):
+        QuantizationConfig("int4", 20, embedding="int4").check_shapes(shapes)
+    QuantizationConfig("int4", 16, embedding="int4").check_shapes(shapes)
+    QuantizationConfig("int8", 7).check_shapes(shapes)
