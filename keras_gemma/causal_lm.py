@@ -23,6 +23,7 @@ from keras_gemma.model.quantizable import (
     OwnQuantize,
     describe_weights,
     forget_programs,
+    let_go,
     quantization_settings,
 )
 from keras_gemma.presettable import Presettable
@@ -449,6 +450,7 @@ class GemmaCausalLM(Presettable, OwnQuantize, ModelOfText):
             rows = read_prompts(calibration, self.preprocessor, size).ids
             longest = self.backbone.config.context_length
             importance = mean_squares(self.backbone, (row[None, :longest] for row in rows))
+        let_go(self)
         self.backbone.quantize(config, importance=importance)
         forget_programs(self)
 

@@ -63,12 +63,12 @@ def dequantize(packed: Quantized, dtype: str) -> Any:
     numbers = ops.cast(ops.concatenate([low, high], axis=-1), "float32")
     if zeros is None:
         numbers = ops.where(numbers > 7, numbers - 16, numbers)
-    rows, groups = numbers.shape[:-1], scales.shape[-1]
+    rows, groups = ops.shape(numbers)[:-1], scales.shape[-1]
     numbers = ops.reshape(numbers, (*rows, groups, numbers.shape[-1] // groups))
     if zeros is not None:
         numbers = numbers - ops.cast(zeros, "float32")[..., None]
     numbers = numbers * ops.cast(scales, "float32")[..., None]
-    return ops.cast(ops.reshape(numbers, (*rows, -1)), dtype)
+    return ops.cast(ops.reshape(numbers, (*rows, groups * numbers.shape[-1])), dtype)
 
 
 def matmul(x: Any, packed: Quantized) -> Any:

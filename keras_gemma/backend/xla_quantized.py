@@ -186,7 +186,7 @@ def widen(packed: Quantized, dtype: str) -> list[Any]:
     values, scales, zeros = packed
     if _in_8_bits(packed):
         return [ops.cast(values, dtype)]
-    groups, shape = scales.shape[-1], values.shape
+    groups, shape = scales.shape[-1], ops.shape(values)
     values = ops.reshape(values, (*shape[:-1], shape[-1] // groups, groups))
     scales = ops.cast(scales, "float32")[..., None, :]
     zeros = 8.0 if zeros is None else ops.cast(zeros, "float32")[..., None, :]
@@ -253,8 +253,9 @@ def embed(ids: Any, packed: Quantized, dtype: str) -> Any:
     if _in_8_bits(packed):
         return quantized.embed(ids, packed, dtype)
     rows = (None if array is None else ops.take(array, ids, axis=0) for array in packed)
-    groups, length = packed.scales.shape[-1], 2 * packed.values.shape[-1]
+    groups, half = packed.scales.shape[-1], packed.values.shape[-1]
+    places = ops.shape(ids)
     parts = widen(Quantized(*rows), dtype)
-    parts = [ops.reshape(part, (*part.shape[:-1], -1, groups)) for part in parts]
+    parts = [ops.reshape(part, (*places, half // groups, groups)) for part in parts]
     numbers = ops.swapaxes(ops.concatenate(parts, axis=-2), -1, -2)
-    return ops.reshape(numbers, (*numbers.shape[:-2], length))
+    return ops.reshape(numbers, (*places, 2 * half))

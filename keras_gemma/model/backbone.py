@@ -16,6 +16,7 @@ from keras_gemma.model.quantizable import (
     OwnQuantize,
     describe_weights,
     forget_programs,
+    let_go,
     quantization_settings,
 )
 from keras_gemma.model.rope import rotary_angles
@@ -248,6 +249,7 @@ class GemmaBackbone(Presettable, OwnQuantize, keras.Model):
             )
         config.check_shapes(self.config.weight_shapes())
         importance = importance or {}
+        let_go(self)
         for name, holder in self.holders().items():
             if isinstance(holder, MatrixLayer):
                 holder.quantize_matrix(name, config, importance.get(name))

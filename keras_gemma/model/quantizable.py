@@ -28,6 +28,14 @@ def quantization_settings(
     return QuantizationConfig(mode, group_size, zeros, embedding)
 
 
+def let_go(model: keras.Model) -> None:
+    """Give up what PyTorch's modules hold of the variables of `model`, so that one that is replaced
+    is freed at once. Keras collects them again when they are next asked for."""
+    for layer in model._flatten_layers():
+        if hasattr(layer, "_torch_params"):
+            del layer._torch_params
+
+
 def forget_programs(model: keras.Model) -> None:
     """Let Keras compile `fit`, `evaluate` and `predict` anew, on the weights as they are."""
     model.train_function = model.test_function = model.predict_function = None
