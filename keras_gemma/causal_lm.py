@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_gemma import tf_data
 from keras_gemma.completion.job import Job
-from keras_gemma.completion.prompts import read_prompts
+from keras_gemma.completion.prompts import read_prompt, read_prompts
 from keras_gemma.completion.settings import GenerationSettings, read_settings
 from keras_gemma.generation import samplers
 from keras_gemma.generation.generator import Generator
@@ -122,6 +122,8 @@ class GemmaCausalLM(Presettable, OwnQuantize, ModelOfText):
             **kwargs: settings of generation, those of `GenerationSettings`, which a call may
                 change; and as of `keras.Model.compile`. With `run_eagerly=True` PyTorch
                 generates without compiling, slower by the token and at once from the start.
+                A `.keras` file keeps all of them, but of `logits_processors` only what is
+                registered with Keras: compile again, once it is loaded, with the others.
         """
         names = GenerationSettings.__dataclass_fields__.keys() & kwargs.keys()
         settings = GenerationSettings(**{name: kwargs.pop(name) for name in names})
@@ -148,11 +150,7 @@ class GemmaCausalLM(Presettable, OwnQuantize, ModelOfText):
         return {
             **super().get_compile_config(),
             "sampler": keras.saving.serialize_keras_object(self.sampler),
-            **{
-                name: keras.saving.serialize_keras_object(value)
-                for name, value in vars(self.generation_settings).items()
-                if value is not None
-            },
+            **self.generation_settings.serialize(),
             "optimizer_built": self.optimizer is not None and self.optimizer.built,
         }
 
@@ -279,7 +277,12 @@ class GemmaCausalLM(Presettable, OwnQuantize, ModelOfText):
             inputs: a string, or a list of ids.
 
         Returns:
-            What to pass as `prefix`. It holds for the weights as they are.
+            What to pass as `prefix`. It holds for this model and its weights as they are.
+
+        Raises:
+            ValueError: a text that is empty or leaves no room in the context, several texts, ids
+                outside the vocabulary.
+            TypeError: no text.
 
         Example:
 
@@ -292,19 +295,13 @@ class GemmaCausalLM(Presettable, OwnQuantize, ModelOfText):
         lm.generate([scene + "All:", scene + "ROMEO:"], max_new_tokens=10, prefix=prefix)
         ```
         """
-        inputs = inputs if is_text(inputs) else [inputs]
-        prompts = read_prompts(inputs, self.preprocessor, self.backbone.config.vocabulary_size)
-        (ids,) = prompts.ids
+        ids = read_prompt(inputs, self.preprocessor, self.backbone.config.vocabulary_size)
         return self._generator().prefill(ids)
 
     def _settings(
         self, caller: str, max_length: int | None, stop_token_ids: Any, settings: dict[str, Any]
     ) -> GenerationSettings:
         """The settings of a call, over those of `compile`."""
-        if stop_token_ids is None:
-            stop_token_ids = ()
-        elif isinstance(stop_token_ids, str) and stop_token_ids == "auto":
-            stop_token_ids = None
         given = {"max_length": max_length, "stop_token_ids": stop_token_ids, **settings}
         return read_settings(given, caller).over(self.generation_settings)
 
@@ -517,7 +514,8 @@ def read_draft(draft: Any, tokens: int | None) -> Draft | None:
     if isinstance(draft, str) and draft == "prompt":
         return Draft(count)
     if isinstance(draft, GemmaCausalLM):
-        return Draft(count, draft._generator())
+        tokenizer = draft.preprocessor and draft.preprocessor.tokenizer
+        return Draft(count, draft._generator(), tokenizer)
     raise TypeError(
         "`draft` must be a GemmaCausalLM, or 'prompt' to guess from the text itself. "
         f"Received: draft={draft!r:.80}"

@@ -16,6 +16,11 @@ from keras_gemma import backend
 from keras_gemma.benchmark import memory
 from keras_gemma.benchmark.arithmetic import bandwidth_utilization, decode_bytes, prefill_flops
 from keras_gemma.benchmark.machine import best_product
+from keras_gemma.config import GemmaConfig
+from keras_gemma.generation.memory import Load, bytes_needed
+
+BYTES_OF_AN_ID = 48
+"""In the prompts, which are lists of Python's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +149,25 @@ def check_context(config: Any, work: Work) -> None:
         raise ValueError(
             f"The model's context holds {config.context_length} tokens. Make `prompt` or `new` "
             f"smaller. Received: prompt={work.prompt}, new={work.new}"
+        )
+
+
+def check_memory(config: GemmaConfig, work: Work, dtype: str | None) -> None:
+    """Raise a ValueError where weights and work cannot fit into the memory that is free.
+
+    Args:
+        dtype: of weights and activations; the least of them where it is None.
+    """
+    free, dtype = backend.free_memory(), dtype or "bfloat16"
+    text = work.prompt + work.new
+    needed = bytes_needed(Load(work.batch, 1, work.prompt, text), config, dtype)
+    needed += work.batch * (work.prompt * BYTES_OF_AN_ID + text * 4)
+    weights = config.weight_bytes(dtype)
+    if free is not None and weights + needed > free:
+        raise ValueError(
+            f"The weights need {weights / 1e9:.1f} GB and the work about {needed / 1e9:.1f} GB, "
+            f"and {free / 1e9:.1f} GB are free. Make `batch`, `prompt` or `new` smaller, or take a "
+            f"smaller model. Received: batch={work.batch}, prompt={work.prompt}, new={work.new}"
         )
 
 

@@ -71,7 +71,7 @@ def bench(
     use_backend(backend and backend.value)
 
     # Keras is imported here, on the backend chosen.
-    from keras_gemma.benchmark.generation import Work, check_context, measure
+    from keras_gemma.benchmark.generation import Work, check_context, check_memory, measure
 
     work = Work(prompt, new, batch, repeat)
     listed = catalogue.presets().get(name)
@@ -87,6 +87,7 @@ def bench(
     else:
         check_context(config, work)
         bits = quantization and quantization.value
+        check_memory(config, work, chosen)
         make = make_model(None if shape else name, config, chosen, bits)
         figures = {**head, **measure(make, work)}
         print_result = print_figures

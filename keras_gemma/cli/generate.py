@@ -112,7 +112,8 @@ def generate(
         "sampler": sampler and sampler.value,
     }
     given = {name: value for name, value in given.items() if value is not None}
-    if given.keys() == {"seed"}:
+    drawing = {"sampler", "temperature", "top_k", "top_p", "min_p"}
+    if "seed" in given and not drawing & given.keys():
         given["sampler"] = "random"  # a seed is no use to a greedy sampler
     try:  # before the weights are read
         GenerationSettings(**given)

@@ -9,12 +9,15 @@ from keras_gemma.completion.output import Completion
 from keras_gemma.completion.prompts import Prompts, require_preprocessor, room_in_padding
 from keras_gemma.completion.settings import GenerationSettings
 from keras_gemma.generation.generator import Generator
+from keras_gemma.generation.judging import is_greedy
 from keras_gemma.generation.request import Draft, Prefix, Request, Row
 from keras_gemma.generation.run import Run
-from keras_gemma.generation.samplers import GreedySampler, Sampler
+from keras_gemma.generation.samplers import Sampler
+from keras_gemma.generation.samplers.sampler import check_rows
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
 from keras_gemma.text.reading import to_ids
 from keras_gemma.text.stream import TextStream
+from keras_gemma.text.tokenizer import GemmaTokenizer
 
 TOKENS_BETWEEN_LOOKS = 4
 """How many tokens are made before the texts are searched for stop strings."""
@@ -54,6 +57,9 @@ class Job:
         if settings.stops:
             require_preprocessor(preprocessor, "no `stop`, which is text")
         sampler = settings.choose_sampler(sampler, settings.sampler)
+        sampler.check_rows(len(prompts.ids))
+        if settings.seed is None:
+            check_rows("seed", sampler.seed, len(prompts.ids))
         copies = settings.num_return_sequences or getattr(sampler, "sequences", 1)
         if prompts.width is not None and (
             copies > 1 or settings.stops or settings.top_log_probabilities is not None
@@ -63,12 +69,21 @@ class Job:
                 "lists, with `num_return_sequences`, `return_all_beams`, `return_logprobs` or "
                 "`stop`."
             )
-        if copies > 1 and isinstance(sampler, GreedySampler):
+        if copies > 1 and is_greedy(sampler):
             raise ValueError(
                 "`num_return_sequences` above 1 would repeat the same text with a greedy sampler. "
                 "Pass a `temperature`, or `sampler='beam'`. "
                 f"Received: num_return_sequences={copies}"
             )
+        if prefix is not None:
+            if not isinstance(prefix, Prefix):
+                raise TypeError(
+                    "`prefix` must be what `prefill` returns. "
+                    f"Received: prefix={prefix!r:.80} of type {type(prefix).__name__}"
+                )
+            prefix.check(generator.backbone)
+        if draft is not None and draft.tokenizer is not None and preprocessor is not None:
+            check_same_pieces(preprocessor.tokenizer, draft.tokenizer)
         self.request = Request(
             prompts=prompts.ids,
             room=self._room(),
@@ -178,7 +193,9 @@ class Job:
     def _room(self) -> list[int]:
         settings, lengths = self.settings, [len(ids) for ids in self.prompts.ids]
         if self.prompts.width is not None:
-            most = settings.max_new_tokens and settings.room(lengths, None)
+            most = None
+            if settings.max_new_tokens is not None:
+                most = settings.room(lengths, None)
             return room_in_padding(self.prompts, settings.max_length, most)
         default = None
         if settings.max_length is None and settings.max_new_tokens is None:
@@ -188,12 +205,12 @@ class Job:
         return settings.room(lengths, default)
 
     def _stop_ids(self, stop_token_ids: Any) -> tuple[int, ...]:
-        if isinstance(stop_token_ids, str) and stop_token_ids != "auto":
-            raise ValueError(
-                "`stop_token_ids` must be 'auto', None, or token ids. "
-                f"Received: stop_token_ids={stop_token_ids!r}"
-            )
-        if stop_token_ids is None or isinstance(stop_token_ids, str):
+        if isinstance(stop_token_ids, str):
+            if stop_token_ids != "auto":
+                raise ValueError(
+                    "`stop_token_ids` must be 'auto', None, or token ids. "
+                    f"Received: stop_token_ids={stop_token_ids!r}"
+                )
             require_preprocessor(
                 self.preprocessor, "`stop_token_ids` (None to generate to the end)"
             )
@@ -201,6 +218,18 @@ class Job:
         size = self.generator.config.vocabulary_size
         stops = [stop_token_ids] if np.ndim(stop_token_ids) == 0 else list(stop_token_ids)
         return tuple(to_ids("stop_token_ids", stops, 1, size).tolist())
+
+
+def check_same_pieces(tokenizer: GemmaTokenizer, other: GemmaTokenizer) -> None:
+    """Raise a ValueError where the ids of a draft's tokenizer, `other`, stand for other pieces."""
+    if other is tokenizer or other.proto == tokenizer.proto:
+        return
+    if other.get_vocabulary() != tokenizer.get_vocabulary():
+        raise ValueError(
+            "`draft` must have the vocabulary of the model that it guesses for, and its ids stand "
+            "for other pieces. Pass a model of the same family, or draft='prompt'. Received: "
+            f"{other.vocabulary_size()} pieces, where the model has {tokenizer.vocabulary_size()}"
+        )
 
 
 def _cut(row: Row, stream: TextStream) -> Row:

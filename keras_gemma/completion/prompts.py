@@ -79,6 +79,27 @@ def read_prompts(
     return Prompts(ids, False)
 
 
+def read_prompt(
+    inputs: Any, preprocessor: GemmaCausalLMPreprocessor | None, vocabulary_size: int
+) -> np.ndarray:
+    """The ids of one prompt, int32 `[T]`: a string, or a list of ids.
+
+    Raises:
+        TypeError, ValueError: anything else, several prompts among it.
+    """
+    if is_text(inputs):
+        (ids,) = read_prompts(inputs, preprocessor, vocabulary_size).ids
+        return ids
+    if isinstance(inputs, dict) or not (isinstance(inputs, list | tuple) or np.ndim(inputs)):
+        raise TypeError(f"`inputs` must be a string, or a list of ids. Received: {inputs!r:.200}")
+    if any(is_text(item) or np.ndim(item) for item in inputs):
+        raise ValueError(
+            "`inputs` must be one text, a string or a list of ids: read several one by one. "
+            f"Received: {inputs!r:.200}"
+        )
+    return to_ids("inputs", inputs, 1, vocabulary_size)
+
+
 def _read_padded(inputs: dict[str, Any], vocabulary_size: int) -> Prompts:
     """Ids in `[B, S]`, as `generate_preprocess` gives them."""
     missing = {"token_ids", "padding_mask"} - set(inputs)

@@ -2,15 +2,24 @@
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Sequence
+import inspect
+import warnings
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 
 from keras_gemma.generation import samplers
-from keras_gemma.generation.samplers import GreedySampler
+from keras_gemma.generation.judging import is_greedy
 from keras_gemma.generation.samplers.override import override
-from keras_gemma.generation.samplers.sampler import Numbers, Seeds, check_numbers, check_seed
+from keras_gemma.generation.samplers.sampler import (
+    Numbers,
+    Seeds,
+    check_numbers,
+    check_rows,
+    check_seed,
+)
 
 FILTERS = ("temperature", "top_k", "top_p", "min_p")
 """What `override` changes in a sampler."""
@@ -38,7 +47,8 @@ class GenerationSettings:
             (arXiv:1909.05858); a number, or a list.
         seed: an integer makes the call repeat, whatever batch a prompt stands in; or a list.
         stop: a string, or strings, that end a text; they are not part of it.
-        stop_token_ids: ids that end a row. `"auto"`: `<eos>` and `<end_of_turn>`; `()`: none.
+        stop_token_ids: ids that end a row; None: none. `"auto"`: those that were compiled, else
+            `<eos>` and `<end_of_turn>`.
         num_return_sequences: texts for each prompt.
         logits_processors: functions `(ids int32 [B, S], logits float32 [B, V]) -> logits`, in
             `keras.ops` alone, compiled; ids are -1 behind each row's text. A new function
@@ -60,12 +70,14 @@ class GenerationSettings:
     repetition_penalty: Numbers | None = None
     seed: Seeds = None
     stop: str | Sequence[str] | None = None
-    stop_token_ids: Any = None
+    stop_token_ids: Any = "auto"
     num_return_sequences: int | None = None
     logits_processors: Sequence[Callable[[Any, Any], Any]] | None = None
     return_logprobs: bool | int | None = None
 
     def __post_init__(self) -> None:
+        if self.stop_token_ids is None:  # which stands for "as it was compiled" in all others
+            object.__setattr__(self, "stop_token_ids", ())
         if self.max_length is not None and self.max_new_tokens is not None:
             raise ValueError(
                 "Give `max_length` (prompt included) or `max_new_tokens`, not both. Received: "
@@ -92,20 +104,28 @@ class GenerationSettings:
             )
         if self.seed is not None:
             check_seed(self.seed)
+        if self.stop is not None and not isinstance(self.stop, Collection):
+            raise TypeError(
+                "`stop` must be a string, or a list of strings, that are not empty. "
+                f"Received: stop={self.stop!r}"
+            )
         for stop in self.stops:
             if not isinstance(stop, str) or not stop:
                 raise ValueError(
                     "`stop` must be a string, or a list of strings, that are not empty. "
                     f"Received: stop={self.stop!r}"
                 )
-        if not all(callable(processor) for processor in self.logits_processors or ()):
+        if self.logits_processors is not None and not (
+            isinstance(self.logits_processors, Collection)
+            and all(callable(processor) for processor in self.logits_processors)
+        ):
             raise TypeError(
                 "`logits_processors` must be a list of functions (ids, logits) -> logits. "
                 f"Received: logits_processors={self.logits_processors!r}"
             )
         count = self.return_logprobs
         if count is not None and not (
-            isinstance(count, int) and 0 <= count <= MOST_TOP_LOG_PROBABILITIES
+            isinstance(count, int | np.integer) and 0 <= count <= MOST_TOP_LOG_PROBABILITIES
         ):
             raise ValueError(
                 "`return_logprobs` must be True, False, or how many of the likeliest tokens to "
@@ -113,7 +133,7 @@ class GenerationSettings:
             )
         self.choose_sampler("greedy", self.sampler)  # raises what is wrong with the filters alone
         filters = [name for name in FILTERS if getattr(self, name) is not None]
-        if filters and isinstance(self.sampler and samplers.get(self.sampler), GreedySampler):
+        if filters and self.sampler is not None and is_greedy(samplers.get(self.sampler)):
             raise ValueError(
                 f"A greedy sampler has no use for `{'`, `'.join(filters)}`. Leave out one of "
                 f"them. Received: sampler={self.sampler!r}"
@@ -149,9 +169,38 @@ class GenerationSettings:
         given = {name: getattr(self, name) for name in FILTERS}
         return override(chosen, {k: v for k, v in given.items() if v is not None})
 
+    def serialize(self) -> dict[str, Any]:
+        """The settings that say something, as JSON can hold them.
+
+        Of the logits processors those alone that can be had back: functions and classes that are
+        registered with Keras. A warning names the others.
+        """
+        given = self.given()
+        kept = [processor for processor in self.processors if _is_registered(processor)]
+        lost = [processor for processor in self.processors if not _is_registered(processor)]
+        if lost:
+            warnings.warn(
+                f"`logits_processors` that are not registered with Keras are not saved: {lost}. "
+                "Register them with `keras.saving.register_keras_serializable`, or compile again "
+                "with them when the model is loaded.",
+                stacklevel=2,
+            )
+            given |= {"logits_processors": kept}
+        if not kept:
+            given.pop("logits_processors", None)
+        return {name: keras.saving.serialize_keras_object(value) for name, value in given.items()}
+
+    def given(self) -> dict[str, Any]:
+        """The settings that say something, by name."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        stops = given["stop_token_ids"]
+        if isinstance(stops, str) and stops == "auto":
+            del given["stop_token_ids"]
+        return given
+
     def over(self, compiled: "GenerationSettings") -> "GenerationSettings":
         """These settings, and for what they leave open those of `compiled`."""
-        given = {k: v for k, v in vars(self).items() if v is not None}
+        given = self.given()
         if "sampler" in given:  # the filters of another sampler do not belong to this one
             compiled = dataclasses.replace(compiled, **dict.fromkeys(FILTERS))
         if "max_length" in given or "max_new_tokens" in given:
@@ -161,12 +210,7 @@ class GenerationSettings:
     def check_rows(self, prompts: int) -> None:
         """Raise a ValueError where a list has another length than there are prompts."""
         for name in ("max_new_tokens", "repetition_penalty", "seed", *FILTERS):
-            value = getattr(self, name)
-            if isinstance(value, list | tuple | np.ndarray) and len(value) != prompts:
-                raise ValueError(
-                    f"`{name}` must be one value, or one for each prompt. "
-                    f"Received: {len(value)} values for {prompts} prompts"
-                )
+            check_rows(name, getattr(self, name), prompts)
 
     def room(self, lengths: list[int], default_length: int | None) -> list[int]:
         """The most new tokens of each row.
@@ -202,6 +246,14 @@ def read_settings(arguments: dict[str, Any], caller: str) -> GenerationSettings:
             hint = f" Did you mean `{near[0]}`?" if near else f" There are: {', '.join(names)}."
             raise TypeError(f"`{caller}` has no argument `{name}`.{hint}")
     return GenerationSettings(**arguments)
+
+
+def _is_registered(processor: Any) -> bool:
+    """Whether Keras can write a function, or an object, down and make it again."""
+    maker = processor if inspect.isfunction(processor) else type(processor)
+    has_config = maker is processor or hasattr(processor, "get_config")
+    name = keras.saving.get_registered_name(maker)
+    return has_config and keras.saving.get_registered_object(name) is maker
 
 
 def _is_positive(value: Any) -> bool:

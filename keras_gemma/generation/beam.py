@@ -49,7 +49,7 @@ def search(generator: Generator, request: Request) -> list[Row]:
         )
     request = dataclasses.replace(request, copies=beams)
     request.check(generator.config)
-    check_memory(request, generator.config, generator.backbone.compute_dtype)
+    check_memory(request, generator.config, generator.backbone.compute_dtype, moves=True)
     run = BeamRun(generator, request)
     run.go_on()
     return [row for i, row in enumerate(run.rows()) if i % beams < copies]

@@ -85,7 +85,7 @@ def search(generator: Generator, request: Request) -> list[Row]:
     request.check(generator.config)
     candidates = min(request.sampler.k, generator.config.vocabulary_size)
     widest = dataclasses.replace(request, copies=candidates)
-    check_memory(widest, generator.config, generator.backbone.compute_dtype)
+    check_memory(widest, generator.config, generator.backbone.compute_dtype, late=True)
     run = ContrastiveRun(generator, request, candidates)
     run.go_on()
     return run.rows()

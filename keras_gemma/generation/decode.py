@@ -112,14 +112,15 @@ def process(logits: Any, state: DecodeState, processors: tuple[LogitsProcessor, 
         less = ops.where(logits > 0, logits / penalty, logits * penalty)
         logits = ops.where(state.seen, less, logits)
     for processor in processors:
-        shape, kind = logits.shape, type(processor).__name__
-        logits = ops.cast(processor(state.text, logits), "float32")
-        if tuple(logits.shape) != tuple(shape):
-            name = getattr(processor, "__name__", kind)
+        shape, after = tuple(logits.shape), processor(state.text, logits)
+        received = tuple(after.shape) if hasattr(after, "shape") else f"{after!r:.80}"
+        if received != shape:
+            name = getattr(processor, "__name__", type(processor).__name__)
             raise ValueError(
                 f"`logits_processors`: {name} must return logits of the shape it was given, "
-                f"{tuple(shape)}. Received: {tuple(logits.shape)}"
+                f"{shape}. Received: {received}"
             )
+        logits = ops.cast(after, "float32")
     return logits
 
 

@@ -4,6 +4,8 @@ How a text goes on from its prompt is the work of a `Run`.
 """
 
 import threading
+import weakref
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -16,11 +18,16 @@ from keras_gemma.generation import buckets
 from keras_gemma.generation.feed import AS_THEY_ARE, Parts
 from keras_gemma.generation.memory import check_memory
 from keras_gemma.generation.prefill import read_chunk
-from keras_gemma.generation.request import Prefix, Request, Row
+from keras_gemma.generation.request import Prefix, Request, Row, mark_of
 from keras_gemma.generation.run import Run
+from keras_gemma.generation.samplers import GreedySampler
 from keras_gemma.generation.speculative import SpeculativeRun
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.model.cache import Cache, make_cache, repeat_rows, resize
+
+MOST_PROGRAMS = 32
+"""That a generator keeps: what is compiled for a function or a sampler of a call's own, which no
+other call will have again, must not pile up."""
 
 
 class Generator:
@@ -37,7 +44,7 @@ class Generator:
         self.eager = eager
         self.config: GemmaConfig = backbone.config
         self.parts = AS_THEY_ARE if eager else Parts(*map(backend.fuse, AS_THEY_ARE))
-        self.programs: dict[Any, Any] = {}
+        self.programs: OrderedDict[Any, Any] = OrderedDict()  # the latest used is last
         self.lock = threading.Lock()
 
     def generate(self, request: Request) -> list[Row]:
@@ -72,18 +79,26 @@ class Generator:
         check_memory(request, self.config, self.backbone.compute_dtype)
 
     def prefill(self, ids: np.ndarray) -> Prefix:
-        """Read the beginning of a text, to go on from it later."""
+        """Read the beginning of a text, to go on from it later.
+
+        Raises:
+            ValueError: it is empty, or leaves no room in the context.
+        """
+        self.check(Request([ids], [1], GreedySampler()))
         _, cache = self.read([ids], None, self.backbone.tensors())
-        return Prefix(ids, cache)
+        return Prefix(ids, cache, weakref.ref(self.backbone), mark_of(self.backbone))
 
     def program(self, key: Any, make: Callable[[], Any]) -> Any:
-        """The program of `key`, made when it is first asked for.
+        """The program of `key`, made when it is first asked for; those least in use are let go.
 
         The compilers tell apart the shapes of arguments; what a program closes over is our part.
         """
         with self.lock:
             if key not in self.programs:
                 self.programs[key] = make()
+            self.programs.move_to_end(key)
+            while len(self.programs) > MOST_PROGRAMS:
+                self.programs.popitem(last=False)
             return self.programs[key]
 
     def read(

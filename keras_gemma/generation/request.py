@@ -4,11 +4,13 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+from keras import ops
 
 from keras_gemma.config import GemmaConfig
 from keras_gemma.generation.decode import LogitsProcessor
 from keras_gemma.generation.samplers import Sampler
 from keras_gemma.generation.samplers.sampler import Numbers, Seeds
+from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.model.cache import Cache
 
 MOST_STOP_IDS = 8
@@ -19,12 +21,34 @@ MOST_GUESSES = 32
 
 @dataclasses.dataclass(frozen=True)
 class Prefix:
-    """The beginning of a text, read: later texts that begin with it go on from there."""
+    """The beginning of a text, read: later texts that begin with it go on from there.
+
+    Of the model that read it, and of its weights as they were: another model is refused, and so
+    are weights whose last norm has changed, as by `load_weights` and mostly by `fit`. Changes that
+    leave it as it was cannot be told cheaply: read the text again after any.
+    """
 
     ids: np.ndarray
     """int32 `[n]`."""
     cache: Cache
     """Keys and values `[1, S, K, H]` of each layer, by position."""
+    reader: Any = None
+    """A weak reference to the backbone that read it."""
+    weights: bytes = b""
+    """Its `mark_of` then."""
+
+    def check(self, backbone: GemmaBackbone) -> None:
+        """Raise a ValueError where it was not read by `backbone`, or with other weights."""
+        if self.reader is None or self.reader() is not backbone:
+            raise ValueError(
+                "`prefix` was read by another model, whose keys and values mean nothing to this "
+                "one. Call `prefill` of the model that generates."
+            )
+        if self.weights != mark_of(backbone):
+            raise ValueError(
+                "`prefix` was read with other weights than the model has now: they have been "
+                "trained, loaded or converted since. Call `prefill` again."
+            )
 
     def shared_with(self, prompts: list[np.ndarray]) -> int:
         """How many tokens every prompt begins with; one of each prompt is always left to read."""
@@ -36,6 +60,13 @@ class Prefix:
         return shared
 
 
+def mark_of(backbone: GemmaBackbone) -> bytes:
+    """What tells most changes of the weights at little cost: the last norm, and all layouts."""
+    layouts = [f"{tuple(weight.shape)} {weight.dtype}" for weight in backbone.weights]
+    norm = ops.convert_to_numpy(ops.cast(backbone.layer_norm.scale.value, "float32"))
+    return "\n".join(layouts).encode() + norm.tobytes()
+
+
 @dataclasses.dataclass(frozen=True)
 class Draft:
     """Who guesses tokens, which the model then reads at once instead of one by one."""
@@ -44,6 +75,8 @@ class Draft:
     """How many are guessed at a time, at least 1."""
     generator: Any = None
     """The `Generator` of a smaller model; None looks them up in the text itself."""
+    tokenizer: Any = None
+    """What the smaller model's ids stand for, where it has a tokenizer; not looked at here."""
 
     def check(self, config: GemmaConfig, longest: int, sampler: Sampler) -> None:
         """Raise a ValueError where it cannot guess for a model of `config`.
@@ -135,16 +168,21 @@ class Request:
             )
 
     def copy_numbers(self) -> np.ndarray:
-        """Which copy of its prompt each row is, int32 `[B]`: equal prompts differ by it alone.
+        """Which copy of its prompt and seed each row is, int32 `[B]`: such rows differ by it alone.
 
         So a row's random numbers do not depend on the batch it stands in.
         """
-        met: dict[bytes, int] = {}
+        seeds = self.sampler.seed if self.seed is None else self.seed
+        seeds = np.ravel(np.array(seeds, object))
+        rows = len(self.prompts) * self.copies
+        met: dict[Any, int] = {}
         numbers = []
-        for prompt in self.prompts:
-            first = met.get(prompt.tobytes(), 0)
-            numbers += range(first, first + self.copies)
-            met[prompt.tobytes()] = first + self.copies
+        for row in range(rows):
+            seed = seeds[row * len(seeds) // rows]
+            prompt = self.prompts[row // self.copies].tobytes()
+            key = prompt, None if seed is None else int(seed) % 2**32
+            numbers.append(met.get(key, 0))
+            met[key] = numbers[-1] + 1
         return np.array(numbers, "int32")
 
 

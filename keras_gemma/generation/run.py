@@ -4,6 +4,7 @@ The cache grows with the text, by doubling, so that a short text costs little in
 has. Which tokens end a text is known here; what they mean is not.
 """
 
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -113,7 +114,7 @@ class Run:
 
     def rules(self) -> tuple[Any, ...]:
         """What of the request is compiled in."""
-        return self.request.sampler.structure(), self.request.processors
+        return tuple(map(key_of, (self.request.sampler.structure(), *self.request.processors)))
 
     def go_on(self, limit: int | None = None) -> bool:
         """Choose up to `limit` tokens more in each row; by default all that may follow.
@@ -163,3 +164,25 @@ class Run:
             stopped = bool(len(ids)) and int(ids[-1]) in self.request.stop_ids
             rows.append(Row(ids, stopped, *(array[i, span] for array in records)))
         return rows
+
+
+class Identity:
+    """Stands for an object that cannot be hashed: equal to itself alone."""
+
+    def __init__(self, thing: Any) -> None:
+        self.thing = thing
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Identity) and self.thing is other.thing
+
+    def __hash__(self) -> int:
+        return id(self.thing)
+
+
+def key_of(thing: Any) -> Hashable:
+    """`thing`, or its `Identity`: functions and samplers of a caller's own may be anything."""
+    try:
+        hash(thing)
+    except TypeError:
+        return Identity(thing)
+    return thing

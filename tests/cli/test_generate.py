@@ -61,6 +61,7 @@ def test_no_prompt(prompts, stdin, says):
     [
         ([], {}),
         (["--seed", "7"], {"seed": 7, "sampler": "random"}),
+        (["--seed", "7", "--stop", "a"], {"seed": 7, "stop": ["a"], "sampler": "random"}),
         (["--top-k", "5", "--seed", "7"], {"top_k": 5, "seed": 7}),
         (["--sampler", "beam"], {"sampler": "beam"}),
         (["--min-p", "0.1", "--repetition-penalty", "2"], {"min_p": 0.1, "repetition_penalty": 2}),

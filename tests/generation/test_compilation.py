@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 
 from keras_gemma import samplers
-from keras_gemma.generation import generator
+from keras_gemma.generation import generator, run
 from tests.generation.models import compile_lm, make_lm, on_torch
 
 PROMPT = [2, 9, 31, 8, 300]
@@ -17,14 +17,14 @@ def traces(monkeypatch):
     if on_torch():
         pytest.skip("PyTorch compiles blocks, not programs")
     counts = []
-    for name in ("read_chunk", "advance", "step"):
-        function = getattr(generator, name)
+    for module, name in ((generator, "read_chunk"), (run, "advance"), (run, "step")):
+        function = getattr(module, name)
 
         def traced(*args, function=function, name=name, **kwargs):
             counts.append(name)
             return function(*args, **kwargs)
 
-        monkeypatch.setattr(generator, name, traced)
+        monkeypatch.setattr(module, name, traced)
     return counts
 
 

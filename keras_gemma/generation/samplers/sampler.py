@@ -7,7 +7,7 @@ so another temperature or seed compiles nothing, and the rows of a batch may dif
 import dataclasses
 import random
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -52,6 +52,8 @@ class Sampler:
 
     temperature: Numbers = 1.0
     seed: Seeds = None
+    written: ClassVar[dict[str, str]] = {}
+    """Settings that a user writes by another name."""
 
     def __init__(self, temperature: Numbers = 1.0, seed: Seeds = None) -> None:
         self.temperature = temperature
@@ -79,8 +81,11 @@ class Sampler:
 
         Such an object must not change once it has been used.
         """
-        own = not type(self).__module__.startswith(__package__)
-        return self if own else self.rule()
+        return self if self.is_own() else self.rule()
+
+    def is_own(self) -> bool:
+        """Whether it is of a class of a user's own, also one that builds on a sampler here."""
+        return not type(self).__module__.startswith(__package__)
 
     def rule(self) -> Hashable:
         """What of the samplers here is compiled in."""
@@ -89,6 +94,11 @@ class Sampler:
     def settings(self) -> dict[str, Numbers]:
         """The numbers that are not compiled in, by name; `choose` finds them in the state."""
         return {"temperature": self.temperature}
+
+    def check_rows(self, prompts: int) -> None:
+        """Raise a ValueError where a list has another length than there are prompts."""
+        for name, value in self.settings().items():
+            check_rows(self.written.get(name, name), value, prompts)
 
     def init(self, batch: int, seed: Seeds = None, copies: Any = None) -> dict[str, Any]:
         """The state before the first choice, for `batch` rows.
@@ -197,12 +207,22 @@ def _by_row(name: str, value: Any, batch: int) -> np.ndarray:
     return np.repeat(value, batch // len(value))
 
 
+def check_rows(name: str, value: Any, prompts: int) -> None:
+    """Raise a ValueError where `value` is a list of another length than there are prompts."""
+    if np.ndim(value) and len(value) != prompts:
+        raise ValueError(
+            f"`{name}` must be one value, or one for each prompt. "
+            f"Received: {len(value)} values for {prompts} prompts"
+        )
+
+
 def check_numbers(
     name: str, value: Any, what: str, fits: Callable[[Any], bool], whole: bool = False
 ) -> None:
     """Raise a ValueError where `value` is no number that fits, nor a list of such."""
     kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
-    values = value if isinstance(value, list | tuple | np.ndarray) else [value]
+    many = isinstance(value, list | tuple | np.ndarray) and np.shape(value) != ()
+    values = value if many else [np.asarray(value)[()] if isinstance(value, np.ndarray) else value]
     good = [isinstance(v, kinds) and not isinstance(v, bool) and fits(v) for v in values]
     if not good or not all(good):
         raise ValueError(

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import ClassVar
 
 import keras
 
@@ -22,6 +23,7 @@ class TopKSampler(DrawingSampler):
     k: int | Sequence[int] = 5
     seed: Seeds = None
     temperature: Numbers = 1.0
+    written: ClassVar[dict[str, str]] = {"top_k": "k"}
 
     def __post_init__(self) -> None:
         check_k(self.k, "k")

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import ClassVar
 
 import keras
 
@@ -24,6 +25,7 @@ class TopPSampler(DrawingSampler):
     k: int | Sequence[int] | None = None
     seed: Seeds = None
     temperature: Numbers = 1.0
+    written: ClassVar[dict[str, str]] = {"top_p": "p", "top_k": "k"}
 
     def __post_init__(self) -> None:
         check_numbers("p", self.p, "a number in (0, 1]", lambda x: 0 < x <= 1)
