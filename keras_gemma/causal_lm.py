@@ -435,7 +435,7 @@ class GemmaCausalLM(Presettable, OwnQuantize, ModelOfText):
         import keras_gemma
 
         lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
-        lm.quantize("int4", calibration=["First Citizen:\nBefore we proceed any further, hear"])
+        lm.quantize("int4", calibration=["Before we proceed any further, hear me speak."])
         print(keras_gemma.quantization.report(lm))
         ```
         """

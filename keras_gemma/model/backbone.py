@@ -67,7 +67,8 @@ class GemmaBackbone(Presettable, OwnQuantize, keras.Model):
     Example:
 
     ```python
-        from keras_gemma import GemmaBackbone
+    import numpy as np
+    from keras_gemma import GemmaBackbone
 
     backbone = GemmaBackbone(
         vocabulary_size=512, num_layers=2, num_query_heads=4, num_key_value_heads=1,
