@@ -60,9 +60,6 @@ packed_shape = _module.packed_shape
 pack = _module.pack
 peak_device_memory = _module.peak_device_memory
 unpack = _module.unpack
-quantized_spec = _module.quantized_spec
-quantized_pack = _module.quantized_pack
-quantized_unpack = _module.quantized_unpack
 attend = _module.attend
 write_cache = _module.write_cache
 compile = _module.compile
@@ -70,6 +67,23 @@ fuse = _module.fuse
 loop = _module.loop
 free_memory = _module.free_memory
 memory_bandwidth = _module.memory_bandwidth
+
+
+def quantized_spec(
+    shape: tuple[int, int], kind: str, bits: int, group_size: int, zeros: bool = False
+) -> Quantized:
+    """Shape and dtype of each array that a weight `[out, in]` in 8 or 4 bits is stored in."""
+    return _module.quantized_layout().spec(shape, kind, bits, group_size, zeros)
+
+
+def quantized_pack(plain: Quantized, kind: str, bits: int) -> Quantized:
+    """NumPy arrays in the plain form -> in the stored layout."""
+    return _module.quantized_layout().pack(plain, kind, bits)
+
+
+def quantized_unpack(packed: Quantized, shape: tuple[int, int]) -> Quantized:
+    """The way back."""
+    return _module.quantized_layout().unpack(packed, shape)
 
 
 def matmul(x: Any, packed: Any) -> Any:
@@ -81,7 +95,7 @@ def matmul(x: Any, packed: Any) -> Any:
 def embed(ids: Any, packed: Any, dtype: str) -> Any:
     """Rows `ids [...]` of a packed embedding `[V, D]`, of whatever bits -> `[..., D]`."""
     if isinstance(packed, Quantized):
-        return _module.quantized_embed(ids, packed, dtype)
+        return _module.quantized_layout().embed(ids, packed, dtype)
     return _module.embed(ids, packed)
 
 

@@ -123,27 +123,9 @@ def matmul(x: jax.Array, packed: jax.Array) -> jax.Array:
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
-def _quantized() -> ModuleType:
-    """The layout of weights in 8 and 4 bits. On an accelerator XLA fuses widening and product."""
+def quantized_layout() -> ModuleType:
+    # On an accelerator XLA fuses widening and product.
     return xla_quantized if _on_cpu() else quantized
-
-
-def quantized_spec(
-    shape: tuple[int, int], kind: str, bits: int, group_size: int, zeros: bool = False
-) -> Quantized:
-    return _quantized().spec(shape, kind, bits, group_size, zeros)
-
-
-def quantized_pack(plain: Quantized, kind: str, bits: int) -> Quantized:
-    return _quantized().pack(plain, kind, bits)
-
-
-def quantized_unpack(packed: Quantized, shape: tuple[int, int]) -> Quantized:
-    return _quantized().unpack(packed, shape)
-
-
-def quantized_embed(ids: jax.Array, packed: Quantized, dtype: str) -> jax.Array:
-    return _quantized().embed(ids, packed, dtype)
 
 
 def _ones(lanes: int) -> jax.Array:

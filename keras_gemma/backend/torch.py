@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable
 from functools import cache, wraps
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -89,11 +90,11 @@ def matmul(x: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
     return F.linear(x, packed)
 
 
-quantized_spec = torch_quantized.spec
-quantized_pack = torch_quantized.pack
-quantized_unpack = torch_quantized.unpack
 quantized_matmul = torch_quantized.matmul
-quantized_embed = torch_quantized.embed
+
+
+def quantized_layout() -> ModuleType:
+    return torch_quantized
 
 
 def embed(ids: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
