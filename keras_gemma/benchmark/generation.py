@@ -152,17 +152,20 @@ def check_context(config: Any, work: Work) -> None:
         )
 
 
-def check_memory(config: GemmaConfig, work: Work, dtype: str | None) -> None:
+def check_memory(
+    config: GemmaConfig, work: Work, dtype: str | None, quantization: str | None = None
+) -> None:
     """Raise a ValueError where weights and work cannot fit into the memory that is free.
 
     Args:
         dtype: of weights and activations; the least of them where it is None.
+        quantization: of weights, `"int8"` or `"int4"`; None for none.
     """
     free, dtype = backend.free_memory(), dtype or "bfloat16"
     text = work.prompt + work.new
     needed = bytes_needed(Load(work.batch, 1, work.prompt, text), config, dtype)
     needed += work.batch * (work.prompt * BYTES_OF_AN_ID + text * 4)
-    weights = config.weight_bytes(dtype)
+    weights = config.weight_bytes(quantization or dtype)
     if free is not None and weights + needed > free:
         raise ValueError(
             f"The weights need {weights / 1e9:.1f} GB and the work about {needed / 1e9:.1f} GB, "

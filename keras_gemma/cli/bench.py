@@ -87,7 +87,7 @@ def bench(
     else:
         check_context(config, work)
         bits = quantization and quantization.value
-        check_memory(config, work, chosen)
+        check_memory(config, work, chosen, bits)
         make = make_model(None if shape else name, config, chosen, bits)
         figures = {**head, **measure(make, work)}
         print_result = print_figures

@@ -7,6 +7,7 @@ import keras
 import pytest
 
 from keras_gemma import catalogue
+from keras_gemma.benchmark import generation
 from keras_gemma.cli import main
 from keras_gemma.cli.bench import find_shape
 from tests.cli.test_app import run
@@ -166,3 +167,15 @@ def test_kernels(monkeypatch, measured, capsys):
     assert "form" in head and "1 row " in head and "8 rows" in head
     assert len(lines) == 6 * 3
     assert any("key, value" in line and "128 x 192" in line for line in lines)
+
+
+def test_memory_of_quantized_weights(monkeypatch):
+    """Gemma 2 2B: 5.2 GB in bfloat16, 2.6 GB in 8 bits."""
+    config, work = (
+        catalogue.presets()["gemma2_2b_en"].config,
+        generation.Work(prompt=32, new=32, batch=1),
+    )
+    monkeypatch.setattr("keras_gemma.backend.free_memory", lambda: 4 << 30)
+    generation.check_memory(config, work, "bfloat16", "int8")
+    with pytest.raises(ValueError, match=r"weights need 5\.2 GB"):
+        generation.check_memory(config, work, "bfloat16")
