@@ -1,11 +1,14 @@
 """Every example in the README and in a docstring runs as it stands."""
 
 import ast
+import json
 import re
 from pathlib import Path
 
 import keras
 import pytest
+
+from tests.notebooks import execute
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -52,3 +55,12 @@ def test_training_from_scratch(tmp_path, monkeypatch, capsys):
     lm = GemmaCausalLM.from_preset(tmp_path / "preset")
     assert lm.dtype == "float32"
     assert keras.backend.standardize_dtype(lm.backbone.token_embedding.tensor.dtype) == "float32"
+
+
+def test_looking_inside(monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    path = ROOT / "examples" / "look_inside.ipynb"
+    shown = execute(json.loads(path.read_text(encoding="utf-8")))
+    assert sum(hasattr(value, "savefig") for value in shown) == 6
+    assert sum(hasattr(value, "_repr_html_") for value in shown) >= 2

@@ -10,6 +10,7 @@ In the order of the data:
     rope.py            rotary position embedding
     linear.py          a matrix
     matrix.py          the variables of a matrix, plain or quantized
+    taps.py            places in a block where others may look, and replace
     initialization.py  what a matrix starts from
     cache.py           keys and values of the text so far
     head.py            hidden states to logits

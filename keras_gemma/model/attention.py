@@ -10,10 +10,16 @@ import keras
 from keras import ops
 
 from keras_gemma import backend
+from keras_gemma.backend.reference import LOWEST
 from keras_gemma.config import GemmaConfig
+from keras_gemma.model.head import soft_cap
 from keras_gemma.model.linear import Linear
 from keras_gemma.model.matrix import matmul
 from keras_gemma.model.rope import rotate
+from keras_gemma.model.taps import Taps, tapped
+
+LARGEST_CHUNK = 512
+"""Queries that look at a text at once; their logits are float32 `[B, N, 512, S]`."""
 
 
 def causal_mask(attended: Any, window: int | None) -> Any:
@@ -53,6 +59,52 @@ def project(
     return rotate(query, *rotary), rotate(key, *rotary), value
 
 
+def attention_weights(query: Any, key: Any, mask: Any, config: GemmaConfig) -> Any:
+    """How much each query looks at each key: float32 `[B, N, T, S]`, zeros where it may not.
+
+    Backends compute `attend` in one piece; this is its first half, for those who look inside.
+    """
+    b, t, n, h = query.shape
+    k = key.shape[2]
+    query = ops.reshape(ops.cast(query, "float32") * config.query_scale, (b, t, k, n // k, h))
+    logits = ops.einsum("btkgh,bskh->bkgts", query, ops.cast(key, "float32"))
+    logits = soft_cap(ops.reshape(logits, (b, n, t, -1)), config.attention_logit_soft_cap)
+    weights = ops.softmax(ops.where(mask[:, None], logits, LOWEST), axis=-1)
+    return ops.where(mask[:, None], weights, 0.0)
+
+
+def weigh(weights: Any, value: Any) -> Any:
+    """The second half: `weights [B, N, T, S]` of `value [B, S, K, H]` -> `[B, T, N, H]`."""
+    b, n, t, s = weights.shape
+    k, h = value.shape[2:]
+    weights = ops.reshape(weights, (b, k, n // k, t, s))
+    heads = ops.einsum("bkgts,bskh->btkgh", weights, ops.cast(value, "float32"))
+    dtype = keras.backend.standardize_dtype(value.dtype)
+    return ops.cast(ops.reshape(heads, (b, t, n, h)), dtype)
+
+
+def attend(query: Any, key: Any, value: Any, mask: Any, config: GemmaConfig, taps: Taps) -> Any:
+    """`backend.attend`; in chunks of queries where they are many, for the memory of their logits.
+
+    Where gradients are taken, those of a chunk are computed anew instead of kept.
+    With a tap on the weights, which no backend shows, they are computed in plain steps.
+    """
+    if taps and "attention.weights" in taps:
+        weights = attention_weights(query, key, mask, config)
+        return weigh(tapped(taps, "attention.weights", weights), value)
+    how = {"scale": config.query_scale, "soft_cap": config.attention_logit_soft_cap}
+    length = query.shape[1]
+    if not isinstance(length, int) or length <= LARGEST_CHUNK:
+        return backend.attend(query, key, value, mask, **how)
+
+    def part(i: int) -> Any:
+        seen = mask[:, i : i + LARGEST_CHUNK]
+        compute = keras.remat(lambda *heads: backend.attend(*heads, seen, **how))
+        return compute(query[:, i : i + LARGEST_CHUNK], key, value)
+
+    return ops.concatenate([part(i) for i in range(0, length, LARGEST_CHUNK)], axis=1)
+
+
 def attention(
     x: Any,
     weights: dict[str, Any],
@@ -61,6 +113,7 @@ def attention(
     mask: Any,
     cache: tuple[Any, Any] | None = None,
     slots: Any = None,
+    taps: Taps = None,
 ) -> tuple[Any, tuple[Any, Any]]:
     """One attention half, before its residual.
 
@@ -71,22 +124,20 @@ def attention(
         mask: bool `[B, T, S]`.
         cache: keys and values `[B, S, K, H]` of the text so far; None to look at `x` alone.
         slots: `[B, T]`, where in the cache the positions of `x` go.
+        taps: see `taps.py`.
 
     Returns:
         `[B, T, D]`, and the keys and values that were looked at.
     """
     query, key, value = project(x, weights, config, rotary)
+    query = tapped(taps, "attention.queries", query)
+    key = tapped(taps, "attention.keys", key)
+    value = tapped(taps, "attention.values", value)
     if cache is not None:
         key = backend.write_cache(cache[0], key, slots)
         value = backend.write_cache(cache[1], value, slots)
-    heads = backend.attend(
-        query,
-        key,
-        value,
-        mask,
-        scale=config.query_scale,
-        soft_cap=config.attention_logit_soft_cap,
-    )
+    heads = attend(query, key, value, mask, config, taps)
+    heads = tapped(taps, "attention.heads", heads)
     b, t = ops.shape(x)[0], ops.shape(x)[1]
     heads = ops.reshape(heads, (b, t, config.num_query_heads * config.head_dim))
     return matmul(heads, weights["output"]), (key, value)

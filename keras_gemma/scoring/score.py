@@ -1,76 +1,117 @@
-"""Logits or losses of every position of a text, with a hook at every layer."""
+"""Logits or losses of every position of texts, compiled; or, with hooks, step by step in Python."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import keras
+import numpy as np
 from keras import ops
 
+from keras_gemma import backend
 from keras_gemma.model.backbone import GemmaBackbone
-from keras_gemma.model.embedding import scale_embeddings
-from keras_gemma.text.reading import to_ids
+from keras_gemma.scoring.forward import forward, logits_of
+from keras_gemma.scoring.hooks import Hook, Intercept, read_hooks
+from keras_gemma.scoring.inputs import Inputs, read_inputs
+from keras_gemma.scoring.losses import chunk_losses, cross_entropy, losses_in_chunks
 
-Intercept = Callable[[Any, int], Any]
+SMALLEST, LARGEST_STEP = 16, 256
+"""Lengths of texts are rounded up, so that few are compiled: to a power of two, from the first of
+these on, or to a multiple of the second."""
 
 
-def score(
-    backbone: GemmaBackbone,
-    token_ids: Any,
-    padding_mask: Any = None,
-    scoring_mode: str = "logits",
-    layer_intercept_fn: Intercept | None = None,
-    target_ids: Any = None,
-) -> Any:
-    """See `GemmaCausalLM.score`."""
-    if scoring_mode not in ("logits", "loss"):
-        raise ValueError(
-            f"`scoring_mode` must be 'logits' or 'loss'. Received: scoring_mode={scoring_mode!r}"
-        )
-    if scoring_mode == "loss" and target_ids is None:
-        raise ValueError(
-            "`target_ids` must be given where scoring_mode='loss': the id that each position "
-            "should have predicted, as `keras.ops.roll(token_ids, -1, axis=1)`."
-        )
-    if layer_intercept_fn is not None and not callable(layer_intercept_fn):
-        raise ValueError(
-            "`layer_intercept_fn` must be a function of the activations and the layer's index. "
-            f"Received: {layer_intercept_fn!r}"
-        )
-    size = backbone.config.vocabulary_size
-    token_ids = ops.convert_to_tensor(to_ids("token_ids", token_ids, 2, size))
-    if padding_mask is None:
-        padding_mask = ops.ones_like(token_ids, dtype="bool")
-    padding_mask = ops.convert_to_tensor(padding_mask)
-    if tuple(padding_mask.shape) != tuple(token_ids.shape):
-        raise ValueError(
-            "`padding_mask` must have the shape of `token_ids`. Received: padding_mask of shape "
-            f"{tuple(padding_mask.shape)}, token_ids of shape {tuple(token_ids.shape)}"
-        )
-    if target_ids is not None:
-        target_ids = ops.convert_to_tensor(to_ids("target_ids", target_ids, 2, size))
-        if tuple(target_ids.shape) != tuple(token_ids.shape):
+def bucket(length: int) -> int:
+    """`length`, rounded up."""
+    stepped = -(-length // LARGEST_STEP) * LARGEST_STEP
+    return max(SMALLEST, min(1 << (length - 1).bit_length(), stepped))
+
+
+class Scorer:
+    """The compiled programs of one backbone.
+
+    Args:
+        backbone: its weights are read anew at each call, so training in between is seen.
+    """
+
+    def __init__(self, backbone: GemmaBackbone) -> None:
+        self.backbone = backbone
+        self.config = backbone.config
+        self.programs: dict[str, Callable[..., Any]] = {}
+        self.lock = threading.Lock()
+
+    def score(
+        self,
+        token_ids: Any,
+        padding_mask: Any = None,
+        scoring_mode: str = "logits",
+        layer_intercept_fn: Intercept | None = None,
+        target_ids: Any = None,
+        hooks: Mapping[str, Hook] | None = None,
+        preprocessor: Any = None,
+    ) -> Any:
+        """See `GemmaCausalLM.score`."""
+        if scoring_mode not in ("logits", "loss"):
             raise ValueError(
-                "`target_ids` must have the shape of `token_ids`. Received: target_ids of shape "
-                f"{tuple(target_ids.shape)}, token_ids of shape {tuple(token_ids.shape)}"
+                "`scoring_mode` must be 'logits' or 'loss'. "
+                f"Received: scoring_mode={scoring_mode!r}"
             )
-
-    def intercept(x: Any, layer: int) -> Any:
-        if layer_intercept_fn is None:
-            return x
-        y = layer_intercept_fn(x, layer)
-        if y is None or tuple(getattr(y, "shape", ())) != tuple(x.shape):
+        taps = read_hooks(hooks, layer_intercept_fn, self.config.num_layers)
+        inputs = read_inputs(token_ids, padding_mask, target_ids, preprocessor, self.config)
+        if scoring_mode == "loss" and inputs.target_ids is None:
             raise ValueError(
-                f"`layer_intercept_fn` must return a tensor of the shape it was given. At layer "
-                f"{layer} it was given {tuple(x.shape)} and returned "
-                f"{None if y is None else tuple(getattr(y, 'shape', ()))}"
+                "`target_ids` must be given where scoring_mode='loss': the id that each position "
+                "should have predicted, as `keras.ops.roll(token_ids, -1, axis=1)`."
             )
-        return y
+        if scoring_mode == "logits":
+            inputs = inputs._replace(target_ids=None)
+        run = self.run_hooked if taps else self.run_compiled
+        scores = run(inputs, taps)
+        if inputs.counted is None or scoring_mode == "logits":
+            return scores
+        return ops.where(ops.convert_to_tensor(inputs.counted), scores, 0.0)
 
-    x = intercept(backbone.token_embedding(token_ids), -1)
-    x = scale_embeddings(x, backbone.config.embedding_scale)
-    for layer, block in enumerate(backbone.transformer_layers):
-        x = intercept(block(x, padding_mask=padding_mask), layer)
-    logits = backbone.token_embedding(backbone.layer_norm(x), reverse=True)
-    if scoring_mode == "logits":
-        return logits
-    return keras.ops.sparse_categorical_crossentropy(target_ids, logits, from_logits=True)
+    def run_hooked(self, inputs: Inputs, taps: dict[str, Callable[[Any], Any]]) -> Any:
+        """Logits `[B, T, V]`, or losses `[B, T]` where there are targets, in plain steps."""
+        config, weights = self.config, self.backbone.tensors()
+        x = forward(weights, *_tensors(inputs), config, self.backbone.compute_dtype, taps)
+        if inputs.target_ids is None:
+            return logits_of(x, weights, config, taps)
+        target_ids = ops.convert_to_tensor(inputs.target_ids)
+        if "logits" in taps:
+            return cross_entropy(logits_of(x, weights, config, taps), target_ids)
+        return losses_in_chunks(x, target_ids, weights["head"]["token_embedding"], config)
+
+    def run_compiled(self, inputs: Inputs, taps: Any = None) -> Any:
+        """The same without hooks, in few programs."""
+        config, weights = self.config, self.backbone.tensors()
+        length = inputs.token_ids.shape[1]
+        after = ((0, 0), (0, bucket(length) - length))
+        inputs = inputs._replace(
+            token_ids=np.pad(inputs.token_ids, after), mask=np.pad(inputs.mask, after)
+        )
+        x = self.program("hidden", self._hidden)(weights, *_tensors(inputs))[:, :length]
+        if inputs.target_ids is None:
+            # Copied, since PyTorch lets no gradient pass by what it computed without.
+            return ops.copy(self.program("logits", self._logits)(weights["head"], x))
+        run = self.program("losses", self._losses)
+        head, target_ids = weights["head"]["token_embedding"], inputs.target_ids
+        return losses_in_chunks(x, ops.convert_to_tensor(target_ids), head, config, run)
+
+    def _hidden(self, weights: Any, token_ids: Any, mask: Any) -> Any:
+        return forward(weights, token_ids, mask, self.config, self.backbone.compute_dtype)
+
+    def _logits(self, head: Any, x: Any) -> Any:
+        return logits_of(x, {"head": head}, self.config)
+
+    def _losses(self, x: Any, target_ids: Any, head: Any) -> Any:
+        return chunk_losses(x, target_ids, head, self.config)
+
+    def program(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The program of `function`, made when it is first asked for."""
+        with self.lock:
+            if name not in self.programs:
+                self.programs[name] = backend.compile(function)
+            return self.programs[name]
+
+
+def _tensors(inputs: Inputs) -> tuple[Any, Any]:
+    return ops.convert_to_tensor(inputs.token_ids), ops.convert_to_tensor(inputs.mask)

@@ -1,26 +1,20 @@
 """Logits, losses and the hook, against the model's own forward pass and NumPy."""
 
+import keras
 import numpy as np
 import pytest
 from keras import ops
 
-from tests.generation.models import make_lm
-
-IDS = np.array([[2, 9, 31, 8, 300, 77, 5], [2, 400, 3, 17, 60, 0, 0]], "int32")
-MASK = np.array([[1] * 7, [1] * 5 + [0] * 2], "int32")
+from keras_gemma.causal_lm import GemmaCausalLM
+from tests.configurations import CONFIGURATIONS
+from tests.generation.models import make_backbone, make_lm
+from tests.parity.pairs import make_ours, make_theirs
+from tests.scoring.texts import IDS, MASK, TARGETS, close, numpy
 
 
 @pytest.fixture(scope="module", params=["gemma1_multi_query", "gemma2_grouped"])
 def lm(request):
     return make_lm(request.param)
-
-
-def numpy(x):
-    return ops.convert_to_numpy(x)
-
-
-def close(actual, expected):
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
 def test_logits_are_those_of_predict(lm):
@@ -104,11 +98,160 @@ def test_the_hook_sees_embeddings_before_they_are_scaled(lm):
         ({"token_ids": IDS + 500}, r"`token_ids` must be in \[0, 511\].*ids from 500 to 900"),
         ({"token_ids": IDS - 1}, "ids from -1 to 399"),
         ({"token_ids": IDS[0]}, r"\[batch, tokens\]. Received: shape \(7,\)"),
-        ({"layer_intercept_fn": lambda x, i: None}, "At layer -1 .* returned None"),
-        ({"layer_intercept_fn": lambda x, i: x[:, 1:]}, r"\(2, 7, 32\) and returned \(2, 6, 32\)"),
-        ({"layer_intercept_fn": lambda x, i: 0.0}, r"returned \(\)"),
+        ({"token_ids": np.zeros((2, 0), "int32"), "padding_mask": None}, "a token at least"),
+        ({"token_ids": "To be", "padding_mask": None}, "no preprocessor"),
+        ({"layer_intercept_fn": lambda x, i: ops.cast(x, "float16")}, "returned float16"),
+        ({"layer_intercept_fn": lambda x, i: None}, "at layer -1, .* returned None"),
+        (
+            {"layer_intercept_fn": lambda x, i: x[:, 1:]},
+            r"float32 \(2, 7, 32\) and returned float32 \(2, 6, 32\)",
+        ),
+        ({"layer_intercept_fn": lambda x, i: 0.0}, r"returned 0.0"),
     ],
 )
 def test_errors(lm, arguments, says):
     with pytest.raises(ValueError, match=says):
         lm.score(**{"token_ids": IDS, "padding_mask": MASK, **arguments})
+
+
+def test_a_text_longer_than_the_context():
+    lm = GemmaCausalLM(make_backbone())
+    object.__setattr__(lm.backbone.config, "context_length", 6)
+    with pytest.raises(ValueError, match=r"context of 6 tokens.*a text of 7"):
+        lm.score(IDS)
+    lm.score(IDS[1:], MASK[1:])
+
+
+def test_padding_at_the_start(lm):
+    """What stands before a text, or behind it, changes nothing."""
+    ids, plain = IDS[:1], numpy(lm.score(IDS[:1]))
+    for before, behind in ((3, 0), (0, 3), (2, 2)):
+        pads = ((0, 0), (before, behind))
+        padded, mask = np.pad(ids, pads, constant_values=9), np.pad(np.ones_like(ids), pads)
+        scores = numpy(lm.score(padded, mask))
+        assert np.isfinite(scores).all()
+        close(scores[:, before : before + 7], plain)
+        loss = {"scoring_mode": "loss", "target_ids": np.pad(TARGETS[:1], pads)}
+        expected = numpy(lm.score(ids, scoring_mode="loss", target_ids=TARGETS[:1]))
+        close(numpy(lm.score(padded, mask, **loss))[:, before : before + 7], expected)
+
+
+def test_every_kind_of_array(lm):
+    expected = numpy(lm.score(IDS, MASK, "loss", None, TARGETS))
+    for convert in (np.ndarray.tolist, ops.convert_to_tensor, lambda x: x.astype("int64")):
+        found = lm.score(*map(convert, (IDS, MASK)), "loss", None, convert(TARGETS))
+        close(numpy(found), expected)
+
+
+def test_strings(tiny_proto):
+    lm = make_lm("gemma2_grouped", tiny_proto)
+    texts = ["To be, or not", "To die"]
+    rows = lm.preprocessor.tokenize_prompts(texts)
+    logits = numpy(lm.score(texts))
+    assert logits.shape == (2, len(rows[0]), 512)
+    losses = numpy(lm.score(texts, scoring_mode="loss"))
+    for i, ids in enumerate(rows):
+        alone = numpy(lm.score(ids[None]))[0]
+        close(logits[i, : len(ids)], alone)
+        shifted = alone - np.log(np.exp(alone).sum(-1, keepdims=True))
+        expected = -shifted[np.arange(len(ids) - 1), ids[1:]]
+        np.testing.assert_allclose(losses[i, : len(ids) - 1], expected, rtol=1e-4, atol=1e-4)
+        assert not losses[i, len(ids) - 1 :].any()
+    close(numpy(lm.score(texts[0])), logits[:1])
+    with pytest.raises(ValueError, match="Strings bring their own"):
+        lm.score(texts, padding_mask=MASK)
+
+
+@pytest.mark.parametrize("name", ["gemma1_multi_query", "gemma2_grouped"])
+def test_losses_in_chunks(name, monkeypatch):
+    from keras_gemma.model import attention
+    from keras_gemma.scoring import losses
+
+    whole = numpy(make_lm(name).score(IDS, MASK, "loss", None, TARGETS))
+    monkeypatch.setattr(losses, "LARGEST_CHUNK", 2048)  # four positions
+    monkeypatch.setattr(attention, "LARGEST_CHUNK", 3)
+    close(numpy(make_lm(name).score(IDS, MASK, "loss", None, TARGETS)), whole)
+
+
+def test_loss_never_holds_all_logits(monkeypatch):
+    """No array as large as `[B, T, V]` is ever computed."""
+    from keras_gemma.scoring import losses
+
+    sizes = []
+    original = losses.cross_entropy
+    monkeypatch.setattr(losses, "LARGEST_CHUNK", 2048)
+    monkeypatch.setattr(
+        losses, "cross_entropy", lambda x, ids: sizes.append(x.shape) or original(x, ids)
+    )
+    make_lm().score(IDS, MASK, "loss", lambda x, i: x, TARGETS)
+    assert {tuple(size) for size in sizes} == {(4, 512)}
+
+
+@pytest.mark.parametrize("variant", CONFIGURATIONS)
+def test_hidden_states_of_transformers(variant):
+    """The embeddings and every block's output, padded at its start."""
+    import torch
+
+    configuration = CONFIGURATIONS[variant]
+    lm, theirs = GemmaCausalLM(make_ours(configuration)), make_theirs(configuration)
+    mask = np.ones_like(IDS)
+    mask[1, :3] = 0
+    seen = []
+    lm.score(IDS, mask, layer_intercept_fn=lambda x, i: seen.append(numpy(x)) or x)
+    seen[0] = seen[0] * np.float32(lm.backbone.config.embedding_scale)
+    ids, mask_ = torch.from_numpy(IDS), torch.from_numpy(mask)
+    with torch.no_grad():
+        states = theirs(ids, attention_mask=mask_, output_hidden_states=True).hidden_states
+    # Their last is the final norm's.
+    for ours, expected in zip(seen[:-1], states[:-1], strict=True):
+        real = mask.astype("bool")
+        close(ours[real], expected.numpy()[real])
+
+
+def test_no_hooks_no_cost():
+    """Hooks that change nothing add nothing to a program; so none at all do neither."""
+    from keras_gemma.scoring.forward import forward, logits_of
+    from keras_gemma.scoring.hooks import place_names, read_hooks
+
+    lm = make_lm("gemma2_grouped")
+    config, weights = lm.backbone.config, lm.backbone.tensors()
+    inputs = ops.convert_to_tensor(IDS), ops.convert_to_tensor(MASK.astype("bool"))
+    # The backend shows no attention weights: to look at them is to compute them in plain steps.
+    names = [name for name in place_names(config.num_layers) if "attention.weights" not in name]
+    taps = read_hooks(dict.fromkeys(names, lambda x, name: x), lambda x, i: x, config.num_layers)
+
+    def program(taps):
+        def run(weights, token_ids, mask):
+            x = forward(weights, token_ids, mask, config, "float32", taps)
+            return logits_of(x, weights, config, taps)
+
+        return listing(run, weights, *inputs)
+
+    bare = program(None)
+    assert len(bare) > 1000
+    assert bare == program({}) == program(taps)
+
+
+def listing(function, *args):
+    """The program of a function, as its framework writes it."""
+    if keras.config.backend() == "jax":
+        import jax
+
+        return str(jax.make_jaxpr(function)(*args))
+    if keras.config.backend() == "torch":
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        return make_fx(function)(*args).code
+    import tensorflow as tf
+
+    graph = tf.function(function).get_concrete_function(*args).graph
+    return "\n".join(f"{op.type} {[i.name for i in op.inputs]}" for op in graph.get_operations())
+
+
+def test_programs_are_kept():
+    lm = make_lm()
+    lm.score(IDS)
+    kept = dict(lm._scorer.programs)
+    lm.score(IDS, MASK, "loss", None, TARGETS)
+    lm.score(IDS)
+    assert kept.items() <= lm._scorer.programs.items() and set(kept) == {"hidden", "logits"}

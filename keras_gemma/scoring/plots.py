@@ -1,0 +1,184 @@
+"""Pictures of what the other modules of this folder find, by matplotlib, for a notebook.
+
+Each function takes one result and returns a figure, which a notebook shows and `savefig` saves.
+Needs matplotlib: `pip install "keras-gemma[plots]"`. Nothing here computes anything.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_gemma.scoring.attribution import Attribution
+from keras_gemma.scoring.coloring import color_attribution, color_surprisal
+from keras_gemma.scoring.lens import AttentionMaps, LogitLens
+from keras_gemma.scoring.patching import Patching
+from keras_gemma.scoring.perplexity import TokenScores
+
+SEQUENTIAL, DIVERGING = "cividis", "PuOr_r"
+"""Color maps that the color-blind can read: from nothing to much, and from less to more."""
+
+BLUE, ORANGE = "#0072B2", "#D55E00"
+"""Of Okabe and Ito's palette for the color-blind."""
+
+LONGEST_LABEL = 12
+"""Characters of a token on an axis."""
+
+WIDEST = 12.0
+"""Inches of heads side by side: a notebook shrinks what is much wider."""
+
+__all__ = [
+    "attention",
+    "attribution",
+    "color_attribution",
+    "color_surprisal",
+    "logit_lens",
+    "patching",
+    "surprisal",
+]
+
+
+def surprisal(scores: TokenScores) -> Any:
+    """A bar for each token of `score_tokens`: how little it was expected, in bits."""
+    figure, axes = _figure(_width(len(scores.tokens)), 3.5)
+    axes.bar(range(len(scores.tokens)), np.nan_to_num(scores.surprisal), color=BLUE)
+    axes.set_title(f"Surprisal of each token (perplexity {scores.perplexity:.2f})")
+    axes.set_ylabel("surprisal (bits)")
+    _token_ticks(axes, scores.tokens, "token")
+    return figure
+
+
+def attribution(shares: Attribution) -> Any:
+    """A bar for each token of a prompt: how much it speaks for the answer, in nats."""
+    figure, axes = _figure(_width(len(shares.tokens)), 3.5)
+    colors = [ORANGE if score > 0 else BLUE for score in shares.scores]
+    axes.bar(range(len(shares.tokens)), shares.scores, color=colors)
+    axes.axhline(0.0, color="black", linewidth=0.8)
+    axes.set_title(f"What speaks for “{label(shares.answer)}” next, by {shares.method}")
+    axes.set_ylabel("share of log p (nats)")
+    _token_ticks(axes, shares.tokens, "token of the prompt")
+    return figure
+
+
+def logit_lens(lens: LogitLens) -> Any:
+    """The likeliest next token after each block, and its probability in color."""
+    rows, columns = lens.probabilities.shape
+    figure, axes = _figure(_width(columns, 0.55), 1.8 + 0.32 * rows)
+    image = axes.imshow(
+        lens.probabilities, cmap=SEQUENTIAL, vmin=0, vmax=1, aspect="auto", origin="lower"
+    )
+    for row in range(rows):
+        for column in range(columns):
+            axes.text(
+                column,
+                row,
+                label(lens.predictions[row][column], 8),
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="black" if lens.probabilities[row, column] > 0.55 else "white",
+            )
+    axes.set_title("Likeliest next token, were the model to end here")
+    axes.set_yticks(range(rows), lens.stages)
+    axes.set_ylabel("residual after")
+    _token_ticks(axes, lens.tokens, "token read")
+    figure.colorbar(image, ax=axes, label="probability of that token")
+    return figure
+
+
+def attention(maps: AttentionMaps, heads: Sequence[int] | None = None) -> Any:
+    """A map for each head of a block: which position (row) looks at which (column).
+
+    Args:
+        heads: those to draw, from 0; all by default.
+
+    Raises:
+        ValueError: no such head.
+    """
+    count = len(maps.weights)
+    heads = list(range(count)) if heads is None else list(heads)
+    if not heads or not all(0 <= head < count for head in heads):
+        raise ValueError(
+            f"`heads` must be a list of heads in [0, {count - 1}]. Received: heads={heads!r}"
+        )
+    side = max(2.4, 0.17 * len(maps.tokens) + 0.8)
+    columns = min(len(heads), max(1, int(WIDEST // side)))
+    rows = -(-len(heads) // columns)
+    figure, grid = _figures(side * columns + 1.6, side * rows + 0.9, rows, columns)
+    cells = list(grid.flat)
+    for axes in cells[len(heads) :]:
+        axes.set_visible(False)
+    for place, (axes, head) in enumerate(zip(cells, heads, strict=False)):
+        image = axes.imshow(maps.weights[head], cmap=SEQUENTIAL, vmin=0, vmax=1)
+        axes.set_title(f"head {head}", fontsize=9)
+        lowest = place + columns >= len(heads)
+        _token_ticks(axes, maps.tokens if lowest else (), "looked at" if lowest else "")
+        if place % columns == 0:
+            labels = [label(token) for token in maps.tokens]
+            axes.set_yticks(range(len(labels)), labels, fontsize=8)
+            axes.set_ylabel("looks")
+        else:
+            axes.set_yticks([])
+    figure.suptitle(f"Block {maps.layer}: where each head looks")
+    figure.colorbar(image, ax=cells, label="attention weight (a row sums to 1)")
+    return figure
+
+
+def patching(grid: Patching) -> Any:
+    """How much of the answer each patch brings back, by block and position, in percent."""
+    rows, columns = grid.scores.shape
+    figure, axes = _figure(_width(columns), 2.4 + 0.3 * rows)
+    percent = 100 * grid.recovered
+    largest = max(100.0, float(np.abs(percent).max()))
+    image = axes.imshow(
+        percent, cmap=DIVERGING, vmin=-largest, vmax=largest, aspect="auto", origin="lower"
+    )
+    axes.set_title(f"log p(“{label(grid.answer)}”) brought back by a clean {grid.place}")
+    axes.set_yticks(range(rows), [str(row) for row in range(rows)])
+    axes.set_ylabel("block")
+    pairs = zip(grid.tokens, grid.corrupted_tokens, strict=True)
+    names = [clean if clean == other else f"{other} → {clean}" for clean, other in pairs]
+    _token_ticks(axes, names, "position patched (corrupted → clean)", 2 * LONGEST_LABEL)
+    figure.colorbar(image, ax=axes, label="recovered (%)")
+    return figure
+
+
+def label(token: str, longest: int = LONGEST_LABEL) -> str:
+    """A token as an axis can show it: on one line, short, and no formula."""
+    token = token.replace("\n", "↵").replace("\t", "⇥")
+    if len(token) > longest:
+        token = token[: longest - 1] + "…"
+    return token.replace("$", r"\$")
+
+
+def _width(tokens: int, each: float = 0.36) -> float:
+    """Inches; a notebook shows about ten before it shrinks a picture."""
+    return max(6.0, 2.0 + each * tokens)
+
+
+def _token_ticks(axes: Any, tokens: Sequence[str], name: str, longest: int = LONGEST_LABEL) -> None:
+    labels = [label(token, longest) for token in tokens]
+    axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=8)
+    axes.set_xlabel(name)
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    """A figure in inches, and its only axes."""
+    figure, grid = _figures(width, height, 1, 1)
+    return figure, grid[0, 0]
+
+
+def _figures(width: float, height: float, rows: int, columns: int) -> tuple[Any, Any]:
+    """A figure in inches, and an array of its axes."""
+    try:
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise ImportError(
+            'Pictures need matplotlib: pip install "keras-gemma[plots]". `color_surprisal` and '
+            "`color_attribution` do without."
+        ) from error
+    figure, grid = pyplot.subplots(
+        rows, columns, figsize=(width, height), layout="constrained", squeeze=False
+    )
+    pyplot.close(figure)  # or a notebook would show it twice
+    return figure, grid

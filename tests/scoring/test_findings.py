@@ -1,0 +1,194 @@
+"""Perplexity, logit lens, attention maps, patching, attributions: each against its definition."""
+
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_gemma import scoring
+from keras_gemma.scoring.gradient import gradient
+from keras_gemma.scoring.perplexity import windows
+from tests.generation.models import make_lm
+from tests.scoring.texts import close, numpy
+
+TEXT = "To be, or not to be, that is the question"
+
+
+@pytest.fixture(scope="module")
+def lm(tiny_proto):
+    return make_lm("gemma2_grouped", tiny_proto)
+
+
+@pytest.fixture(scope="module")
+def ids(lm):
+    return lm.preprocessor.tokenize_prompts([TEXT])[0]
+
+
+def log_softmax(logits):
+    logits = logits.astype("float64")
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+def test_windows():
+    assert windows(7, 2, 4) == [(0, 1, 4), (2, 4, 6), (4, 6, 7)]
+    assert windows(4, 2, 4) == [(0, 1, 4)]
+    for length in range(2, 20):
+        for window in range(2, 8):
+            for stride in range(1, window):
+                counted = [
+                    (t, t - start)
+                    for start, first, end in windows(length, stride, window)
+                    for t in range(first, end)
+                ]
+                assert [t for t, _ in counted] == list(range(1, length))
+                assert all(before >= min(t, window - stride) for t, before in counted)
+
+
+def test_token_scores(lm, ids):
+    scores = scoring.score_tokens(lm, TEXT)
+    expected = log_softmax(numpy(lm.score(ids[None]))[0])
+    expected = expected[np.arange(len(ids) - 1), ids[1:]]
+    np.testing.assert_allclose(scores.log_probabilities[1:], expected, rtol=1e-4, atol=1e-4)
+    assert np.isnan(scores.log_probabilities[0]) and scores.tokens[0] == "<bos>"
+    assert "".join(scores.tokens[1:]).replace("▁", " ") == TEXT
+    np.testing.assert_allclose(scores.surprisal[1:], -expected / np.log(2), rtol=1e-4, atol=1e-4)
+    assert scores.perplexity == pytest.approx(np.exp(-expected.mean()), rel=1e-4)
+
+
+def test_perplexity_in_windows(lm, ids):
+    total = []
+    for t in range(1, len(ids)):  # token by token, with what its window holds before it
+        start = 0 if t < 8 else 3 * ((t - 8) // 3 + 1)
+        logits = numpy(lm.score(ids[None, start:t]))[0, -1]
+        total.append(log_softmax(logits)[ids[t]])
+    expected = np.exp(-np.mean(total))
+    assert lm.perplexity(TEXT, stride=3, window=8) == pytest.approx(expected, rel=1e-4)
+    many = lm.perplexity([TEXT, "To die"], stride=3, window=8)
+    assert many[0] == pytest.approx(expected, rel=1e-4) and many.shape == (2,)
+    assert lm.perplexity([ids.tolist()], stride=3, window=8)[0] == pytest.approx(many[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        ({"texts": TEXT, "stride": 8, "window": 8}, ValueError, "stride=8, window=8"),
+        ({"texts": TEXT, "stride": 0}, ValueError, "stride=0"),
+        ({"texts": ""}, ValueError, "two tokens at least"),
+        ({"texts": []}, ValueError, "an empty list"),
+        ({"texts": 3}, TypeError, "must be a string, or a list"),
+    ],
+)
+def test_perplexity_errors(lm, arguments, error, says):
+    with pytest.raises(error, match=says):
+        lm.perplexity(**arguments)
+
+
+def test_logit_lens(lm, ids):
+    """Its last row is the model's own prediction; the first is the head on the embeddings."""
+    lens = scoring.logit_lens(lm, TEXT)
+    rows, columns = 1 + lm.backbone.config.num_layers, len(ids)
+    assert lens.probabilities.shape == (rows, columns) and len(lens.stages) == rows
+    own = log_softmax(numpy(lm.score(ids[None]))[0])
+    close(lens.probabilities[-1], np.exp(own.max(-1)))
+    tokenizer = lm.preprocessor.tokenizer
+    assert lens.predictions[-1] == [tokenizer.id_to_token(int(i)) for i in own.argmax(-1)]
+    close(lens.losses[-1], -own[np.arange(columns - 1), ids[1:]])
+    backbone = lm.backbone
+    vectors = backbone.token_embedding(ids[None]) * backbone.config.embedding_scale
+    early = backbone.token_embedding(backbone.layer_norm(vectors), reverse=True)
+    close(lens.probabilities[0], np.exp(log_softmax(numpy(early)[0]).max(-1)))
+
+
+def test_attention_maps(lm, ids):
+    maps = scoring.attention_maps(lm, TEXT, -1)
+    assert maps.layer == 3 and maps.weights.shape == (4, len(ids), len(ids))
+    np.testing.assert_allclose(maps.weights.sum(-1), 1, atol=1e-5)
+    assert not np.triu(maps.weights, 1).any()
+    local = scoring.attention_maps(lm, TEXT, 0).weights
+    assert not np.tril(local, -4).any()  # the window is 4
+    with pytest.raises(ValueError, match=r"\[-4, 3\].*layer=4"):
+        scoring.attention_maps(lm, TEXT, 4)
+
+
+def test_patching_against_one_patch_at_a_time(lm, ids):
+    other = ids.copy()
+    other[3] = (other[3] + 7) % 512
+    grid = scoring.activation_patching(lm, ids, other, 40, place="attention.output")
+    assert grid.clean == pytest.approx(log_softmax(numpy(lm.score(ids[None]))[0, -1])[40], abs=1e-4)
+    for layer, position in ((0, 3), (2, len(ids) - 1), (3, 5)):
+        name = f"block.{layer}.attention.output"
+        clean = numpy(scoring.trace(lm, ids, name)[name])
+
+        def patch(x, _, clean=clean, position=position):
+            x = numpy(x).copy()
+            x[:, position] = clean[:, position]
+            return x
+
+        logits = numpy(lm.score(other[None], hooks={name: patch}))[0, -1]
+        assert grid.scores[layer, position] == pytest.approx(log_softmax(logits)[40], abs=1e-4)
+    # Before the prompts differ there is nothing to bring back.
+    np.testing.assert_allclose(grid.scores[:, :3], grid.corrupted, atol=1e-4)
+
+
+def test_patching_the_end_of_the_residual_brings_all_back(lm, ids):
+    other = ids.copy()
+    other[3] = (other[3] + 7) % 512
+    grid = scoring.activation_patching(lm, ids, other, 40)
+    assert grid.recovered.shape == (4, len(ids))
+    np.testing.assert_allclose(grid.recovered[-1, -1], 1, atol=1e-3)
+    np.testing.assert_allclose(grid.recovered[-1, :-1], 0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"corrupted": "To be"}, "as many tokens"),
+        ({"answer": "question mark"}, "one token"),
+        ({"place": "attention.weights"}, "place='attention.weights'"),
+        ({"clean": [600]}, r"`clean` must be in \[0, 511\]"),
+    ],
+)
+def test_patching_errors(lm, change, says):
+    given = {"clean": TEXT, "corrupted": TEXT, "answer": 5, **change}
+    with pytest.raises(ValueError, match=says):
+        scoring.activation_patching(lm, **given)
+
+
+def test_gradient_of_a_function():
+    x = np.array([[1.0, 2.0], [3.0, -4.0]], "float32")
+    found = gradient(lambda x: ops.sum(x**3, axis=1), x)
+    np.testing.assert_allclose(found, 3 * x**2, rtol=1e-6)
+
+
+def test_gradient_times_input_is_a_slope(lm, ids):
+    """Embeddings a little longer, one position at a time."""
+    shares = scoring.gradient_times_input(lm, TEXT, 40)
+    assert shares.scores.shape == (len(ids),) and shares.baseline is None
+    vectors = numpy(lm.backbone.token_embedding(ids[None]))
+
+    def ask(position, factor):
+        x = vectors.copy()
+        x[:, position] *= factor
+        logits = lm.score(ids[None], hooks={"embeddings": lambda _, name: x})
+        return log_softmax(numpy(logits)[0, -1])[40]
+
+    step = 2e-3
+    slopes = [(ask(t, 1 + step) - ask(t, 1 - step)) / (2 * step) for t in range(len(ids))]
+    largest = np.abs(shares.scores).max()
+    np.testing.assert_allclose(shares.scores, slopes, rtol=0, atol=0.03 * largest)
+
+
+def test_integrated_gradients_sum_to_the_gain(lm, ids):
+    shares = scoring.integrated_gradients(lm, ids, 40, steps=256)
+    gain = shares.log_probability - shares.baseline
+    assert shares.scores.sum() == pytest.approx(gain, rel=0.02, abs=0.02)
+    assert shares.scores[0] == 0  # <bos> is the same in both texts
+    with pytest.raises(ValueError, match="steps=0"):
+        scoring.integrated_gradients(lm, TEXT, 40, steps=0)
+
+
+def test_attributions_leave_the_model_alone(lm):
+    before = [numpy(weight).copy() for weight in lm.weights]
+    scoring.gradient_times_input(lm, TEXT, 40)
+    for weight, value in zip(lm.weights, before, strict=True):
+        np.testing.assert_array_equal(numpy(weight), value)
+        assert getattr(weight.value, "grad", None) is None

@@ -1,0 +1,155 @@
+"""Named hooks: what stands at each place, what replacing does, and what a wrong hook gets."""
+
+import re
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_gemma.model.taps import BLOCK_PLACES
+from keras_gemma.scoring import trace
+from keras_gemma.scoring.hooks import place_names
+from tests.generation.models import make_lm
+from tests.scoring.texts import IDS, MASK, close, numpy
+
+
+@pytest.fixture(scope="module", params=["gemma1_multi_query", "gemma2_27b_scale"])
+def lm(request):
+    return make_lm(request.param)
+
+
+def run(lm, hooks, **arguments):
+    return numpy(lm.score(IDS, MASK, hooks=hooks, **arguments))
+
+
+def test_hooks_see_every_place_once_in_order(lm):
+    seen = []
+
+    def look(x, name):
+        seen.append(name)
+        return x
+
+    close(run(lm, {"*": look}), numpy(lm.score(IDS, MASK)))
+    assert seen == place_names(lm.backbone.config.num_layers)
+
+
+def test_shapes_and_dtypes(lm):
+    c = lm.backbone.config
+    sizes = {"B": 1, "T": 7, "S": 7, "D": c.hidden_dim, "F": c.feed_forward_dim}
+    sizes |= {"N": c.num_query_heads, "K": c.num_key_value_heads, "H": c.head_dim}
+    seen = trace(lm, IDS[0], "block.1.*")
+    assert list(seen) == [f"block.1.{place}" for place in BLOCK_PLACES]
+    for place, says in BLOCK_PLACES.items():
+        letters = re.search(r"\[(.*?)\]", says)[1].split(", ")
+        x = seen[f"block.1.{place}"]
+        assert tuple(x.shape) == tuple(sizes[letter] for letter in letters), place
+        assert keras.backend.standardize_dtype(x.dtype) == "float32"
+
+
+def test_the_residual_is_a_sum(lm):
+    seen = {name: numpy(x) for name, x in trace(lm, IDS[0], "*").items()}
+    for i in range(lm.backbone.config.num_layers):
+        before, middle, after = (
+            seen[f"block.{i}.residual.{at}"] for at in ("before", "middle", "after")
+        )
+        close(before + seen[f"block.{i}.attention.output"], middle)
+        close(middle + seen[f"block.{i}.feed_forward.output"], after)
+        if i:
+            np.testing.assert_array_equal(before, seen[f"block.{i - 1}.residual.after"])
+    scale = np.float32(lm.backbone.config.embedding_scale)
+    close(seen["embeddings"] * scale, seen["block.0.residual.before"])
+
+
+def test_weights_by_hand(lm):
+    """From queries and keys in float64, one head and position at a time."""
+    c = lm.backbone.config
+    for layer in (0, 1):  # the second sees all, where the first has a window
+        seen = {name: numpy(x)[0] for name, x in trace(lm, IDS[0], f"block.{layer}.*").items()}
+        at = f"block.{layer}.attention."
+        weights = seen[at + "weights"]
+        window = c.window(layer) or 100
+        group = c.num_query_heads // c.num_key_value_heads
+        for n in range(c.num_query_heads):
+            for t in range(7):
+                keys = range(max(0, t - window + 1), t + 1)
+                query = seen[at + "queries"][t, n].astype("float64") * c.query_scale
+                logits = np.array([query @ seen[at + "keys"][s, n // group] for s in keys])
+                if c.attention_logit_soft_cap is not None:
+                    cap = c.attention_logit_soft_cap
+                    logits = cap * np.tanh(logits / cap)
+                expected = np.zeros(7)
+                expected[keys] = np.exp(logits) / np.exp(logits).sum()
+                np.testing.assert_allclose(weights[n, t], expected, atol=1e-5)
+                head = expected @ seen[at + "values"][:, n // group]
+                np.testing.assert_allclose(seen[at + "heads"][t, n], head, atol=1e-4)
+
+
+@pytest.mark.parametrize("place", [*(f"block.1.{p}" for p in BLOCK_PLACES), "final_norm", "logits"])
+def test_every_place_can_be_replaced(lm, place):
+    """By another text's; where nothing goes around the place, the rest is that text's too."""
+    other = (IDS[:1] + 100) % 512
+    (wanted,) = trace(lm, other[0], place).values()
+    changed = numpy(lm.score(IDS[:1], hooks={place: lambda x, name: wanted}))
+    all_pass = ("residual.before", "residual.middle", "residual.after", "final_norm", "logits")
+    if place.removeprefix("block.1.") in all_pass:
+        close(changed, numpy(lm.score(other)))
+    else:
+        assert np.abs(changed - numpy(lm.score(IDS[:1]))).max() > 1e-3
+
+
+def test_zeroed_weights_add_nothing(lm):
+    hooks = {"block.0.attention.weights": lambda x, name: 0.0 * x}
+    seen = {}
+    hooks["block.0.attention.heads"] = lambda x, name: seen.setdefault(name, x)
+    run(lm, hooks)
+    assert not numpy(seen["block.0.attention.heads"]).any()
+
+
+def test_several_hooks_at_one_place_take_turns(lm):
+    order = []
+
+    def note(who):
+        return lambda x, place: order.append(who) or x
+
+    hooks = {"embeddings": note("first"), "embed*": note("second")}
+    lm.score(IDS, MASK, layer_intercept_fn=note("last"), hooks=hooks)
+    assert order[:3] == ["first", "second", "last"]
+
+
+def test_numpy_may_come_back(lm):
+    close(run(lm, {"embeddings": lambda x, name: numpy(x)}), numpy(lm.score(IDS, MASK)))
+
+
+def test_a_hook_on_logits_is_seen_by_the_loss(lm):
+    hooks = {"logits": lambda x, name: 0.0 * x}
+    loss = run(lm, hooks, scoring_mode="loss", target_ids=IDS)
+    np.testing.assert_allclose(loss, np.log(512), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("hooks", "error", "says"),
+    [
+        ({"block.0.attention.weight": None}, ValueError, "block.0.attention.weights"),
+        ({"block.9.residual.after": None}, ValueError, r"block\.1\.residual\.after"),
+        ({"block.0.attention.output": 3}, TypeError, r"hooks\['block.0.attention.output'\]=3"),
+        ([("logits", None)], TypeError, "`hooks` must be a dict"),
+        ({"*.middle": lambda x, n: None}, ValueError, "'block.0.residual.middle'.*returned None"),
+        ({"logits": lambda x, n: x[:1]}, ValueError, r"'logits'.*\(2, 7, 512\).*\(1, 7, 512\)"),
+        (
+            {"final_norm": lambda x, n: ops.cast(x, "bfloat16")},
+            ValueError,
+            "'final_norm'.*float32.*returned bfloat16",
+        ),
+    ],
+)
+def test_errors(lm, hooks, error, says):
+    with pytest.raises(error, match=says):
+        run(lm, hooks)
+
+
+def test_trace_errors(lm):
+    with pytest.raises(ValueError, match="`names` names a place"):
+        trace(lm, IDS[0], "residual")
+    with pytest.raises(ValueError, match="no preprocessor"):
+        trace(lm, "text", "logits")
