@@ -3,14 +3,14 @@
 Everything below this module deals in ids; strings end here.
 """
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_gemma import tf_data
+from keras_gemma.completion.draft import read_draft
 from keras_gemma.completion.job import Job
 from keras_gemma.completion.prompts import read_prompt, read_prompts
 from keras_gemma.completion.settings import GenerationSettings, read_settings
@@ -18,30 +18,18 @@ from keras_gemma.generation import samplers
 from keras_gemma.generation.generator import Generator
 from keras_gemma.generation.request import Draft, Prefix
 from keras_gemma.model.backbone import GemmaBackbone, check_layer_arguments
-from keras_gemma.model.calibration import mean_squares
-from keras_gemma.model.quantizable import (
-    OwnQuantize,
-    describe_weights,
-    forget_programs,
-    let_go,
-    quantization_settings,
-)
+from keras_gemma.model.quantizable import Quantizable
 from keras_gemma.presettable import Presettable
-from keras_gemma.scoring.hooks import Hook, Intercept
-from keras_gemma.scoring.perplexity import perplexity
-from keras_gemma.scoring.score import Scorer
-from keras_gemma.storage.gguf_writer import save_to_gguf
-from keras_gemma.storage.hugging_face_writer import save_to_hugging_face
+from keras_gemma.quantization import QuantizationConfig
+from keras_gemma.scoring.scorable import Scorable
+from keras_gemma.storage.savable import Savable
 from keras_gemma.text.batches import is_text
 from keras_gemma.text.model_of_text import ModelOfText
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
 
-NUM_DRAFT_TOKENS = 4
-"""How many tokens a draft guesses at a time, where nothing is said."""
-
 
 @keras.saving.register_keras_serializable(package="keras_gemma")
-class GemmaCausalLM(Presettable, OwnQuantize, ModelOfText):
+class GemmaCausalLM(Presettable, Savable, Scorable, Quantizable, ModelOfText):
     """Gemma with its head: generates, scores and trains on text.
 
     As a Keras model it maps `{"token_ids", "padding_mask"}`, both `[B, T]`, to logits, float32
@@ -93,11 +81,11 @@ class GemmaCausalLM(Presettable, OwnQuantize, ModelOfText):
                 )
         logits = backbone.token_embedding(backbone(backbone.input), reverse=True)
         super().__init__(inputs=backbone.input, outputs=logits, **kwargs)
+        backbone.around.add(self)
         self.dtype_policy = backbone.dtype_policy
         self.preprocessor = preprocessor
         self.sampler = samplers.get("greedy")
         self._programs: Generator | None = None
-        self._scorer: Scorer | None = None
         # Ready to use as it is: `compile` is for those who want something else.
         self.compile()
 
@@ -214,7 +202,7 @@ class GemmaCausalLM(Presettable, OwnQuantize, ModelOfText):
             TypeError: a setting that is none.
         """
         given = self._settings("generate", max_length, stop_token_ids, settings)
-        guesses = read_draft(draft, num_draft_tokens)
+        guesses = read_draft(draft, num_draft_tokens, GemmaCausalLM)
         if tf_data.is_dataset(inputs):
             batches = [
                 self._job(batch, given, prefix, guesses).complete(strip_prompt)
@@ -268,7 +256,7 @@ class GemmaCausalLM(Presettable, OwnQuantize, ModelOfText):
         given = self._settings("stream", max_length, stop_token_ids, settings)
         if given.top_log_probabilities is not None:
             raise ValueError("`stream` yields text alone: use `generate` with `return_logprobs`.")
-        guesses = read_draft(draft, num_draft_tokens)
+        guesses = read_draft(draft, num_draft_tokens, GemmaCausalLM)
         return self._job(inputs, given, prefix, guesses).stream()
 
     def prefill(self, inputs: Any) -> Prefix:
@@ -326,222 +314,13 @@ class GemmaCausalLM(Presettable, OwnQuantize, ModelOfText):
             self._programs = Generator(self.backbone, eager=self.run_eagerly)
         return self._programs
 
-    def score(
-        self,
-        token_ids: Any,
-        padding_mask: Any = None,
-        scoring_mode: str = "logits",
-        layer_intercept_fn: Intercept | None = None,
-        target_ids: Any = None,
-        *,
-        hooks: Mapping[str, Hook] | None = None,
-    ) -> Any:
-        """What the model predicts at every position of texts that are there already.
-
-        Without hooks this runs compiled; on PyTorch no gradient passes through it then. With
-        hooks it runs step by step, and gradients pass, whatever the hooks do.
-
-        Args:
-            token_ids: int `[B, T]`, NumPy, lists or a tensor; or a string, or a list of strings,
-                which are padded at their ends.
-            padding_mask: `[B, T]`, false or 0 at padding, which may stand at either end; by
-                default there is none.
-            scoring_mode: `"logits"` or `"loss"`. Losses take the memory of a few positions'
-                logits at a time, in a gradient too.
-            layer_intercept_fn: `(activations [B, T, D], layer) -> activations`, called with the
-                embeddings, not yet scaled, at layer -1 and with the output of each block from 0
-                on; what it returns goes on.
-            target_ids: int `[B, T]`, the ids to be predicted; needed for `"loss"`. Those of
-                strings are the tokens that follow, and where none does the loss is 0.
-            hooks: functions `(activations, name) -> activations` by the names or patterns of
-                places, as `{"block.*.attention.weights": look}`; what they return goes on. The
-                names are in `keras_gemma.scoring.hooks`.
-
-        Returns:
-            Logits, float32 `[B, T, V]`, final soft cap included; or losses in nats, `[B, T]`.
-
-        Raises:
-            ValueError: an unknown mode, no targets for a loss, ids out of range, a text longer
-                than the context, a pattern without a place, a hook that returns another shape or
-                dtype, or None.
-            TypeError: `hooks` that are no dict of functions.
-
-        Example:
-
-        ```python
-        import keras_gemma
-
-        lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
-        losses = lm.score("To be, or not to be", scoring_mode="loss")
-        without = lm.score(
-            "To be, or not to be",
-            scoring_mode="loss",
-            hooks={"block.[01].attention.output": lambda x, name: 0 * x},
-        )
-        ```
-        """
-        if self._scorer is None:
-            self._scorer = Scorer(self.backbone)
-        return self._scorer.score(
-            token_ids,
-            padding_mask,
-            scoring_mode,
-            layer_intercept_fn,
-            target_ids,
-            hooks,
-            self.preprocessor,
-        )
-
-    def perplexity(
-        self, texts: Any, stride: int | None = None, window: int | None = None
-    ) -> float | np.ndarray:
-        """How surprised the model is by texts: e to the mean loss of a token.
-
-        Texts longer than `window` are read in windows, `stride` tokens apart; every token counts
-        once, with all that its window holds before it.
-
-        Args:
-            texts: a string, or a list of strings or of lists of ids.
-            stride: tokens from the start of one window to the next; half a window by default.
-            window: tokens that are read at once; the model's context by default.
-
-        Returns:
-            A number for one string, a float64 array `[B]` for a list.
-
-        Raises:
-            ValueError: a text of fewer than two tokens; a stride beyond the window.
-
-        Example:
-
-        ```python
-        import keras_gemma
-
-        lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
-        lm.perplexity(["To be, or not to be", "be be not To or, to"], stride=64, window=128)
-        ```
-        """
-        return perplexity(self, texts, stride, window)
-
-    def save_to_hugging_face(
-        self, directory: str | Path, max_shard_size: int | str = "5GB"
-    ) -> None:
-        """Write a folder that transformers loads: configuration, tokenizer, safetensors.
-
-        The files are written beside the folder and moved in when all are whole.
-
-        Args:
-            directory: the folder; it is made, or the model in it replaced.
-            max_shard_size: the size of a weights file, in bytes or as `"5GB"`.
-
-        Raises:
-            ValueError: no architecture of transformers computes this model, or the folder cannot
-                be replaced.
-
-        Example:
-
-        ```python
-        import keras_gemma
-
-        lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
-        lm.save_to_hugging_face("my_gemma")  # AutoModelForCausalLM.from_pretrained("my_gemma")
-        ```
-        """
-        save_to_hugging_face(self, directory, max_shard_size)
-
-    def save_to_gguf(self, path: str | Path, dtype: str = "bf16") -> None:
-        """Write one file that llama.cpp loads: hyperparameters, vocabulary and weights.
-
-        Needs the package `gguf`: `pip install "keras-gemma[gguf]"`.
-
-        Args:
-            path: the file, ending in `.gguf`; it is replaced when the new one is whole.
-            dtype: `"bf16"`, `"f16"`, `"q8_0"` or `"q4_0"`.
-
-        Raises:
-            ValueError: llama.cpp has no architecture that computes this model, or there is no
-                vocabulary.
-
-        Example:
-
-        ```python
-        import keras_gemma
-
-        lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
-        lm.save_to_gguf("my_gemma.gguf", dtype="q8_0")
-        ```
-        """
-        save_to_gguf(self, path, dtype)
-
-    def quantize(
-        self,
-        mode: Any,
-        group_size: int = 32,
-        zeros: bool = False,
-        embedding: str = "int8",
-        *,
-        calibration: Any = None,
-    ) -> None:
-        """Put the matrices into 8 or 4 bits, one after the other: no second model is in memory.
-
-        Generation, scores and saved presets go on with these weights; nothing is trained
-        afterwards. `from_preset(..., quantization=...)` does it while it loads.
-
-        Args:
-            mode: `"int8"`, with a scale a row; `"int4"`; or a `QuantizationConfig`.
-            group_size: of `"int4"`: how many numbers of a row share a scale.
-            zeros: of `"int4"`: whether each group has a zero point too.
-            embedding: of `"int4"`: bits of the embedding.
-            calibration: a few texts, or lists of ids, as the model will read: what they are
-                multiplied with decides where a matrix has to be most precise.
-
-        Raises:
-            ValueError: the model is quantized already, an unknown mode, rows that the groups do
-                not fill, or strings without a preprocessor.
-
-        Example:
-
-        ```python
-        import keras_gemma
-
-        lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
-        lm.quantize("int4", calibration=["Before we proceed any further, hear me speak."])
-        print(keras_gemma.quantization.report(lm))
-        ```
-        """
-        config = quantization_settings(mode, group_size, zeros, embedding)
-        importance = None
+    def _quantize(self, config: QuantizationConfig, calibration: Any) -> None:
+        rows = None
         if calibration is not None and self.backbone.quantization is None:
             calibration = [calibration] if is_text(calibration) else calibration
             size = self.backbone.config.vocabulary_size
             rows = read_prompts(calibration, self.preprocessor, size).ids
-            longest = self.backbone.config.context_length
-            importance = mean_squares(self.backbone, (row[None, :longest] for row in rows))
-        let_go(self)
-        self.backbone.quantize(config, importance=importance)
-        forget_programs(self)
-
-    def fit(self, *args: Any, **kwargs: Any) -> Any:
-        """`keras.Model.fit`, on strings too where there is a preprocessor."""
-        self._check_trainable()
-        return super().fit(*args, **kwargs)
-
-    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """`keras.Model.train_on_batch`, on strings too where there is a preprocessor."""
-        self._check_trainable()
-        return super().train_on_batch(*args, **kwargs)
-
-    def _check_trainable(self) -> None:
-        quantization = self.backbone.quantization
-        if quantization is not None and not self.trainable_variables:
-            raise ValueError(
-                f"Nothing of this model can be trained: its weights are {quantization.describe()}. "
-                "Train in floating point, and quantize afterwards."
-            )
-
-    def summary(self, *args: Any, print_fn: Any = None, **kwargs: Any) -> None:
-        """`keras.Model.summary`, and a line on the weights' dtype, quantization and bytes."""
-        super().summary(*args, print_fn=print_fn, **kwargs)
-        (print_fn or print)(describe_weights(self.backbone))
+        self.backbone._quantize(config, rows)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -562,30 +341,3 @@ class GemmaCausalLM(Presettable, OwnQuantize, ModelOfText):
         if not trainable:  # True would wake what quantization froze
             lm.trainable = False
         return lm
-
-
-def read_draft(draft: Any, tokens: int | None) -> Draft | None:
-    """The arguments `draft` and `num_draft_tokens` of `generate`.
-
-    Raises:
-        TypeError: neither a model nor "prompt".
-        ValueError: a number of tokens without a draft.
-    """
-    if draft is None:
-        if tokens is not None:
-            raise ValueError(
-                "`num_draft_tokens` is how many tokens a `draft` guesses: pass one, such as "
-                f"draft='prompt', or leave it out. Received: num_draft_tokens={tokens!r}"
-            )
-        return None
-    count = NUM_DRAFT_TOKENS if tokens is None else tokens
-    count = int(count) if isinstance(count, np.integer) else count
-    if isinstance(draft, str) and draft == "prompt":
-        return Draft(count)
-    if isinstance(draft, GemmaCausalLM):
-        tokenizer = draft.preprocessor and draft.preprocessor.tokenizer
-        return Draft(count, draft._generator(), tokenizer)
-    raise TypeError(
-        "`draft` must be a GemmaCausalLM, or 'prompt' to guess from the text itself. "
-        f"Received: draft={draft!r:.80}"
-    )

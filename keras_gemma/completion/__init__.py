@@ -2,6 +2,7 @@
 
 settings.py  everything that can be set, at `compile` and in a call
 prompts.py   strings, lists of ids, padded arrays: read, and answered in kind
+draft.py     who guesses tokens ahead
 job.py       one batch on its way
 output.py    what came of each prompt
 """

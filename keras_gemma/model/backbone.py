@@ -1,5 +1,6 @@
 """The backbone: ids to hidden states, through every block."""
 
+import weakref
 from typing import Any
 
 import keras
@@ -7,18 +8,13 @@ from keras import ops
 
 from keras_gemma.config import GemmaConfig
 from keras_gemma.model.attention import causal_mask
+from keras_gemma.model.calibration import mean_squares, read_rows
 from keras_gemma.model.decoder_block import GemmaDecoderBlock, decoder_block
 from keras_gemma.model.embedding import ReversibleEmbedding, scale_embeddings
 from keras_gemma.model.matrix import MatrixLayer
 from keras_gemma.model.named_weight import NamedWeight, QuantizedWeight
 from keras_gemma.model.normalization import RMSNormalization
-from keras_gemma.model.quantizable import (
-    OwnQuantize,
-    describe_weights,
-    forget_programs,
-    let_go,
-    quantization_settings,
-)
+from keras_gemma.model.quantizable import Quantizable, forget_programs, let_go
 from keras_gemma.model.rope import rotary_angles
 from keras_gemma.presettable import Presettable
 from keras_gemma.quantization import QuantizationConfig, to_config
@@ -38,7 +34,7 @@ def check_layer_arguments(cls: type, arguments: dict[str, Any]) -> None:
 
 
 @keras.saving.register_keras_serializable(package="keras_gemma")
-class GemmaBackbone(Presettable, OwnQuantize, keras.Model):
+class GemmaBackbone(Presettable, Quantizable, keras.Model):
     """Gemma without its head: `{"token_ids", "padding_mask"}`, both `[B, T]`, -> `[B, T, D]`.
 
     Args:
@@ -154,6 +150,7 @@ class GemmaBackbone(Presettable, OwnQuantize, keras.Model):
         )
         self.dtype_policy = policy
         self.config = config
+        self.around: weakref.WeakSet = weakref.WeakSet()  # models with a head on this backbone
         if quantization is not None:
             self._freeze_norms()
 
@@ -208,54 +205,25 @@ class GemmaBackbone(Presettable, OwnQuantize, keras.Model):
         shapes = self.config.weight_shapes()
         return {name: _named(name, holder, shapes[name]) for name, holder in self.holders().items()}
 
-    def quantize(
-        self,
-        mode: Any,
-        group_size: int = 32,
-        zeros: bool = False,
-        embedding: str = "int8",
-        importance: dict[str, Any] | None = None,
-    ) -> None:
-        """Put the matrices into 8 or 4 bits, one after the other: no second model is in memory.
-
-        Nothing is trained afterwards. Norms stay as they are. A `GemmaCausalLM` around this
-        backbone has a `quantize` of its own.
-
-        Args:
-            mode: `"int8"`, `"int4"`, or a `QuantizationConfig` with all the rest.
-            group_size, zeros, embedding: as of `QuantizationConfig`.
-            importance: what a squared error in each column of a matrix counts, `[in]`, by the
-                matrix's name in `named_weights`; by default all the same.
-
-        Raises:
-            ValueError: the model is quantized already, an unknown mode, or rows that the groups
-                do not fill.
-
-        Example:
-
-        ```python
-        import keras_gemma
-
-        backbone = keras_gemma.GemmaBackbone.from_preset("gemma_tiny_en")
-        backbone.quantize("int4", embedding="int4")
-        print(keras_gemma.quantization.report(backbone))
-        ```
-        """
-        config = quantization_settings(mode, group_size, zeros, embedding)
+    def _quantize(self, config: QuantizationConfig, calibration: Any) -> None:
         if self.quantization is not None:
             raise ValueError(
                 f"The model is quantized already ({self.quantization.describe()}), and each time "
                 "costs precision: load it again in floating point, or with "
-                f"`from_preset(..., quantization=...)`. Received: mode={mode!r}"
+                f"`from_preset(..., quantization=...)`. Received: mode={config.mode!r}"
             )
         config.check_shapes(self.config.weight_shapes())
-        importance = importance or {}
-        let_go(self)
+        rows = [] if calibration is None else read_rows(calibration, self.config)
+        importance = mean_squares(self, rows)
+        models = [self, *self.around]
+        for model in models:
+            let_go(model)
         for name, holder in self.holders().items():
             if isinstance(holder, MatrixLayer):
                 holder.quantize_matrix(name, config, importance.get(name))
         self._freeze_norms()
-        forget_programs(self)
+        for model in models:
+            forget_programs(model)
 
     def _freeze_norms(self) -> None:
         for holder in self.holders().values():
@@ -284,11 +252,6 @@ class GemmaBackbone(Presettable, OwnQuantize, keras.Model):
             mask = causal_mask(attended, self.config.window(i))
             x, _ = decoder_block(x, weights, self.config, rotary, mask)
         return self.layer_norm(x)
-
-    def summary(self, *args: Any, print_fn: Any = None, **kwargs: Any) -> None:
-        """`keras.Model.summary`, and a line on the weights' dtype, quantization and bytes."""
-        super().summary(*args, print_fn=print_fn, **kwargs)
-        (print_fn or print)(describe_weights(self))
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -6,11 +6,34 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_gemma.model.backbone import GemmaBackbone
+from keras_gemma.config import GemmaConfig
 from keras_gemma.model.matrix import Observed
 
 
-def mean_squares(backbone: GemmaBackbone, batches: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
+def read_rows(calibration: Any, config: GemmaConfig) -> list[np.ndarray]:
+    """Lists of ids, int32 `[1, T]` each, no longer than the context.
+
+    Raises:
+        ValueError: strings, nothing, or ids outside the vocabulary.
+    """
+    rows = []
+    for ids in calibration:
+        row = np.asarray(ids)
+        size = config.vocabulary_size
+        if row.ndim != 1 or not row.size or row.dtype.kind not in "iu":
+            raise ValueError(
+                "`calibration` of a backbone must be lists of ids; a GemmaCausalLM with a "
+                f"preprocessor takes texts. Received: {ids!r:.80}"
+            )
+        if row.min() < 0 or row.max() >= size:
+            raise ValueError(
+                f"`calibration` must hold ids from 0 to {size - 1}. Received: {ids!r:.80}"
+            )
+        rows.append(row[None, : config.context_length].astype("int32"))
+    return rows
+
+
+def mean_squares(backbone: Any, batches: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
     """The mean square of each column's factor, by the name of the matrix.
 
     An error in column `i` of a matrix changes a product by it times `x[i]`: where that is large,
@@ -18,7 +41,7 @@ def mean_squares(backbone: GemmaBackbone, batches: Iterable[np.ndarray]) -> dict
     columns; here their errors count more.
 
     Args:
-        backbone: in floating point.
+        backbone: a `GemmaBackbone` in floating point.
         batches: ids, int `[B, T]`, without padding.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What the two models, with and without a head, share when they are quantized."""
+"""What the two models, with and without a head, share: `quantize`, and what follows from it."""
 
 from typing import Any
 
@@ -7,25 +7,79 @@ import keras
 from keras_gemma.quantization import QuantizationConfig
 
 
-class OwnQuantize:
-    """A base of Keras models whose `quantize` has arguments of its own.
-
-    Keras wraps that of each object to check for modes and settings that are its own.
-    """
+class Quantizable:
+    """A base of Keras models with a `quantize` of their own; they say how in `_quantize`."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         model = super().__new__(cls, *args, **kwargs)
+        # Keras wraps that of each object to check for modes and settings that are Keras's own.
         vars(model).pop("quantize", None)
         return model
 
+    def quantize(
+        self,
+        mode: Any,
+        group_size: int = 32,
+        zeros: bool = False,
+        embedding: str = "int8",
+        *,
+        calibration: Any = None,
+    ) -> None:
+        """Put the matrices into 8 or 4 bits, one after the other: no second model is in memory.
 
-def quantization_settings(
-    mode: Any, group_size: int, zeros: bool, embedding: str
-) -> QuantizationConfig:
-    """The arguments of `quantize` as one."""
-    if isinstance(mode, QuantizationConfig):
-        return mode
-    return QuantizationConfig(mode, group_size, zeros, embedding)
+        Generation, scores and saved presets go on with these weights; neither they nor norms are
+        trained afterwards. `from_preset(..., quantization=...)` does it while it loads.
+
+        Args:
+            mode: `"int8"`, with a scale a row; `"int4"`; or a `QuantizationConfig` with all the
+                rest.
+            group_size: of `"int4"`: how many numbers of a row share a scale.
+            zeros: of `"int4"`: whether each group has a zero point too.
+            embedding: of `"int4"`: bits of the embedding.
+            calibration: a few texts, or lists of ids, as the model will read: what they are
+                multiplied with decides where a matrix has to be most precise. A backbone reads
+                ids alone.
+
+        Raises:
+            ValueError: the model is quantized already, an unknown mode, rows that the groups do
+                not fill, or strings without a preprocessor.
+
+        Example:
+
+        ```python
+        import keras_gemma
+
+        lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
+        lm.quantize("int4", calibration=["Before we proceed any further, hear me speak."])
+        print(keras_gemma.quantization.report(lm))
+        ```
+        """
+        if not isinstance(mode, QuantizationConfig):
+            mode = QuantizationConfig(mode, group_size, zeros, embedding)
+        self._quantize(mode, calibration)
+
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        """`keras.Model.fit`, where there is something to train."""
+        self._check_trainable()
+        return super().fit(*args, **kwargs)
+
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """`keras.Model.train_on_batch`, where there is something to train."""
+        self._check_trainable()
+        return super().train_on_batch(*args, **kwargs)
+
+    def _check_trainable(self) -> None:
+        quantization = getattr(self, "backbone", self).quantization
+        if quantization is not None and not self.trainable_variables:
+            raise ValueError(
+                f"Nothing of this model can be trained: its weights are {quantization.describe()}. "
+                "Train in floating point, and quantize afterwards."
+            )
+
+    def summary(self, *args: Any, print_fn: Any = None, **kwargs: Any) -> None:
+        """`keras.Model.summary`, and a line on the weights' dtype, quantization and bytes."""
+        super().summary(*args, print_fn=print_fn, **kwargs)
+        (print_fn or print)(describe_weights(getattr(self, "backbone", self)))
 
 
 def let_go(model: keras.Model) -> None:

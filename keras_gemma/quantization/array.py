@@ -7,6 +7,7 @@ arrays, and neither a layer nor a file.
 """
 
 import os
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -196,6 +197,30 @@ def _dot(
     return np.add.reduce(out, axis=axis)
 
 
+def _best(
+    trials: Iterable[tuple[np.ndarray, np.ndarray | None]],
+    x: np.ndarray,
+    axis: int,
+    ends: tuple[int, int],
+    weight: np.ndarray | None,
+    spare: list[np.ndarray],
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Of some scales and zero points, for each group those with the least squared error."""
+    best = found = None
+    for trial in trials:
+        scales, zeros = trial
+        _, e = _values(x, scales, zeros, axis, ends, spare)
+        error = _squares(e, axis, weight, spare[2]) * scales**2
+        if best is None:
+            best, found = error, trial
+            continue
+        better = error < best
+        best = np.where(better, error, best)
+        pairs = zip(trial, found, strict=True)
+        found = tuple(None if a is None else np.where(better, a, b) for a, b in pairs)
+    return found
+
+
 def _fit(
     x: np.ndarray,
     axis: int,
@@ -210,14 +235,8 @@ def _fit(
     # In 4 bits the end of the range is -8: the sign of a scale brings the larger end there.
     end = np.where(largest > -least, largest, least) / np.float32(ends[0])
     end = np.where(np.abs(end) < np.finfo("float32").tiny, np.float32(1), end)
-    best, scales = None, end
-    for share in SHARES[bits]:
-        trial = end * np.float32(share)
-        _, e = _values(x, trial, None, axis, ends, spare)
-        error = _squares(e, axis, weight, terms) * trial**2
-        better = None if best is None else error < best
-        scales = trial if best is None else np.where(better, trial, scales)
-        best = error if best is None else np.where(better, error, best)
+    trials = ((end * np.float32(share), None) for share in SHARES[bits])
+    scales, _ = _best(trials, x, axis, ends, weight, spare)
     q, _ = _values(x, scales, None, axis, ends, spare)
     above = _dot(x, q, axis, weight, terms)
     below = _dot(q, q, axis, weight, terms)
@@ -241,16 +260,9 @@ def _fit_with_zeros(
     middle, width = (largest + least) / 2, (largest - least) / np.float32(15)
     flat = width < np.maximum(np.abs(middle) * np.float32(1e-6), np.finfo("float32").tiny)
     width = np.where(flat, np.float32(1), width)
-    best = scales = zeros = None
-    for share in SHARES_WITH_ZEROS:
-        trial = width * np.float32(share)
-        zero = np.float32(7.5) - middle / trial
-        _, e = _values(x, trial, zero, axis, ends, spare)
-        error = _squares(e, axis, weight, terms) * trial**2
-        better = np.ones(error.shape, bool) if best is None else error < best
-        scales = trial if best is None else np.where(better, trial, scales)
-        zeros = zero if best is None else np.where(better, zero, zeros)
-        best = error if best is None else np.where(better, error, best)
+    steps = (width * np.float32(share) for share in SHARES_WITH_ZEROS)
+    trials = ((step, np.float32(7.5) - middle / step) for step in steps)
+    scales, zeros = _best(trials, x, axis, ends, weight, spare)
     q, _ = _values(x, scales, zeros, axis, ends, spare)
     total = np.float32(x.shape[axis]) if weight is None else np.add.reduce(weight, axis=axis)
     mean_x = (np.add.reduce(x, axis=axis) if weight is None else _sum(x, weight, axis)) / total

@@ -8,6 +8,7 @@ In the order of the data:
     losses.py       cross entropy in chunks of positions
     score.py        logits and losses, compiled where no hook looks on
     perplexity.py   the log-probability of each token, over windows that slide
+    scorable.py     both, as methods of a model
     tracing.py      activations by their names
     lens.py         the next token by each block; where heads look
     patching.py     which activation makes the difference between two prompts

@@ -14,6 +14,7 @@
     formats.py             which files belong to which format
     safetensors_reader.py  tensors in a safetensors file
     gguf_writer.py         one .gguf file for llama.cpp, written
+    savable.py             both of these writers, as methods of a model
     upload.py              a folder sent to Kaggle or Hugging Face
     checkpoint.py          tensors in files against the weights of a model: compared, then streamed
     sharding.py            how large weights are, and how they are divided among files
