@@ -1,6 +1,8 @@
 """Time and memory of loading a model of a billion parameters, by format, backend and dtype.
 
     python examples/benchmarks/load.py /tmp/load --backends jax torch tensorflow
+    python examples/benchmarks/load.py /tmp/load --quantizations int8 int4 int4_all \
+        --dtypes bfloat16 --libraries keras_gemma
 
 Writes the checkpoints to the folder once: VaultGemma's sizes with Gemma 2's norms, random
 weights in bfloat16, as Keras presets and as Hugging Face's safetensors, each whole and in shards.
@@ -9,12 +11,15 @@ Then every line is a process of its own, the files in the page cache:
     floor_seconds    reading the files' bytes and copying them once
     seconds          `GemmaBackbone.from_preset`, the fastest of three, as the floor is
     peak_over_limit  the first load's peak above the process's size before it, divided by
-                     1.15 * the final weights + the largest tensor
+                     1.15 * the final weights (1.2 * quantized ones) + the largest tensor of the
+                     file
 """
 
 import argparse
 import gc
+import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -36,6 +41,12 @@ SHAPE = {
     "attention_logit_soft_cap": 50.0,
     "final_logit_soft_cap": 30.0,
     "use_sliding_window_attention": True,
+}
+QUANTIZATIONS = {
+    "none": None,
+    "int8": "int8",
+    "int4": "int4",
+    "int4_all": {"mode": "int4", "embedding": "int4"},
 }
 FORMATS = ("h5", "h5_shards", "safetensors", "safetensors_shards")
 
@@ -88,7 +99,7 @@ def measure_floor(folder: Path) -> float:
     return best
 
 
-def measure(library: str, folder: Path, dtype: str) -> dict:
+def measure(library: str, folder: Path, dtype: str, quantization: str) -> dict:
     """One process's figures."""
     import keras
 
@@ -100,31 +111,40 @@ def measure(library: str, folder: Path, dtype: str) -> dict:
     tiny = SHAPE | {"vocabulary_size": 512, "num_layers": 2, "hidden_dim": 64}
     GemmaBackbone(**tiny, dtype=dtype)  # so that what every first model imports is not counted
     keras.backend.clear_session()
+    arguments = {"dtype": dtype}
+    if quantization != "none":
+        arguments["quantization"] = QUANTIZATIONS[quantization]
     seconds, peaks = [], []
     for _ in range(3):
         gc.collect()
         before = memory("VmRSS")
         forget_peak()
         start = time.perf_counter()
-        backbone = GemmaBackbone.from_preset(str(folder), dtype=dtype)
+        backbone = GemmaBackbone.from_preset(str(folder), **arguments)
         seconds.append(time.perf_counter() - start)
         peaks.append(memory("VmHWM") - before)
-        parameters = backbone.count_params()
+        size = sum(
+            math.prod(variable.shape) * np.dtype(variable.dtype).itemsize
+            for variable in backbone.variables
+        )
         del backbone
-    size = parameters * (4 if dtype == "float32" else 2)
-    largest = size * SHAPE["vocabulary_size"] * SHAPE["hidden_dim"] / parameters
+    # Of the file, which is in bfloat16; plain weights are read in the dtype that they get.
+    itemsize = 4 if dtype == "float32" and quantization == "none" else 2
+    largest = itemsize * SHAPE["vocabulary_size"] * SHAPE["hidden_dim"]
+    share = 1.15 if quantization == "none" else 1.2
     return {
         "library": library,
         "backend": keras.config.backend(),
         "format": folder.name,
         "dtype": dtype,
+        "quantization": quantization,
         "floor_seconds": round(floor, 2),
         "seconds": round(min(seconds), 2),
         "seconds_over_floor": round(min(seconds) / floor, 2),
         "weights_gb": round(size / 1e9, 2),
         "peak_gb": round(peaks[0] / 1e9, 2),
         "peak_over_weights": round(peaks[0] / size, 2),
-        "peak_over_limit": round(peaks[0] / (1.15 * size + largest), 2),
+        "peak_over_limit": round(peaks[0] / (share * size + largest), 2),
     }
 
 
@@ -134,27 +154,27 @@ def main() -> None:
     parser.add_argument("--backends", nargs="+", default=["jax", "torch", "tensorflow"])
     parser.add_argument("--formats", nargs="+", default=list(FORMATS))
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
+    parser.add_argument("--quantizations", nargs="+", default=["none"], choices=list(QUANTIZATIONS))
     parser.add_argument("--libraries", nargs="+", default=["keras_gemma", "keras_hub"])
-    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        library, name, dtype = options.one
-        print(json.dumps(measure(library, options.folder / name, dtype)))
+        library, name, *how = options.one
+        print(json.dumps(measure(library, options.folder / name, *how)))
         return
     write_checkpoints(options.folder)
-    for backend in options.backends:
-        for name in options.formats:
-            for dtype in options.dtypes:
-                for library in options.libraries:
-                    command = [sys.executable, __file__, str(options.folder)]
-                    command += ["--one", library, name, dtype]
-                    environment = {**os.environ, "KERAS_BACKEND": backend}
-                    environment["TF_CPP_MIN_LOG_LEVEL"] = "3"
-                    result = subprocess.run(
-                        command, env=environment, stdout=subprocess.PIPE, text=True
-                    )
-                    lines = result.stdout.strip().splitlines() or [str(result)]
-                    print(lines[-1], flush=True)
+    lines = itertools.product(
+        options.backends, options.formats, options.dtypes, options.quantizations, options.libraries
+    )
+    for backend, name, dtype, quantization, library in lines:
+        if library == "keras_hub" and quantization != "none":
+            continue  # it quantizes no model while it loads
+        command = [sys.executable, __file__, str(options.folder)]
+        command += ["--one", library, name, dtype, quantization]
+        environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+        printed = result.stdout.strip().splitlines() or [str(result)]
+        print(printed[-1], flush=True)
 
 
 if __name__ == "__main__":

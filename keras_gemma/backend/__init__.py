@@ -32,6 +32,7 @@ layout that its compiler reads fastest, and nothing above this folder knows it.
 tests compare every backend with it.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -54,6 +55,12 @@ else:
         f"keras_gemma runs on the Keras backends jax, torch and tensorflow. Received: {_name!r}. "
         "Set KERAS_BACKEND to one of them before Keras is imported."
     )
+
+SLAB = 1 << 22
+"""Numbers of a weight that are quantized and packed at a time, a hundred megabytes at most."""
+
+ROWS_TOGETHER = 64
+"""Rows that no layout parts from one another."""
 
 uninitialized = _uninitialized.uninitialized
 packed_shape = _module.packed_shape
@@ -79,6 +86,36 @@ def quantized_spec(
 def quantized_pack(plain: Quantized, kind: str, bits: int) -> Quantized:
     """NumPy arrays in the plain form -> in the stored layout."""
     return _module.quantized_layout().pack(plain, kind, bits)
+
+
+def quantized_pack_rows(
+    shape: tuple[int, int],
+    kind: str,
+    bits: int,
+    group_size: int,
+    zeros: bool,
+    plain_rows: Callable[[slice], Quantized],
+) -> Quantized:
+    """A weight `[out, in]` in the stored layout, with a slab of its plain form at a time.
+
+    Args:
+        plain_rows: the plain form of some rows; slabs are asked for from the first to the last.
+    """
+    out, length = shape
+    rows = max(1, SLAB // length // ROWS_TOGETHER) * ROWS_TOGETHER
+    if out <= rows or out % ROWS_TOGETHER:
+        return quantized_pack(plain_rows(slice(None)), kind, bits)
+    spec = quantized_spec(shape, kind, bits, group_size, zeros)
+    packed = Quantized(*(entry and empty(*entry) for entry in spec))
+    for start in range(0, out, rows):
+        slab = quantized_pack(plain_rows(slice(start, start + rows)), kind, bits)
+        for whole, part in zip(packed, slab, strict=True):
+            if part is not None:
+                # The axis that goes along `out` is the one that is longer in the whole.
+                axis = next(i for i, n in enumerate(part.shape) if n != whole.shape[i])
+                first = whole.shape[axis] * start // out
+                whole.swapaxes(0, axis)[first : first + part.shape[axis]] = part.swapaxes(0, axis)
+    return packed
 
 
 def quantized_unpack(packed: Quantized, shape: tuple[int, int]) -> Quantized:
@@ -120,6 +157,7 @@ __all__ = [
     "packed_shape",
     "peak_device_memory",
     "quantized_pack",
+    "quantized_pack_rows",
     "quantized_spec",
     "quantized_unpack",
     "settle",

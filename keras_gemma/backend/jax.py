@@ -145,6 +145,7 @@ def _one_row_in_8_bits(x: jax.Array, packed: Quantized) -> jax.Array:
     return (y * packed.scales).astype(x.dtype)
 
 
+@jax.custom_vjp
 def quantized_matmul(x: jax.Array, packed: Quantized) -> jax.Array:
     if not _on_cpu():
         return quantized.matmul(x, packed)
@@ -167,6 +168,34 @@ def quantized_matmul(x: jax.Array, packed: Quantized) -> jax.Array:
 
         y = xla_quantized.many_rows(rows, packed, product, each, weight_first=few)
     return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def _keep_packed(x: jax.Array, packed: Quantized) -> tuple[jax.Array, Quantized]:
+    return quantized_matmul(x, packed), packed
+
+
+def _quantized_back(packed: Quantized, dy: jax.Array) -> tuple[jax.Array, None]:
+    """For the gradient nothing is kept but the packed weight, which gets none."""
+    if not _on_cpu():
+        return quantized.matmul_back(dy, packed), None
+
+    def product(dy: jax.Array, weight: jax.Array) -> jax.Array:
+        return _product("rs,bsl->brl", dy, weight)
+
+    def add_up(function: Callable[..., Any], *arrays: jax.Array) -> Any:
+        def add(total: Any, elements: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, function(*elements)), None
+
+        shapes = jax.eval_shape(function, *(array[0] for array in arrays))
+        zeros = jax.tree.map(lambda array: jnp.zeros(array.shape, array.dtype), shapes)
+        return jax.lax.scan(add, zeros, arrays)[0]
+
+    rows = dy.reshape(-1, dy.shape[-1])
+    dx = xla_quantized.turned(rows, packed, product, add_up)
+    return dx.reshape(*dy.shape[:-1], dx.shape[-1]), None
+
+
+quantized_matmul.defvjp(_keep_packed, _quantized_back)
 
 
 def embed(ids: jax.Array, packed: jax.Array) -> jax.Array:

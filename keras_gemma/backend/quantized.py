@@ -77,6 +77,11 @@ def matmul(x: Any, packed: Quantized) -> Any:
     return ops.matmul(x, ops.transpose(weight))
 
 
+def matmul_back(dy: Any, packed: Quantized) -> Any:
+    """The gradient of `matmul` with respect to `x`: `dy [..., out]` times the weight, turned."""
+    return ops.matmul(dy, dequantize(packed, keras.backend.standardize_dtype(dy.dtype)))
+
+
 def embed(ids: Any, packed: Quantized, dtype: str) -> Any:
     """Rows `ids [...]` of the weight `[V, D]` -> `[..., D]` in `dtype`."""
     rows = (None if array is None else ops.take(array, ids, axis=0) for array in packed)

@@ -148,10 +148,37 @@ def _rows_quantized(x: tf.Tensor, packed: Quantized) -> tf.Tensor:
     return tf.cast(y, x.dtype)
 
 
+def _quantized_back(dy: tf.Tensor, packed: Quantized) -> tf.Tensor:
+    """The gradient of `_quantized_product` with respect to `x`, in a plain graph too."""
+    if not _on_cpu():
+        return quantized.matmul_back(dy, packed)
+    rows = tf.reshape(dy, (-1, dy.shape[-1]))
+    if packed.values.dtype == tf.int8:
+        rows = tf.cast(tf.cast(rows, tf.float32) * packed.scales, dy.dtype)
+    with tf.control_dependencies([dy]):  # as in `_rows_quantized`
+        weights = _compiled(_widened)(rows, packed)
+    weights = [weight if weight.shape.rank == 3 else weight[None] for weight in weights]
+    parts = [tf.matmul(rows, weight) for weight in weights]
+    dx = xla_quantized.join(parts, packed)
+    dx = tf.reshape(dx, tf.concat([tf.shape(dy)[:-1], tf.shape(dx)[-1:]], axis=0))
+    dx.set_shape([*dy.shape[:-1], dx.shape[-1]])
+    return dx
+
+
 def quantized_matmul(x: tf.Tensor, packed: Quantized) -> tf.Tensor:
+    packed = Quantized(*(None if a is None else tf.convert_to_tensor(a) for a in packed))
+
+    @tf.custom_gradient
+    def product(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+        # For the gradient nothing is kept but the packed weight, which gets none.
+        return _quantized_product(x, packed), lambda dy: _quantized_back(dy, packed)
+
+    return product(x)
+
+
+def _quantized_product(x: tf.Tensor, packed: Quantized) -> tf.Tensor:
     if not _on_cpu():
         return quantized.matmul(x, packed)
-    packed = Quantized(*(None if a is None else tf.convert_to_tensor(a) for a in packed))
     rows = tf.reshape(x, (-1, x.shape[-1]))
     if xla_quantized.in_passes(rows.shape[0], packed):
         y = (_few_rows_quantized if _in_xla.get() else _compiled(_few_rows_quantized))(rows, packed)

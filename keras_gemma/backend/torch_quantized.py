@@ -18,6 +18,7 @@ groups in between, which for an embedding of 256,000 rows is slower than bf16.
 
 import math
 import threading
+import warnings
 from functools import cache
 from typing import Any
 
@@ -229,6 +230,13 @@ def _widen(values: Any, scales: Any, zeros: Any, dtype: torch.dtype) -> torch.Te
                 return _compiled_widen_4()(values, scales, zeros, dtype)
         except NOT_COMPILED:
             _works = False
+            warnings.warn(
+                "PyTorch could not compile how weights in 4 bits are widened, so prompts are read "
+                "five times slower or more. It needs a C++ compiler: install one, such as g++, or "
+                "name it in the environment variable CXX. The environment variable "
+                "TORCH_LOGS=dynamo shows the cause.",
+                stacklevel=2,
+            )
     return _widen_4(values, scales, zeros, dtype)
 
 
@@ -265,6 +273,58 @@ def _(x: Any, values: Any, scales: Any, zeros: Any) -> torch.Tensor:
     return x.new_empty(len(x), scales.numel() if scales.ndim == 1 else _out(values))
 
 
+def _turned(
+    dy: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None
+) -> torch.Tensor:
+    """`dy [R, out]` times the weight as it lies -> `[R, in]`: the gradient of a product."""
+    dtype, in_8_bits = dy.dtype, values.dtype == torch.int8
+    size = SLICE if dy.device.type == "cpu" else len(values)
+    if in_8_bits:
+        dy = (dy * scales).to(dtype)
+    else:
+        size = max(1, size // values.shape[-1])
+    total: Any = 0
+    for start in range(0, len(values), size):
+        part = slice(start, start + size)
+        if in_8_bits:
+            product = torch.mm(dy[:, part], values[part].to(dtype))
+        else:
+            lanes = values.shape[-1]
+            these = dy[:, start * lanes : (start + size) * lanes]
+            weight = _widen(
+                values[part], scales[part], None if zeros is None else zeros[part], dtype
+            )
+            product = torch.mm(these, weight.T)
+        total = total + product.float()
+    return total.to(dtype)
+
+
+@torch.library.custom_op("keras_gemma::quantized_product_turned", mutates_args=())
+def _opaque_turned(
+    dy: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None
+) -> torch.Tensor:
+    """`_turned` as one operation."""
+    return _turned(dy, values, scales, zeros)
+
+
+@_opaque_turned.register_fake
+def _(dy: Any, values: Any, scales: Any, zeros: Any) -> torch.Tensor:
+    in_8_bits = values.dtype == torch.int8
+    return dy.new_empty(len(dy), values.shape[1] if in_8_bits else 8 * math.prod(values.shape[1:3]))
+
+
+def _keep_packed(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    """For the gradient nothing is kept but the packed weight, which gets none."""
+    ctx.save_for_backward(*inputs[1:])
+
+
+def _back(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+    return _opaque_turned(dy.contiguous(), *ctx.saved_tensors), None, None, None
+
+
+_opaque_many_rows.register_autograd(_back, setup_context=_keep_packed)
+
+
 def _out(values: torch.Tensor) -> int:
     return values.shape[0] * values.shape[-1]
 
@@ -276,14 +336,16 @@ def matmul(x: torch.Tensor, packed: Quantized) -> torch.Tensor:
     out = len(values) if bits == 8 else _out(values)
     rows = x.reshape(-1, x.shape[-1])
     compiling = torch.compiler.is_compiling()
-    if compiling and len(rows) <= FEW_ROWS[bits]:
+    if x.requires_grad and torch.is_grad_enabled():
+        y = _opaque_many_rows(rows, values, scales, zeros)
+    elif compiling and len(rows) <= FEW_ROWS[bits]:
         floats = written_out(rows.float())
         if bits == 8:
             y = _few_rows_8(floats, values, scales)
         else:
             y = _few_rows_4(floats, values, scales, zeros)
         y = y.to(x.dtype)
-    elif x.device.type != "cpu" or (x.requires_grad and torch.is_grad_enabled()):
+    elif x.device.type != "cpu":
         if bits == 8:
             weight = (values.float() * scales[:, None]).to(x.dtype)
         else:

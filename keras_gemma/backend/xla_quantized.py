@@ -208,6 +208,55 @@ def split(x: Any, packed: Quantized) -> list[Any]:
     return [x[0], x[1]]
 
 
+def join(parts: list[Any], packed: Quantized) -> Any:
+    """The way back from `split`: parts `[blocks, rows, length]` -> `[rows, in]`."""
+    blocks, _, length = parts[0].shape
+    if _in_8_bits(packed):
+        return ops.reshape(ops.swapaxes(parts[0], 0, 1), (-1, blocks * length))
+    groups = packed.scales.shape[-1]
+    half = length // groups
+    x = ops.reshape(ops.stack(parts), (2, blocks, -1, half, groups))
+    return ops.reshape(ops.transpose(x, (2, 1, 4, 0, 3)), (-1, 2 * blocks * length))
+
+
+def slab_size(out: int) -> int:
+    """How many rows of a weight are widened at a time: of what divides `out`, the most."""
+    return next(size for size in range(min(SLAB, out), 0, -1) if out % size == 0)
+
+
+def turned(
+    dy: Any,
+    packed: Quantized,
+    product: Callable[[Any, Any], Any],
+    add_up: Callable[..., Any],
+) -> Any:
+    """`dy [rows, out]` times the weight as it lies -> `[rows, in]`: the gradient of a product.
+
+    Args:
+        product: of `dy [rows, slab]` and a slab `[blocks, slab, length]` -> float32 `[blocks,
+            rows, length]`.
+        add_up: applies a function to each element of some arrays, and adds up what it gives.
+    """
+    dtype = keras.backend.standardize_dtype(dy.dtype)
+    rows, out = dy.shape
+    slab = slab_size(out)
+    in_8_bits = _in_8_bits(packed)
+    if in_8_bits:
+        dy = ops.cast(dy * packed.scales, dtype)
+
+    def by_slab(array: Any) -> Any:
+        array = ops.reshape(array, (-1, out // slab, slab, array.shape[-1]))
+        return ops.swapaxes(array, 0, 1)
+
+    def one(dy: Any, values: Any, *groups: Any) -> list[Any]:
+        weight = Quantized(values, *(groups or (None,)))
+        return [product(dy, part) for part in widen(weight, dtype)]
+
+    stored = packed[:1] if in_8_bits else [array for array in packed if array is not None]
+    dy = ops.swapaxes(ops.reshape(dy, (rows, out // slab, slab)), 0, 1)
+    return ops.cast(join(add_up(one, dy, *map(by_slab, stored)), packed), dtype)
+
+
 def many_rows(
     x: Any,
     packed: Quantized,
@@ -224,7 +273,7 @@ def many_rows(
     """
     dtype = keras.backend.standardize_dtype(x.dtype)
     rows, out = x.shape[0], packed.values.shape[-2]
-    slab = next(size for size in range(min(SLAB, out), 0, -1) if out % size == 0)
+    slab = slab_size(out)
     parts = split(x, packed)
     blocks, slabs = parts[0].shape[0], out // slab
     in_8_bits = _in_8_bits(packed)

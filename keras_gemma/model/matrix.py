@@ -12,7 +12,13 @@ from keras import ops
 
 from keras_gemma import backend
 from keras_gemma.model.initialization import initializer
-from keras_gemma.quantization import QuantizationConfig, dequantize_array, quantize_array, to_config
+from keras_gemma.quantization import (
+    QuantizationConfig,
+    dequantize_array,
+    quantize_rows,
+    relative_error,
+    to_config,
+)
 
 
 class Observed(NamedTuple):
@@ -122,13 +128,19 @@ class MatrixLayer(keras.layers.Layer):
             ValueError: numbers that are not finite.
         """
         config, bits = self.quantization, self.quantization.bits(self.kind)
-        zeros = bits == 4 and config.zeros
+        settings = bits, config.group_size, bits == 4 and config.zeros
+        sums = np.zeros(2)
+
+        def quantize(rows: slice) -> backend.Quantized:
+            plain, of_these = quantize_rows(array[rows], *settings, importance)
+            sums[:] += of_these
+            return plain
+
         try:
-            plain, error = quantize_array(array, bits, config.group_size, zeros, importance)
+            packed = backend.quantized_pack_rows(array.shape, self.kind, *settings, quantize)
         except ValueError as problem:
             raise ValueError(f"{name}: {problem}") from problem
-        del array  # a large one may be the caller's last as well
-        return backend.quantized_pack(plain, self.kind, bits), error
+        return packed, relative_error(sums)
 
     def take_quantized(self, packed: backend.Quantized, error: float | None) -> None:
         """Store what `pack_quantized` gave, or `backend.quantized_pack` of what a file had."""

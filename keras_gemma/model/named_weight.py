@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_gemma import backend
+from keras_gemma.backend import quantized
 from keras_gemma.model.matrix import MatrixLayer
 
 
@@ -102,8 +103,21 @@ class QuantizedWeight:
         return self.holder.pack_quantized(array, self.name)
 
     def pack_plain_form(self, plain: backend.Quantized) -> tuple[backend.Quantized, None]:
-        """What a file has, in the backend's layout."""
-        return backend.quantized_pack(plain, self.kind, self.bits), None
+        """What a file has, in the backend's layout.
+
+        Args:
+            plain: 4 bits two a byte, as `backend.quantized` stores them.
+        """
+        if self.bits == 8:
+            return backend.quantized_pack(plain, self.kind, 8), None
+        config = self.holder.quantization
+
+        def rows(here: slice) -> backend.Quantized:
+            parts = (None if part is None else part[here] for part in plain)
+            return quantized.unpack(backend.Quantized(*parts), self.shape)
+
+        settings = self.kind, 4, config.group_size, config.zeros
+        return backend.quantized_pack_rows(self.shape, *settings, rows), None
 
     def take(self, packed: tuple[backend.Quantized, float | None]) -> None:
         """Store what `pack` or `pack_plain_form` gave."""

@@ -1,10 +1,11 @@
 """What the two models, with and without a head, share: `quantize`, and what follows from it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 
-from keras_gemma.quantization import QuantizationConfig
+from keras_gemma.quantization import QuantizationConfig, to_config
 
 
 class Quantizable:
@@ -31,8 +32,8 @@ class Quantizable:
         trained afterwards. `from_preset(..., quantization=...)` does it while it loads.
 
         Args:
-            mode: `"int8"`, with a scale a row; `"int4"`; or a `QuantizationConfig` with all the
-                rest.
+            mode: `"int8"`, with a scale a row; `"int4"`; or a `QuantizationConfig`, or its
+                dictionary, with all the rest.
             group_size: of `"int4"`: how many numbers of a row share a scale.
             zeros: of `"int4"`: whether each group has a zero point too.
             embedding: of `"int4"`: bits of the embedding.
@@ -54,9 +55,11 @@ class Quantizable:
         print(keras_gemma.quantization.report(lm))
         ```
         """
-        if not isinstance(mode, QuantizationConfig):
-            mode = QuantizationConfig(mode, group_size, zeros, embedding)
-        self._quantize(mode, calibration)
+        if isinstance(mode, QuantizationConfig | Mapping):
+            config = to_config(mode)
+        else:
+            config = QuantizationConfig(mode, group_size, zeros, embedding)
+        self._quantize(config, calibration)
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """`keras.Model.fit`, where there is something to train."""

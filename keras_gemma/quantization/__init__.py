@@ -8,7 +8,12 @@ How a quantized matrix is stored and multiplied is `backend/`'s; the layers that
 `model/`'s.
 """
 
-from keras_gemma.quantization.array import dequantize_array, quantize_array
+from keras_gemma.quantization.array import (
+    dequantize_array,
+    quantize_array,
+    quantize_rows,
+    relative_error,
+)
 from keras_gemma.quantization.config import QuantizationConfig, to_config
 from keras_gemma.quantization.report import Report, WeightReport, report
 
@@ -18,6 +23,8 @@ __all__ = [
     "WeightReport",
     "dequantize_array",
     "quantize_array",
+    "quantize_rows",
+    "relative_error",
     "report",
     "to_config",
 ]

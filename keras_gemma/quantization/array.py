@@ -27,7 +27,7 @@ SLAB = 1 << 17
 """Numbers that are worked on at a time: more, and they leave the processor's cache; fewer, and
 threads wait for Python more than they work."""
 
-TASK = 1 << 21
+TASK = 1 << 19
 """Numbers that a thread takes at a time."""
 
 
@@ -66,6 +66,24 @@ def quantize_array(
     quantized.values.shape, quantized.scales.shape  # (64, 128), (64, 4)
     ```
     """
+    result, sums = quantize_rows(array, bits, group_size, zeros, importance)
+    return result, relative_error(sums)
+
+
+def relative_error(sums: np.ndarray) -> float:
+    """The square root of the squared errors' sum over the squares' sum, `[2]`."""
+    errors, squares = sums
+    return float(np.sqrt(errors / squares)) if squares else 0.0
+
+
+def quantize_rows(
+    array: np.ndarray,
+    bits: int,
+    group_size: int = 32,
+    zeros: bool = False,
+    importance: np.ndarray | None = None,
+) -> tuple[Quantized, np.ndarray]:
+    """As `quantize_array`; the sums of the squared errors and of the squares, float64 `[2]`."""
     if bits not in SHARES:
         raise ValueError(f"`bits` must be 8 or 4. Received: bits={bits!r}")
     out, length = array.shape
@@ -89,7 +107,7 @@ def quantize_array(
     def part(start: int) -> tuple[float, float]:
         here = slice(start, start + rows)
         target = Quantized(*(None if a is None else a[here] for a in result))
-        return _quantize_rows(array[here], target, bits, group_size, importance)
+        return _fill(array[here], target, bits, group_size, importance)
 
     starts = range(0, out, rows)
     if len(starts) == 1:
@@ -97,13 +115,13 @@ def quantize_array(
     else:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             sums = list(pool.map(part, starts))
-    errors, squares = map(sum, zip(*sums, strict=True))
-    if not np.isfinite(squares):
+    total = np.sum(sums, axis=0)
+    if not np.isfinite(total).all():
         raise ValueError("The matrix holds NaN or infinity, which no scale covers.")
-    return result, float(np.sqrt(errors / squares)) if squares else 0.0
+    return result, total
 
 
-def _quantize_rows(
+def _fill(
     array: np.ndarray,
     target: Quantized,
     bits: int,

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from keras_gemma import backend
-from keras_gemma.backend import quantized
 from keras_gemma.storage import progress
 
 READ_AHEAD = 2
@@ -226,10 +225,7 @@ def stream(
         place = places[name]
         if isinstance(place, QuantizedPlace):
             arrays = (None if part is None else stored[part.name].read() for part in place.parts)
-            plain = backend.Quantized(*arrays)
-            if weights[name].bits == 4:  # two values a byte, whatever this backend's layout
-                plain = quantized.unpack(plain, weights[name].shape)
-            return weights[name].pack_plain_form(plain)
+            return weights[name].pack_plain_form(backend.Quantized(*arrays))
         array = stored[place.name].read()
         if place.spare_rows:
             array = array[: place.shape[0]]

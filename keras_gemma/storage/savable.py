@@ -14,7 +14,8 @@ class Savable:
     ) -> None:
         """Write a folder that transformers loads: configuration, tokenizer, safetensors.
 
-        The files are written beside the folder and moved in when all are whole.
+        The files are written beside the folder and moved in when all are whole. Quantized weights
+        are written as the numbers that they stand for, in the model's dtype.
 
         Args:
             directory: the folder; it is made, or the model in it replaced.
@@ -38,7 +39,8 @@ class Savable:
     def save_to_gguf(self, path: str | Path, dtype: str = "bf16") -> None:
         """Write one file that llama.cpp loads: hyperparameters, vocabulary and weights.
 
-        Needs the package `gguf`: `pip install "keras-gemma[gguf]"`.
+        Needs the package `gguf`: `pip install "keras-gemma[gguf]"`. Quantized weights are written
+        as the numbers that they stand for, rounded to `dtype`.
 
         Args:
             path: the file, ending in `.gguf`; it is replaced when the new one is whole.

@@ -123,6 +123,24 @@ def test_many_slices(shape, bits, zeros, compiler):
     check(backend.matmul(tensor(x, "bfloat16"), stored(plain, bits)), x, plain, "bfloat16")
 
 
+def test_without_a_compiler_it_says_so_once_and_goes_on(monkeypatch):
+    from torch._dynamo.exc import Unsupported
+
+    from keras_gemma.backend import torch_quantized
+
+    def broken():
+        raise Unsupported("no compiler")
+
+    monkeypatch.setattr(torch_quantized, "_compiled_widen_4", broken)
+    monkeypatch.setattr(torch_quantized, "_works", True)
+    plain, x = plain_weight(2000, 512, 32, 4, False), normal(20, 512)
+    with pytest.warns(UserWarning, match=r"weights in 4 bits.*C\+\+ compiler: install one") as said:
+        found = [backend.matmul(tensor(x), stored(plain, 4)) for _ in range(2)]
+    assert len(said) == 1
+    for y in found:
+        check(y, x, plain, "float32")
+
+
 @pytest.mark.parametrize(("bits", "zeros"), FORMATS, ids=format_names)
 def test_gradient(bits, zeros):
     import torch

@@ -89,6 +89,49 @@ def test_quantizing_twice(pair):
         lm.quantize("int4", group_size=16, calibration=PROMPTS)
 
 
+def test_the_backbone_alone():
+    """The model around it lets go of programs and weights, too."""
+    lm, other = make_lm(), make_lm()
+    inputs = {"token_ids": IDS, "padding_mask": np.ones_like(IDS)}
+    for model in (lm, other):
+        model.predict(inputs, verbose=0)
+        model.generate(PROMPTS, max_new_tokens=4, stop_token_ids=None)
+        model.score(IDS)
+    prefix = lm.prefill(PROMPTS[0][:3])
+    lm.backbone.quantize(FOUR)
+    other.quantize(FOUR)
+    for method in ("predict", "score"):
+        given = (inputs,) if method == "predict" else (IDS,)
+        how = {"verbose": 0} if method == "predict" else {}
+        found, expected = (
+            ops.convert_to_numpy(getattr(model, method)(*given, **how)) for model in (lm, other)
+        )
+        np.testing.assert_array_equal(found, expected)
+    texts = (m.generate(PROMPTS, max_new_tokens=4, stop_token_ids=None) for m in (lm, other))
+    assert next(texts) == next(texts)
+    with pytest.raises(ValueError, match="other weights"):
+        lm.generate(PROMPTS[:1], max_new_tokens=4, prefix=prefix)
+
+
+def test_the_backbone_calibrates_with_ids():
+    lm, backbone = make_lm(), make_lm().backbone
+    lm.quantize(FOUR, calibration=PROMPTS)
+    backbone.quantize(FOUR, calibration=PROMPTS)
+    for name, weight in lm.backbone.named_weights().items():
+        np.testing.assert_array_equal(backbone.named_weights()[name].numpy(), weight.numpy())
+    for calibration, says in ((["a text"], "must be lists of ids"), ([[-1]], "ids from 0 to")):
+        with pytest.raises(ValueError, match=says):
+            make_lm().backbone.quantize("int8", calibration=calibration)
+
+
+def test_nothing_of_the_backbone_to_train(pair):
+    backbone = pair[0].backbone
+    x = {"token_ids": IDS, "padding_mask": np.ones_like(IDS)}
+    for train in (backbone.fit, backbone.train_on_batch):
+        with pytest.raises(ValueError, match="Nothing of this model can be trained"):
+            train(x, np.zeros((1, 10, 32)))
+
+
 def test_unknown_mode():
     lm = make_lm()
     with pytest.raises(ValueError, match="`mode` must be 'int8' or 'int4'"):

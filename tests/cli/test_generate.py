@@ -92,6 +92,18 @@ def test_generate(model, capsys):
     assert model.settings["seed"] == 7
 
 
+@pytest.mark.parametrize("bits", ["int8", "int4"])
+def test_quantization(model, bits):
+    assert main(["generate", "one", "--quantization", bits]) == 0
+    assert model.loaded == ("gemma_tiny_en", {"dtype": None, "quantization": bits})
+
+
+def test_unknown_quantization(model, capsys):
+    assert main(["generate", "one", "--quantization", "int3"]) == 2
+    assert "'int3' is not one of 'int8', 'int4'" in " ".join(capsys.readouterr().err.split())
+    assert not hasattr(model, "loaded")
+
+
 def test_generate_json(model, capsys):
     assert main(["generate", "one", "two", "--model", "mine", "--json", "--strip-prompt"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -29,6 +29,9 @@ LARGE = GEMMA2 | {
 SLACK = 24 << 20
 """Bytes: buffers of the allocator, code that is loaded late, threads."""
 
+QUANTIZING_SLACK = 96 << 20
+"""Besides these, the slabs that threads work on, whatever the size of the model."""
+
 FORMS = ("h5", "h5_shards", "safetensors", "safetensors_shards")
 DTYPES = ("bfloat16", "float32")
 
@@ -46,7 +49,14 @@ def memory(what):
 
 before = memory("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")
-backbone = GemmaBackbone.from_preset(sys.argv[1], dtype=sys.argv[2])
+quantization = {"none": None, "int8": "int8", "int4": {"mode": "int4", "embedding": "int4"}}
+bits = quantization[sys.argv[3]]
+if bits is not None:
+    GemmaBackbone(512, 2, 4, 2, 64, 128, 16, dtype=sys.argv[2]).quantize(bits)
+    before = memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+arguments = {} if bits is None else {"quantization": bits}
+backbone = GemmaBackbone.from_preset(sys.argv[1], dtype=sys.argv[2], **arguments)
 print(memory("VmHWM") - before)
 """
 """One process for each: what a load leaves in the allocator would be the next one's."""
@@ -64,30 +74,74 @@ def large(tmp_path_factory):
     return backbone, folder
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+def measure_peak(folder, dtype, quantization, environment):
+    """Bytes at most, above what the process had before."""
+    result = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(folder), dtype, quantization],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    return int(result.stdout)
+
+
+needs_linux = pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc"
+)
+
+
+@needs_linux
 def test_peak_memory(large, command_environment):
     backbone, folder = large
     assert (folder / "h5_shards" / "model.weights.json").is_file()
     assert (folder / "safetensors_shards" / "model.safetensors.index.json").is_file()
 
-    def peak(form_and_dtype):
-        form, dtype = form_and_dtype
-        result = subprocess.run(
-            [sys.executable, "-c", MEASURE, str(folder / form), dtype],
-            env=command_environment,
-            capture_output=True,
-            text=True,
-        )
-        assert result.returncode == 0, result.stderr
-        return int(result.stdout)
-
     loads = list(itertools.product(FORMS, DTYPES))
     with ThreadPoolExecutor(2) as pool:
-        peaks = list(pool.map(peak, loads))
+        peaks = pool.map(
+            lambda load: measure_peak(folder / load[0], load[1], "none", command_environment), loads
+        )
+        peaks = list(peaks)
     for (form, dtype), measured in zip(loads, peaks, strict=True):
         size = backbone.config.weight_bytes(dtype)
         largest = size * 16384 * 512 // backbone.config.parameter_count
         assert 0.9 * size < measured <= 1.15 * size + largest + SLACK, (form, dtype)
+
+
+@needs_linux
+def test_peak_memory_of_quantizing(tmp_path, command_environment):
+    """While loading, in both formats; and of loading what is quantized."""
+    sizes = LARGE | {"vocabulary_size": 98304, "num_layers": 2}  # the embedding is most of it
+    with backend.uninitialized():
+        backbone = GemmaBackbone(**sizes, dtype="bfloat16")
+    numbers = np.random.default_rng(0).normal(size=65537).astype("float32")
+    for weight in backbone.named_weights().values():
+        weight.assign(np.resize(numbers, weight.shape))
+    backbone.save_to_preset(tmp_path / "h5")
+    save_to_hugging_face(Task(backbone), tmp_path / "safetensors")
+    backbone.quantize("int4", embedding="int4")
+    backbone.save_to_preset(tmp_path / "quantized")
+    largest, weights = 2 * 98304 * 512, {"int4": sum_bytes(backbone)}
+    weights["int8"] = backbone.config.weight_bytes("int8")
+    loads = [("h5", "int8"), ("h5", "int4"), ("safetensors", "int4"), ("quantized", "none")]
+    with ThreadPoolExecutor(2) as pool:
+        peaks = pool.map(
+            lambda load: measure_peak(tmp_path / load[0], "bfloat16", load[1], command_environment),
+            loads,
+        )
+        for (form, mode), measured in zip(loads, peaks, strict=True):
+            size = weights["int4" if mode == "none" else mode]
+            room = largest if form != "quantized" else largest / 4
+            assert 0.9 * size < measured <= 1.2 * size + room + QUANTIZING_SLACK, (
+                form,
+                mode,
+                measured,
+            )
+
+
+def sum_bytes(backbone):
+    return sum(weight.bytes for weight in backbone.named_weights().values())
 
 
 @pytest.mark.parametrize("form", FORMS)
