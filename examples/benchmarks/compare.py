@@ -2,6 +2,7 @@
 
     python examples/benchmarks/compare.py --backends jax torch tensorflow
     python examples/benchmarks/compare.py --tiny --libraries keras_gemma transformers
+    python examples/benchmarks/compare.py --quantization int4
 
 Random weights in the sizes of a preset, cut to a few layers, are written to a folder once and read
 by all. Every line is a process of its own, one after the other. The third call counts, or with
@@ -12,10 +13,17 @@ by all. Every line is a process of its own, one after the other. The third call 
     generating   weights (Linux)
     same ids     how many of the first row's new tokens are those of the first line; in 16 bits
                  random weights soon lead apart
+    GB/s         what the machine reads, measured after the calls: it changes by itself on some
+    MBU          the share of it that reading weights and cache takes, while tokens are decoded
     x BACKEND    this package's speed on that backend over the line's
+
+With `--quantization` all compute with the same weights, each in its own 8 or 4 bits: KerasHub's
+int8, llama.cpp's Q8_0, or Q4_0, where the embedding has 6 bits. A line of KerasHub's on PyTorch
+then takes minutes.
 """
 
 import argparse
+import ctypes
 import dataclasses
 import importlib.util
 import json
@@ -25,8 +33,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,9 +49,19 @@ NEEDS = {
 """Each library, and the module that must be installed."""
 ON_KERAS = ("keras_gemma", "keras_hub")
 KERAS, HUGGING_FACE, GGUF = "keras", "hugging_face", "model.gguf"
+GGML_KINDS = {"int8": "q8_0", "int4": "q4_0"}
+QUANTIZED = {"keras_gemma": ("int8", "int4"), "keras_hub": ("int8",), "llama_cpp": ("int8", "int4")}
+"""What each library can do on a CPU in bearable time."""
 
 Generate = Callable[[list[list[int]], int], list[int]]
 """Prompts and the number of new tokens -> the first row's new ids."""
+
+
+class Loaded(NamedTuple):
+    """A model in memory."""
+
+    generate: Generate
+    weight_bytes: int
 
 
 def memory(what: str) -> float:
@@ -76,37 +95,68 @@ def write_checkpoints(folder: Path, options: argparse.Namespace) -> None:
         "dtype": options.dtype,
         "weight_bytes": config.weight_bytes(options.dtype),
     }
+    gguf = gguf_name(options)
     described = folder / "sizes.json"
     if described.exists() and json.loads(described.read_text()) != sizes:
         raise ValueError(f"{folder} holds other weights: name another --folder, or delete it")
     # Nobody reads a text here, but llama.cpp wants a vocabulary.
     preprocessor = GemmaCausalLMPreprocessor.from_preset("gemma_tiny_en")
-    lm = random_model(config, options.dtype, preprocessor)
+
+    @cache
+    def lm() -> Any:
+        return random_model(config, options.dtype, preprocessor)
+
     names = " ".join(options.libraries)
     if "keras_" in names and not (folder / KERAS).exists():
-        lm.save_to_preset(folder / KERAS)
+        lm().save_to_preset(folder / KERAS)
     if "transformers" in names and not (folder / HUGGING_FACE).exists():
-        lm.save_to_hugging_face(folder / HUGGING_FACE)
+        lm().save_to_hugging_face(folder / HUGGING_FACE)
     if "llama_cpp" in names and not (folder / GGUF).exists():
-        lm.save_to_gguf(folder / GGUF, dtype="bf16")
+        lm().save_to_gguf(folder / GGUF, dtype="bf16")
+    if "llama_cpp" in names and not (folder / gguf).exists():
+        quantize_gguf(folder / GGUF, folder / gguf, options.quantization)
     described.write_text(json.dumps(sizes))
 
 
-def load_keras_gemma(folder: Path, options: argparse.Namespace) -> Generate:
-    from keras_gemma import GemmaCausalLM
+def gguf_name(options: argparse.Namespace) -> str:
+    return f"{GGML_KINDS[options.quantization]}.gguf" if options.quantization else GGUF
 
-    lm = GemmaCausalLM.from_preset(folder / KERAS, dtype=options.dtype, preprocessor=None)
+
+def quantize_gguf(source: Path, target: Path, quantization: str) -> None:
+    """llama.cpp's own file of 8 or 4 bits, as its tool `llama-quantize` makes it."""
+    import llama_cpp
+
+    quiet = llama_cpp.llama_log_callback(lambda *_: None)
+    llama_cpp.llama_log_set(quiet, ctypes.c_void_p())
+    settings = llama_cpp.llama_model_quantize_default_params()
+    settings.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{GGML_KINDS[quantization].upper()}")
+    if llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), settings):
+        raise RuntimeError(f"llama.cpp could not quantize {source}")
+
+
+def load_keras_gemma(folder: Path, options: argparse.Namespace) -> Loaded:
+    from keras_gemma import GemmaCausalLM
+    from keras_gemma.quantization import QuantizationConfig
+
+    quantization = options.quantization
+    if quantization == "int4":
+        quantization = QuantizationConfig("int4", embedding=options.embedding)
+    lm = GemmaCausalLM.from_preset(
+        folder / KERAS, dtype=options.dtype, preprocessor=None, quantization=quantization
+    )
 
     def generate(prompts: list[list[int]], new: int) -> list[int]:
         return lm.generate(prompts, max_new_tokens=new, stop_token_ids=None)[0][-new:]
 
-    return generate
+    return Loaded(generate, keras_bytes(lm))
 
 
-def load_keras_hub(folder: Path, options: argparse.Namespace) -> Generate:
+def load_keras_hub(folder: Path, options: argparse.Namespace) -> Loaded:
     import keras_hub
 
     backbone = keras_hub.models.GemmaBackbone.from_preset(str(folder / KERAS), dtype=options.dtype)
+    if options.quantization:
+        backbone.quantize(options.quantization)
     lm = keras_hub.models.GemmaCausalLM(backbone, None)
     lm.compile(sampler="greedy")
 
@@ -117,12 +167,16 @@ def load_keras_hub(folder: Path, options: argparse.Namespace) -> Generate:
         inputs = {"token_ids": ids, "padding_mask": mask}
         return np.array(lm.generate(inputs, stop_token_ids=None)["token_ids"])[0, -new:].tolist()
 
-    return generate
+    return Loaded(generate, keras_bytes(backbone))
 
 
-def load_transformers(
-    folder: Path, options: argparse.Namespace, compiled: bool = False
-) -> Generate:
+def keras_bytes(model: Any) -> int:
+    """Of all weights, each in its own dtype; Keras counts four bits in a byte as one."""
+    sizes = (np.prod(weight.shape) * np.dtype(weight.dtype).itemsize for weight in model.weights)
+    return int(sum(sizes))
+
+
+def load_transformers(folder: Path, options: argparse.Namespace, compiled: bool = False) -> Loaded:
     import torch
     import transformers
 
@@ -150,7 +204,7 @@ def load_transformers(
             check_compiled(output.past_key_values)
         return output.sequences[0, -new:].tolist()
 
-    return generate
+    return Loaded(generate, sum(weight.nbytes for weight in model.parameters()))
 
 
 def check_compiled(cache: Any) -> None:
@@ -163,14 +217,15 @@ def check_compiled(cache: Any) -> None:
         raise RuntimeError(f"{graphs} compiled graphs and a {type(cache).__name__}")
 
 
-def load_llama_cpp(folder: Path, options: argparse.Namespace) -> Generate:
+def load_llama_cpp(folder: Path, options: argparse.Namespace) -> Loaded:
     import llama_cpp
 
     if options.batch > 1:
         raise NotImplementedError("llama-cpp-python's generate takes one prompt at a time")
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    path = folder / gguf_name(options)
     model = llama_cpp.Llama(
-        str(folder / GGUF),
+        str(path),
         n_ctx=options.prompt + options.new,
         n_threads=threads,
         n_threads_batch=threads,
@@ -182,10 +237,10 @@ def load_llama_cpp(folder: Path, options: argparse.Namespace) -> Generate:
         tokens = model.generate(prompts[0], temp=0.0)
         return [token for _, token in zip(range(new), tokens, strict=False)]
 
-    return generate
+    return Loaded(generate, path.stat().st_size)
 
 
-def load(library: str, folder: Path, options: argparse.Namespace) -> Generate:
+def load(library: str, folder: Path, options: argparse.Namespace) -> Loaded:
     loaders = {
         "keras_gemma": load_keras_gemma,
         "keras_hub": load_keras_hub,
@@ -202,32 +257,55 @@ def measure(library: str, folder: Path, options: argparse.Namespace) -> dict[str
     before = memory("VmRSS")
     forget_peak()
     start = time.perf_counter()
-    generate = load(library, folder, options)
+    generate, weights = load(library, folder, options)
     load_seconds, load_peak = time.perf_counter() - start, memory("VmHWM") - before
     forget_peak()
     sizes = json.loads((folder / "sizes.json").read_text())
-    weights, vocabulary = sizes["weight_bytes"], sizes["config"]["vocabulary_size"]
-    prompts = np.random.default_rng(0).integers(200, vocabulary, (options.batch, options.prompt))
-    seconds = []
-    for _ in range(options.calls):
-        start = time.perf_counter()
-        ids = generate(prompts.tolist(), options.new)
-        seconds.append(time.perf_counter() - start)
-    generate_peak = memory("VmHWM") - before
-    bandwidth = None
-    if library == "keras_gemma":
-        from keras_gemma.backend import memory_bandwidth
+    shape, vocabulary = (options.batch, options.prompt), sizes["config"]["vocabulary_size"]
+    prompts = np.random.default_rng(0).integers(200, vocabulary, shape).tolist()
 
-        bandwidth = memory_bandwidth() / 1e9
+    def call(new: int) -> tuple[float, list[int]]:
+        start = time.perf_counter()
+        ids = generate(prompts, new)
+        return time.perf_counter() - start, ids
+
+    seconds, rows = zip(*(call(options.new) for _ in range(options.calls)), strict=True)
+    whole = min(seconds[2:])
+    generate_peak = memory("VmHWM") - before
+    decoding = None
+    if library == "keras_gemma":
+        decoding = whole - min(call(1)[0] for _ in range(3))
+    bandwidth, utilization = measure_machine(weights, decoding, sizes, options)
     return {
-        "tokens_per_second": round(options.batch * options.new / min(seconds[2:]), 2),
+        "quantization": options.quantization,
+        "tokens_per_second": round(options.batch * options.new / whole, 2),
         "load_seconds": round(load_seconds, 2),
         "first_call_seconds": round(seconds[0], 2),
+        "weights_gb": round(weights / 1e9, 3),
         "peak_loading_over_weights": round(load_peak / weights, 2),
         "peak_generating_over_weights": round(generate_peak / weights, 2),
         "bandwidth_gb_per_second": bandwidth,
-        "ids": ids,
+        "mbu": utilization,
+        "ids": rows[-1],
     }
+
+
+def measure_machine(
+    weights: int, decoding: float | None, sizes: dict[str, Any], options: argparse.Namespace
+) -> tuple[float, float | None]:
+    """Bandwidth in GB/s, and the share of it that `decoding` seconds after the prompt used."""
+    # Imported late: none of it counts as the memory of another library.
+    from keras_gemma.backend import memory_bandwidth
+    from keras_gemma.benchmark.arithmetic import bandwidth_utilization, decode_bytes
+    from keras_gemma.config import GemmaConfig
+
+    bandwidth = memory_bandwidth()
+    utilization = None
+    if decoding:
+        work = {"batch": options.batch, "prompt": options.prompt, "new": options.new}
+        read = decode_bytes(GemmaConfig(**sizes["config"]), weights, **work)
+        utilization = round(bandwidth_utilization((options.new - 1) / decoding, read, bandwidth), 3)
+    return round(bandwidth / 1e9, 1), utilization
 
 
 def command_of(work: str, folder: Path) -> list[str]:
@@ -260,13 +338,10 @@ def print_table(lines: list[dict[str, Any]]) -> None:
         for line in lines
         if line["library"] == "keras_gemma" and "error" not in line
     }
-    bandwidths = [line["bandwidth_gb_per_second"] for line in lines if "error" not in line]
-    fastest = max((rate for rate in bandwidths if rate), default=None)
-    if fastest:
-        print(f"memory bandwidth {fastest:.1f} GB/s\n")
-    columns = ["", "tokens/s", "first call", "load", "loading", "generating", "same ids"]
+    columns = ["", "tokens/s", "GB/s", "MBU", "weights", "first call", "load"]
+    columns += ["loading", "generating", "same ids"]
     columns += [f"x {backend}" for backend in ours]
-    print(f"{columns[0]:<26}", *(f"{column:>12}" for column in columns[1:]))
+    print(f"{columns[0]:<26}", *(f"{column:>10}" for column in columns[1:]))
     first = next((line["ids"] for line in lines if "error" not in line), [])
     for line in lines:
         name = " ".join(filter(None, (line["library"], line["backend"])))
@@ -276,6 +351,9 @@ def print_table(lines: list[dict[str, Any]]) -> None:
         same = [a == b for a, b in zip(first, line["ids"], strict=True)]
         cells = [
             f"{line['tokens_per_second']:.2f}",
+            f"{line['bandwidth_gb_per_second']:.1f}",
+            f"{line['mbu']:.0%}" if line["mbu"] else "",
+            f"{line['weights_gb']:.2f} GB",
             f"{line['first_call_seconds']:.1f} s",
             f"{line['load_seconds']:.1f} s",
             f"{line['peak_loading_over_weights']:.2f}",
@@ -283,7 +361,7 @@ def print_table(lines: list[dict[str, Any]]) -> None:
             f"{(*same, False).index(False)} of {len(same)}",
             *(f"{speed / line['tokens_per_second']:.2f}" for speed in ours.values()),
         ]
-        print(f"{name:<26}", *(f"{cell:>12}" for cell in cells))
+        print(f"{name:<26}", *(f"{cell:>10}" for cell in cells))
     print()
 
 
@@ -295,6 +373,8 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--tiny", action="store_true", help="the shape of gemma_tiny_en")
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--quantization", choices=list(GGML_KINDS))
+    parser.add_argument("--embedding", default="int8", choices=list(GGML_KINDS), help="of int4")
     parser.add_argument("--prompt", type=int, default=32)
     parser.add_argument("--new", type=int, default=32)
     parser.add_argument("--batch", type=int, default=1)
@@ -328,6 +408,9 @@ def main() -> None:
         for library in options.libraries:
             if importlib.util.find_spec(NEEDS[library]) is None:
                 print(f"{library} is not installed")
+                continue
+            if options.quantization not in (None, *QUANTIZED.get(library, ())):
+                print(f"{library} has no {options.quantization} here")
                 continue
             for backend in options.backends if library in ON_KERAS else [None]:
                 lines.append(run(library, backend, folder, options))

@@ -163,15 +163,18 @@ def _let_grow(args: tuple[Any, ...]) -> None:
 
 
 def fuse(function: Callable[..., Any]) -> Callable[..., Any]:
-    @cache
-    def compiled() -> Callable[..., Any]:  # not before it is needed: the compiler loads for seconds
+    @cache  # not before it is needed: the compiler loads for seconds
+    def compiled(in_4_bits: bool) -> Callable[..., Any]:
         # Beyond the limit, 8 shapes by default, another batch size runs uncompiled; with
         # `fullgraph=True` it would raise.
         return torch.compile(
             function,
             dynamic=False,
             recompile_limit=64,
-            options={"guard_filter_fn": torch.compiler.skip_guard_on_globals_unsafe},
+            options={
+                "guard_filter_fn": torch.compiler.skip_guard_on_globals_unsafe,
+                **(torch_quantized.ONE_LOOP if in_4_bits else {}),
+            },
         )
 
     works = True
@@ -184,7 +187,7 @@ def fuse(function: Callable[..., Any]) -> Callable[..., Any]:
             _let_grow(args)
             try:
                 with _compiled_code:
-                    return compiled()(x, weights, *args)
+                    return compiled(torch_quantized.any_in_4_bits(arrays))(x, weights, *args)
             except NOT_COMPILED:
                 works = False
                 _warn_once()

@@ -36,6 +36,21 @@ def test_compare(command_environment):
     assert f"x {backend}" in result.stdout
 
 
+def test_compare_in_4_bits(command_environment):
+    backend = keras.config.backend()
+    result = run(
+        command_environment,
+        *("--quantization", "int4", "--embedding", "int4", "--prompt", "4", "--new", "6"),
+        *("--libraries", "keras_gemma", "transformers", "--backends", backend),
+    )
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    (ours,) = (json.loads(line) for line in lines if line.startswith("{"))
+    assert ours["quantization"] == "int4" and len(ours["ids"]) == 6
+    assert 0 < ours["mbu"] < 1
+    assert "transformers has no int4 here" in lines
+
+
 def test_a_folder_of_other_weights(command_environment, tmp_path):
     (tmp_path / "sizes.json").write_text("{}")
     result = run(command_environment, "--folder", str(tmp_path), "--libraries", "keras_gemma")
