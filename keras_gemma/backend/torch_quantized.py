@@ -287,11 +287,11 @@ def _turned(
 ) -> torch.Tensor:
     """`dy [R, out]` times the weight as it lies -> `[R, in]`: the gradient of a product."""
     dtype, in_8_bits = dy.dtype, values.dtype == torch.int8
-    size = SLICE if dy.device.type == "cpu" else len(values)
+    size = SLICE[8] if in_8_bits else SLICE[4] // values.shape[-1]
+    if dy.device.type != "cpu":
+        size = len(values)
     if in_8_bits:
         dy = (dy * scales).to(dtype)
-    else:
-        size = max(1, size // values.shape[-1])
     total: Any = 0
     for start in range(0, len(values), size):
         part = slice(start, start + size)

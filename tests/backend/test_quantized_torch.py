@@ -133,7 +133,7 @@ def test_without_a_compiler_it_says_so_once_and_goes_on(monkeypatch):
 
     monkeypatch.setattr(torch_quantized, "_compiled_widen_4", broken)
     monkeypatch.setattr(torch_quantized, "_works", True)
-    plain, x = plain_weight(2000, 512, 32, 4, False), normal(20, 512)
+    plain, x = plain_weight(2000, 2048, 32, 4, False), normal(20, 2048)
     with pytest.warns(UserWarning, match=r"weights in 4 bits.*C\+\+ compiler: install one") as said:
         found = [backend.matmul(tensor(x), stored(plain, 4)) for _ in range(2)]
     assert len(said) == 1

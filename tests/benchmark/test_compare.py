@@ -47,7 +47,7 @@ def test_compare_in_4_bits(command_environment):
     lines = result.stdout.splitlines()
     (ours,) = (json.loads(line) for line in lines if line.startswith("{"))
     assert ours["quantization"] == "int4" and len(ours["ids"]) == 6
-    assert 0 < ours["mbu"] < 1
+    assert ours["tokens_per_second"] > 0 and 0 <= ours["mbu"] < 1
     assert "transformers has no int4 here" in lines
 
 
