@@ -45,7 +45,7 @@ def display(value: Any) -> dict[str, Any]:
     data = {"text/plain": [repr(value)]}
     if hasattr(value, "savefig"):
         buffer = io.BytesIO()
-        value.savefig(buffer, format="png", dpi=72)
+        value.savefig(buffer, format="png", dpi=100, bbox_inches="tight")
         data["image/png"] = base64.b64encode(buffer.getvalue()).decode() + "\n"
     elif hasattr(value, "_repr_html_"):
         data["text/html"] = [value._repr_html_()]

@@ -61,6 +61,15 @@ def test_looking_inside(monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setenv("MPLBACKEND", "agg")
     path = ROOT / "examples" / "look_inside.ipynb"
-    shown = execute(json.loads(path.read_text(encoding="utf-8")))
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    saved = [data for cell in notebook["cells"] for data in kinds(cell)]
+    assert saved.count("image/png") == 6 and saved.count("text/html") == 2
+    shown = execute(notebook)
+    assert [data for cell in notebook["cells"] for data in kinds(cell)] == saved
     assert sum(hasattr(value, "savefig") for value in shown) == 6
     assert sum(hasattr(value, "_repr_html_") for value in shown) >= 2
+
+
+def kinds(cell):
+    """The MIME types of what a notebook's cell shows."""
+    return [kind for output in cell.get("outputs", []) for kind in output.get("data", {})]

@@ -22,6 +22,7 @@ layout that its compiler reads fastest, and nothing above this folder knows it.
                                        in place where the framework can
     compile(program, donate=None)      a whole program; it may use up its argument `donate`
     fuse(function)                     `(x, weights, ...)`, a part that a program calls many times
+    leaf(x)                            `x` as a constant that gradients can be asked for
     loop(proceed, step)                -> a function of (weights, state, limit): `step(weights,
                                        state)` while `proceed(state)`, at most `limit` times
     free_memory()                      bytes left on the device, or None where nobody says
@@ -71,6 +72,7 @@ attend = _module.attend
 write_cache = _module.write_cache
 compile = _module.compile
 fuse = _module.fuse
+leaf = _module.leaf
 loop = _module.loop
 free_memory = _module.free_memory
 memory_bandwidth = _module.memory_bandwidth
@@ -150,6 +152,7 @@ __all__ = [
     "empty",
     "free_memory",
     "fuse",
+    "leaf",
     "loop",
     "matmul",
     "memory_bandwidth",

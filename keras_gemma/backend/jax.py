@@ -265,6 +265,10 @@ def loop(
     return jax.jit(program, donate_argnums=1)
 
 
+def leaf(x: jax.Array) -> jax.Array:
+    return jax.lax.stop_gradient(x)
+
+
 def free_memory() -> int | None:
     if _on_cpu():
         return host.free_memory()

@@ -41,18 +41,32 @@ def attend(
     Returns:
         `[B, T, N, H]`, in the dtype of `value`.
     """
+    weights = attention_weights(query, key, mask, scale=scale, soft_cap=soft_cap)
+    return weigh(weights, value)
+
+
+def attention_weights(
+    query: Any, key: Any, mask: Any, *, scale: float, soft_cap: float | None
+) -> Any:
+    """The first half of `attend`: float32 `[B, K, G, T, S]`, zeros where the mask is False."""
     b, t, n, h = ops.shape(query)
     k = ops.shape(key)[2]
-    dtype = keras.backend.standardize_dtype(value.dtype)
     query = ops.reshape(ops.cast(query, "float32") * scale, (b, t, k, n // k, h))
     logits = ops.einsum("btkgh,bskh->bkgts", query, ops.cast(key, "float32"))
     if soft_cap is not None:
         logits = ops.tanh(logits / soft_cap) * soft_cap
     mask = ops.expand_dims(ops.expand_dims(mask, 1), 1)  # (B, 1, 1, T, S)
     weights = ops.softmax(ops.where(mask, logits, LOWEST), axis=-1)
-    weights = ops.where(mask, weights, 0.0)
+    return ops.where(mask, weights, 0.0)
+
+
+def weigh(weights: Any, value: Any) -> Any:
+    """The second half: `weights [B, K, G, T, S]` of `value [B, S, K, H]` -> `[B, T, N, H]`."""
+    b, k, g, t, _ = ops.shape(weights)
+    h = ops.shape(value)[3]
+    dtype = keras.backend.standardize_dtype(value.dtype)
     heads = ops.einsum("bkgts,bskh->btkgh", weights, ops.cast(value, "float32"))
-    return ops.cast(ops.reshape(heads, (b, t, n, h)), dtype)
+    return ops.cast(ops.reshape(heads, (b, t, k * g, h)), dtype)
 
 
 def write_cache(cache: Any, new: Any, slots: Any) -> Any:

@@ -250,6 +250,10 @@ def loop(
     return lambda weights, state, limit: stepping.run(proceed, compiled, weights, state, limit)
 
 
+def leaf(x: tf.Tensor) -> tf.Tensor:
+    return tf.stop_gradient(x)
+
+
 def free_memory() -> int | None:
     return host.free_memory() if _on_cpu() else None  # TensorFlow takes all of a GPU at its start
 

@@ -206,6 +206,10 @@ def loop(
     return run
 
 
+def leaf(x: torch.Tensor) -> torch.Tensor:
+    return x.detach().requires_grad_() if torch.is_grad_enabled() else x
+
+
 def free_memory() -> int | None:
     if not torch.cuda.is_available():
         return host.free_memory()

@@ -10,9 +10,8 @@ import keras
 from keras import ops
 
 from keras_gemma import backend
-from keras_gemma.backend.reference import LOWEST
+from keras_gemma.backend.reference import attention_weights, weigh
 from keras_gemma.config import GemmaConfig
-from keras_gemma.model.head import soft_cap
 from keras_gemma.model.linear import Linear
 from keras_gemma.model.matrix import matmul
 from keras_gemma.model.rope import rotate
@@ -59,40 +58,18 @@ def project(
     return rotate(query, *rotary), rotate(key, *rotary), value
 
 
-def attention_weights(query: Any, key: Any, mask: Any, config: GemmaConfig) -> Any:
-    """How much each query looks at each key: float32 `[B, N, T, S]`, zeros where it may not.
-
-    Backends compute `attend` in one piece; this is its first half, for those who look inside.
-    """
-    b, t, n, h = query.shape
-    k = key.shape[2]
-    query = ops.reshape(ops.cast(query, "float32") * config.query_scale, (b, t, k, n // k, h))
-    logits = ops.einsum("btkgh,bskh->bkgts", query, ops.cast(key, "float32"))
-    logits = soft_cap(ops.reshape(logits, (b, n, t, -1)), config.attention_logit_soft_cap)
-    weights = ops.softmax(ops.where(mask[:, None], logits, LOWEST), axis=-1)
-    return ops.where(mask[:, None], weights, 0.0)
-
-
-def weigh(weights: Any, value: Any) -> Any:
-    """The second half: `weights [B, N, T, S]` of `value [B, S, K, H]` -> `[B, T, N, H]`."""
-    b, n, t, s = weights.shape
-    k, h = value.shape[2:]
-    weights = ops.reshape(weights, (b, k, n // k, t, s))
-    heads = ops.einsum("bkgts,bskh->btkgh", weights, ops.cast(value, "float32"))
-    dtype = keras.backend.standardize_dtype(value.dtype)
-    return ops.cast(ops.reshape(heads, (b, t, n, h)), dtype)
-
-
 def attend(query: Any, key: Any, value: Any, mask: Any, config: GemmaConfig, taps: Taps) -> Any:
     """`backend.attend`; in chunks of queries where they are many, for the memory of their logits.
 
     Where gradients are taken, those of a chunk are computed anew instead of kept.
     With a tap on the weights, which no backend shows, they are computed in plain steps.
     """
-    if taps and "attention.weights" in taps:
-        weights = attention_weights(query, key, mask, config)
-        return weigh(tapped(taps, "attention.weights", weights), value)
     how = {"scale": config.query_scale, "soft_cap": config.attention_logit_soft_cap}
+    if taps and "attention.weights" in taps:
+        weights = attention_weights(query, key, mask, **how)
+        b, k, g, t, s = weights.shape
+        by_head = tapped(taps, "attention.weights", ops.reshape(weights, (b, k * g, t, s)))
+        return weigh(ops.reshape(by_head, (b, k, g, t, s)), value)
     length = query.shape[1]
     if not isinstance(length, int) or length <= LARGEST_CHUNK:
         return backend.attend(query, key, value, mask, **how)

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from keras import ops, tree
+from keras import ops
 
 from keras_gemma import backend
-from keras_gemma.scoring.forward import forward, logits_of
+from keras_gemma.scoring.forward import constant_weights, forward, logits_of
 from keras_gemma.scoring.gradient import gradient
 from keras_gemma.scoring.inputs import encode_one, tokens_of
 from keras_gemma.scoring.losses import cross_entropy
@@ -114,7 +114,7 @@ def _question(lm: Any, ids: np.ndarray, answer: str | int) -> tuple[Callable[[An
     """The answer's log-probability as a function of embeddings `[B, T, D]`, and the text's own."""
     answer_id = read_answer(lm, answer)
     config, dtype = lm.backbone.config, lm.backbone.compute_dtype
-    weights = _weights(lm)
+    weights = constant_weights(lm.backbone)
 
     def log_probability(embeddings: Any) -> Any:
         """`[B, T, D]` -> `[B]`."""
@@ -131,16 +131,9 @@ def _question(lm: Any, ids: np.ndarray, answer: str | int) -> tuple[Callable[[An
 
 def _embed(lm: Any, ids: np.ndarray) -> np.ndarray:
     """float32 `[T, D]`."""
-    table = _weights(lm)["head"]["token_embedding"]
+    table = lm.backbone.token_embedding.tensor
     rows = backend.embed(ops.convert_to_tensor(ids), table, lm.backbone.compute_dtype)
     return ops.convert_to_numpy(ops.cast(rows, "float32"))
-
-
-def _weights(lm: Any) -> Any:
-    """All weights, as constants."""
-    return tree.map_structure(
-        lambda x: None if x is None else ops.stop_gradient(x), lm.backbone.tensors()
-    )
 
 
 def _numbers(function: Callable[[Any], Any], *points: np.ndarray) -> list[float]:

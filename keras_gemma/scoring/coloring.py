@@ -81,7 +81,7 @@ class ColoredTokens:
         written = escape(token.replace(SPACE, " ")).replace(NEWLINE, "↵<br>")
         number = f"{value:.3f} {self.unit}" if np.isfinite(value) else "not measured"
         tip = escape(f"{token.replace(NEWLINE, '↵')}: {number}")
-        style = f"background:{color(value, largest)}"
+        style = f"background:{color(value, largest)};margin-right:1px"
         return f'<span title="{tip}" style="{style}">{written}</span>'
 
 

@@ -6,17 +6,28 @@ Runs as it is, where Python looks on, or as a part of a compiled program.
 from collections.abc import Mapping
 from typing import Any
 
-from keras import ops
+from keras import ops, tree
 
 from keras_gemma import backend
 from keras_gemma.config import GemmaConfig
 from keras_gemma.model.attention import causal_mask
+from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.model.decoder_block import decoder_block
 from keras_gemma.model.embedding import scale_embeddings
 from keras_gemma.model.head import to_logits
 from keras_gemma.model.normalization import rms_normalize
 from keras_gemma.model.rope import rotary_angles
 from keras_gemma.model.taps import Taps, tapped
+
+
+def constant_weights(backbone: GemmaBackbone) -> dict[str, Any]:
+    """All packed weights, by which no gradient passes: those of activations are asked for here.
+
+    So a gradient keeps no activations for the sake of weights, and computes none of theirs.
+    """
+    return tree.map_structure(
+        lambda x: None if x is None else ops.stop_gradient(x), backbone.tensors()
+    )
 
 
 def forward(
@@ -30,7 +41,7 @@ def forward(
     """What the head reads: the last block's output, normalised, `[B, T, D]`.
 
     Args:
-        weights: `GemmaBackbone.tensors()`.
+        weights: `constant_weights`, or `GemmaBackbone.tensors()`.
         token_ids: int32 `[B, T]`.
         attended: bool `[B, T]`, false at padding, at whichever end; a text's positions count from
             its first true token.

@@ -34,20 +34,13 @@ def chunk_losses(x: Any, target_ids: Any, head: Any, config: GemmaConfig) -> Any
     """The losses of one chunk: `x [R, D]`, normalised, and ids `[R]` -> float32 `[R]`.
 
     Args:
-        head: the packed embedding.
+        head: the packed embedding, a constant: no gradient is computed for it.
     """
-    # What has a gradient are arguments, as TensorFlow wants it; the rest is closed over.
-    leaves = keras.tree.flatten(head)
-    floats = [i for i, leaf in enumerate(leaves) if leaf is not None and _is_float(leaf)]
 
-    def losses(x: Any, *given: Any) -> Any:
-        whole = list(leaves)
-        for i, leaf in zip(floats, given, strict=True):
-            whole[i] = leaf
-        packed = keras.tree.pack_sequence_as(head, whole)
-        return cross_entropy(to_logits(x, packed, config.final_logit_soft_cap), target_ids)
+    def losses(x: Any) -> Any:
+        return cross_entropy(to_logits(x, head, config.final_logit_soft_cap), target_ids)
 
-    return keras.remat(losses)(x, *(leaves[i] for i in floats))
+    return keras.remat(losses)(x)
 
 
 def losses_in_chunks(
@@ -75,7 +68,3 @@ def losses_in_chunks(
     starts = range(0, rows, size)
     losses = [run(x[i : i + size], target_ids[i : i + size], head) for i in starts]
     return ops.reshape(ops.concatenate(losses)[:rows], shape)
-
-
-def _is_float(x: Any) -> bool:
-    return "float" in keras.backend.standardize_dtype(x.dtype)

@@ -1,7 +1,9 @@
 """Pictures of what the other modules of this folder find, by matplotlib, for a notebook.
 
 Each function takes one result and returns a figure, which a notebook shows and `savefig` saves.
-Needs matplotlib: `pip install "keras-gemma[plots]"`. Nothing here computes anything.
+Needs matplotlib: `pip install "keras-gemma[plots]"`. Nothing here computes anything. Letters that
+matplotlib's font lacks, such as Chinese, show as boxes until its setting `font.family` names one
+that has them.
 """
 
 from collections.abc import Sequence
@@ -24,7 +26,7 @@ BLUE, ORANGE = "#0072B2", "#D55E00"
 LONGEST_LABEL = 12
 """Characters of a token on an axis."""
 
-WIDEST = 12.0
+WIDEST = 10.0
 """Inches of heads side by side: a notebook shrinks what is much wider."""
 
 __all__ = [
@@ -63,7 +65,7 @@ def attribution(shares: Attribution) -> Any:
 def logit_lens(lens: LogitLens) -> Any:
     """The likeliest next token after each block, and its probability in color."""
     rows, columns = lens.probabilities.shape
-    figure, axes = _figure(_width(columns, 0.55), 1.8 + 0.32 * rows)
+    figure, axes = _figure(_width(columns, 0.46), 1.8 + 0.36 * rows)
     image = axes.imshow(
         lens.probabilities, cmap=SEQUENTIAL, vmin=0, vmax=1, aspect="auto", origin="lower"
     )
@@ -72,7 +74,7 @@ def logit_lens(lens: LogitLens) -> Any:
             axes.text(
                 column,
                 row,
-                label(lens.predictions[row][column], 8),
+                label(lens.predictions[row][column], 6),
                 ha="center",
                 va="center",
                 fontsize=8,
@@ -110,12 +112,12 @@ def attention(maps: AttentionMaps, heads: Sequence[int] | None = None) -> Any:
         axes.set_visible(False)
     for place, (axes, head) in enumerate(zip(cells, heads, strict=False)):
         image = axes.imshow(maps.weights[head], cmap=SEQUENTIAL, vmin=0, vmax=1)
-        axes.set_title(f"head {head}", fontsize=9)
+        axes.set_title(f"head {head}", fontsize=10)
         lowest = place + columns >= len(heads)
         _token_ticks(axes, maps.tokens if lowest else (), "looked at" if lowest else "")
         if place % columns == 0:
             labels = [label(token) for token in maps.tokens]
-            axes.set_yticks(range(len(labels)), labels, fontsize=8)
+            axes.set_yticks(range(len(labels)), labels, fontsize=9)
             axes.set_ylabel("looks")
         else:
             axes.set_yticks([])
@@ -151,14 +153,14 @@ def label(token: str, longest: int = LONGEST_LABEL) -> str:
     return token.replace("$", r"\$")
 
 
-def _width(tokens: int, each: float = 0.36) -> float:
+def _width(tokens: int, each: float = 0.3) -> float:
     """Inches; a notebook shows about ten before it shrinks a picture."""
     return max(6.0, 2.0 + each * tokens)
 
 
 def _token_ticks(axes: Any, tokens: Sequence[str], name: str, longest: int = LONGEST_LABEL) -> None:
     labels = [label(token, longest) for token in tokens]
-    axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=8)
+    axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=9)
     axes.set_xlabel(name)
 
 

@@ -28,7 +28,8 @@ class Scorable:
         """What the model predicts at every position of texts that are there already.
 
         Without hooks this runs compiled; on PyTorch no gradient passes through it then. With
-        hooks it runs step by step, and gradients pass, whatever the hooks do.
+        hooks it runs step by step, and gradients with respect to activations pass, from the
+        embeddings on, also in a quantized model. Weights are constants: `fit` has their gradients.
 
         Args:
             token_ids: int `[B, T]`, NumPy, lists or a tensor; or a string, or a list of strings,

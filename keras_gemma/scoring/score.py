@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_gemma import backend
 from keras_gemma.model.backbone import GemmaBackbone
-from keras_gemma.scoring.forward import forward, logits_of
+from keras_gemma.scoring.forward import constant_weights, forward, logits_of
 from keras_gemma.scoring.hooks import Hook, Intercept, read_hooks
 from keras_gemma.scoring.inputs import Inputs, read_inputs
 from keras_gemma.scoring.losses import chunk_losses, cross_entropy, losses_in_chunks
@@ -71,7 +71,9 @@ class Scorer:
 
     def run_hooked(self, inputs: Inputs, taps: dict[str, Callable[[Any], Any]]) -> Any:
         """Logits `[B, T, V]`, or losses `[B, T]` where there are targets, in plain steps."""
-        config, weights = self.config, self.backbone.tensors()
+        config, weights = self.config, constant_weights(self.backbone)
+        look = taps.get("embeddings", lambda x: x)
+        taps = {**taps, "embeddings": lambda x: look(backend.leaf(x))}
         x = forward(weights, *_tensors(inputs), config, self.backbone.compute_dtype, taps)
         if inputs.target_ids is None:
             return logits_of(x, weights, config, taps)
@@ -82,7 +84,7 @@ class Scorer:
 
     def run_compiled(self, inputs: Inputs, taps: Any = None) -> Any:
         """The same without hooks, in few programs."""
-        config, weights = self.config, self.backbone.tensors()
+        config, weights = self.config, constant_weights(self.backbone)
         length = inputs.token_ids.shape[1]
         after = ((0, 0), (0, bucket(length) - length))
         inputs = inputs._replace(

@@ -126,7 +126,9 @@ def test_colored_tokens():
     tips, styles = zip(*read.tips, strict=True)
     assert tips[0] == "<script>alert('x')</script>: 2.000 nats & bits"
     assert tips[2].endswith("not measured")
-    assert styles == tuple(f"background:{color(v, 2.0)}" for v in (2.0, -1.0, np.nan, 0.0))
+    assert styles == tuple(
+        f"background:{color(v, 2.0)};margin-right:1px" for v in (2.0, -1.0, np.nan, 0.0)
+    )
 
 
 def test_colors():
