@@ -18,7 +18,7 @@ test: $(TEST)/.installed
 	$(TEST)/bin/ruff format --check . || status=1; \
 	for backend in jax torch tensorflow; do \
 		echo "== KERAS_BACKEND=$$backend"; \
-		KERAS_BACKEND=$$backend $(TEST)/bin/python -m pytest -q || status=1; \
+		KERAS_BACKEND=$$backend $(TEST)/bin/python -m pytest -q -n 2 || status=1; \
 	done; \
 	exit $$status
 

@@ -32,7 +32,9 @@ def test_a_string(lm, expected):
 
 
 @pytest.mark.parametrize(
-    "wrap", [tuple, np.array, lambda texts: np.array(texts, dtype=object)], ids=str
+    "wrap",
+    [tuple, np.array, lambda texts: np.array(texts, dtype=object)],
+    ids=["tuple", "array", "array of objects"],
 )
 def test_strings(lm, expected, wrap):
     result = lm.generate(wrap(TEXTS))
