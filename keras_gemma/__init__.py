@@ -20,6 +20,7 @@ if Path(sys.argv[0]).stem != "keras-gemma":
     # `storage` is no public name: imported, it gives the classes their `from_preset`.
     from keras_gemma import models, quantization, samplers, storage, tokenizers  # noqa: F401
     from keras_gemma.causal_lm import GemmaCausalLM
+    from keras_gemma.completion.chat import Chat
     from keras_gemma.completion.output import Completion
     from keras_gemma.completion.settings import GenerationSettings
     from keras_gemma.conversion import from_keras_hub, to_keras_hub
@@ -30,6 +31,7 @@ if Path(sys.argv[0]).stem != "keras-gemma":
     from keras_gemma.text.tokenizer import GemmaTokenizer
 
 __all__ = [
+    "Chat",
     "Completion",
     "GemmaBackbone",
     "GemmaCausalLM",

@@ -10,9 +10,10 @@ import keras
 import numpy as np
 
 from keras_gemma import tf_data
+from keras_gemma.completion.conversational import Conversational
 from keras_gemma.completion.draft import read_draft
 from keras_gemma.completion.job import Job
-from keras_gemma.completion.prompts import read_prompt, read_prompts
+from keras_gemma.completion.prompts import Prompts, read_prompt, read_prompts
 from keras_gemma.completion.settings import GenerationSettings, read_settings
 from keras_gemma.generation import samplers
 from keras_gemma.generation.generator import Generator
@@ -29,7 +30,7 @@ from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
 
 
 @keras.saving.register_keras_serializable(package="keras_gemma")
-class GemmaCausalLM(Presettable, Savable, Scorable, Quantizable, ModelOfText):
+class GemmaCausalLM(Presettable, Savable, Conversational, Scorable, Quantizable, ModelOfText):
     """Gemma with its head: generates, scores and trains on text.
 
     As a Keras model it maps `{"token_ids", "padding_mask"}`, both `[B, T]`, to logits, float32
@@ -202,7 +203,7 @@ class GemmaCausalLM(Presettable, Savable, Scorable, Quantizable, ModelOfText):
             TypeError: a setting that is none.
         """
         given = self._settings("generate", max_length, stop_token_ids, settings)
-        guesses = read_draft(draft, num_draft_tokens, GemmaCausalLM)
+        guesses = self._draft(draft, num_draft_tokens)
         if tf_data.is_dataset(inputs):
             batches = [
                 self._job(batch, given, prefix, guesses).complete(strip_prompt)
@@ -256,7 +257,7 @@ class GemmaCausalLM(Presettable, Savable, Scorable, Quantizable, ModelOfText):
         given = self._settings("stream", max_length, stop_token_ids, settings)
         if given.top_log_probabilities is not None:
             raise ValueError("`stream` yields text alone: use `generate` with `return_logprobs`.")
-        guesses = read_draft(draft, num_draft_tokens, GemmaCausalLM)
+        guesses = self._draft(draft, num_draft_tokens)
         return self._job(inputs, given, prefix, guesses).stream()
 
     def prefill(self, inputs: Any) -> Prefix:
@@ -296,6 +297,9 @@ class GemmaCausalLM(Presettable, Savable, Scorable, Quantizable, ModelOfText):
         given = {"max_length": max_length, "stop_token_ids": stop_token_ids, **settings}
         return read_settings(given, caller).over(self.generation_settings)
 
+    def _draft(self, draft: Any, tokens: int | None) -> Draft | None:
+        return read_draft(draft, tokens, GemmaCausalLM)
+
     def _job(
         self,
         inputs: Any,
@@ -304,7 +308,9 @@ class GemmaCausalLM(Presettable, Savable, Scorable, Quantizable, ModelOfText):
         draft: Draft | None,
     ) -> Job:
         size = self.backbone.config.vocabulary_size
-        prompts = read_prompts(inputs, self.preprocessor, size)
+        prompts = inputs
+        if not isinstance(inputs, Prompts):
+            prompts = read_prompts(inputs, self.preprocessor, size)
         generator, sampler = self._generator(), self.sampler
         return Job(generator, self.preprocessor, prompts, settings, sampler, prefix, draft)
 

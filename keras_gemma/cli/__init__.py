@@ -4,14 +4,23 @@ Knows terminals, pipes and exit codes; each command imports Keras when it runs, 
 that `--help` answers at once.
 
     app.py        the application, its exit codes and its errors
-    bench.py      `keras-gemma bench`
+    options.py    what several commands take, and how they begin
+    loading.py    a model in bits that fit the machine
+    speed.py      what `--benchmark` says
+    chat.py       `keras-gemma chat`
+    terminal.py   its conversation in a terminal
     generate.py   `keras-gemma generate`
-    info.py       `keras-gemma info`
+    score.py      `keras-gemma score`
     presets.py    `keras-gemma presets`
+    info.py       `keras-gemma info`
+    convert.py    `keras-gemma convert` and `quantize`
+    bench.py      `keras-gemma bench`
 """
 
 import os
 import sys
+
+import typer
 
 from keras_gemma.cli import app
 
@@ -29,6 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         code = app.main(arguments)
         print(end="", flush=True)  # what is left is written here, or at the exit
+    except (KeyboardInterrupt, typer.Abort):
+        print(file=sys.stderr)
+        return 1
     except (BrokenPipeError, SystemExit) as error:
         # typer and rich make an exit of it.
         if not any(isinstance(e, BrokenPipeError) for e in (error, error.__context__)):

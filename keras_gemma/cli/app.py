@@ -9,9 +9,12 @@ from types import TracebackType
 import typer
 
 from keras_gemma.cli.bench import bench
+from keras_gemma.cli.chat import chat
+from keras_gemma.cli.convert import convert, quantize
 from keras_gemma.cli.generate import generate
 from keras_gemma.cli.info import info
 from keras_gemma.cli.presets import presets
+from keras_gemma.cli.score import score
 
 app = typer.Typer(
     name="keras-gemma",
@@ -19,10 +22,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(bench)
-app.command()(generate)
-app.command()(info)
-app.command()(presets)
+for command in (chat, generate, score, presets, info, convert, quantize, bench):
+    app.command()(command)
 
 READABLE = (ValueError, TypeError, OSError, ImportError)
 """Errors whose text says what to do; of others the kind is named too."""

@@ -5,14 +5,12 @@ import difflib
 import json
 import sys
 from collections.abc import Callable
-from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
 from keras_gemma import catalogue
-from keras_gemma.backend_choice import use_backend
-from keras_gemma.cli.generate import Backend, Quantization, silence_frameworks
+from keras_gemma.cli.options import BackendOption, DebugOption, Dtype, Quantization, start
 from keras_gemma.config import GemmaConfig
 from keras_gemma.version import __version__
 
@@ -20,18 +18,14 @@ DEFAULT = "gemma_tiny_en"
 PIPE_WIDTH = 160
 
 
-class Dtype(StrEnum):
-    """Of weights and activations."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
-
-
 def bench(
     preset: Annotated[
         str | None,
-        typer.Option(help=f"Preset name, handle, or directory.  [default: {DEFAULT}]"),
+        typer.Option(
+            "--preset",
+            "--model",
+            help=f"Preset name, handle, or directory.  [default: {DEFAULT}]",
+        ),
     ] = None,
     shape: Annotated[
         str | None, typer.Option(help="Random weights in the sizes of a preset's name.")
@@ -53,22 +47,14 @@ def bench(
     kernels: Annotated[
         bool, typer.Option("--kernels", help="Time rows x matrix instead, in each form.")
     ] = False,
-    backend: Annotated[
-        Backend | None, typer.Option(help="By default KERAS_BACKEND, or the first installed.")
-    ] = None,
+    backend: BackendOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show tracebacks and what the frameworks log.")
-    ] = False,
+    debug: DebugOption = False,
 ) -> None:
     """Measure load, prompt, decoding and memory, and what the machine itself reaches."""
     check_choice(preset, shape, layers)
     name = find_shape(shape) if shape else preset or DEFAULT
-    if debug:
-        sys.excepthook = sys.__excepthook__
-    else:
-        silence_frameworks()
-    use_backend(backend and backend.value)
+    start(backend, debug=debug)
 
     # Keras is imported here, on the backend chosen.
     from keras_gemma.benchmark.generation import Work, check_context, check_memory, measure

@@ -1,18 +1,36 @@
-"""`keras-gemma generate`: text for a prompt from the command line or from a pipe."""
+"""`keras-gemma generate`: text for a prompt from the command line, a file or a pipe."""
 
 import json
-import logging
-import os
 import sys
-import warnings
 from enum import StrEnum
-from typing import Annotated, TextIO
+from typing import Annotated, Any
 
 import typer
 
-from keras_gemma.backend_choice import BACKENDS, use_backend
+from keras_gemma.cli.options import (
+    MODES,
+    BackendOption,
+    BenchmarkOption,
+    DebugOption,
+    DeviceOption,
+    DtypeOption,
+    FileOption,
+    Fit,
+    FitOption,
+    JsonOption,
+    Mode,
+    ModelOption,
+    Quantization,
+    SeedOption,
+    SilentOption,
+    full_name,
+    read_prompts,
+    start,
+)
+from keras_gemma.cli.speed import Watch
 
-Backend = StrEnum("Backend", [(name, name) for name in BACKENDS])
+MOST_NEW_TOKENS = 128
+"""Where nothing is said; fewer where the context holds no more."""
 
 
 class SamplerName(StrEnum):
@@ -27,11 +45,8 @@ class SamplerName(StrEnum):
     CONTRASTIVE = "contrastive"
 
 
-class Quantization(StrEnum):
-    """Bits of the matrices."""
-
-    INT8 = "int8"
-    INT4 = "int4"
+SEARCHES = (SamplerName.BEAM, SamplerName.CONTRASTIVE)
+"""They know their text only at its end."""
 
 
 def generate(
@@ -43,10 +58,20 @@ def generate(
             show_default=False,
         ),
     ] = None,
-    model: Annotated[
-        str, typer.Option(help="Preset name, kaggle:// or hf:// handle, or directory.")
-    ] = "gemma_tiny_en",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens after the prompt.")] = 128,
+    file: FileOption = None,
+    model: ModelOption = "gemma_tiny_en",
+    preset: FitOption = Fit.AUTO,
+    mode: Annotated[
+        Mode | None, typer.Option(help="How bold; options below change what it sets.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help=f"Tokens after the prompt; by default {MOST_NEW_TOKENS}, or what the context "
+            "holds.",
+        ),
+    ] = None,
     sampler: Annotated[
         SamplerName | None,
         typer.Option(help="By default greedy, or what the other options call for."),
@@ -69,36 +94,31 @@ def generate(
     stop: Annotated[
         list[str] | None, typer.Option(help="A string that ends the text; may be repeated.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
+    seed: SeedOption = None,
     strip_prompt: Annotated[
         bool, typer.Option("--strip-prompt", help="Print what follows the prompt alone.")
     ] = False,
-    dtype: Annotated[
-        str | None, typer.Option(help="Of weights and activations, e.g. bfloat16.")
-    ] = None,
+    dtype: DtypeOption = None,
     quantization: Annotated[
-        Quantization | None,
-        typer.Option(help="Bits of the matrices; by default as the model is stored."),
+        Quantization | None, typer.Option(help="Bits of the matrices, instead of --preset.")
     ] = None,
-    backend: Annotated[
-        Backend | None, typer.Option(help="By default KERAS_BACKEND, or the first installed.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON a prompt.")] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show tracebacks and what the frameworks log.")
-    ] = False,
+    device: DeviceOption = None,
+    backend: BackendOption = None,
+    silent: SilentOption = False,
+    benchmark: BenchmarkOption = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
 ) -> None:
     """Continue each PROMPT and print it with its continuation."""
-    texts = read_prompts(prompts or [], sys.stdin)
-    if debug:
-        sys.excepthook = sys.__excepthook__
-    else:
-        silence_frameworks()
-    use_backend(backend and backend.value)
+    if quantization is not None and preset is not Fit.AUTO:
+        raise typer.BadParameter("give --preset or --quantization, not both")
+    texts = read_prompts(prompts or [], sys.stdin, file)
+    start(backend, device, debug)
 
     # Keras is imported here, on the backend chosen; `storage` gives the model its from_preset.
     from keras_gemma import storage  # noqa: F401
-    from keras_gemma.causal_lm import GemmaCausalLM
+    from keras_gemma.cli.loading import choose, load
+    from keras_gemma.cli.options import check_device
     from keras_gemma.completion.settings import GenerationSettings
 
     given = {
@@ -113,53 +133,57 @@ def generate(
     }
     given = {name: value for name, value in given.items() if value is not None}
     drawing = {"sampler", "temperature", "top_k", "top_p", "min_p"}
+    if mode is not None:
+        given = {**MODES[mode], **given}
     if "seed" in given and not drawing & given.keys():
         given["sampler"] = "random"  # a seed is no use to a greedy sampler
     try:  # before the weights are read
         GenerationSettings(**given)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    bits = {"quantization": quantization.value} if quantization else {}
-    lm = GemmaCausalLM.from_preset(model, dtype=dtype, **bits)
-    settings = {"max_new_tokens": max_new_tokens, "strip_prompt": strip_prompt, **given}
-    outputs = lm.generate(texts, **settings)
-    for prompt, text in zip(texts, outputs, strict=True):
-        if as_json:
-            text = json.dumps({"model": model, "prompt": prompt, "text": text}, ensure_ascii=False)
-        print(text)
+    check_device(device)
+    model = full_name(model)
+    choice = choose(model, preset, dtype, quantization)
+    if not choice.plain and not silent:
+        print(f"{model}: {choice.reason}", file=sys.stderr)
+    lm = load(choice, model, silent)
+    given["max_new_tokens"] = max_new_tokens or room(lm, texts)
+    watch = Watch()
+    if as_json or len(texts) > 1 or sampler in SEARCHES:
+        outputs = lm.generate(texts, strip_prompt=strip_prompt, **given)
+        for prompt, text in zip(texts, outputs, strict=True):
+            entry = {"model": model, "prompt": prompt, "text": text}
+            print(json.dumps(entry, ensure_ascii=False) if as_json else text)
+        new = [
+            text if strip_prompt else text[len(prompt) :]
+            for prompt, text in zip(texts, outputs, strict=True)
+        ]
+    else:
+        new = [stream(lm, texts[0], given, strip_prompt, watch)]
+    if benchmark:
+        count = lm.preprocessor.tokenizer.encode
+        watch.report(sum(map(len, count(texts))), 0, sum(map(len, count(new))))
 
 
-def read_prompts(prompts: list[str], stdin: TextIO) -> list[str]:
-    """The prompts, with standard input in the place of "-", or alone where there is none.
+def room(lm: Any, texts: list[str]) -> int | list[int]:
+    """How many tokens each text gets where nothing is said; 1 at least, where none would fit.
 
-    Raises:
-        typer.BadParameter: no prompt and no pipe, or nothing in the pipe.
+    A number for one text.
     """
-    if not prompts and not stdin.isatty():
-        prompts = ["-"]
-    if not prompts:
-        raise typer.BadParameter("write one, or pipe a text in", param_hint="PROMPT")
-    if "-" not in prompts:
-        return prompts
-    piped = stdin.read().removesuffix("\n")
-    if not piped:
-        raise typer.BadParameter("standard input is empty", param_hint="PROMPT")
-    return [piped if prompt == "-" else prompt for prompt in prompts]
+    context = lm.backbone.config.context_length
+    lengths = [len(ids) for ids in lm.preprocessor.tokenize_prompts(texts)]
+    rooms = [max(1, min(MOST_NEW_TOKENS, context - length)) for length in lengths]
+    return rooms[0] if len(rooms) == 1 else rooms
 
 
-def silence_frameworks() -> None:
-    """Keep logs, warnings and, in a pipe, progress bars off stderr; before Keras is imported.
-
-    TensorFlow's native code writes to file descriptor 2 whatever it is told: from here on that
-    leads nowhere, and `sys.stderr` to where it led before.
-    """
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("KAGGLEHUB_VERBOSITY", "error")  # it reports to stdout
-    for logger in ("absl", "jax", "tensorflow"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")
-    sys.stderr.flush()
-    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+def stream(lm: Any, text: str, settings: dict[str, Any], strip_prompt: bool, watch: Watch) -> str:
+    """Print `text` and what follows as it is made; returns what follows."""
+    pieces = []
+    stream = lm.stream(text, **settings)
+    print(end="" if strip_prompt else text, flush=True)
+    for piece in stream:
+        watch.first()
+        print(end=piece, flush=True)
+        pieces.append(piece)
+    print()
+    return "".join(pieces)

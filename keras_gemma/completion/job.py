@@ -14,6 +14,7 @@ from keras_gemma.generation.request import Draft, Prefix, Request, Row
 from keras_gemma.generation.run import Run
 from keras_gemma.generation.samplers import Sampler
 from keras_gemma.generation.samplers.sampler import check_rows
+from keras_gemma.generation.speculative import SpeculativeRun
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
 from keras_gemma.text.reading import to_ids
 from keras_gemma.text.stream import TextStream
@@ -84,6 +85,9 @@ class Job:
             prefix.check(generator.backbone)
         if draft is not None and draft.tokenizer is not None and preprocessor is not None:
             check_same_pieces(preprocessor.tokenizer, draft.tokenizer)
+        self.run: Run | SpeculativeRun | None = None
+        """Of a stream, once it has begun."""
+        self.streams: list[TextStream] = []
         self.request = Request(
             prompts=prompts.ids,
             room=self._room(),
@@ -127,9 +131,18 @@ class Job:
         self.generator.check(self.request)
         return self._pieces()
 
+    def new_ids(self) -> list[int]:
+        """The ids that a stream of one prompt has made, without the one that stopped them."""
+        ids = self.run.new_ids()[0].tolist()
+        return ids[:-1] if ids and ids[-1] in self.request.stop_ids else ids
+
+    def is_stopped(self) -> bool:
+        """Whether a stream of one prompt has come to a stop id or a stop string."""
+        return self.run.rows()[0].stopped or self.streams[0].stopped
+
     def _pieces(self) -> Iterator[Any]:
-        run = self.generator.start(self.request)
-        streams = self._streams()
+        run = self.run = self.generator.start(self.request)
+        streams = self.streams = self._streams()
         single = self.prompts.single and len(streams) == 1
         for texts in self._grow(run, streams, 1):
             if any(texts):
@@ -140,7 +153,7 @@ class Job:
 
     def _streams(self) -> list[TextStream]:
         rows = len(self.prompts.ids) * self.request.copies
-        return [TextStream(self._text, self.settings.stops) for _ in range(rows)]
+        return [TextStream(self.text_of, self.settings.stops) for _ in range(rows)]
 
     def _grow(self, run: Run, streams: list[TextStream], tokens: int) -> Iterator[list[str]]:
         """The text that every `tokens` tokens add to each row."""
@@ -162,7 +175,7 @@ class Job:
         ids = np.concatenate([prompt, row.ids]).astype("int32")
         text = None
         if self.prompts.texts:
-            text = self._text(ids)
+            text = self.text_of(ids)
             if stream is not None and stream.stopped:
                 text = text.removesuffix(stream.rest)
         if self.request.top_log_probabilities is None:
@@ -182,7 +195,7 @@ class Job:
             score=row.score,
         )
 
-    def _text(self, ids: Any) -> str:
+    def text_of(self, ids: Any) -> str:
         """The text of ids, without the token that stopped them."""
         ids = np.asarray(ids, "int32")
         if len(ids) and int(ids[-1]) in self.request.stop_ids:

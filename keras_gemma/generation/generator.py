@@ -126,10 +126,9 @@ class Generator:
             row[: len(prompt)] = prompt
         dtype = self.backbone.compute_dtype
         if start:
-            cache = [
-                tuple(repeat_rows(resize(array, slots), batch) for array in kept)
-                for kept in prefix.cache
-            ]
+            cache = [tuple(resize(array, slots) for array in kept) for kept in prefix.cache]
+            if batch > 1:
+                cache = [tuple(repeat_rows(array, batch) for array in kept) for kept in cache]
         else:
             cache = make_cache(config, batch, slots, dtype)
         places = (slots,) if every else ()

@@ -31,11 +31,19 @@ class Prefix:
     ids: np.ndarray
     """int32 `[n]`."""
     cache: Cache
-    """Keys and values `[1, S, K, H]` of each layer, by position."""
+    """Keys and values `[1, S, K, H]` of each layer, by position; S is at least n."""
     reader: Any = None
     """A weak reference to the backbone that read it."""
     weights: bytes = b""
     """Its `mark_of` then."""
+    fewest: int = 0
+    """Of its tokens, how many a text must begin with: local layers may have given up what those
+    at the end do not see, and then fewer are no use."""
+
+    def is_of(self, backbone: GemmaBackbone) -> bool:
+        """Whether `backbone` read it, with the weights that it has now."""
+        reader = None if self.reader is None else self.reader()
+        return reader is backbone and self.weights == mark_of(backbone)
 
     def check(self, backbone: GemmaBackbone) -> None:
         """Raise a ValueError where it was not read by `backbone`, or with other weights."""
@@ -51,13 +59,16 @@ class Prefix:
             )
 
     def shared_with(self, prompts: list[np.ndarray]) -> int:
-        """How many tokens every prompt begins with; one of each prompt is always left to read."""
+        """How many tokens every prompt begins with; one of each prompt is always left to read.
+
+        0 where those are fewer than can be used.
+        """
         shared = len(self.ids)
         for prompt in prompts:
             length = min(shared, len(prompt) - 1)
             differ = np.flatnonzero(self.ids[:length] != prompt[:length])
             shared = int(differ[0]) if len(differ) else length
-        return shared
+        return shared if shared >= self.fewest else 0
 
 
 def mark_of(backbone: GemmaBackbone) -> bytes:
@@ -166,6 +177,11 @@ class Request:
             self.draft.check(
                 config, max(len(prompt) + most for prompt, most in pairs), self.sampler
             )
+
+    def tokens_to_read(self) -> int:
+        """Of all prompts together, what `prefix` does not hold."""
+        held = 0 if self.prefix is None else self.prefix.shared_with(self.prompts)
+        return sum(len(prompt) - held for prompt in self.prompts)
 
     def copy_numbers(self) -> np.ndarray:
         """Which copy of its prompt and seed each row is, int32 `[B]`: such rows differ by it alone.

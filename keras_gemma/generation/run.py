@@ -4,6 +4,7 @@ The cache grows with the text, by doubling, so that a short text costs little in
 has. Which tokens end a text is known here; what they mean is not.
 """
 
+import weakref
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_gemma import backend
-from keras_gemma.generation.buckets import bucket
+from keras_gemma.generation.buckets import SMALLEST_CACHE, bucket
 from keras_gemma.generation.decode import (
     DecodeState,
     advance,
@@ -20,8 +21,8 @@ from keras_gemma.generation.decode import (
     step,
 )
 from keras_gemma.generation.prefill import to_rings
-from keras_gemma.generation.request import Request, Row, stop_array
-from keras_gemma.model.cache import Cache, repeat_rows, slots_of_layers
+from keras_gemma.generation.request import Prefix, Request, Row, mark_of, stop_array
+from keras_gemma.model.cache import Cache, repeat_rows, slots_of_layers, unroll_ring
 
 if TYPE_CHECKING:
     from keras_gemma.generation.generator import Generator
@@ -43,6 +44,7 @@ class Run:
         copies = request.copies
         self.lengths = np.repeat([len(prompt) for prompt in request.prompts], copies)
         self.ends = self.lengths + np.repeat(request.room, copies)
+        self.prefilled = request.tokens_to_read()
         hidden, cache = generator.read(request.prompts, request.prefix, self.weights)
         if copies > 1:
             hidden = repeat_rows(hidden, copies)
@@ -153,6 +155,21 @@ class Run:
         text = ops.convert_to_numpy(self.state.text)
         ends = ops.convert_to_numpy(self.state.length)
         return [row[a:b] for row, a, b in zip(text, self.lengths, ends, strict=True)]
+
+    def prefix(self) -> Prefix:
+        """All that was read and chosen, but for the last token, for another text to go on from.
+
+        Of a run of one row, at its end: the prefix takes its cache over.
+        """
+        backbone = self.generator.backbone
+        length = int(ops.convert_to_numpy(self.state.length)[0]) - 1
+        ids = ops.convert_to_numpy(self.state.text)[0, :length]
+        slots = bucket(length, SMALLEST_CACHE)
+        rings = [kept[0].shape[1] for kept in self.state.cache]
+        turned = min(rings) <= length + self.slack  # the last token may be written already
+        cache = [tuple(unroll_ring(array, slots) for array in kept) for kept in self.state.cache]
+        fewest = length if turned else 0
+        return Prefix(ids, cache, weakref.ref(backbone), mark_of(backbone), fewest)
 
     def rows(self) -> list[Row]:
         """What each row got."""

@@ -27,7 +27,7 @@ from keras_gemma.generation.decode import DecodeState, proceed
 from keras_gemma.generation.feed import feed
 from keras_gemma.generation.guessing import Guesser, ModelGuesser, TextGuesser
 from keras_gemma.generation.judging import Guesses, follow, is_greedy
-from keras_gemma.generation.request import Row
+from keras_gemma.generation.request import Prefix, Row
 from keras_gemma.model.cache import Cache
 
 if TYPE_CHECKING:
@@ -70,6 +70,15 @@ class SpeculativeRun:
     def new_ids(self) -> list[np.ndarray]:
         """The tokens of each row so far."""
         return self.run.new_ids()
+
+    @property
+    def prefilled(self) -> int:
+        """Tokens of the prompts that were read."""
+        return self.run.prefilled
+
+    def prefix(self) -> Prefix:
+        """As of `Run`."""
+        return self.run.prefix()
 
     def rows(self) -> list[Row]:
         """What each row got, with the share of guesses that were right."""

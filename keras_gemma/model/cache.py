@@ -105,6 +105,18 @@ def fill_ring(fresh: Any, slots: int, lengths: Any) -> Any:
     return ops.take_along_axis(fresh, source[:, :, None, None], axis=1)
 
 
+def unroll_ring(ring: Any, slots: int) -> Any:
+    """A ring `[B, R, K, H]` by position again: `[B, slots, K, H]`.
+
+    Right where the ring still holds a position; what it has given up is something else now.
+    """
+    held = ring.shape[1]
+    if held >= slots:
+        return ring
+    source = ops.convert_to_tensor((np.arange(slots) % held).astype("int32"))
+    return ops.take(ring, source, axis=1)
+
+
 def slots_of_layers(config: GemmaConfig, length: int, slack: int = 0) -> list[int]:
     """R of every layer, for texts of up to `length` tokens.
 

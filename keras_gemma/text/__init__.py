@@ -9,6 +9,7 @@ A table of contents:
     model_of_text.py  a Keras model whose `fit`, `evaluate` and `predict` take strings
     vocabulary.py     a new SentencePiece vocabulary with Gemma's special ids
     stream.py         text as it is made, token by token
+    chat.py           messages as Gemma's turns
     chat_template.py  Gemma's turns in Jinja, for models that leave this package
     reading.py        what people hand over as texts or ids
 """

@@ -5,7 +5,7 @@ Works on the host with numpy alone, whatever the backend. Knows neither prompts 
 """
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from keras_gemma import tf_data
 from keras_gemma.presettable import Presettable
+from keras_gemma.text.chat import Message, Turn, encode_turns, read_turns, render
 from keras_gemma.text.pieces import Pieces, decode_base64, read_proto
 from keras_gemma.text.reading import as_str, pad_rows, read_ids, read_texts
 
@@ -233,6 +234,67 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
             )
         signature = keras.KerasTensor((self.sequence_length,), self.compute_dtype)
         return tf_data.map_numpy(lambda x: self.tokenize(x, parse_special), inputs, signature)
+
+    # Conversations.
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        add_generation_prompt: bool = True,
+        tokenize: bool = True,
+    ) -> Any:
+        """A conversation as the text, or the ids, that Gemma's instruct models were trained on.
+
+        They know no system role: a system message, which must be the first, is put at the head of
+        the first user turn, with an empty line between.
+
+        Args:
+            messages: `{"role", "content"}` each; after a system message, if there is one, the
+                roles alternate between `"user"` and `"assistant"` (or `"model"`). Or a list of
+                such lists.
+            add_generation_prompt: end with the beginning of the model's turn.
+            tokenize: False gives the string.
+
+        Returns:
+            The ids, `<bos>` among them, to pass to `generate` in a list: a list of integers, in
+            which content gives no control token, whatever is written in it. Or the string, where
+            that cannot be told. For a list of conversations, a list of these.
+
+        Raises:
+            TypeError: no messages, or content that is no string.
+            ValueError: roles that do not alternate, a message without role or content, an empty
+                list, or a vocabulary without `<start_of_turn>`.
+
+        Example:
+
+        ```python
+        import keras_gemma
+
+        tokenizer = keras_gemma.GemmaTokenizer.from_preset("gemma_tiny_en")
+        messages = [{"role": "user", "content": "Who's there?"}]
+        tokenizer.apply_chat_template(messages, tokenize=False)
+        ids = tokenizer.apply_chat_template(messages)
+        ```
+        """
+        _check_flag("add_generation_prompt", add_generation_prompt)
+        _check_flag("tokenize", tokenize)
+        if isinstance(messages, Sequence) and messages and isinstance(messages[0], list | tuple):
+            return [
+                self.apply_chat_template(chat, add_generation_prompt, tokenize) for chat in messages
+            ]
+        turns = read_turns(messages)
+        if not tokenize:
+            return render(turns, self.start_token, add_generation_prompt)
+        return self.encode_turns(turns, add_generation_prompt)
+
+    def encode_turns(
+        self,
+        turns: Sequence[Turn],
+        add_generation_prompt: bool = True,
+        replies: Mapping[str, Sequence[int]] | None = None,
+    ) -> list[int]:
+        """The ids of turns; arguments as of `text.chat.encode_turns`."""
+        return encode_turns(turns, self._vocabulary, add_generation_prompt, replies)
 
     # Ids to strings.
 

@@ -51,7 +51,7 @@ def measured(monkeypatch):
         return FIGURES
 
     monkeypatch.setattr("sys.excepthook", sys.excepthook)
-    monkeypatch.setattr("keras_gemma.cli.bench.silence_frameworks", lambda: None)
+    monkeypatch.setattr("keras_gemma.cli.options.silence_frameworks", lambda: None)
     monkeypatch.setattr("keras_gemma.benchmark.generation.measure", measure)
     return asked
 

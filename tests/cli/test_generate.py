@@ -3,13 +3,15 @@
 import io
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import typer
 
 from keras_gemma.cli import main
 from keras_gemma.cli.app import report
-from keras_gemma.cli.generate import read_prompts
+from keras_gemma.cli.loading import Choice
+from keras_gemma.cli.options import read_prompts
 
 
 class Terminal(io.StringIO):
@@ -24,18 +26,38 @@ class Model:
         self.loaded = (preset, arguments)
         return self
 
-    def generate(self, prompts, **settings):
-        self.settings = settings
+    def generate(self, prompts, strip_prompt, **settings):
+        self.settings, self.strip_prompt = settings, strip_prompt
         return [f"{prompt} ❧" for prompt in prompts]
+
+    def stream(self, prompt, **settings):
+        self.settings = settings
+        yield from (" ", "❧")
+
+    @property
+    def backbone(self):
+        return SimpleNamespace(config=SimpleNamespace(context_length=200))
+
+    @property
+    def preprocessor(self):
+        """A token a character."""
+        tokenizer = SimpleNamespace(encode=lambda texts: texts)
+        return SimpleNamespace(tokenize_prompts=lambda texts: texts, tokenizer=tokenizer)
+
+
+def choose(model, fit, dtype, quantization):
+    """As `loading.choose`, of models that are nowhere."""
+    return Choice({"dtype": dtype and dtype.value}, "", True)
 
 
 @pytest.fixture
 def model(monkeypatch):
     """The double, in a process that the command leaves as it was."""
     monkeypatch.setattr("sys.excepthook", sys.excepthook)
-    monkeypatch.setattr("keras_gemma.cli.generate.silence_frameworks", lambda: None)
+    monkeypatch.setattr("keras_gemma.cli.options.silence_frameworks", lambda: None)
     double = Model()
-    monkeypatch.setattr("keras_gemma.causal_lm.GemmaCausalLM", double)
+    monkeypatch.setattr("keras_gemma.cli.loading.GemmaCausalLM", double)
+    monkeypatch.setattr("keras_gemma.cli.loading.choose", choose)
     return double
 
 
@@ -67,11 +89,14 @@ def test_no_prompt(prompts, stdin, says):
         (["--min-p", "0.1", "--repetition-penalty", "2"], {"min_p": 0.1, "repetition_penalty": 2}),
         (["--stop", "a", "--stop", "b"], {"stop": ["a", "b"]}),
         (["--temperature", "0.5", "--top-p", "0.9"], {"temperature": 0.5, "top_p": 0.9}),
+        (["--mode", "factual"], {"sampler": "greedy"}),
+        (["--mode", "chat", "--top-p", "0.5"], {"temperature": 0.7, "top_p": 0.5}),
+        (["--max-new-tokens", "3"], {"max_new_tokens": 3}),
     ],
 )
 def test_options(model, options, settings):
     assert main(["generate", "one", *options]) == 0
-    assert model.settings == {"max_new_tokens": 128, "strip_prompt": False, **settings}
+    assert model.settings == {"max_new_tokens": 128, **settings}
 
 
 def test_what_the_model_would_refuse_is_refused_before_it_is_loaded(model, capsys):
@@ -83,6 +108,24 @@ def test_what_the_model_would_refuse_is_refused_before_it_is_loaded(model, capsy
         assert main(["generate", "one", *options]) == 2
         assert says in capsys.readouterr().err
     assert not hasattr(model, "loaded")
+
+
+def test_by_default_there_are_as_many_tokens_as_fit(model):
+    assert main(["generate", "x" * 150, "y" * 10]) == 0
+    assert model.settings["max_new_tokens"] == [50, 128]
+    assert main(["generate", "x" * 300]) == 0
+    assert model.settings["max_new_tokens"] == 1
+
+
+def test_one_text_is_streamed(model, tmp_path, capsys):
+    file = tmp_path / "prompt.txt"
+    file.write_text("one\n")
+    assert main(["generate", "--file", str(file), "--benchmark"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "one ❧\n"
+    assert printed.err.startswith("3 tokens read, 2 made in ")
+    assert main(["generate", "one", "--strip-prompt"]) == 0
+    assert capsys.readouterr().out == " ❧\n"
 
 
 def test_generate(model, capsys):
@@ -111,7 +154,7 @@ def test_generate_json(model, capsys):
         {"model": "mine", "prompt": "one", "text": "one ❧"},
         {"model": "mine", "prompt": "two", "text": "two ❧"},
     ]
-    assert model.settings["strip_prompt"] is True
+    assert model.strip_prompt is True
 
 
 def test_errors_raised_by_the_work_are_not_taken_for_usage(model, monkeypatch):

@@ -13,6 +13,7 @@ from keras_gemma.model.cache import (
     resize,
     slot_of,
     slots_of_layers,
+    unroll_ring,
 )
 from tests.configurations import GEMMA1, GEMMA2
 
@@ -37,6 +38,15 @@ def test_every_length(slots):
         np.testing.assert_array_equal(mask, (expected >= 0)[:, None, :])
     slot = ops.convert_to_numpy(slot_of(last, slots))
     np.testing.assert_array_equal(expected[np.arange(len(slot)), slot], lengths - 1)
+
+
+@pytest.mark.parametrize("length", [3, 4, 5, 11])
+def test_a_ring_by_position_again(length):
+    ring = np.array(simulate(4, length), "float32").reshape(1, 4, 1, 1)
+    found = unroll_ring(ops.convert_to_tensor(ring), 16)
+    held = np.arange(max(0, length - 4), length)
+    assert found.shape == (1, 16, 1, 1)
+    np.testing.assert_array_equal(ops.convert_to_numpy(found)[0, held, 0, 0], held)
 
 
 @pytest.mark.parametrize("window", [None, 1, 3])
