@@ -47,7 +47,8 @@ class Model:
 
 def choose(model, fit, dtype, quantization):
     """As `loading.choose`, of models that are nowhere."""
-    return Choice({"dtype": dtype and dtype.value}, "", True)
+    bits = {} if quantization is None else {"quantization": quantization.value}
+    return Choice({"dtype": dtype and dtype.value, **bits}, "", True)
 
 
 @pytest.fixture
