@@ -325,7 +325,7 @@ class GemmaCausalLM(Presettable, Savable, Conversational, Scorable, Quantizable,
         if calibration is not None and self.backbone.quantization is None:
             calibration = [calibration] if is_text(calibration) else calibration
             size = self.backbone.config.vocabulary_size
-            rows = read_prompts(calibration, self.preprocessor, size).ids
+            rows = read_prompts(calibration, self.preprocessor, size, "calibration").ids
         self.backbone._quantize(config, rows)
 
     def get_config(self) -> dict[str, Any]:

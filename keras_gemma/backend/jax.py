@@ -12,7 +12,7 @@ XLA on CPU knows two fast products of bfloat16, and many slow ones:
 
 import time
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import ModuleType
 from typing import Any
 
@@ -128,6 +128,11 @@ def quantized_layout() -> ModuleType:
     return xla_quantized if _on_cpu() else quantized
 
 
+_compiled_once = partial(jax.jit, inline=True)
+"""For what has a loop, which JAX would compile at every call where it runs step by step. A part of
+a larger program it leaves as it is."""
+
+
 def _ones(lanes: int) -> jax.Array:
     # Behind a barrier: of a product with plain ones XLA would make a sum, which it runs elsewhere.
     return jax.lax.optimization_barrier(jnp.ones((1, lanes), jnp.float32))
@@ -146,6 +151,7 @@ def _one_row_in_8_bits(x: jax.Array, packed: Quantized) -> jax.Array:
 
 
 @jax.custom_vjp
+@_compiled_once
 def quantized_matmul(x: jax.Array, packed: Quantized) -> jax.Array:
     if not _on_cpu():
         return quantized.matmul(x, packed)
@@ -174,6 +180,7 @@ def _keep_packed(x: jax.Array, packed: Quantized) -> tuple[jax.Array, Quantized]
     return quantized_matmul(x, packed), packed
 
 
+@_compiled_once
 def _quantized_back(packed: Quantized, dy: jax.Array) -> tuple[jax.Array, None]:
     """For the gradient nothing is kept but the packed weight, which gets none."""
     if not _on_cpu():

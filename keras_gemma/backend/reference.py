@@ -56,6 +56,8 @@ def attention_weights(
     if soft_cap is not None:
         logits = ops.tanh(logits / soft_cap) * soft_cap
     mask = ops.expand_dims(ops.expand_dims(mask, 1), 1)  # (B, 1, 1, T, S)
+    if logits.shape[-1] == 1:  # Keras warns of a softmax of one
+        return ops.where(mask, ops.ones_like(logits), 0.0)
     weights = ops.softmax(ops.where(mask, logits, LOWEST), axis=-1)
     return ops.where(mask, weights, 0.0)
 

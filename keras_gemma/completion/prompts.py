@@ -43,7 +43,10 @@ class Prompts:
 
 
 def read_prompts(
-    inputs: Any, preprocessor: GemmaCausalLMPreprocessor | None, vocabulary_size: int
+    inputs: Any,
+    preprocessor: GemmaCausalLMPreprocessor | None,
+    vocabulary_size: int,
+    name: str = "inputs",
 ) -> Prompts:
     """One batch of prompts, in whatever form.
 
@@ -52,6 +55,7 @@ def read_prompts(
             `{"token_ids", "padding_mask"}`.
         preprocessor: of the strings.
         vocabulary_size: what ids must be below.
+        name: of the argument, for an error.
 
     Raises:
         TypeError, ValueError: no prompts.
@@ -59,9 +63,10 @@ def read_prompts(
     if isinstance(inputs, dict):
         return _read_padded(inputs, vocabulary_size)
     if not (is_text(inputs) or isinstance(inputs, list | tuple) or hasattr(inputs, "ndim")):
+        more = ", or a `tf.data.Dataset` of them" if name == "inputs" else ""
         raise TypeError(
-            "`inputs` must be a string, a list of strings or of lists of ids, a dict of "
-            f"arrays, or a `tf.data.Dataset` of them. Received: {inputs!r:.200}"
+            f"`{name}` must be a string, a list of strings or of lists of ids, or a dict of "
+            f"arrays{more}. Received: {inputs!r:.200}"
         )
     texts = inputs if is_text(inputs) else list(inputs)
     single = is_text(texts)
@@ -72,10 +77,10 @@ def read_prompts(
         return Prompts(preprocessor.tokenize_prompts(texts), True, single)
     if any(np.ndim(ids) == 0 and not is_text(ids) for ids in texts):
         raise ValueError(
-            "Ids must come in a batch: pass a list of lists of ids, or an array "
+            f"Ids of `{name}` must come in a batch: pass a list of lists of ids, or an array "
             f"[batch, tokens]. Received: {inputs!r:.80}"
         )
-    ids = [to_ids(f"inputs[{i}]", ids, 1, vocabulary_size) for i, ids in enumerate(texts)]
+    ids = [to_ids(f"{name}[{i}]", ids, 1, vocabulary_size) for i, ids in enumerate(texts)]
     return Prompts(ids, False)
 
 

@@ -46,7 +46,7 @@ def feed(
     Returns:
         What the last block says of each, `[B, T, D]`, and the cache with them in it.
     """
-    dtype = keras.backend.standardize_dtype(weights["head"]["final_norm"].dtype)
+    dtype = keras.backend.standardize_dtype(cache[0][0].dtype)  # norms may be kept in another
     x = backend.embed(token_ids, weights["head"]["token_embedding"], dtype)
     x = scale_embeddings(x, config.embedding_scale)
     rotary = rotary_angles(positions, config.head_dim)

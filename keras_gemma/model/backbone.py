@@ -14,7 +14,13 @@ from keras_gemma.model.embedding import ReversibleEmbedding, scale_embeddings
 from keras_gemma.model.matrix import MatrixLayer
 from keras_gemma.model.named_weight import NamedWeight, QuantizedWeight
 from keras_gemma.model.normalization import RMSNormalization
-from keras_gemma.model.quantizable import Quantizable, forget_programs, let_go
+from keras_gemma.model.quantizable import (
+    Quantizable,
+    check_not_in_fit,
+    check_policy,
+    forget_training,
+    let_go,
+)
 from keras_gemma.model.rope import rotary_angles
 from keras_gemma.presettable import Presettable
 from keras_gemma.quantization import QuantizationConfig, to_config
@@ -119,6 +125,7 @@ class GemmaBackbone(Presettable, Quantizable, keras.Model):
         )
         check_layer_arguments(type(self), kwargs)
         policy = keras.dtype_policies.get(dtype)
+        check_policy(policy)
         quantization = to_config(quantization)
         if quantization is not None:
             quantization.check_shapes(config.weight_shapes())
@@ -212,18 +219,22 @@ class GemmaBackbone(Presettable, Quantizable, keras.Model):
                 "costs precision: load it again in floating point, or with "
                 f"`from_preset(..., quantization=...)`. Received: mode={config.mode!r}"
             )
+        models = [self, *self.around]
+        check_not_in_fit(models)
         config.check_shapes(self.config.weight_shapes())
         rows = [] if calibration is None else read_rows(calibration, self.config)
+        holders = self.holders().items()
+        matrices = {name: held for name, held in holders if isinstance(held, MatrixLayer)}
+        for name, holder in matrices.items():
+            holder.check_quantizes(name, config)
         importance = mean_squares(self, rows)
-        models = [self, *self.around]
         for model in models:
             let_go(model)
-        for name, holder in self.holders().items():
-            if isinstance(holder, MatrixLayer):
-                holder.quantize_matrix(name, config, importance.get(name))
+        for name, holder in matrices.items():
+            holder.quantize_matrix(name, config, importance.get(name))
         self._freeze_norms()
         for model in models:
-            forget_programs(model)
+            forget_training(model)
 
     def _freeze_norms(self) -> None:
         for holder in self.holders().values():

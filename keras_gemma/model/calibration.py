@@ -11,11 +11,17 @@ from keras_gemma.model.matrix import Observed
 
 
 def read_rows(calibration: Any, config: GemmaConfig) -> list[np.ndarray]:
-    """Lists of ids, int32 `[1, T]` each, no longer than the context.
+    """Lists of ids, int32 `[1, T]` each; what is longer than the context is cut there.
 
     Raises:
-        ValueError: strings, nothing, or ids outside the vocabulary.
+        ValueError: strings, nothing, a list of one id, or ids outside the vocabulary.
+        TypeError: no lists.
     """
+    if not isinstance(calibration, Iterable):
+        raise TypeError(
+            "`calibration` must be a few texts, or lists of ids, or None. "
+            f"Received: calibration={calibration!r:.80}"
+        )
     rows = []
     for ids in calibration:
         row = np.asarray(ids)
@@ -29,7 +35,17 @@ def read_rows(calibration: Any, config: GemmaConfig) -> list[np.ndarray]:
             raise ValueError(
                 f"`calibration` must hold ids from 0 to {size - 1}. Received: {ids!r:.80}"
             )
+        if len(row) < 2:
+            raise ValueError(
+                "`calibration` must hold texts of two tokens or more, or lists of as many ids. "
+                f"Received: one of the ids {row.tolist()} alone"
+            )
         rows.append(row[None, : config.context_length].astype("int32"))
+    if not rows:
+        raise ValueError(
+            "`calibration` must hold a few texts, or lists of ids; leave it out to quantize "
+            "without. Received: none"
+        )
     return rows
 
 

@@ -11,8 +11,11 @@ import numpy as np
 from keras import ops
 
 from keras_gemma import backend
+from keras_gemma.backend import quantized
 from keras_gemma.model.initialization import initializer
 from keras_gemma.quantization import (
+    LARGEST,
+    NO_NUMBERS,
     QuantizationConfig,
     dequantize_array,
     quantize_rows,
@@ -66,14 +69,7 @@ class MatrixLayer(keras.layers.Layer):
         setattr(self, self.variable_name, variable)
 
     def _add_quantized(self) -> None:
-        config = self.quantization
-        bits = config.bits(self.kind)
-        if bits == 4:
-            config.check_shapes({self.name: self.logical_shape})
-        spec = backend.quantized_spec(
-            self.logical_shape, self.kind, bits, config.group_size, bits == 4 and config.zeros
-        )
-        for name, entry in spec._asdict().items():
+        for name, entry in self._spec(self.quantization)._asdict().items():
             variable = entry and self.add_weight(
                 name=name,
                 shape=entry[0],
@@ -83,6 +79,15 @@ class MatrixLayer(keras.layers.Layer):
                 autocast=False,
             )
             setattr(self, name, variable)
+
+    def _spec(self, config: QuantizationConfig) -> backend.Quantized:
+        """Shape and dtype of each quantized variable."""
+        bits = config.bits(self.kind)
+        if bits == 4:
+            config.check_shapes({self.name: self.logical_shape})
+        return backend.quantized_spec(
+            self.logical_shape, self.kind, bits, config.group_size, bits == 4 and config.zeros
+        )
 
     @property
     def variables_of_matrix(self) -> backend.Quantized | keras.Variable:
@@ -149,20 +154,26 @@ class MatrixLayer(keras.layers.Layer):
                 backend.assign(variable, array)
         self.relative_error = error
 
+    def check_quantizes(self, name: str, config: QuantizationConfig) -> None:
+        """Raise a ValueError where `quantize_matrix` would; a model asks all its matrices first."""
+        self._spec(config)
+        x = self.variables_of_matrix.value
+        ends = [float(ops.convert_to_numpy(end)) for end in (ops.min(x), ops.max(x))]
+        # XLA's extremes pass NaN over.
+        if max(map(abs, ends)) > LARGEST or bool(ops.any(ops.isnan(x))):
+            raise ValueError(f"{name}: {NO_NUMBERS}")
+
     def quantize_matrix(
         self, name: str, config: QuantizationConfig, importance: np.ndarray | None = None
     ) -> None:
         """Replace the plain variable by quantized ones; its memory is free when this returns."""
         array = self.numpy()
         self.quantization = config
-        try:
-            packed, error = self.pack_quantized(array, name, importance)
-        except ValueError:
-            self.quantization = None
-            raise
+        packed, error = self.pack_quantized(array, name, importance)
         del array
         self._untrack_variable(getattr(self, self.variable_name))
-        setattr(self, self.variable_name, None)
+        setattr(self, self.variable_name, None)  # or Keras collects garbage, each time
+        delattr(self, self.variable_name)  # TensorFlow keeps what is only written over
         self._tracker.unlock()
         self._add_quantized()
         self._tracker.lock()
@@ -177,6 +188,7 @@ class MatrixLayer(keras.layers.Layer):
                 store[name] = array
 
     def load_own_variables(self, store: Any) -> None:
+        self._check_stored(store)
         if self.quantization is None:
             variable = self.variables_of_matrix
             backend.assign(variable, backend.pack(np.array(store["0"]), self.kind, variable.dtype))
@@ -185,6 +197,26 @@ class MatrixLayer(keras.layers.Layer):
         plain = backend.Quantized(*(np.array(store[n]) if n in store else None for n in names))
         bits = self.quantization.bits(self.kind)
         self.take_quantized(backend.quantized_pack(plain, self.kind, bits), None)
+
+    def _check_stored(self, store: Any) -> None:
+        """Raise where `store` holds the matrix in other bits or groups than the layer."""
+        names = ("0", *backend.Quantized._fields)
+        stored = {name: tuple(store[name].shape) for name in names if name in store}
+        if self.quantization is None:
+            expected = {"0": self.logical_shape}
+        else:
+            config, bits = self.quantization, self.quantization.bits(self.kind)
+            zeros = bits == 4 and config.zeros
+            spec = quantized.spec(self.logical_shape, self.kind, bits, config.group_size, zeros)
+            shapes = {name: entry[0] for name, entry in spec._asdict().items() if entry}
+            expected = shapes | {"values": self.logical_shape}
+        if stored != expected:
+            how = self.quantization.describe() if self.quantization else "not quantized"
+            raise ValueError(
+                f"{self.path} is {how} and takes {expected}, where 0 is the matrix in floating "
+                "point. Load weights that were saved from a model quantized in the same way, or a "
+                f"preset or `.keras` file, which say how they are. Received: {stored}"
+            )
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()

@@ -11,6 +11,9 @@ from keras_gemma.quantization import QuantizationConfig, to_config
 class Quantizable:
     """A base of Keras models with a `quantize` of their own; they say how in `_quantize`."""
 
+    in_fit = False
+    """Whether `fit` is at work."""
+
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         model = super().__new__(cls, *args, **kwargs)
         # Keras wraps that of each object to check for modes and settings that are Keras's own.
@@ -29,7 +32,9 @@ class Quantizable:
         """Put the matrices into 8 or 4 bits, one after the other: no second model is in memory.
 
         Generation, scores and saved presets go on with these weights; neither they nor norms are
-        trained afterwards. `from_preset(..., quantization=...)` does it while it loads.
+        trained afterwards, and an optimizer that trained them starts anew, without its moments.
+        `from_preset(..., quantization=...)` does it while it loads. Where something is wrong, the
+        model stays as it was.
 
         Args:
             mode: `"int8"`, with a scale a row; `"int4"`; or a `QuantizationConfig`, or its
@@ -39,11 +44,13 @@ class Quantizable:
             embedding: of `"int4"`: bits of the embedding.
             calibration: a few texts, or lists of ids, as the model will read: what they are
                 multiplied with decides where a matrix has to be most precise. A backbone reads
-                ids alone.
+                ids alone. Of each, as much counts as the context holds.
 
         Raises:
-            ValueError: the model is quantized already, an unknown mode, rows that the groups do
-                not fill, or strings without a preprocessor.
+            ValueError: the model is quantized already or in `fit`; an unknown mode, settings
+                beside a config, rows that the groups do not fill; weights that are not finite;
+                calibration without texts, or with strings and no preprocessor.
+            TypeError: calibration of another type.
 
         Example:
 
@@ -57,6 +64,12 @@ class Quantizable:
         """
         if isinstance(mode, QuantizationConfig | Mapping):
             config = to_config(mode)
+            if (group_size, zeros, embedding) != (32, False, "int8"):
+                raise ValueError(
+                    "`mode` is a config or a dictionary and holds all settings: put `group_size`, "
+                    f"`zeros` and `embedding` there. Received: group_size={group_size!r}, "
+                    f"zeros={zeros!r}, embedding={embedding!r} beside mode={config}"
+                )
         else:
             config = QuantizationConfig(mode, group_size, zeros, embedding)
         self._quantize(config, calibration)
@@ -64,7 +77,11 @@ class Quantizable:
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """`keras.Model.fit`, where there is something to train."""
         self._check_trainable()
-        return super().fit(*args, **kwargs)
+        self.in_fit = True
+        try:
+            return super().fit(*args, **kwargs)
+        finally:
+            self.in_fit = False
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """`keras.Model.train_on_batch`, where there is something to train."""
@@ -93,9 +110,44 @@ def let_go(model: keras.Model) -> None:
             del layer._torch_params
 
 
-def forget_programs(model: keras.Model) -> None:
-    """Let Keras compile `fit`, `evaluate` and `predict` anew, on the weights as they are."""
+def forget_training(model: keras.Model) -> None:
+    """Let Keras compile `fit`, `evaluate` and `predict` anew, on the weights as they are.
+
+    Where nothing is left to train, the optimizer starts anew, with the same settings.
+    """
     model.train_function = model.test_function = model.predict_function = None
+    optimizer = getattr(model, "optimizer", None)
+    if not model.trainable_variables:
+        for one in (optimizer, getattr(optimizer, "inner_optimizer", None)):
+            if one is not None and one.built:
+                _start_anew(one)
+
+
+def _start_anew(optimizer: keras.Optimizer) -> None:
+    """Free what `optimizer` trained, and moments of that size. Where it is, for Keras keeps it in
+    several places, and users may too."""
+    fresh = type(optimizer).from_config(optimizer.get_config())
+    vars(optimizer).clear()
+    vars(optimizer).update(vars(fresh))
+
+
+def check_not_in_fit(models: list[Any]) -> None:
+    """Raise a ValueError where one of `models` is being trained."""
+    if any(model.in_fit for model in models):
+        raise ValueError(
+            "The model is being trained, and quantized weights are not: call `quantize` when "
+            "`fit` has returned."
+        )
+
+
+def check_policy(policy: Any) -> None:
+    """Raise a ValueError for a policy of Keras's own quantization, which has other layers."""
+    if isinstance(policy, keras.dtype_policies.QuantizedDTypePolicy):
+        dtype = policy.compute_dtype
+        raise ValueError(
+            "`dtype` must be of floating point; 8 and 4 bits are `quantization`: pass "
+            f"dtype={dtype!r}, quantization='int8'. Received: dtype={policy.name!r}"
+        )
 
 
 def describe_weights(backbone: Any) -> str:

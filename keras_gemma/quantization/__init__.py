@@ -9,6 +9,8 @@ How a quantized matrix is stored and multiplied is `backend/`'s; the layers that
 """
 
 from keras_gemma.quantization.array import (
+    LARGEST,
+    NO_NUMBERS,
     dequantize_array,
     quantize_array,
     quantize_rows,
@@ -18,6 +20,8 @@ from keras_gemma.quantization.config import QuantizationConfig, to_config
 from keras_gemma.quantization.report import Report, WeightReport, report
 
 __all__ = [
+    "LARGEST",
+    "NO_NUMBERS",
     "QuantizationConfig",
     "Report",
     "WeightReport",

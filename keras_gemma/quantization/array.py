@@ -7,7 +7,7 @@ arrays, and neither a layer nor a file.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -29,6 +29,14 @@ threads wait for Python more than they work."""
 
 TASK = 1 << 19
 """Numbers that a thread takes at a time."""
+
+LARGEST = 1e16
+"""Of larger numbers the squares of a row may add up to infinity in float32."""
+
+NO_NUMBERS = (
+    "The matrix holds NaN, infinity or numbers beyond 1e16, which no scale covers. "
+    "Load the weights again, or go back to those from before training failed."
+)
 
 
 def quantize_array(
@@ -53,7 +61,8 @@ def quantize_array(
         The matrix, and its relative error: the norm of the difference over that of `array`.
 
     Raises:
-        ValueError: other bits, a group size that does not divide, or numbers that are not finite.
+        ValueError: other bits, a group size that does not divide, or numbers that are not finite
+            or too large to be squared.
 
     Example:
 
@@ -107,18 +116,20 @@ def quantize_rows(
     def part(start: int) -> tuple[float, float]:
         here = slice(start, start + rows)
         target = Quantized(*(None if a is None else a[here] for a in result))
-        return _fill(array[here], target, bits, group_size, importance)
+        with np.errstate(over="ignore", invalid="ignore"):  # the sums tell
+            return _fill(array[here], target, bits, group_size, importance)
 
-    starts = range(0, out, rows)
-    if len(starts) == 1:
-        sums = [part(0)]
-    else:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            sums = list(pool.map(part, starts))
-    total = np.sum(sums, axis=0)
+    total = np.sum(_in_threads(part, range(0, out, rows)), axis=0)
     if not np.isfinite(total).all():
-        raise ValueError("The matrix holds NaN or infinity, which no scale covers.")
+        raise ValueError(NO_NUMBERS)
     return result, total
+
+
+def _in_threads(part: Callable[[int], Any], starts: range) -> list[Any]:
+    if len(starts) == 1:
+        return [part(0)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(part, starts))
 
 
 def _fill(

@@ -20,7 +20,7 @@ class WeightReport:
     dtype: str
     """`"int8"`, `"int4"`, or the floating-point dtype that it has."""
     bytes_before: int
-    """In the dtype that the model computes with."""
+    """In the dtype that the model keeps its other weights in."""
     bytes_after: int
     relative_error: float | None
     """The norm of the difference over that of the weight; 0 where nothing was changed, None where
@@ -39,7 +39,7 @@ class Report:
 
     @property
     def bytes_before(self) -> int:
-        """Of all weights, in the dtype that the model computes with."""
+        """Of all weights, in the dtype that the model keeps its other weights in."""
         return sum(weight.bytes_before for weight in self.weights)
 
     @property
@@ -88,6 +88,9 @@ def report(model: Any) -> Report:
     Returns:
         Figures by weight; `print` shows a table.
 
+    Raises:
+        TypeError: `model` is something else.
+
     Example:
 
     ```python
@@ -99,6 +102,10 @@ def report(model: Any) -> Report:
     ```
     """
     backbone = getattr(model, "backbone", model)
+    if not hasattr(backbone, "named_weights"):
+        raise TypeError(
+            f"`model` must be a GemmaCausalLM or a GemmaBackbone. Received: model={model!r:.100}"
+        )
     weights = []
     for name, weight in backbone.named_weights().items():
         quantized = weight.dtype in ("int8", "int4")

@@ -16,7 +16,7 @@ from keras import ops
 from keras_gemma import backend
 from keras_gemma.scoring.forward import constant_weights, forward, logits_of
 from keras_gemma.scoring.gradient import gradient
-from keras_gemma.scoring.inputs import encode_one, tokens_of
+from keras_gemma.scoring.inputs import encode_short, tokens_of, whole_number
 from keras_gemma.scoring.losses import cross_entropy
 from keras_gemma.scoring.patching import read_answer
 
@@ -66,7 +66,7 @@ def gradient_times_input(lm: Any, text: Any, answer: str | int) -> Attribution:
     print(dict(zip(shares.tokens, shares.scores.round(2))))
     ```
     """
-    log_probability, embeddings = _question(lm, ids := encode_one(lm, text), answer)
+    log_probability, embeddings = _question(lm, ids := encode_short(lm, text), answer)
     slope = gradient(log_probability, embeddings[None])[0]
     (gained,) = _numbers(log_probability, embeddings)
     return _result(lm, ids, answer, "gradient times input", slope * embeddings, gained)
@@ -96,10 +96,10 @@ def integrated_gradients(
     print(shares.scores.sum(), shares.log_probability - shares.baseline)
     ```
     """
-    if steps < 1:
-        raise ValueError(f"`steps` must be 1 at least. Received: steps={steps}")
-    log_probability, end = _question(lm, ids := encode_one(lm, text), answer)
-    start = _embed(lm, np.where(ids == START, ids, encode_one(lm, [baseline], "baseline")))
+    steps = whole_number("steps", steps, 1, np.inf)
+    baseline = whole_number("baseline", baseline, 0, lm.backbone.config.vocabulary_size - 1)
+    log_probability, end = _question(lm, ids := encode_short(lm, text), answer)
+    start = _embed(lm, np.where(ids == START, START, baseline))
     where = (np.arange(steps, dtype="float32") + 0.5) / steps
     total = np.zeros(end.shape, "float32")
     for i in range(0, steps, LARGEST_BATCH):

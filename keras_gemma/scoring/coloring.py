@@ -7,6 +7,7 @@ there is less than nothing, blue. The number stands in each token's tooltip.
 import dataclasses
 from collections.abc import Sequence
 from html import escape
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from keras_gemma.scoring.perplexity import TokenScores
 MORE = (240, 150, 40)
 LESS = (110, 175, 225)
 """Red, green and blue of the largest numbers, above and below zero."""
+
+ATTRIBUTIONS = "`gradient_times_input` or `integrated_gradients`"
+"""The functions that return an `Attribution`."""
 
 SPACE, NEWLINE = "▁", "\n"
 
@@ -94,13 +98,24 @@ def color(value: float, largest: float) -> str:
     return "#" + "".join(f"{round(255 + (part - 255) * share):02x}" for part in end)
 
 
+def check_result(result: Any, kind: type, maker: str) -> None:
+    """Raise a TypeError where a picture is asked for of what another function returned."""
+    if not isinstance(result, kind):
+        raise TypeError(
+            f"This picture needs what {maker} of `keras_gemma.scoring` returns, "
+            f"`{kind.__name__}`. Received: {result!r:.80} of type {type(result).__name__}"
+        )
+
+
 def color_surprisal(scores: TokenScores) -> ColoredTokens:
     """The text of `score_tokens`, the more orange the more a token surprised."""
+    check_result(scores, TokenScores, "`score_tokens`")
     title = f"Surprisal of each token (perplexity {scores.perplexity:.2f})"
     return ColoredTokens(scores.tokens, scores.surprisal, title, "bits")
 
 
 def color_attribution(shares: Attribution) -> ColoredTokens:
     """The prompt of an attribution: orange tokens speak for the answer, blue ones against it."""
+    check_result(shares, Attribution, ATTRIBUTIONS)
     title = f"What speaks for {shares.answer!r} as the next token ({shares.method})"
     return ColoredTokens(shares.tokens, shares.scores, title, "nats")

@@ -9,6 +9,7 @@ A hook is a function of what stands there and of the place's name; what it retur
 """
 
 import difflib
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from functools import partial
@@ -34,11 +35,17 @@ def match(patterns: Iterable[str], num_layers: int, argument: str) -> dict[str, 
     """The names that each pattern means, as file names are matched: `*`, `?`, `[0-3]`.
 
     Raises:
-        ValueError: a pattern that matches nothing; `argument` is where it was given.
+        TypeError: a pattern that is no string; `argument` is where it was given.
+        ValueError: one that matches nothing.
     """
     names = place_names(num_layers)
     found = {}
     for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(
+                f"`{argument}` must name places by strings such as 'block.0.attention.weights'. "
+                f"Received: {pattern!r:.200}"
+            )
         found[pattern] = [name for name in names if fnmatchcase(name, pattern)]
         if not found[pattern]:
             near = difflib.get_close_matches(pattern, names, n=4, cutoff=0.0)
@@ -59,13 +66,13 @@ def read_hooks(
     `layer_intercept_fn` comes last.
 
     Raises:
-        TypeError: hooks that are no dict of functions.
-        ValueError: a pattern that matches nothing.
+        TypeError: hooks that are no dict from names to functions of two arguments.
+        ValueError: a pattern that matches nothing, an intercept that is no such function.
     """
-    if intercept is not None and not callable(intercept):
+    if intercept is not None and not _takes_two(intercept):
         raise ValueError(
-            "`layer_intercept_fn` must be a function of the activations and the layer's index. "
-            f"Received: {intercept!r}"
+            "`layer_intercept_fn` must be a function of two arguments, the activations and the "
+            f"layer's index. Received: layer_intercept_fn={intercept!r:.200}"
         )
     if not isinstance(hooks, Mapping | None):
         raise TypeError(
@@ -75,10 +82,10 @@ def read_hooks(
     chains: dict[str, list[Callable[[Any], Any]]] = {}
     for pattern, names in match(hooks or (), num_layers, "hooks").items():
         hook = hooks[pattern]
-        if not callable(hook):
+        if not _takes_two(hook):
             raise TypeError(
-                "A hook must be a function of what stands at a place and of the place's name. "
-                f"Received: hooks[{pattern!r}]={hook!r:.200}"
+                "A hook must be a function of two arguments, what stands at a place and the "
+                f"place's name. Received: hooks[{pattern!r}]={hook!r:.200}"
             )
         for name in names:
             check = partial(_checked, hook, name, f"The hook at {name!r}")
@@ -91,6 +98,21 @@ def read_hooks(
     return {name: partial(_in_turn, chain) for name, chain in chains.items()}
 
 
+def _takes_two(function: Any) -> bool:
+    """Whether `function` can be called with two arguments, as far as Python can tell."""
+    if not callable(function):
+        return False
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some of those written in C have none
+        return True
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        return False
+    return True
+
+
 def _in_turn(chain: list[Callable[[Any], Any]], x: Any) -> Any:
     for function in chain:
         x = function(x)
@@ -100,18 +122,22 @@ def _in_turn(chain: list[Callable[[Any], Any]], x: Any) -> Any:
 def _checked(function: Callable[..., Any], place: Any, who: str, x: Any) -> Any:
     """`function(x, place)`, where it is like `x`; `who` is the function in an error."""
     y = function(x, place)
-    if isinstance(y, np.ndarray) and y.shape == tuple(x.shape):
-        y = ops.convert_to_tensor(y)
-    if _describe(y) != _describe(x):
-        remedy = "Return what it was given, to look only" if y is None else "Cast or reshape it"
-        raise ValueError(
-            f"{who} must return a tensor of the shape and dtype that it was given. {remedy}. "
-            f"It was given {_describe(x)} and returned {_describe(y)}"
-        )
-    return y
+    is_array = isinstance(y, np.ndarray | keras.Variable)
+    if (is_array or ops.is_tensor(y)) and _describe(y) == _describe(x):
+        return ops.convert_to_tensor(y) if is_array else y
+    if y is None:
+        remedy = "Return what it was given, to look only"
+    elif is_array or ops.is_tensor(y):
+        remedy = "Cast or reshape it"
+    else:
+        remedy = f"Make it one of {keras.backend.backend()}, by `keras.ops.convert_to_tensor`"
+    raise ValueError(
+        f"{who} must return a tensor of the shape and dtype that it was given. {remedy}. "
+        f"It was given {_describe(x)} and returned {_describe(y)}"
+    )
 
 
 def _describe(x: Any) -> str:
-    if not hasattr(x, "dtype"):
-        return f"{x!r:.60}"
-    return f"{keras.backend.standardize_dtype(x.dtype)} {tuple(x.shape)}"
+    if isinstance(x, np.ndarray | keras.Variable) or ops.is_tensor(x):
+        return f"{keras.backend.standardize_dtype(x.dtype)} {tuple(x.shape)}"
+    return f"{x!r:.60} of type {type(x).__name__}"

@@ -41,38 +41,57 @@ def read_inputs(
                 "leave both out, or pass ids in the place of strings."
             )
         inputs = encode(token_ids, preprocessor)
-        check_length(inputs, config)
+        check_length("token_ids", inputs.mask.sum(1).max(), config)
         return inputs
     size = config.vocabulary_size
     token_ids = to_ids("token_ids", token_ids, 2, size)
-    if padding_mask is None:
-        padding_mask = np.ones(token_ids.shape, "bool")
-    mask = to_numpy(padding_mask)
+    mask = read_mask(padding_mask, token_ids.shape)
     if target_ids is not None:
         target_ids = to_ids("target_ids", target_ids, 2, size)
-    for name, array in (("padding_mask", mask), ("target_ids", target_ids)):
-        if array is not None and array.shape != token_ids.shape:
-            raise ValueError(
-                f"`{name}` must have the shape of `token_ids`. Received: {name} of shape "
-                f"{array.shape}, token_ids of shape {token_ids.shape}"
-            )
+        check_shape("target_ids", target_ids, token_ids.shape)
     if not token_ids.size:
         raise ValueError(
             f"`token_ids` must hold a token at least. Received: shape {token_ids.shape}"
         )
-    inputs = Inputs(token_ids, mask.astype("bool"), target_ids)
-    check_length(inputs, config)
-    return inputs
+    check_length("token_ids", mask.sum(1).max(), config)
+    return Inputs(token_ids, mask, target_ids)
 
 
-def check_length(inputs: Inputs, config: GemmaConfig) -> None:
+def read_mask(padding_mask: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """As bool `[B, T]`; no padding where it is None."""
+    if padding_mask is None:
+        return np.ones(shape, "bool")
+    try:
+        mask = to_numpy(padding_mask)
+    except ValueError as error:
+        raise ValueError(
+            f"`padding_mask` must have rows of one length. Received: {padding_mask!r:.200}"
+        ) from error
+    check_shape("padding_mask", mask, shape)
+    if not np.isin(mask, (0, 1)).all():
+        raise ValueError(
+            "`padding_mask` must be 1 or True at tokens, and 0 or False at padding. "
+            f"Received: padding_mask={mask!r:.200}"
+        )
+    return mask.astype("bool")
+
+
+def check_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Raise a ValueError where the argument `name` has another shape than `token_ids`."""
+    if array.shape != shape:
+        raise ValueError(
+            f"`{name}` must have the shape of `token_ids`. Received: {name} of shape "
+            f"{array.shape}, token_ids of shape {shape}"
+        )
+
+
+def check_length(name: str, longest: int, config: GemmaConfig) -> None:
     """Raise a ValueError where a text is longer than the model's context."""
-    longest = int(inputs.mask.sum(1).max())
     if longest > config.context_length:
         raise ValueError(
             f"A text must fit into the model's context of {config.context_length} tokens. Cut it, "
             "or let `perplexity` slide over it in windows. "
-            f"Received: token_ids with a text of {longest} tokens"
+            f"Received: a text of {longest} tokens in `{name}`"
         )
 
 
@@ -102,19 +121,43 @@ def encode(texts: Any, preprocessor: GemmaCausalLMPreprocessor | None) -> Inputs
     return Inputs(token_ids, mask, np.roll(token_ids, -1, axis=1), follows)
 
 
-def encode_one(lm: Any, text: Any, argument: str = "text") -> np.ndarray:
-    """One text, a string or its ids, as int32 `[T]` that fits into the context of `lm`.
+def encode_one(lm: Any, text: Any, name: str = "text") -> np.ndarray:
+    """One text of any length, a string or its ids, as int32 `[T]`.
 
     Raises:
-        ValueError, TypeError: several texts, none, or one too long.
+        ValueError, TypeError: several texts, or none; `name` is the argument.
     """
-    config = lm.backbone.config
     if is_text(text):
-        return read_inputs(text, None, None, lm.preprocessor, config).token_ids[0]
+        return encode(text, lm.preprocessor).token_ids[0]
     if holds_text(text):
-        raise TypeError(f"`{argument}` must be one string, or its ids. Received: {text!r:.80}")
-    ids = to_ids(argument, text, 1, config.vocabulary_size)
-    return read_inputs(ids[None], None, None, None, config).token_ids[0]
+        raise TypeError(f"`{name}` must be one string, or its ids. Received: {text!r:.80}")
+    ids = to_ids(name, text, 1, lm.backbone.config.vocabulary_size)
+    if not ids.size:
+        raise ValueError(f"`{name}` must hold a token at least. Received: {text!r:.80}")
+    return ids
+
+
+def encode_short(lm: Any, text: Any, name: str = "text") -> np.ndarray:
+    """`encode_one`, or a ValueError where the text does not fit into the context of `lm`."""
+    ids = encode_one(lm, text, name)
+    check_length(name, len(ids), lm.backbone.config)
+    return ids
+
+
+def whole_number(name: str, value: Any, lowest: int, highest: float, remark: str = "") -> int:
+    """`value` as an int, or a ValueError where it is none in [lowest, highest].
+
+    Args:
+        remark: what an error says behind these bounds.
+    """
+    number = to_numpy(value)[()] if getattr(value, "ndim", None) == 0 else value
+    is_whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
+    if not is_whole or not lowest <= number <= highest:
+        bounds = f"in [{lowest}, {highest}]" if highest < np.inf else f"of {lowest} at least"
+        raise ValueError(
+            f"`{name}` must be an integer {bounds}{remark}. Received: {name}={value!r:.80}"
+        )
+    return int(number)
 
 
 def tokens_of(lm: Any, ids: np.ndarray) -> list[str]:

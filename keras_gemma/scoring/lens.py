@@ -12,7 +12,7 @@ from keras import ops
 
 from keras_gemma.model.normalization import rms_normalize
 from keras_gemma.scoring.forward import logits_of
-from keras_gemma.scoring.inputs import encode_one, tokens_of
+from keras_gemma.scoring.inputs import encode_short, tokens_of, whole_number
 from keras_gemma.scoring.losses import cross_entropy
 from keras_gemma.scoring.tracing import trace
 
@@ -54,7 +54,7 @@ def logit_lens(lm: Any, text: Any) -> LogitLens:
         print(stage, row)
     ```
     """
-    ids = encode_one(lm, text)
+    ids = encode_short(lm, text)
     config, weights = lm.backbone.config, lm.backbone.tensors()
     seen = trace(lm, ids, ["block.0.residual.before", "block.*.residual.after"])
     predicted, probabilities, losses = [], [], []
@@ -110,12 +110,8 @@ def attention_maps(lm: Any, text: Any, layer: int) -> AttentionMaps:
     ```
     """
     count = lm.backbone.config.num_layers
-    if not -count <= layer < count:
-        raise ValueError(
-            f"`layer` must be in [{-count}, {count - 1}]: the model has {count} blocks. "
-            f"Received: layer={layer}"
-        )
-    layer %= count
-    ids = encode_one(lm, text)
+    remark = f": the model has {count} blocks"
+    layer = whole_number("layer", layer, -count, count - 1, remark) % count
+    ids = encode_short(lm, text)
     (weights,) = trace(lm, ids, f"block.{layer}.attention.weights").values()
     return AttentionMaps(tokens_of(lm, ids), layer, ops.convert_to_numpy(weights[0]))

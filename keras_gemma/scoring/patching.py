@@ -13,7 +13,7 @@ from keras import ops
 
 from keras_gemma.model.taps import BLOCK_PLACES
 from keras_gemma.scoring.forward import forward, logits_of
-from keras_gemma.scoring.inputs import encode_one, tokens_of
+from keras_gemma.scoring.inputs import encode_short, tokens_of, whole_number
 from keras_gemma.scoring.losses import cross_entropy
 from keras_gemma.scoring.tracing import trace
 
@@ -62,7 +62,8 @@ def activation_patching(
             or another place of `keras_gemma.model.taps.BLOCK_PLACES` that has positions.
 
     Raises:
-        ValueError: prompts of different lengths, an answer of several tokens, an unknown place.
+        ValueError: prompts of different lengths, or of the same tokens; an answer of several
+            tokens; an unknown place.
 
     Example:
 
@@ -80,7 +81,7 @@ def activation_patching(
             f"`place` must be one of {', '.join(PLACES)}: a block's activations that have a "
             f"position each. Received: place={place!r}"
         )
-    ids, other = encode_one(lm, clean, "clean"), encode_one(lm, corrupted, "corrupted")
+    ids, other = encode_short(lm, clean, "clean"), encode_short(lm, corrupted, "corrupted")
     if len(ids) != len(other):
         raise ValueError(
             "`clean` and `corrupted` must have as many tokens, so that positions mean the same. "
@@ -88,6 +89,11 @@ def activation_patching(
             f"{tokens_of(lm, other)}"
         )
     answer_id = read_answer(lm, answer)
+    if np.array_equal(ids, other):
+        raise ValueError(
+            "`clean` and `corrupted` must differ in a token, or no patch changes anything. "
+            f"Received: {tokens_of(lm, ids)} twice"
+        )
     config, weights = lm.backbone.config, lm.backbone.tensors()
     length = len(ids)
 
@@ -128,10 +134,11 @@ def read_answer(lm: Any, answer: Any) -> int:
     """The id of one token, given as a text of one piece or as an id.
 
     Raises:
-        ValueError: several pieces, or an id outside the vocabulary.
+        ValueError: several pieces, or no id of the vocabulary.
     """
     if not isinstance(answer, str):
-        return int(encode_one(lm, [answer], "answer")[0])
+        last = lm.backbone.config.vocabulary_size - 1
+        return whole_number("answer", answer, 0, last, ", or a text of one token")
     if lm.preprocessor is None:
         raise ValueError(
             f"This model has no preprocessor: give `answer` as an id. Received: answer={answer!r}"
@@ -139,7 +146,8 @@ def read_answer(lm: Any, answer: Any) -> int:
     ids = lm.preprocessor.tokenizer.tokenize(answer, parse_special=False)
     if len(ids) != 1:
         raise ValueError(
-            "`answer` must be one token; a space before a word belongs to it. Received: "
-            f"answer={answer!r}, which is {tokens_of(lm, ids)}"
+            "`answer` must be one token; a space before a word belongs to it, and any token may "
+            "be given by its id, as those of control must. "
+            f"Received: answer={answer!r}, which is {tokens_of(lm, ids)}"
         )
     return int(ids[0])

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_gemma.scoring.inputs import encode, holds_text, tokens_of
+from keras_gemma.scoring.inputs import encode_one, holds_text, tokens_of, whole_number
 from keras_gemma.text.batches import is_text
-from keras_gemma.text.reading import to_ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +62,8 @@ def score_tokens(
         stride, window: as of `GemmaCausalLM.perplexity`.
 
     Raises:
-        ValueError: a text of fewer than two tokens; a stride beyond the window.
+        ValueError: a text of fewer than two tokens; a window beyond the context, or a stride that
+            is not below the window.
 
     Example:
 
@@ -75,23 +75,31 @@ def score_tokens(
     print(dict(zip(scores.tokens, scores.surprisal.round(1))), scores.perplexity)
     ```
     """
+    return _score(lm, _read(lm, text, "text"), *_sizes(lm, stride, window))
+
+
+def _sizes(lm: Any, stride: int | None, window: int | None) -> tuple[int, int]:
+    """Both, checked."""
     context = lm.backbone.config.context_length
-    window = min(window or context, context)
-    stride = max(1, window // 2) if stride is None else stride
-    if window < 2 or not 1 <= stride < window:
-        raise ValueError(
-            "`stride` must be 1 at least and below `window`, which is 2 at least and no more "
-            f"than the context of {context} tokens. Received: stride={stride}, window={window}"
-        )
-    if is_text(text):
-        ids = encode(text, lm.preprocessor).token_ids[0]
-    else:
-        ids = to_ids("text", text, 1, lm.backbone.config.vocabulary_size)
+    remark = f", and the model's context is {context}"
+    window = context if window is None else whole_number("window", window, 2, context, remark)
+    remark = f", below window={window}"
+    stride = window // 2 if stride is None else stride
+    return whole_number("stride", stride, 1, window - 1, remark), window
+
+
+def _read(lm: Any, text: Any, name: str) -> np.ndarray:
+    """int32 `[T]`, where there is something to predict."""
+    ids = encode_one(lm, text, name)
     if len(ids) < 2:
         raise ValueError(
-            "`text` must have two tokens at least, for the first has nothing before it. "
-            f"Received: {text!r:.80}, of {len(ids)}"
+            f"`{name}` must have two tokens at least, for the first has nothing before it. "
+            f"Received: {text!r:.80}, which is {tokens_of(lm, ids)}"
         )
+    return ids
+
+
+def _score(lm: Any, ids: np.ndarray, stride: int, window: int) -> TokenScores:
     log_probabilities = np.full(len(ids), np.nan)
     for start, counted, end in windows(len(ids), stride, window):
         targets = np.roll(ids[start:end], -1)[None]
@@ -105,8 +113,9 @@ def perplexity(
     lm: Any, texts: Any, stride: int | None = None, window: int | None = None
 ) -> float | np.ndarray:
     """See `GemmaCausalLM.perplexity`."""
+    sizes = _sizes(lm, stride, window)
     if is_text(texts):
-        return score_tokens(lm, texts, stride, window).perplexity
+        return _score(lm, _read(lm, texts, "texts"), *sizes).perplexity
     if not holds_text(texts) and not isinstance(texts, list | tuple | np.ndarray):
         raise TypeError(
             "`texts` must be a string, or a list of strings or of lists of ids. "
@@ -114,4 +123,5 @@ def perplexity(
         )
     if len(texts) == 0:
         raise ValueError("`texts` must hold a text at least. Received: an empty list")
-    return np.array([score_tokens(lm, text, stride, window).perplexity for text in texts])
+    rows = [_read(lm, text, f"texts[{i}]") for i, text in enumerate(texts)]
+    return np.array([_score(lm, ids, *sizes).perplexity for ids in rows])

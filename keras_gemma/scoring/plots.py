@@ -12,7 +12,12 @@ from typing import Any
 import numpy as np
 
 from keras_gemma.scoring.attribution import Attribution
-from keras_gemma.scoring.coloring import color_attribution, color_surprisal
+from keras_gemma.scoring.coloring import (
+    ATTRIBUTIONS,
+    check_result,
+    color_attribution,
+    color_surprisal,
+)
 from keras_gemma.scoring.lens import AttentionMaps, LogitLens
 from keras_gemma.scoring.patching import Patching
 from keras_gemma.scoring.perplexity import TokenScores
@@ -42,6 +47,7 @@ __all__ = [
 
 def surprisal(scores: TokenScores) -> Any:
     """A bar for each token of `score_tokens`: how little it was expected, in bits."""
+    check_result(scores, TokenScores, "`score_tokens`")
     figure, axes = _figure(_width(len(scores.tokens)), 3.5)
     axes.bar(range(len(scores.tokens)), np.nan_to_num(scores.surprisal), color=BLUE)
     axes.set_title(f"Surprisal of each token (perplexity {scores.perplexity:.2f})")
@@ -52,6 +58,7 @@ def surprisal(scores: TokenScores) -> Any:
 
 def attribution(shares: Attribution) -> Any:
     """A bar for each token of a prompt: how much it speaks for the answer, in nats."""
+    check_result(shares, Attribution, ATTRIBUTIONS)
     figure, axes = _figure(_width(len(shares.tokens)), 3.5)
     colors = [ORANGE if score > 0 else BLUE for score in shares.scores]
     axes.bar(range(len(shares.tokens)), shares.scores, color=colors)
@@ -64,6 +71,7 @@ def attribution(shares: Attribution) -> Any:
 
 def logit_lens(lens: LogitLens) -> Any:
     """The likeliest next token after each block, and its probability in color."""
+    check_result(lens, LogitLens, "`logit_lens`")
     rows, columns = lens.probabilities.shape
     figure, axes = _figure(_width(columns, 0.46), 1.8 + 0.36 * rows)
     image = axes.imshow(
@@ -97,12 +105,15 @@ def attention(maps: AttentionMaps, heads: Sequence[int] | None = None) -> Any:
     Raises:
         ValueError: no such head.
     """
+    check_result(maps, AttentionMaps, "`attention_maps`")
     count = len(maps.weights)
-    heads = list(range(count)) if heads is None else list(heads)
-    if not heads or not all(0 <= head < count for head in heads):
+    chosen = np.arange(count) if heads is None else np.asarray(heads)
+    are_whole = chosen.ndim == 1 and chosen.dtype.kind in "iu"
+    if not are_whole or not np.isin(chosen, range(count)).all():
         raise ValueError(
             f"`heads` must be a list of heads in [0, {count - 1}]. Received: heads={heads!r}"
         )
+    heads = chosen.tolist()
     side = max(2.4, 0.17 * len(maps.tokens) + 0.8)
     columns = min(len(heads), max(1, int(WIDEST // side)))
     rows = -(-len(heads) // columns)
@@ -128,6 +139,7 @@ def attention(maps: AttentionMaps, heads: Sequence[int] | None = None) -> Any:
 
 def patching(grid: Patching) -> Any:
     """How much of the answer each patch brings back, by block and position, in percent."""
+    check_result(grid, Patching, "`activation_patching`")
     rows, columns = grid.scores.shape
     figure, axes = _figure(_width(columns), 2.4 + 0.3 * rows)
     percent = 100 * grid.recovered

@@ -54,7 +54,7 @@ class Scorable:
             ValueError: an unknown mode, no targets for a loss, ids out of range, a text longer
                 than the context, a pattern without a place, a hook that returns another shape or
                 dtype, or None.
-            TypeError: `hooks` that are no dict of functions.
+            TypeError: `hooks` that are no dict from names to functions of two arguments.
 
         Example:
 
@@ -93,13 +93,14 @@ class Scorable:
         Args:
             texts: a string, or a list of strings or of lists of ids.
             stride: tokens from the start of one window to the next; half a window by default.
-            window: tokens that are read at once; the model's context by default.
+            window: tokens that are read at once, at most the model's context, which is the default.
 
         Returns:
             A number for one string, a float64 array `[B]` for a list.
 
         Raises:
-            ValueError: a text of fewer than two tokens; a stride beyond the window.
+            ValueError: a text of fewer than two tokens; a window beyond the context, or a stride
+                that is not below the window.
 
         Example:
 

@@ -6,7 +6,7 @@ from typing import Any
 from keras import ops
 
 from keras_gemma.scoring.hooks import match
-from keras_gemma.scoring.inputs import encode_one
+from keras_gemma.scoring.inputs import encode_short
 
 
 def trace(lm: Any, text: Any, names: str | Iterable[str]) -> dict[str, Any]:
@@ -23,6 +23,7 @@ def trace(lm: Any, text: Any, names: str | Iterable[str]) -> dict[str, Any]:
 
     Raises:
         ValueError: a name or pattern of no place; a text longer than the context.
+        TypeError: `names` that are no strings.
 
     Example:
 
@@ -34,9 +35,14 @@ def trace(lm: Any, text: Any, names: str | Iterable[str]) -> dict[str, Any]:
     print({name: tuple(x.shape) for name, x in seen.items()})
     ```
     """
+    if not isinstance(names, Iterable):
+        raise TypeError(
+            "`names` must be a list of names such as 'block.0.attention.weights'. "
+            f"Received: names={names!r}"
+        )
     patterns = [names] if isinstance(names, str) else list(names)
     match(patterns, lm.backbone.config.num_layers, "names")
-    ids = encode_one(lm, text)
+    ids = encode_short(lm, text)
     seen = {}
 
     def keep(x: Any, name: str) -> Any:

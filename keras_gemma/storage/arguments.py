@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from keras_gemma.model.backbone import GemmaBackbone
+from keras_gemma.model.quantizable import check_policy
 from keras_gemma.quantization import to_config
 from keras_gemma.text.preprocessor import GemmaPreprocessor
 from keras_gemma.text.tokenizer import GemmaTokenizer
@@ -97,8 +98,10 @@ def _check_dtype(cls: type, dtype: Any) -> None:
         policy = keras.dtype_policies.get(dtype)
     except (ValueError, TypeError) as error:
         raise ValueError(f"`dtype` must be a dtype or a dtype policy. {remedy}") from error
-    if kind_of(cls) in ("backbone", "task") and "float" not in str(policy.compute_dtype):
-        raise ValueError(f"`dtype` of a model must be one of floating point. {remedy}")
+    if kind_of(cls) in ("backbone", "task"):
+        check_policy(policy)
+        if "float" not in str(policy.compute_dtype):
+            raise ValueError(f"`dtype` of a model must be one of floating point. {remedy}")
 
 
 def _parts(cls: type) -> list[type]:

@@ -47,7 +47,12 @@ def pad_rows(
 
 
 def to_numpy(x: Any) -> np.ndarray:
-    """`x`, a list, an array or a tensor of any framework, as an array on the host."""
+    """`x`, a list, an array or a tensor of any framework, as an array on the host.
+
+    Raises ValueError where rows have different lengths.
+    """
+    if hasattr(x, "to_list"):  # tf.RaggedTensor
+        x = x.to_list()
     return keras.ops.convert_to_numpy(x) if keras.ops.is_tensor(x) else np.asarray(x)
 
 
@@ -60,7 +65,8 @@ def to_ids(name: str, x: Any, dimensions: int, vocabulary_size: int) -> np.ndarr
         array = to_numpy(x)
     except ValueError as error:
         raise ValueError(
-            f"`{name}` must have rows of one length. Pad them. Received: {x!r:.200}"
+            f"`{name}` must have rows of one length. Pad them, and say where in the padding mask. "
+            f"Received: {x!r:.200}"
         ) from error
     if array.ndim != dimensions or (array.size and array.dtype.kind not in "iu"):
         shape = "[tokens]" if dimensions == 1 else "[batch, tokens]"

@@ -150,3 +150,25 @@ def test_layout_of_an_accelerator(form, monkeypatch):
     assert_near(backend.matmul(tensor(x), weight), x @ dequantized(plain).T, "float32")
     rows = backend.embed(tensor(np.array([4, 0]), "int32"), weight, "float32")
     assert_near(rows, dequantized(plain)[[4, 0]], "float32")
+
+
+@pytest.mark.skipif(keras.config.backend() != "jax", reason="TensorFlow's steps compile nothing.")
+@pytest.mark.parametrize("form", FORMS)
+def test_steps_outside_of_a_program_compile_once(form, caplog):
+    import jax
+
+    bits, zeros = FORMS[form]
+    weight, x = (
+        stored(random_plain(SHAPES[2], bits, zeros), "matrix", bits),
+        normal(9, SHAPES[2][1]),
+    )
+
+    def run():
+        y, back = jax.vjp(lambda x: backend.matmul(x, weight), tensor(x))
+        return backend.matmul(tensor(x), weight), back(y)
+
+    run()
+    caplog.clear()
+    with jax.log_compiles():
+        run()
+    assert "Compiling" not in caplog.text

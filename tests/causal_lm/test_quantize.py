@@ -1,5 +1,9 @@
 """A quantized model generates, scores and predicts as the plain one with the same numbers."""
 
+import gc
+import weakref
+
+import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -176,8 +180,6 @@ def test_calibration_takes_texts(tiny_proto):
 
 
 def test_what_was_frozen_stays_so(tmp_path):
-    import keras
-
     lm = make_lm()
     lm.quantize("int8")
     lm.save(tmp_path / "model.keras")
@@ -206,3 +208,42 @@ def test_summary(pair):
     lines = []
     pair[0].summary(print_fn=lines.append)
     assert "computing in float32; int" in lines[-1]
+
+
+def test_calibration_is_called_by_its_name():
+    for calibration, says in ((5, "`calibration` must be"), ([3], "Ids of `calibration`")):
+        with pytest.raises((ValueError, TypeError), match=says):
+            make_lm().quantize("int8", calibration=calibration)
+    with pytest.raises(ValueError, match=r"`calibration\[1\]` must be in"):
+        make_lm().quantize("int8", calibration=[[2, 3], [2, 99999]])
+
+
+def test_in_mixed_precision():
+    """Norms in float32 do not decide what activations are in."""
+    config = make_lm().backbone.config.to_dict()
+    lm = GemmaCausalLM(GemmaBackbone(**config, dtype="mixed_bfloat16"))
+    lm.quantize("int8")
+    lm.compile(sampler="greedy", run_eagerly=True)
+    assert len(lm.generate(PROMPTS[:1], max_new_tokens=2, stop_token_ids=None)[0]) == 8
+
+
+class Quantize(keras.callbacks.Callback):
+    """In the middle of `fit`."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.model.quantize("int8")
+
+
+def test_a_model_that_was_trained(tmp_path):
+    lm = make_lm()
+    lm.compile(optimizer="adam", loss="auto", run_eagerly=keras.config.backend() == "torch")
+    x = {"token_ids": IDS, "padding_mask": np.ones_like(IDS)}
+    with pytest.raises(ValueError, match=r"being trained.*when `fit` has returned"):
+        lm.fit(x, IDS, verbose=0, callbacks=[Quantize()])
+    alive = weakref.ref(lm.backbone.named_weights()["layers.1.up"].variable)
+    lm.quantize("int8")
+    gc.collect()
+    assert alive() is None and len(lm.optimizer.variables) == 2  # the step, the learning rate
+    lm.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert np.isfinite(again.evaluate(x, IDS, verbose=0)).all()

@@ -1,5 +1,8 @@
 """A quantized backbone means the plain one that holds the numbers it stands for."""
 
+import warnings
+import weakref
+
 import keras
 import numpy as np
 import pytest
@@ -104,12 +107,77 @@ def test_report():
 def test_nothing_is_left_of_the_plain_weights():
     backbone = make_backbone(GEMMA1)
     plain = [w.variable for w in backbone.named_weights().values() if w.kind != "norm"]
+    alive = [weakref.ref(variable) for variable in plain]
     backbone.quantize("int8")
     held = {id(variable) for variable in backbone.variables}
     assert not held & set(map(id, plain))
     if keras.config.backend() == "torch":
         assert sum(p.numel() for p in backbone.parameters()) == backbone.count_params()
     assert backbone.trainable_variables == []
+    del plain
+    assert not any(variable() for variable in alive)
+
+
+@pytest.mark.parametrize(
+    ("group_size", "number"), [(16, np.nan), (16, -np.inf), (16, 3e38), (1, 0.0)]
+)
+def test_a_model_is_quantized_whole_or_not_at_all(group_size, number):
+    backbone = make_backbone(GEMMA2)
+    weight = backbone.named_weights()["layers.1.down"]
+    array = weight.numpy().copy()
+    array[3, 4] = number
+    weight.assign(array)
+    with pytest.raises(ValueError, match="layers.1.down: .*NaN" if number else "group_size"):
+        backbone.quantize("int4", group_size)
+    assert all(weight.dtype == "float32" for weight in backbone.named_weights().values())
+    array[3, 4] = 0
+    weight.assign(array)
+    backbone.quantize("int4", 16)
+
+
+@pytest.mark.parametrize("extra", [{"group_size": 16}, {"zeros": True}, {"embedding": "int4"}])
+def test_settings_beside_a_config(extra):
+    for mode in (QuantizationConfig("int4"), {"mode": "int4"}):
+        with pytest.raises(ValueError, match=r"`mode` is a config.* put .*there"):
+            make_backbone(GEMMA1).quantize(mode, **extra)
+
+
+@pytest.mark.parametrize(
+    ("calibration", "error", "says"),
+    [
+        ([], ValueError, "`calibration` must hold a few texts.*Received: none"),
+        ([[5]], ValueError, r"two tokens or more.*\[5\] alone"),
+        (5, TypeError, "Received: calibration=5"),
+    ],
+)
+def test_calibration_that_says_nothing(calibration, error, says):
+    with pytest.raises(error, match=says):
+        make_backbone(GEMMA1).quantize("int8", calibration=calibration)
+
+
+@pytest.mark.parametrize("model", [None, 5, "gemma_tiny_en"])
+def test_a_report_of_something_else(model):
+    with pytest.raises(TypeError, match="`model` must be a GemmaCausalLM or a GemmaBackbone"):
+        report(model)
+
+
+def test_weights_of_other_bits(tmp_path):
+    """Read as they are, values with zero points would stand for other numbers where none are."""
+    modes = [None, "int8", QuantizationConfig("int4", 16), QuantizationConfig("int4", 16, True)]
+    models = [make_backbone(GEMMA2) for _ in modes]
+    for i, mode in enumerate(modes):
+        if mode is not None:
+            models[i].quantize(mode)
+        models[i].save_weights(tmp_path / f"{i}.weights.h5")
+    for i, model in enumerate(models):
+        (other,) = (j for j in range(4) if j == (i ^ 1))
+        with (
+            warnings.catch_warnings(),
+            pytest.raises(ValueError, match=r"Load weights that were saved .* the same way"),
+        ):
+            warnings.simplefilter("ignore")  # Keras's, of what it skips
+            model.load_weights(tmp_path / f"{other}.weights.h5")
+        model.load_weights(tmp_path / f"{i}.weights.h5")
 
 
 @pytest.mark.parametrize("mode", ["float8", "gptq", "int2", None, 8])

@@ -70,7 +70,12 @@ def test_perplexity_in_windows(lm, ids):
 @pytest.mark.parametrize(
     ("arguments", "error", "says"),
     [
-        ({"texts": TEXT, "stride": 8, "window": 8}, ValueError, "stride=8, window=8"),
+        ({"texts": TEXT, "stride": 8, "window": 8}, ValueError, "below window=8.*stride=8"),
+        ({"texts": TEXT, "stride": 2.0}, ValueError, r"an integer in .*stride=2\.0"),
+        ({"texts": TEXT, "window": 0}, ValueError, r"\[2, 8192\].*window=0"),
+        ({"texts": TEXT, "window": 9000}, ValueError, "context is 8192.*window=9000"),
+        ({"texts": [TEXT, "die", 3]}, ValueError, r"`texts\[2\]` must be integer ids"),
+        ({"texts": [TEXT, ["die"]]}, TypeError, r"`texts\[1\]` must be one string"),
         ({"texts": TEXT, "stride": 0}, ValueError, "stride=0"),
         ({"texts": ""}, ValueError, "two tokens at least"),
         ({"texts": []}, ValueError, "an empty list"),
@@ -78,8 +83,10 @@ def test_perplexity_in_windows(lm, ids):
     ],
 )
 def test_perplexity_errors(lm, arguments, error, says):
-    with pytest.raises(error, match=says):
-        lm.perplexity(**arguments)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lm, "score", None)  # errors come before any work
+        with pytest.raises(error, match=says):
+            lm.perplexity(**arguments)
 
 
 def test_logit_lens(lm, ids):
@@ -105,8 +112,17 @@ def test_attention_maps(lm, ids):
     assert not np.triu(maps.weights, 1).any()
     local = scoring.attention_maps(lm, TEXT, 0).weights
     assert not np.tril(local, -4).any()  # the window is 4
-    with pytest.raises(ValueError, match=r"\[-4, 3\].*layer=4"):
-        scoring.attention_maps(lm, TEXT, 4)
+    for layer in (4, -5, 2.0, "3", None):
+        with pytest.raises(ValueError, match=rf"\[-4, 3\].*layer={layer!r}"):
+            scoring.attention_maps(lm, TEXT, layer)
+
+
+def test_a_text_of_one_token(lm):
+    """Keras warns of a softmax of one number, and warnings are errors here."""
+    (weights,) = scoring.trace(lm, [2], "block.0.attention.weights").values()
+    assert numpy(weights).tolist() == [[[[1.0]]] * 4]
+    assert scoring.logit_lens(lm, [2]).losses.shape == (5, 0)
+    assert scoring.gradient_times_input(lm, [2], 40).scores.shape == (1,)
 
 
 def test_patching_against_one_patch_at_a_time(lm, ids):
@@ -143,6 +159,10 @@ def test_patching_the_end_of_the_residual_brings_all_back(lm, ids):
     [
         ({"corrupted": "To be"}, "as many tokens"),
         ({"answer": "question mark"}, "one token"),
+        ({"answer": "<eos>"}, "by its id"),
+        ({"answer": ["a"]}, r"integer in \[0, 511\], or a text of one token.*answer=\['a'\]"),
+        ({"answer": 512}, "answer=512"),
+        ({}, "must differ in a token"),
         ({"place": "attention.weights"}, "place='attention.weights'"),
         ({"clean": [600]}, r"`clean` must be in \[0, 511\]"),
     ],
@@ -182,8 +202,10 @@ def test_integrated_gradients_sum_to_the_gain(lm, ids):
     gain = shares.log_probability - shares.baseline
     assert shares.scores.sum() == pytest.approx(gain, rel=0.02, abs=0.02)
     assert shares.scores[0] == 0  # <bos> is the same in both texts
-    with pytest.raises(ValueError, match="steps=0"):
-        scoring.integrated_gradients(lm, TEXT, 40, steps=0)
+    for wrong in ({"steps": 0}, {"steps": 2.5}, {"steps": "8"}, {"baseline": 512}):
+        ((name, value),) = wrong.items()
+        with pytest.raises(ValueError, match=f"`{name}` must be an integer.*{name}={value!r}"):
+            scoring.integrated_gradients(lm, TEXT, 40, **wrong)
 
 
 def test_attributions_leave_the_model_alone(lm):

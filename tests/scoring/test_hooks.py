@@ -119,6 +119,8 @@ def test_several_hooks_at_one_place_take_turns(lm):
 
 def test_numpy_may_come_back(lm):
     close(run(lm, {"embeddings": lambda x, name: numpy(x)}), numpy(lm.score(IDS, MASK)))
+    kept = keras.Variable(np.zeros((2, 7, lm.backbone.config.hidden_dim), "float32"))
+    close(run(lm, {"*.output": lambda x, name: kept}), run(lm, {"*.output": lambda x, n: 0 * x}))
 
 
 def test_a_hook_on_logits_is_seen_by_the_loss(lm):
@@ -133,7 +135,12 @@ def test_a_hook_on_logits_is_seen_by_the_loss(lm):
         ({"block.0.attention.weight": None}, ValueError, "block.0.attention.weights"),
         ({"block.9.residual.after": None}, ValueError, r"block\.1\.residual\.after"),
         ({"block.0.attention.output": 3}, TypeError, r"hooks\['block.0.attention.output'\]=3"),
+        ({"logits": lambda x: x}, TypeError, r"two arguments.*hooks\['logits'\]=<function"),
+        ({"logits": lambda x, name, more: x}, TypeError, "two arguments"),
+        ({("logits",): lambda x, name: x}, TypeError, r"by strings.*\('logits',\)"),
         ([("logits", None)], TypeError, "`hooks` must be a dict"),
+        ({"logits": lambda x, n: numpy(x).tolist()}, ValueError, "convert_to_tensor.*type list"),
+        ({"logits": lambda x, n: numpy(x).astype("float64")}, ValueError, "returned float64"),
         ({"*.middle": lambda x, n: None}, ValueError, "'block.0.residual.middle'.*returned None"),
         ({"logits": lambda x, n: x[:1]}, ValueError, r"'logits'.*\(2, 7, 512\).*\(1, 7, 512\)"),
         (
@@ -148,7 +155,31 @@ def test_errors(lm, hooks, error, says):
         run(lm, hooks)
 
 
+def test_a_tensor_of_another_framework(lm):
+    if keras.config.backend() == "torch":
+        import tensorflow as other
+    else:
+        import torch as other
+    backend = keras.config.backend()
+    with pytest.raises(
+        ValueError, match=rf"one of {backend}, .*returned (?s:.*) of type \w*Tensor"
+    ):
+        run(lm, {"logits": lambda x, name: other.zeros(tuple(x.shape))})
+
+
+def test_what_a_hook_raises_comes_through(lm):
+    def broken(x, name):
+        raise KeyError(name)
+
+    with pytest.raises(KeyError, match="final_norm"):
+        run(lm, {"final_norm": broken})
+
+
 def test_trace_errors(lm):
+    with pytest.raises(TypeError, match="names=None"):
+        trace(lm, IDS[0], None)
+    with pytest.raises(TypeError, match=r"`names` must name places by strings.*3"):
+        trace(lm, IDS[0], [3])
     with pytest.raises(ValueError, match="`names` names a place"):
         trace(lm, IDS[0], "residual")
     with pytest.raises(ValueError, match="no preprocessor"):

@@ -1,6 +1,7 @@
 """Pictures: what stands on their axes, and that they can be saved; texts in color, as HTML."""
 
 import io
+import re
 import sys
 from html.parser import HTMLParser
 
@@ -81,8 +82,19 @@ def test_heads_are_chosen(pyplot):
     figure = plots.attention(MAPS, heads=[4, 1])
     titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
     assert titles == ["head 4", "head 1"]
-    with pytest.raises(ValueError, match=r"heads in \[0, 4\].*heads=\[5\]"):
-        plots.attention(MAPS, heads=[5])
+    for heads in ([5], [-1], [], [0.0], [True], 3, "0"):
+        with pytest.raises(ValueError, match=rf"heads in \[0, 4\].*heads={re.escape(repr(heads))}"):
+            plots.attention(MAPS, heads=heads)
+
+
+def test_results_of_other_functions():
+    """Before matplotlib is asked for."""
+    draws = [(draw, result) for draw, result, *_ in PICTURES.values()]
+    draws += [(plots.color_surprisal, SCORES), (plots.color_attribution, SHARES)]
+    for draw, result in draws:
+        other = MAPS if result is not MAPS else GRID
+        with pytest.raises(TypeError, match=f"returns, `{type(result).__name__}`. Received"):
+            draw(other)
 
 
 def test_without_matplotlib(monkeypatch):

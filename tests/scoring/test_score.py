@@ -97,6 +97,12 @@ def test_the_hook_sees_embeddings_before_they_are_scaled(lm):
         ({"scoring_mode": "loss", "target_ids": IDS + 500}, r"`target_ids` must be in \[0, 511\]"),
         ({"token_ids": IDS + 500}, r"`token_ids` must be in \[0, 511\].*ids from 500 to 900"),
         ({"token_ids": IDS - 1}, "ids from -1 to 399"),
+        ({"padding_mask": MASK[:, 1:]}, r"`padding_mask` must have the shape.*\(2, 6\)"),
+        ({"padding_mask": [[1], [1, 0]]}, "`padding_mask` must have rows of one length"),
+        ({"padding_mask": 1 - 2 * MASK}, "1 or True at tokens, and 0 or False at padding"),
+        ({"padding_mask": MASK * np.nan}, "1 or True"),
+        ({"token_ids": [[2, 3], [2]]}, "rows of one length.*padding mask"),
+        ({"layer_intercept_fn": lambda x: x}, "two arguments.*layer_intercept_fn=<function"),
         ({"token_ids": IDS[0]}, r"\[batch, tokens\]. Received: shape \(7,\)"),
         ({"token_ids": np.zeros((2, 0), "int32"), "padding_mask": None}, "a token at least"),
         ({"token_ids": "To be", "padding_mask": None}, "no preprocessor"),
@@ -112,6 +118,14 @@ def test_the_hook_sees_embeddings_before_they_are_scaled(lm):
 def test_errors(lm, arguments, says):
     with pytest.raises(ValueError, match=says):
         lm.score(**{"token_ids": IDS, "padding_mask": MASK, **arguments})
+
+
+def test_ragged_tensors(lm):
+    """Of one length they are ids; of several, nothing says what is padding."""
+    ragged = pytest.importorskip("tensorflow").ragged.constant
+    close(numpy(lm.score(ragged(IDS.tolist()))), numpy(lm.score(IDS)))
+    with pytest.raises(ValueError, match="`token_ids` must have rows of one length"):
+        lm.score(ragged([[2, 3], [2, 3, 4]]))
 
 
 def test_a_text_longer_than_the_context():
@@ -208,10 +222,13 @@ def test_hidden_states_of_transformers(variant):
         close(ours[real], expected.numpy()[real])
 
 
-def test_no_hooks_no_cost():
-    """Hooks that change nothing add nothing to a program; so none at all do neither."""
+def test_no_hooks_no_cost(monkeypatch):
+    """The program is that of a model without places; hooks that change nothing add nothing."""
+    from importlib import import_module
+
     from keras_gemma.scoring.forward import forward, logits_of
     from keras_gemma.scoring.hooks import place_names, read_hooks
+    from keras_gemma.scoring.score import Scorer
 
     lm = make_lm("gemma2_grouped")
     config, weights = lm.backbone.config, lm.backbone.tensors()
@@ -230,6 +247,27 @@ def test_no_hooks_no_cost():
     bare = program(None)
     assert len(bare) > 1000
     assert bare == program({}) == program(taps)
+
+    scorer = Scorer(lm.backbone)
+
+    def compiled(weights, token_ids, mask):
+        return scorer._logits(weights["head"], scorer._hidden(weights, token_ids, mask))
+
+    assert bare == listing(compiled, weights, *inputs)
+    for module in ("attention", "decoder_block", "feed_forward"):
+        module = import_module(f"keras_gemma.model.{module}")
+        monkeypatch.setattr(module, "tapped", lambda taps, name, x: x)
+    monkeypatch.setattr("keras_gemma.scoring.forward.tapped", lambda taps, name, x: x)
+    assert bare == program(None)
+
+
+def test_without_hooks_the_compiled_programs_run(monkeypatch):
+    lm = make_lm()
+    expected = numpy(lm.score(IDS))
+    close(numpy(lm.score(IDS, hooks={"*": lambda x, name: x})), expected)
+    monkeypatch.setattr(lm._scorer, "run_hooked", None)
+    np.testing.assert_array_equal(numpy(lm.score(IDS)), expected)
+    np.testing.assert_array_equal(numpy(lm.score(IDS, hooks={})), expected)
 
 
 def listing(function, *args):
