@@ -158,7 +158,7 @@ class MatrixLayer(keras.layers.Layer):
         """Raise a ValueError where `quantize_matrix` would; a model asks all its matrices first."""
         self._spec(config)
         x = self.variables_of_matrix.value
-        ends = [float(ops.convert_to_numpy(end)) for end in (ops.min(x), ops.max(x))]
+        ends = [float(ops.cast(end, "float32")) for end in (ops.min(x), ops.max(x))]
         # XLA's extremes pass NaN over.
         if max(map(abs, ends)) > LARGEST or bool(ops.any(ops.isnan(x))):
             raise ValueError(f"{name}: {NO_NUMBERS}")
@@ -203,7 +203,8 @@ class MatrixLayer(keras.layers.Layer):
         names = ("0", *backend.Quantized._fields)
         stored = {name: tuple(store[name].shape) for name in names if name in store}
         if self.quantization is None:
-            expected = {"0": self.logical_shape}
+            # Where the matrix has another shape, who assigns it says so.
+            expected = {"0": stored.get("0", self.logical_shape)}
         else:
             config, bits = self.quantization, self.quantization.bits(self.kind)
             zeros = bits == 4 and config.zeros
