@@ -158,7 +158,8 @@ class MatrixLayer(keras.layers.Layer):
         """Raise a ValueError where `quantize_matrix` would; a model asks all its matrices first."""
         self._spec(config)
         x = self.variables_of_matrix.value
-        ends = [float(ops.cast(end, "float32")) for end in (ops.min(x), ops.max(x))]
+        ends = [ops.cast(end, "float32") for end in (ops.min(x), ops.max(x))]
+        ends = [float(ops.convert_to_numpy(end)) for end in ends]
         # XLA's extremes pass NaN over.
         if max(map(abs, ends)) > LARGEST or bool(ops.any(ops.isnan(x))):
             raise ValueError(f"{name}: {NO_NUMBERS}")
