@@ -181,7 +181,7 @@ def test_in_a_terminal(command_environment, tmp_path):
         **dict.fromkeys(("stdin", "stdout", "stderr"), there),
     )
     os.close(there)
-    child = fdpexpect.fdspawn(here, timeout=60, encoding="utf-8")
+    child = fdpexpect.fdspawn(here, timeout=240, encoding="utf-8")
     ready = r"\x1b\[\?2004h"  # what an editor of lines says to a terminal
     child.expect("!help shows the commands")
     for typed, printed in (
@@ -194,5 +194,5 @@ def test_in_a_terminal(command_environment, tmp_path):
         child.expect(ready)
         child.send(typed)
         child.expect(printed)
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=240) == 0
     child.close()
