@@ -249,6 +249,14 @@ def _widen(values: Any, scales: Any, zeros: Any, dtype: torch.dtype) -> torch.Te
     return _widen_4(values, scales, zeros, dtype)
 
 
+def _widened_slice(
+    start: int, values: Any, scales: Any, zeros: Any, dtype: torch.dtype
+) -> torch.Tensor:
+    """`SLICE` rows of a weight in 4 bits, from block `start` on -> `[in, rows]`."""
+    part = slice(start, start + SLICE[4] // values.shape[-1])
+    return _widen(values[part], scales[part], None if zeros is None else zeros[part], dtype)
+
+
 def _many_rows(
     x: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None
 ) -> torch.Tensor:
@@ -261,11 +269,8 @@ def _many_rows(
         for weight in values.split(SLICE[8]):
             products.append(torch.mm(weight.to(x.dtype), x.T))
         return (torch.cat(products).T * scales).to(x.dtype).contiguous()
-    size = SLICE[4] // values.shape[-1]
-    for start in range(0, len(values), size):
-        part = slice(start, start + size)
-        weight = _widen(values[part], scales[part], None if zeros is None else zeros[part], x.dtype)
-        products.append(torch.mm(x, weight))
+    for start in range(0, len(values), SLICE[4] // values.shape[-1]):
+        products.append(torch.mm(x, _widened_slice(start, values, scales, zeros, x.dtype)))
     return torch.cat(products, 1)
 
 
@@ -286,25 +291,17 @@ def _turned(
     dy: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None
 ) -> torch.Tensor:
     """`dy [R, out]` times the weight as it lies -> `[R, in]`: the gradient of a product."""
-    dtype, in_8_bits = dy.dtype, values.dtype == torch.int8
-    size = SLICE[8] if in_8_bits else SLICE[4] // values.shape[-1]
-    if dy.device.type != "cpu":
-        size = len(values)
-    if in_8_bits:
-        dy = (dy * scales).to(dtype)
+    dtype = dy.dtype
     total: Any = 0
-    for start in range(0, len(values), size):
-        part = slice(start, start + size)
-        if in_8_bits:
-            product = torch.mm(dy[:, part], values[part].to(dtype))
-        else:
-            lanes = values.shape[-1]
-            these = dy[:, start * lanes : (start + size) * lanes]
-            weight = _widen(
-                values[part], scales[part], None if zeros is None else zeros[part], dtype
-            )
-            product = torch.mm(these, weight.T)
-        total = total + product.float()
+    if values.dtype == torch.int8:
+        dy = (dy * scales).to(dtype)
+        for part, weight in zip(dy.split(SLICE[8], 1), values.split(SLICE[8]), strict=True):
+            total = total + torch.mm(part, weight.to(dtype)).float()
+    else:
+        starts = range(0, len(values), SLICE[4] // values.shape[-1])
+        for start, part in zip(starts, dy.split(SLICE[4], 1), strict=True):
+            weight = _widened_slice(start, values, scales, zeros, dtype)
+            total = total + torch.mm(part, weight.T).float()
     return total.to(dtype)
 
 

@@ -14,14 +14,13 @@ from keras_gemma import backend
 from keras_gemma.backend import quantized
 from keras_gemma.model.initialization import initializer
 from keras_gemma.quantization import (
-    LARGEST,
-    NO_NUMBERS,
     QuantizationConfig,
     dequantize_array,
     quantize_rows,
     relative_error,
     to_config,
 )
+from keras_gemma.quantization.array import LARGEST, NO_NUMBERS
 
 
 class Observed(NamedTuple):

@@ -9,8 +9,6 @@ How a quantized matrix is stored and multiplied is `backend/`'s; the layers that
 """
 
 from keras_gemma.quantization.array import (
-    LARGEST,
-    NO_NUMBERS,
     dequantize_array,
     quantize_array,
     quantize_rows,
@@ -20,8 +18,6 @@ from keras_gemma.quantization.config import QuantizationConfig, to_config
 from keras_gemma.quantization.report import Report, WeightReport, report
 
 __all__ = [
-    "LARGEST",
-    "NO_NUMBERS",
     "QuantizationConfig",
     "Report",
     "WeightReport",
