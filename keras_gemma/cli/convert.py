@@ -71,6 +71,7 @@ def convert(
     from keras_gemma import storage  # noqa: F401
     from keras_gemma.causal_lm import GemmaCausalLM
 
+    check_target(target)
     lm = GemmaCausalLM.from_preset(full_name(source), dtype=dtype and dtype.value)
     size = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
     if to is Format.KERAS:
@@ -112,11 +113,20 @@ def quantize(
         config = QuantizationConfig(bits.value, group_size, zeros, embedding.value)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+    check_target(target)
     dtype = dtype and dtype.value
     lm = GemmaCausalLM.from_preset(full_name(source), dtype=dtype, quantization=config)
     lm.save_to_preset(target)
     found = report(lm)
     print(json.dumps(found.to_dict()) if as_json else found)
+
+
+def check_target(target: Path) -> None:
+    """Raise a ValueError where nothing can be written, before a model is read for minutes."""
+    from keras_gemma.storage.files import beside, local_path
+
+    with beside(local_path(target, "target").absolute(), "target"):
+        pass
 
 
 def written(target: Path) -> str:

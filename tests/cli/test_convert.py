@@ -87,6 +87,17 @@ def test_wrong_usage(arguments, says, capsys):
     assert len(error.splitlines()) == 2
 
 
+@pytest.mark.parametrize("command", ["convert", "quantize"])
+def test_a_target_is_tried_before_the_model_is_read(command, tmp_path, monkeypatch):
+    def read(*args, **kwargs):
+        raise AssertionError("The model was read.")
+
+    monkeypatch.setattr(GemmaCausalLM, "from_preset", read)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"`target` cannot be written: .*Name a place"):
+        main([command, "gemma_tiny_en", str(tmp_path / "file" / "model")])
+
+
 def test_info_of_a_model(capsys):
     assert main(["info", "2b", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
