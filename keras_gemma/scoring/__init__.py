@@ -12,6 +12,7 @@ In the order of the data:
     tracing.py      activations by their names
     lens.py         the next token by each block; where heads look
     patching.py     which activation makes the difference between two prompts
+    answer.py       the next token that patching and attribution ask for
     attribution.py  how much each token speaks for an answer
     gradient.py     of any function, on every backend
     plots.py        pictures of all of it, by matplotlib

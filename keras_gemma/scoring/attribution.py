@@ -14,11 +14,9 @@ import numpy as np
 from keras import ops
 
 from keras_gemma import backend
-from keras_gemma.scoring.forward import constant_weights, forward, logits_of
+from keras_gemma.scoring.answer import log_probability, read_answer
 from keras_gemma.scoring.gradient import gradient
 from keras_gemma.scoring.inputs import encode_short, tokens_of, whole_number
-from keras_gemma.scoring.losses import cross_entropy
-from keras_gemma.scoring.patching import read_answer
 
 PADDING, START = 0, 2
 """Ids of `<pad>` and `<bos>` in every vocabulary of Gemma."""
@@ -66,9 +64,9 @@ def gradient_times_input(lm: Any, text: Any, answer: str | int) -> Attribution:
     print(dict(zip(shares.tokens, shares.scores.round(2))))
     ```
     """
-    log_probability, embeddings = _question(lm, ids := encode_short(lm, text), answer)
-    slope = gradient(log_probability, embeddings[None])[0]
-    (gained,) = _numbers(log_probability, embeddings)
+    of_answer, embeddings = _question(lm, ids := encode_short(lm, text), answer)
+    slope = gradient(of_answer, embeddings[None])[0]
+    (gained,) = _numbers(of_answer, embeddings)
     return _result(lm, ids, answer, "gradient times input", slope * embeddings, gained)
 
 
@@ -98,14 +96,14 @@ def integrated_gradients(
     """
     steps = whole_number("steps", steps, 1, np.inf)
     baseline = whole_number("baseline", baseline, 0, lm.backbone.config.vocabulary_size - 1)
-    log_probability, end = _question(lm, ids := encode_short(lm, text), answer)
+    of_answer, end = _question(lm, ids := encode_short(lm, text), answer)
     start = _embed(lm, np.where(ids == START, START, baseline))
     where = (np.arange(steps, dtype="float32") + 0.5) / steps
     total = np.zeros(end.shape, "float32")
     for i in range(0, steps, LARGEST_BATCH):
         points = start + where[i : i + LARGEST_BATCH, None, None] * (end - start)
-        total += gradient(log_probability, points).sum(0)
-    gained, least = _numbers(log_probability, end, start)
+        total += gradient(of_answer, points).sum(0)
+    gained, least = _numbers(of_answer, end, start)
     shares = total / steps * (end - start)
     return _result(lm, ids, answer, "integrated gradients", shares, gained, least)
 
@@ -113,20 +111,15 @@ def integrated_gradients(
 def _question(lm: Any, ids: np.ndarray, answer: str | int) -> tuple[Callable[[Any], Any], Any]:
     """The answer's log-probability as a function of embeddings `[B, T, D]`, and the text's own."""
     answer_id = read_answer(lm, answer)
-    config, dtype = lm.backbone.config, lm.backbone.compute_dtype
-    weights = constant_weights(lm.backbone)
+    dtype = lm.backbone.compute_dtype
 
-    def log_probability(embeddings: Any) -> Any:
+    def of_answer(embeddings: Any) -> Any:
         """`[B, T, D]` -> `[B]`."""
-        b = embeddings.shape[0]
-        texts = ops.convert_to_tensor(np.repeat(ids[None], b, axis=0))
-        mask = ops.ones(texts.shape, dtype="bool")
+        texts = np.repeat(ids[None], embeddings.shape[0], axis=0)
         replace = {"embeddings": lambda _: ops.cast(embeddings, dtype)}
-        x = forward(weights, texts, mask, config, dtype, replace)
-        answers = ops.full((b,), answer_id, dtype="int32")
-        return -cross_entropy(logits_of(x[:, -1], weights, config), answers)
+        return log_probability(lm, texts, answer_id, replace)
 
-    return log_probability, _embed(lm, ids)
+    return of_answer, _embed(lm, ids)
 
 
 def _embed(lm: Any, ids: np.ndarray) -> np.ndarray:

@@ -12,9 +12,8 @@ import numpy as np
 from keras import ops
 
 from keras_gemma.model.taps import BLOCK_PLACES
-from keras_gemma.scoring.forward import forward, logits_of
-from keras_gemma.scoring.inputs import encode_short, tokens_of, whole_number
-from keras_gemma.scoring.losses import cross_entropy
+from keras_gemma.scoring.answer import log_probability, read_answer
+from keras_gemma.scoring.inputs import encode_short, tokens_of
 from keras_gemma.scoring.tracing import trace
 
 LARGEST_BATCH = 32
@@ -94,21 +93,16 @@ def activation_patching(
             "`clean` and `corrupted` must differ in a token, or no patch changes anything. "
             f"Received: {tokens_of(lm, ids)} twice"
         )
-    config, weights = lm.backbone.config, lm.backbone.tensors()
-    length = len(ids)
+    length, layers = len(ids), lm.backbone.config.num_layers
 
     def ask(row: np.ndarray, count: int, taps: Any = None) -> np.ndarray:
         """The answer's log-probability after `count` copies of a text: `[count]`."""
-        texts = ops.convert_to_tensor(np.repeat(row[None], count, axis=0))
-        mask = ops.ones((count, length), dtype="bool")
-        x = forward(weights, texts, mask, config, lm.backbone.compute_dtype, taps)
-        logits = logits_of(x[:, -1], weights, config)
-        answers = ops.full((count,), answer_id, dtype="int32")
-        return ops.convert_to_numpy(ops.stop_gradient(-cross_entropy(logits, answers)))
+        found = log_probability(lm, np.repeat(row[None], count, axis=0), answer_id, taps)
+        return ops.convert_to_numpy(ops.stop_gradient(found))
 
     wanted = trace(lm, ids, f"block.*.{place}")
-    scores = np.zeros((config.num_layers, length), "float32")
-    for layer in range(config.num_layers):
+    scores = np.zeros((layers, length), "float32")
+    for layer in range(layers):
         name = f"block.{layer}.{place}"
         for start in range(0, length, LARGEST_BATCH):
             positions = np.arange(start, min(start + LARGEST_BATCH, length))
@@ -128,26 +122,3 @@ def activation_patching(
         float(ask(ids, 1)[0]),
         float(ask(other, 1)[0]),
     )
-
-
-def read_answer(lm: Any, answer: Any) -> int:
-    """The id of one token, given as a text of one piece or as an id.
-
-    Raises:
-        ValueError: several pieces, or no id of the vocabulary.
-    """
-    if not isinstance(answer, str):
-        last = lm.backbone.config.vocabulary_size - 1
-        return whole_number("answer", answer, 0, last, ", or a text of one token")
-    if lm.preprocessor is None:
-        raise ValueError(
-            f"This model has no preprocessor: give `answer` as an id. Received: answer={answer!r}"
-        )
-    ids = lm.preprocessor.tokenizer.tokenize(answer, parse_special=False)
-    if len(ids) != 1:
-        raise ValueError(
-            "`answer` must be one token; a space before a word belongs to it, and any token may "
-            "be given by its id, as those of control must. "
-            f"Received: answer={answer!r}, which is {tokens_of(lm, ids)}"
-        )
-    return int(ids[0])

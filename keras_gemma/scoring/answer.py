@@ -1,0 +1,44 @@
+"""The one next token that patching and attribution ask for: its id, and its log-probability."""
+
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from keras_gemma.model.taps import Taps
+from keras_gemma.scoring.forward import constant_weights, forward, logits_of
+from keras_gemma.scoring.inputs import tokens_of, whole_number
+from keras_gemma.scoring.losses import cross_entropy
+
+
+def log_probability(lm: Any, texts: np.ndarray, answer_id: int, taps: Taps = None) -> Any:
+    """How likely the answer is after each of `texts [B, T]`: float32 `[B]`, in nats."""
+    config, weights = lm.backbone.config, constant_weights(lm.backbone)
+    mask = ops.ones(texts.shape, dtype="bool")
+    texts = ops.convert_to_tensor(texts)
+    x = forward(weights, texts, mask, config, lm.backbone.compute_dtype, taps)
+    answers = ops.full(texts.shape[:1], answer_id, dtype="int32")
+    return -cross_entropy(logits_of(x[:, -1], weights, config), answers)
+
+
+def read_answer(lm: Any, answer: Any) -> int:
+    """The id of one token, given as a text of one piece or as an id.
+
+    Raises:
+        ValueError: several pieces, or no id of the vocabulary.
+    """
+    if not isinstance(answer, str):
+        last = lm.backbone.config.vocabulary_size - 1
+        return whole_number("answer", answer, 0, last, ", or a text of one token")
+    if lm.preprocessor is None:
+        raise ValueError(
+            f"This model has no preprocessor: give `answer` as an id. Received: answer={answer!r}"
+        )
+    ids = lm.preprocessor.tokenizer.tokenize(answer, parse_special=False)
+    if len(ids) != 1:
+        raise ValueError(
+            "`answer` must be one token; a space before a word belongs to it, and any token may "
+            "be given by its id, as those of control must. "
+            f"Received: answer={answer!r}, which is {tokens_of(lm, ids)}"
+        )
+    return int(ids[0])
