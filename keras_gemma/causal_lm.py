@@ -15,6 +15,7 @@ from keras_gemma.completion.draft import read_draft
 from keras_gemma.completion.job import Job
 from keras_gemma.completion.prompts import Prompts, read_prompt, read_prompts
 from keras_gemma.completion.settings import GenerationSettings, read_settings
+from keras_gemma.export.exportable import Exportable
 from keras_gemma.generation import samplers
 from keras_gemma.generation.generator import Generator
 from keras_gemma.generation.request import Draft, Prefix
@@ -30,7 +31,9 @@ from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
 
 
 @keras.saving.register_keras_serializable(package="keras_gemma")
-class GemmaCausalLM(Presettable, Savable, Conversational, Scorable, Quantizable, ModelOfText):
+class GemmaCausalLM(
+    Presettable, Savable, Conversational, Scorable, Quantizable, Exportable, ModelOfText
+):
     """Gemma with its head: generates, scores and trains on text.
 
     As a Keras model it maps `{"token_ids", "padding_mask"}`, both `[B, T]`, to logits, float32

@@ -19,8 +19,9 @@ FLOORS = (
     ("model",),
     ("storage", "generation", "scoring"),
     ("completion",),
+    ("export",),
     ("causal_lm",),
-    ("training", "export", "serving", "evaluation", "distribution", "conversion", "benchmark"),
+    ("training", "serving", "evaluation", "distribution", "conversion", "benchmark"),
     ("cli",),
     ("public names",),
 )

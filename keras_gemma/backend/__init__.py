@@ -10,6 +10,7 @@ layout that its compiler reads fastest, and nothing above this folder knows it.
     pack(weight, kind, dtype)          NumPy `[out, in]` -> NumPy in the stored layout and dtype,
                                        the same memory where nothing has to change
     unpack(packed, shape)              the way back
+    to_numpy(tensor)                   what a variable holds, copied to the host
     uninitialized()                    within it, new variables take no memory, until
     assign(variable, packed)           gives one a packed weight, whose memory it takes over where
                                        the framework can
@@ -68,6 +69,7 @@ packed_shape = _module.packed_shape
 pack = _module.pack
 peak_device_memory = _module.peak_device_memory
 unpack = _module.unpack
+to_numpy = _module.to_numpy
 attend = _module.attend
 write_cache = _module.write_cache
 compile = _module.compile
@@ -164,6 +166,7 @@ __all__ = [
     "quantized_spec",
     "quantized_unpack",
     "settle",
+    "to_numpy",
     "uninitialized",
     "unpack",
     "write_cache",

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from keras import ops
 
 from keras_gemma.backend import (
     host,
@@ -68,10 +69,16 @@ def pack(weight: np.ndarray, kind: str, dtype: Any = None) -> np.ndarray:
 
 
 unpack = packing.unpack
+to_numpy = ops.convert_to_numpy
 
 
 def adopt(packed: np.ndarray) -> jax.Array:
     return jax.device_put(packed)  # unlike `asarray`, without a copy
+
+
+def _few(rows: Any) -> bool:
+    """Whether there are few rows; how many, nobody knows while a program for any is exported."""
+    return isinstance(rows, int) and rows <= FEW_ROWS
 
 
 def _one_row(x: jax.Array, packed: jax.Array) -> jax.Array:
@@ -89,7 +96,7 @@ def _product(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
 
 def _rows(x: jax.Array, packed: jax.Array) -> jax.Array:
     """`x [rows, in]`, at least two, -> `[rows, out]`, by the library's products."""
-    few = x.shape[0] <= FEW_ROWS
+    few = _few(x.shape[0])
     if packed.ndim == 3:
         blocks, _, length = packed.shape
         x = x.reshape(-1, blocks, length)
@@ -162,7 +169,7 @@ def quantized_matmul(x: jax.Array, packed: Quantized) -> jax.Array:
     elif xla_quantized.in_passes(rows.shape[0], packed):
         y = xla_quantized.few_rows(rows, packed, _ones)
     else:
-        few = rows.shape[0] <= FEW_ROWS
+        few = _few(rows.shape[0])
 
         def product(x: jax.Array, weight: jax.Array) -> jax.Array:
             if few:

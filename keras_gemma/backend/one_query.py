@@ -38,8 +38,8 @@ def attend(
         product: `[B, M, I]` times `[B, I, R]`, or `[B, R, I]` where its third argument is true,
             -> float32 `[B, M, R]`.
     """
-    b, _, n, h = query.shape
-    s, k = key.shape[1:3]
+    b, _, n, h = ops.shape(query)
+    s, k = ops.shape(key)[1:3]
     groups = n // k
     own = ops.arange(n)[:, None] // groups == ops.arange(k)[None]
     own = own[None, :, :, None]  # (1, N, K, 1)

@@ -3,6 +3,7 @@
 A prompt runs as a plain graph, where oneDNN multiplies many rows; a decoding step is compiled by
 XLA. There one row is fastest on the layout of `packing.py`, and more rows in a product of
 bfloat16 whose sums are asked for in float32 (see `jax.py`), which TensorFlow has nowhere else.
+AutoGraph is off: a third of the time of tracing, to look for control flow that is not there.
 """
 
 import time
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from keras import ops
 
 from keras_gemma.backend import (
     host,
@@ -44,6 +46,7 @@ def pack(weight: np.ndarray, kind: str, dtype: Any = None) -> np.ndarray:
 
 
 unpack = packing.unpack
+to_numpy = ops.convert_to_numpy
 
 
 def adopt(packed: np.ndarray) -> tf.Tensor:
@@ -111,7 +114,7 @@ def _ones(lanes: int) -> tf.Tensor:
 
 @lru_cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return tf.function(function, jit_compile=True)
+    return tf.function(function, jit_compile=True, autograph=False)
 
 
 def _few_rows_quantized(x: tf.Tensor, packed: Quantized) -> tf.Tensor:
@@ -212,18 +215,18 @@ def attend(
 
 
 def write_cache(cache: tf.Tensor, new: tf.Tensor, slots: tf.Tensor) -> tf.Tensor:
-    if slots.shape[1] > 1 or not (_in_xla.get() and _on_cpu()):
-        rows = tf.broadcast_to(tf.range(slots.shape[0])[:, None], slots.shape)
+    if slots.shape[1] != 1 or not (_in_xla.get() and _on_cpu()):
+        rows = tf.broadcast_to(tf.range(tf.shape(slots)[0])[:, None], tf.shape(slots))
         return tf.tensor_scatter_nd_update(cache, tf.stack([rows, slots], axis=-1), new)
     # As integers, for XLA on CPU would widen a bfloat16 cache to float32 to update it.
     bits = tf.as_dtype(f"uint{8 * cache.dtype.size}")
-    here = tf.range(cache.shape[1])[None] == slots
+    here = tf.range(tf.shape(cache)[1])[None] == slots
     written = tf.where(here[:, :, None, None], tf.bitcast(new, bits), tf.bitcast(cache, bits))
     return tf.bitcast(written, cache.dtype)
 
 
 def compile(program: Callable[..., Any], donate: int | None = None) -> Callable[..., Any]:
-    return tf.function(program, reduce_retracing=False)
+    return tf.function(program, reduce_retracing=False, autograph=False)
 
 
 def _by_xla(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -235,7 +238,7 @@ def _by_xla(function: Callable[..., Any]) -> Callable[..., Any]:
         finally:
             _in_xla.reset(token)
 
-    return tf.function(traced, jit_compile=True)
+    return tf.function(traced, jit_compile=True, autograph=False)
 
 
 def fuse(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -14,6 +14,7 @@ from functools import cache, wraps
 from types import ModuleType
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -53,9 +54,22 @@ def adopt(packed: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(packed.view("int16")).view(torch.bfloat16)
 
 
+def to_numpy(x: torch.Tensor) -> np.ndarray:
+    x = x.detach().cpu()
+    if x.dtype != torch.bfloat16:
+        return np.array(x)
+    # Keras goes by way of two copies in float32.
+    return x.view(torch.int16).numpy().copy().view(ml_dtypes.bfloat16)
+
+
 def _for_inductor(x: torch.Tensor) -> bool:
     """Whether this is being compiled for a CPU, where loops of Inductor's beat library calls."""
-    return x.device.type == "cpu" and torch.compiler.is_compiling()
+    return x.device.type == "cpu" and _compiling()
+
+
+def _compiling() -> bool:
+    """Whether Inductor will see this. An exported program may also be run as it stands."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
 
 
 def _few_rows(rows: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
@@ -80,6 +94,8 @@ def _few_rows(rows: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
 
 
 def matmul(x: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
+    if torch.compiler.is_exporting():  # for any number of rows
+        return F.linear(x, packed)
     rows = x.numel() // x.shape[-1]
     if rows <= FEW_ROWS and _for_inductor(x):
         y = _few_rows(written_out(x.reshape(rows, -1)), packed)
@@ -110,7 +126,7 @@ def attend(
     scale: float,
     soft_cap: float | None,
 ) -> torch.Tensor:
-    if query.shape[1] > 1 or not _for_inductor(query):
+    if not _for_inductor(query) or query.shape[1] > 1:
         return reference.attend(query, key, value, mask, scale=scale, soft_cap=soft_cap)
     # One query a row: keys and values are read once, in place, and never written out in float32.
     b, _, n, h = query.shape

@@ -233,7 +233,8 @@ _works = True
 def _widen(values: Any, scales: Any, zeros: Any, dtype: torch.dtype) -> torch.Tensor:
     """`_widen_4`, compiled where that works: 2 ms for a matrix instead of 10 to 40."""
     global _works
-    if _works and values.device.type == "cpu" and values.nbytes >= 1 << 18:
+    worth = values.device.type == "cpu" and values.nbytes >= 1 << 18
+    if _works and worth and not torch.compiler.is_exporting():
         try:
             with _widening:
                 return _compiled_widen_4()(values, scales, zeros, dtype)
@@ -341,7 +342,8 @@ def matmul(x: torch.Tensor, packed: Quantized) -> torch.Tensor:
     bits = 8 if values.dtype == torch.int8 else 4
     out = len(values) if bits == 8 else _out(values)
     rows = x.reshape(-1, x.shape[-1])
-    compiling = torch.compiler.is_compiling()
+    # An exported program is not Inductor's alone, and knows no operation of ours.
+    compiling = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
     if x.requires_grad and torch.is_grad_enabled():
         y = _opaque_many_rows(rows, values, scales, zeros)
     elif compiling and len(rows) <= FEW_ROWS[bits]:

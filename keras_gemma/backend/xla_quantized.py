@@ -172,9 +172,9 @@ def few_rows(x: Any, packed: Quantized, ones: Callable[[int], Any]) -> Any:
     return ops.concatenate([one_row(x[i : i + 1], packed, ones) for i in range(x.shape[0])])
 
 
-def in_passes(rows: int | None, packed: Quantized) -> bool:
+def in_passes(rows: Any, packed: Quantized) -> bool:
     """Whether `few_rows` is faster than `many_rows`."""
-    return rows is not None and rows <= (1 if _in_8_bits(packed) else PASSES)
+    return isinstance(rows, int) and rows <= (1 if _in_8_bits(packed) else PASSES)
 
 
 def _narrow(numbers: Any, dtype: str) -> Any:
@@ -283,7 +283,7 @@ def many_rows(
         each: applies a function to each element of some arrays, one after the other.
     """
     dtype = keras.backend.standardize_dtype(x.dtype)
-    rows, out = x.shape[0], packed.values.shape[-2]
+    rows, out = ops.shape(x)[0], packed.values.shape[-2]
     slab = slab_size(out)
     parts = split(x, packed)
     blocks, slabs = parts[0].shape[0], out // slab

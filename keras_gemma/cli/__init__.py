@@ -14,6 +14,7 @@ that `--help` answers at once.
     presets.py    `keras-gemma presets`
     info.py       `keras-gemma info`
     convert.py    `keras-gemma convert` and `quantize`
+    export.py     `keras-gemma export`
     bench.py      `keras-gemma bench`
 """
 

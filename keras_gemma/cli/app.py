@@ -11,6 +11,7 @@ import typer
 from keras_gemma.cli.bench import bench
 from keras_gemma.cli.chat import chat
 from keras_gemma.cli.convert import convert, quantize
+from keras_gemma.cli.export import export
 from keras_gemma.cli.generate import generate
 from keras_gemma.cli.info import info
 from keras_gemma.cli.presets import presets
@@ -22,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (chat, generate, score, presets, info, convert, quantize, bench):
+for command in (chat, generate, score, presets, info, convert, quantize, export, bench):
     app.command()(command)
 
 READABLE = (ValueError, TypeError, OSError, ImportError)

@@ -98,7 +98,7 @@ def advance(
 
 def place(state: DecodeState) -> Any:
     """The positions of a text, int32 `[1, S]`."""
-    return ops.arange(state.text.shape[1], dtype="int32")[None]
+    return ops.arange(ops.shape(state.text)[1], dtype="int32")[None]
 
 
 def process(logits: Any, state: DecodeState, processors: tuple[LogitsProcessor, ...]) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
+from keras import ops
 
 from keras_gemma import backend
 from keras_gemma.config import GemmaConfig
@@ -53,9 +54,10 @@ def feed(
     seen = {}  # masks and slots, which layers share
     after = []
     for layer, kept in enumerate(cache):
-        kind = kept[0].shape[1], config.window(layer)
+        window, slots = config.window(layer), ops.shape(kept[0])[1]
+        kind = kept[0].shape[1], window
         if kind not in seen:
-            seen[kind] = cache_mask(kind[0], positions, kind[1]), slot_of(positions, kind[0])
+            seen[kind] = cache_mask(slots, positions, window), slot_of(positions, slots)
         mask, slots = seen[kind]
         x, kept = parts.block(x, weights["layers"][layer], config, rotary, mask, kept, slots)
         after.append(kept)

@@ -38,7 +38,7 @@ def read_chunk(
     Returns:
         `hidden` with the rows that end in this chunk, or with all its tokens, and the cache.
     """
-    b, t = token_ids.shape
+    b, t = ops.shape(token_ids)
     positions = start + ops.zeros((b, 1), dtype="int32") + ops.arange(t, dtype="int32")[None]
     x, cache = feed(weights, token_ids, positions, cache, config)
     if len(hidden.shape) == 3:

@@ -107,7 +107,7 @@ class MatrixLayer(keras.layers.Layer):
         """The matrix in the dtype that the layer keeps plain variables in."""
         if self.quantization is not None:
             return dequantize_array(self.plain_form(), np.dtype(self.variable_dtype))
-        array = ops.convert_to_numpy(self.variables_of_matrix.value)
+        array = backend.to_numpy(self.variables_of_matrix.value)
         return backend.unpack(array, self.logical_shape)
 
     def plain_form(self) -> backend.Quantized:

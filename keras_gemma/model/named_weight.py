@@ -5,7 +5,6 @@ import math
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_gemma import backend
 from keras_gemma.backend import quantized
@@ -56,7 +55,7 @@ class NamedWeight:
 
     def numpy(self) -> np.ndarray:
         """The weight as a NumPy array of `shape`."""
-        return backend.unpack(ops.convert_to_numpy(self.variable.value), self.shape)
+        return backend.unpack(backend.to_numpy(self.variable.value), self.shape)
 
 
 @dataclasses.dataclass(frozen=True)

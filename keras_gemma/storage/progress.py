@@ -12,8 +12,10 @@ PATIENCE = 1.0
 
 
 @contextlib.contextmanager
-def bar(title: str, total: float) -> Iterator[Callable[[float], None]]:
+def bar(title: str, total: float) -> Iterator[Callable[..., None]]:
     """Within it, call the function it gives with each amount of work that is done.
+
+    A second argument is what is being done from then on, in the place of the title.
 
     Args:
         title: what is being done, such as `"Loading"`.
@@ -22,14 +24,14 @@ def bar(title: str, total: float) -> Iterator[Callable[[float], None]]:
     start, done, shown = time.monotonic(), 0.0, None
     with contextlib.ExitStack() as stack:
 
-        def advance(amount: float) -> None:
+        def advance(amount: float, what: str = title) -> None:
             nonlocal done, shown
             done += amount
             if shown is None and time.monotonic() - start > PATIENCE:
                 shown = stack.enter_context(_rich_bar())
-                shown.add_task(title, total=total)
+                shown.add_task(what, total=total)
             if shown is not None:
-                shown.update(shown.task_ids[0], completed=done)
+                shown.update(shown.task_ids[0], completed=done, description=what)
 
         yield advance
 

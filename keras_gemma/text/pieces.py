@@ -102,16 +102,17 @@ class Pieces:
     def _control_names(self) -> dict[int, str]:
         return {id: name for name, id in self.control_tokens.items()}
 
-    @functools.cached_property
-    def _parsing(self) -> "_Splitter":
-        # The longest name is to be found first.
-        names = sorted(self.control_tokens, key=len, reverse=True)
-        atoms = {name: [self.control_tokens[name]] for name in names}
-        return _Splitter(self.processor, atoms | self._literal_space())
+    def atoms(self, parse_special: bool) -> dict[str, list[int]]:
+        """The strings of a text that SentencePiece is not shown, and the ids that they become.
+
+        In the order in which they are looked for, the longest name first.
+        """
+        names = sorted(self.control_tokens, key=len, reverse=True) if parse_special else ()
+        return {name: [self.control_tokens[name]] for name in names} | self._literal_space()
 
     @functools.cached_property
-    def _plain(self) -> "_Splitter":
-        """For text in which no piece is a control token.
+    def plain_proto(self) -> bytes:
+        """The SentencePiece model for text in which no piece is a control token.
 
         SentencePiece itself reads `<start_of_turn>` in a text as the token. It never does so with
         pieces of the type CONTROL, so here all control tokens have that type.
@@ -122,7 +123,15 @@ class Pieces:
         for id in self.control_tokens.values():
             if not self.processor.is_unknown(id):
                 model.pieces[id].type = protobuf.ModelProto.SentencePiece.CONTROL
-        return _Splitter(_processor(model.SerializeToString()), self._literal_space())
+        return model.SerializeToString()
+
+    @functools.cached_property
+    def _parsing(self) -> "_Splitter":
+        return _Splitter(self.processor, self.atoms(parse_special=True))
+
+    @functools.cached_property
+    def _plain(self) -> "_Splitter":
+        return _Splitter(_processor(self.plain_proto), self.atoms(parse_special=False))
 
     def _literal_space(self) -> dict[str, list[int]]:
         """A literal `▁` and the ids of its bytes, where the vocabulary has them."""

@@ -110,7 +110,8 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
         self.end_of_turn_token_id = pieces.id_or_none("<end_of_turn>")
 
     @property
-    def _vocabulary(self) -> Pieces:
+    def pieces(self) -> Pieces:
+        """The vocabulary itself; ValueError where there is none yet."""
         self._check_vocabulary()
         return self._pieces
 
@@ -123,11 +124,11 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
 
     def vocabulary_size(self) -> int:
         """The number of token ids, V."""
-        return self._vocabulary.size
+        return self.pieces.size
 
     def get_vocabulary(self) -> list[str]:
         """All pieces, in the order of their ids. A space is written `▁`."""
-        return self._vocabulary.names()
+        return self.pieces.names()
 
     def id_to_token(self, id: int) -> str:
         """The piece of an id; ValueError where the id is out of range."""
@@ -136,11 +137,11 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
                 f"`id` must be in the vocabulary's range [0, {self.vocabulary_size()}). "
                 f"Received: id={id}"
             )
-        return self._vocabulary.processor.id_to_piece(int(id))
+        return self.pieces.processor.id_to_piece(int(id))
 
     def token_to_id(self, token: str | bytes) -> int:
         """The id of a piece; the id of `<unk>` where the vocabulary has no such piece."""
-        return self._vocabulary.processor.piece_to_id(as_str(token))
+        return self.pieces.processor.piece_to_id(as_str(token))
 
     @property
     def special_tokens(self) -> list[str]:
@@ -181,7 +182,7 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
             TypeError: something else than a list of strings.
             ValueError: no vocabulary yet.
         """
-        vocabulary = self._vocabulary
+        vocabulary = self.pieces
         _check_flag("parse_special", parse_special)
         texts, batched = read_texts(texts)
         if not batched:
@@ -209,7 +210,7 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
             ValueError: no vocabulary yet, an array of two or more dimensions, or in
                 `Dataset.map` a batch without a `sequence_length`.
         """
-        vocabulary = self._vocabulary
+        vocabulary = self.pieces
         _check_flag("parse_special", parse_special)
         if tf_data.is_symbolic(inputs):
             return self._tokenize_symbolic(inputs, parse_special)
@@ -294,7 +295,7 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
         replies: Mapping[str, Sequence[int]] | None = None,
     ) -> list[int]:
         """The ids of turns; arguments as of `text.chat.encode_turns`."""
-        return encode_turns(turns, self._vocabulary, add_generation_prompt, replies)
+        return encode_turns(turns, self.pieces, add_generation_prompt, replies)
 
     # Ids to strings.
 
@@ -316,7 +317,7 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
             ValueError: an id out of range, or more than two dimensions.
             TypeError: ids that are not integers, or `skip_special_tokens` is no bool.
         """
-        vocabulary = self._vocabulary
+        vocabulary = self.pieces
         if skip_special_tokens is not None:
             _check_flag("skip_special_tokens", skip_special_tokens)
         rows, batched = read_ids(inputs)

@@ -1,0 +1,79 @@
+"""Conversations as ids, in a TensorFlow graph: Gemma's turns.
+
+The same ids as of `text/chat.py`: what is written in a message gives no control token, so that
+nobody forges a turn.
+"""
+
+import tensorflow as tf
+
+from keras_gemma.export.graph.checks import check
+from keras_gemma.export.graph.text import GraphText, strip
+from keras_gemma.text.chat import END, START
+from keras_gemma.text.tokenizer import GemmaTokenizer
+
+
+class ChatTemplate:
+    """Renders conversations.
+
+    Args:
+        text: the vocabulary in the graph.
+        tokenizer: the same on the host.
+    """
+
+    def __init__(self, text: GraphText, tokenizer: GemmaTokenizer) -> None:
+        self.text = text
+        constants = ([START], [f"{END}\n"], [f"{START}model\n"])
+        self.begin, self.end, self.ask = (tokenizer.encode(text)[0] for text in constants)
+        self.bos = [tokenizer.start_token_id]
+
+    def render(self, roles: tf.Tensor, contents: tf.Tensor) -> tf.RaggedTensor:
+        """Roles and contents, strings `[B, M]`, the roles behind a conversation's end "" -> ids.
+
+        A system message before all others is folded into the first user turn.
+        """
+        place = tf.range(tf.shape(roles)[1])[None]
+        used, system = roles != "", (roles == "system") & (place == 0)
+        turns = tf.ragged.boolean_mask(roles, used & ~system)
+        dense, count = turns.to_tensor(""), tf.cast(turns.row_lengths(), tf.int32)
+        from_user = tf.range(tf.shape(dense)[1])[None] % 2 == 0
+        wanted = tf.where(from_user, dense == "user", (dense == "assistant") | (dense == "model"))
+        wrong = (
+            "Roles must alternate: user, assistant, user, ... with system before them if at all, "
+        )
+        checks = [
+            check(
+                tf.reduce_all(wanted | (dense == "")) & tf.reduce_all(count % 2 == 1),
+                wrong + "end with user, and have empty strings behind them. Received:",
+                roles,
+            ),
+            check(
+                used[:, :-1] | ~used[:, 1:],
+                wrong + "and have no empty string between them. Received:",
+                roles,
+            ),
+            check(
+                tf.reduce_all(tf.shape(roles) == tf.shape(contents)),
+                "`roles` and `contents` must have the same shape. Received, shape of `contents`:",
+                tf.shape(contents),
+            ),
+        ]
+        with tf.control_dependencies(checks):
+            contents = strip(tf.reshape(contents, [-1]))
+            contents = tf.reshape(contents, tf.shape(roles))
+        preface = tf.where(tf.reduce_any(system, axis=1), contents[:, 0] + "\n\n", "")
+        contents = tf.ragged.boolean_mask(contents, used & ~system)
+        first = contents.row_starts()
+        texts = tf.tensor_scatter_nd_update(
+            contents.flat_values, first[:, None], preface + tf.gather(contents.flat_values, first)
+        )
+        names = tf.where(turns.flat_values == "user", "user", "model")
+        ids = self.text.encode(names + "\n" + texts, parse_special=False)
+        ids = tf.concat([_rows(self.begin, ids), ids, _rows(self.end, ids)], axis=1)
+        ids = contents.with_flat_values(ids).merge_dims(1, 2)
+        return tf.concat([_rows(self.bos, ids), ids, _rows(self.ask, ids)], axis=1)
+
+
+def _rows(row: list[int], like: tf.RaggedTensor) -> tf.RaggedTensor:
+    """`row` as often as `like` has rows."""
+    rows = tf.tile(tf.constant([row], tf.int32), [like.nrows(tf.int32), 1])
+    return tf.RaggedTensor.from_tensor(rows, row_splits_dtype=like.row_splits.dtype)

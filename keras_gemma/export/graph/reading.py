@@ -1,0 +1,108 @@
+"""Texts into the model, in a TensorFlow graph: as many and as long as come.
+
+The functions are the model's own (`generation/`, `model/`); here are the loops around them, over
+shapes that nobody knows before the graph runs. Knows no strings.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from keras_gemma import backend
+from keras_gemma.config import GemmaConfig
+from keras_gemma.generation.buckets import LARGEST_CHUNK, SMALLEST_CACHE, bucket
+from keras_gemma.generation.feed import Parts, feed
+from keras_gemma.model.cache import Cache
+from keras_gemma.model.decoder_block import decoder_block
+from keras_gemma.model.head import head
+
+
+class Model(NamedTuple):
+    """What a graph needs of a backbone."""
+
+    config: GemmaConfig
+    dtype: str
+    """Of activations."""
+    parts: Parts
+    """Its functions, each traced once for all layers: in a plain graph,"""
+    fused: Parts
+    """and by XLA."""
+
+
+def model_of(config: GemmaConfig, dtype: str) -> Model:
+    """The functions of a model of `config`."""
+    fused = Parts(backend.fuse(decoder_block), backend.fuse(head))
+    return Model(config, dtype, Parts(backend.compile(decoder_block), fused.head), fused)
+
+
+def capacity_for(length: tf.Tensor, config: GemmaConfig) -> tf.Tensor:
+    """The smallest capacity of a cache for texts of `length` tokens, as in `buckets.py`."""
+    sizes, largest = [SMALLEST_CACHE], bucket(config.context_length, SMALLEST_CACHE)
+    while sizes[-1] < largest:
+        sizes.append(2 * sizes[-1])
+    sizes = tf.constant(sizes)
+    return tf.reduce_min(tf.where(sizes >= length, sizes, largest))
+
+
+def read(
+    weights: dict[str, Any],
+    token_ids: tf.Tensor,
+    model: Model,
+    capacity: tf.Tensor,
+    first: Any,
+    look: Callable[[tf.Tensor, tf.Tensor, Any], Any],
+    positions_at_once: int = LARGEST_CHUNK,
+) -> tuple[Any, Cache]:
+    """Read texts from their beginnings, a chunk of positions at a time.
+
+    Args:
+        token_ids: int32 `[B, T]`, padded at their ends.
+        capacity: slots of the cache, int32, at least T.
+        first: what is known before the first chunk, tensors.
+        look: `(x [B, t, D], start, known) -> known`, called with what the last block says of each
+            chunk.
+        positions_at_once: of all rows together.
+
+    Returns:
+        What is known after the last chunk, and the cache by position.
+    """
+    config = model.config
+    batch, length = tf.shape(token_ids)[0], tf.shape(token_ids)[1]
+    size = tf.maximum(1, positions_at_once // batch)
+    slots = (config.num_key_value_heads, config.head_dim)
+    empty = tf.zeros((batch, capacity, *slots), model.dtype)
+    cache = [(empty, empty) for _ in range(config.num_layers)]
+
+    def chunk(start: tf.Tensor, known: Any, cache: Cache) -> Any:
+        ids = token_ids[:, start : start + size]
+        positions = tf.range(start, start + tf.shape(ids)[1])[None] + tf.zeros((batch, 1), tf.int32)
+        x, cache = feed(weights, ids, positions, cache, config, model.parts)
+        known = look(x, start, known)
+        return start + size, known, cache
+
+    _, known, cache = tf.while_loop(
+        lambda start, *_: start < length,
+        chunk,
+        (0, first, cache),
+        shape_invariants=(
+            tf.TensorShape([]),
+            tf.nest.map_structure(lambda array: array.shape, first),
+            [(tf.TensorShape([None, None, *slots]),) * 2 for _ in cache],
+        ),
+    )
+    return known, cache
+
+
+def last_of_each(
+    lengths: tf.Tensor,
+) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]:
+    """A `look` that keeps what is said of each row's last token, `[B, D]`."""
+
+    def look(x: tf.Tensor, start: tf.Tensor, hidden: tf.Tensor) -> tf.Tensor:
+        last, t = lengths - 1 - start, tf.shape(x)[1]
+        at = tf.gather(x, tf.clip_by_value(last, 0, t - 1), axis=1, batch_dims=1)
+        here = tf.logical_and(last >= 0, last < t)[:, None]
+        return tf.where(here, at, hidden)
+
+    return look

@@ -1,0 +1,89 @@
+"""JAX's format: two programs of `jax.export`, and the weights they both take, once.
+
+    prefill.jax_export, step.jax_export    (weights, token_ids, start, last, cache)
+    weights.safetensors                    their first argument, a dict of arrays
+
+`jax.export.deserialize` reads a program; `jax.jit(program.call, donate_argnums=4)` runs it.
+They run on the kind of device that they were made on, for the weights have its layout. A step has
+the batch size compiled in, or left free; all other sizes are free. `reading.py` says what they
+compute.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_gemma.export import program_folder
+from keras_gemma.export.making import check, make
+from keras_gemma.export.reading import named_arrays, read
+
+PROGRAMS = {"prefill": "prefill.jax_export", "step": "step.jax_export"}
+WEIGHTS = "weights.safetensors"
+
+
+def write(lm: Any, directory: Path, batch_size: int | None = 1) -> None:
+    """Fill `directory`; on another backend than JAX by a process that runs on it.
+
+    Weights keep their dtype, those in 8 and 4 bits too.
+
+    Args:
+        lm: a `GemmaCausalLM`.
+        directory: the empty folder.
+        batch_size: rows of every call; None for any number, at less speed on CPU.
+
+    Raises:
+        ValueError: no preprocessor, or a batch size that is not positive.
+        ImportError: JAX is not installed.
+        OSError: no room on the disk.
+        RuntimeError: the other process failed.
+    """
+    if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
+        raise ValueError(
+            "`batch_size` must be a positive integer, or None for any number of rows. "
+            f"Received: batch_size={batch_size!r}"
+        )
+    check(lm, "jax", ("jax",), "jax")
+    make(build, lm, directory, "jax", batch_size=batch_size)
+
+
+def build(lm: Any, directory: Path, say: Callable[[str], None], batch_size: int | None) -> None:
+    """The same on JAX."""
+    import jax
+    from safetensors.numpy import save_file
+
+    config = lm.backbone.config
+    arrays = named_arrays(lm.backbone)
+    dtype = keras.backend.standardize_dtype(lm.backbone.compute_dtype)
+
+    def program(weights: Any, token_ids: Any, start: Any, last: Any, cache: Any) -> Any:
+        return read(weights, config, token_ids, start, last, cache)
+
+    def spec(*shape: Any, dtype: Any = "int32") -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    batch, tokens, length = jax.export.symbolic_shape("batch, tokens, length")
+    batch = batch if batch_size is None else batch_size
+    weights = {name: spec(*array.shape, dtype=array.dtype) for name, array in arrays.items()}
+    kept = spec(batch, length, config.num_key_value_heads, config.head_dim, dtype=dtype)
+    cache = [kept] * (2 * config.num_layers)
+    for name, file in PROGRAMS.items():
+        say(f"Tracing {name}")
+        ids = spec(batch, tokens if name == "prefill" else 1)
+        exported = jax.export.export(jax.jit(program))(
+            weights, ids, spec(batch), spec(batch), cache
+        )
+        (directory / file).write_bytes(exported.serialize())
+    say("Writing")
+    save_file({name: np.asarray(array) for name, array in arrays.items()}, directory / WEIGHTS)
+    program_folder.describe(
+        lm,
+        directory,
+        dtype,
+        programs=PROGRAMS,
+        weights=WEIGHTS,
+        batch_size=batch_size,
+        platforms=list(exported.platforms),
+    )

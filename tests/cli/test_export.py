@@ -1,0 +1,88 @@
+"""`keras-gemma export`, in this process, with the built-in model and formats that take no time."""
+
+import sys
+
+import keras
+import pytest
+
+from keras_gemma import export
+from keras_gemma.causal_lm import GemmaCausalLM
+from keras_gemma.cli import main
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch):
+    """The process is left as it was."""
+    monkeypatch.setattr("sys.excepthook", sys.excepthook)
+    monkeypatch.setattr("keras_gemma.cli.options.silence_frameworks", lambda: None)
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """What the formats were called with."""
+    calls = []
+
+    def write(lm, directory, **options):
+        (directory / "model").write_text("made")
+        calls.append((lm.backbone, options))
+
+    for name in export.FORMATS:
+        monkeypatch.setitem(export.FORMATS, name, write)
+    return calls
+
+
+def test_a_saved_model(tmp_path, seen, capsys):
+    target = tmp_path / "served"
+    command = ["export", "gemma_tiny_en", str(target)]
+    options = ["--max-new-tokens", "40", "--max-batch-size", "8", "--quantization", "int8"]
+    assert main([*command, *options, "--dtype", "float32"]) == 0
+    ((backbone, given),) = seen
+    assert given == {"max_new_tokens": 40, "max_batch_size": 8}
+    assert backbone.quantization.mode == "int8"
+    assert keras.backend.standardize_dtype(backbone.compute_dtype) == "float32"
+    assert "as tf_saved_model: 2 files" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="overwrite=True"):
+        main(command)
+    assert main([*command, "--overwrite"]) == 0
+    assert seen[1][1] == {}
+
+
+@pytest.mark.parametrize(("rows", "batch_size"), [("4", 4), ("0", None)])
+def test_programs(rows, batch_size, tmp_path, seen):
+    main(["export", "gemma_tiny_en", str(tmp_path / "a"), "--format", "jax", "--batch-size", rows])
+    assert seen[0][1] == {"batch_size": batch_size}
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--format", "zip"], "tf_saved_model"),
+        (["--format", "onnx", "--quantization", "int8"], "floating point"),
+        (["--format", "torch", "--max-new-tokens", "4"], "torch has no such option"),
+        (["--format", "jax", "--max-batch-size", "4"], "jax has no such option"),
+        (["--batch-size", "4"], "tf_saved_model has no such option"),
+        (["--max-new-tokens", "0"], "--max-new-tokens"),
+    ],
+)
+def test_wrong_usage(options, says, capsys):
+    assert main(["export", "x", "y", *options]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert len(error.splitlines()) == 2
+
+
+def test_the_target_is_tried_before_the_model_is_read(tmp_path, monkeypatch):
+    def read(*args, **kwargs):
+        raise AssertionError("The model was read.")
+
+    monkeypatch.setattr(GemmaCausalLM, "from_preset", read)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis.txt").write_text("")
+    for place, says in (
+        ("file/model", "`path` cannot be written: .*Name a place"),
+        ("file", "`path` exists"),
+        ("folder", "`path` exists"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            main(["export", "gemma_tiny_en", str(tmp_path / place)])

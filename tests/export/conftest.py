@@ -1,0 +1,33 @@
+"""One model and its SavedModel, for all tests of this folder."""
+
+import keras
+import pytest
+
+from tests.generation.models import make_lm
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Nothing: to set TensorFlow's seed makes it forget what it has compiled."""
+
+
+@pytest.fixture(scope="session")
+def lm(tiny_proto):
+    """Windows, caps and grouped heads."""
+    return make_lm("gemma2_grouped", tiny_proto)
+
+
+@pytest.fixture(scope="session")
+def folder(lm, tmp_path_factory):
+    """Its export, made on TensorFlow in this process, or in another one."""
+    pytest.importorskip("tensorflow_text")
+    folder = tmp_path_factory.mktemp("exports") / "served"
+    lm.export(folder, max_new_tokens=6)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def on_tensorflow():
+    """Skip what the graph does whoever asks for it: once is enough."""
+    if keras.config.backend() != "tensorflow":
+        pytest.skip("nothing here depends on the backend that exports")
