@@ -3,18 +3,15 @@
 `import keras_gemma as keras_hub` above a Gemma notebook gives it the names it uses.
 
 The names are imported when the package is, so that Keras knows the classes of a saved model,
-with one exception: the command `keras-gemma` takes what it needs itself, and so answers `--help`
-before Keras is loaded.
+with one exception: the command `keras-gemma`, also as `python -m keras_gemma`, takes what it needs
+itself, and so answers `--help` before Keras is loaded.
 """
 
-import sys
-from pathlib import Path
-
-from keras_gemma.backend_choice import use_backend
+from keras_gemma.backend_choice import is_command, use_backend
 from keras_gemma.config import GemmaConfig
 from keras_gemma.version import __version__
 
-if Path(sys.argv[0]).stem != "keras-gemma":
+if not is_command():
     use_backend()  # before anything below imports Keras
 
     # `storage` is no public name: imported, it gives the classes their `from_preset`.

@@ -19,8 +19,11 @@ from keras_gemma.export.exportable import Exportable
 from keras_gemma.generation import samplers
 from keras_gemma.generation.generator import Generator
 from keras_gemma.generation.request import Draft, Prefix
+from keras_gemma.model.adaptable import Adaptable
+from keras_gemma.model.adapters import Adapters
 from keras_gemma.model.backbone import GemmaBackbone, check_layer_arguments
 from keras_gemma.model.quantizable import Quantizable
+from keras_gemma.model.training_step import TrainsInChunks
 from keras_gemma.presettable import Presettable
 from keras_gemma.quantization import QuantizationConfig
 from keras_gemma.scoring.scorable import Scorable
@@ -32,7 +35,15 @@ from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
 
 @keras.saving.register_keras_serializable(package="keras_gemma")
 class GemmaCausalLM(
-    Presettable, Savable, Conversational, Scorable, Quantizable, Exportable, ModelOfText
+    Presettable,
+    Savable,
+    Conversational,
+    Scorable,
+    Quantizable,
+    Adaptable,
+    TrainsInChunks,
+    Exportable,
+    ModelOfText,
 ):
     """Gemma with its head: generates, scores and trains on text.
 
@@ -98,6 +109,11 @@ class GemmaCausalLM(
         """The model without its head."""
         return next(layer for layer in self.layers if isinstance(layer, GemmaBackbone))
 
+    @property
+    def adapters(self) -> Adapters:
+        """Those of the backbone."""
+        return self.backbone.adapters
+
     def compile(
         self,
         optimizer: Any = "auto",
@@ -111,7 +127,8 @@ class GemmaCausalLM(
 
         Args:
             optimizer: `"auto"` is Adam at 2e-5.
-            loss: `"auto"` is cross entropy of the next token.
+            loss: `"auto"` is cross entropy of the next token. With it, and no metric but its
+                accuracy, `fit` and `evaluate` take the memory of few positions' logits.
             weighted_metrics: `"auto"` is its accuracy.
             sampler: a name such as `"top_p"` (see `samplers`), or a `samplers.Sampler`.
             **kwargs: settings of generation, those of `GenerationSettings`, which a call may
@@ -125,18 +142,15 @@ class GemmaCausalLM(
         sampler = samplers.get(sampler)
         settings.choose_sampler(sampler)  # raises where they do not go together
         self.sampler, self.generation_settings = sampler, settings
+        if isinstance(loss, str) and loss == "auto":
+            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        if isinstance(weighted_metrics, str) and weighted_metrics == "auto":
+            weighted_metrics = [keras.metrics.SparseCategoricalAccuracy()]
+        self.take_loss_in_chunks(loss, kwargs.get("metrics"), weighted_metrics)
         super().compile(
             optimizer=keras.optimizers.Adam(2e-5) if optimizer == "auto" else optimizer,
-            loss=(
-                keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-                if isinstance(loss, str) and loss == "auto"
-                else loss
-            ),
-            weighted_metrics=(
-                [keras.metrics.SparseCategoricalAccuracy()]
-                if isinstance(weighted_metrics, str) and weighted_metrics == "auto"
-                else weighted_metrics
-            ),
+            loss=loss,
+            weighted_metrics=weighted_metrics,
             **kwargs,
         )
 

@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from child import figures_of
 
 NEEDS = {
     "keras_gemma": "keras_gemma",
@@ -314,21 +315,8 @@ def command_of(work: str, folder: Path) -> list[str]:
 
 def run(library: str, backend: str | None, folder: Path, options: argparse.Namespace) -> dict:
     """`measure` in a process of its own; `"error"` instead of figures where it failed."""
-    line = {"library": library, "backend": backend}
-    command = command_of(library, folder)
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "TOKENIZERS_PARALLELISM": "false"}
-    if backend:
-        environment["KERAS_BACKEND"] = backend
-    try:
-        result = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=options.limit
-        )
-    except subprocess.TimeoutExpired:
-        return {**line, "error": f"no answer in {options.limit} s"}
-    if result.returncode:
-        last = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
-        return {**line, "error": last}
-    return {**line, **json.loads(result.stdout.strip().splitlines()[-1])}
+    figures = figures_of(command_of(library, folder), backend, options.limit)
+    return {"library": library, "backend": backend, **figures}
 
 
 def print_table(lines: list[dict[str, Any]]) -> None:

@@ -15,10 +15,13 @@ layout that its compiler reads fastest, and nothing above this folder knows it.
     assign(variable, packed)           gives one a packed weight, whose memory it takes over where
                                        the framework can
     matmul(x, packed)                  `[..., in]` -> `[..., out]`
+    matmul_back(y, packed)             `[..., out]` -> `[..., in]`, the gradient of a product
     embed(ids, packed, dtype)          `[...]` -> `[..., D]`, rows of a packed embedding
     quantized_spec, quantized_pack,    what the first and the next two of these are to a weight in
     quantized_unpack                   8 or 4 bits (`quantized.py`); `matmul` and `embed` take both
     attend(q, k, v, mask, scale, cap)  `[B, T, N, H]`, soft cap and mask included
+    cross_entropy(products, ids, cap)  losses `[...]`, hits, and the gradient by `products [..., V]`
+    map(function, arrays)              `function` of each element along the first axis, in order
     write_cache(cache, new, slots)     `[B, R, K, H]` with `new [B, T, K, H]` at `slots [B, T]`,
                                        in place where the framework can
     compile(program, donate=None)      a whole program; it may use up its argument `donate`
@@ -30,8 +33,8 @@ layout that its compiler reads fastest, and nothing above this folder knows it.
     peak_device_memory()               bytes at most on an accelerator so far; None on CPU
     memory_bandwidth()                 bytes/s that plain reading reaches on this machine
 
-`reference.py` says what matmul, embed, attend and write_cache mean, in `keras.ops` alone; the
-tests compare every backend with it.
+`reference.py` says what matmul, embed, attend, cross_entropy, map and write_cache mean, in
+`keras.ops` alone; the tests compare every backend with it.
 """
 
 from collections.abc import Callable
@@ -39,6 +42,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 from keras_gemma.backend import uninitialized as _uninitialized
 from keras_gemma.backend.packing import empty, settle
@@ -58,6 +62,9 @@ else:
         "Set KERAS_BACKEND to one of them before Keras is imported."
     )
 
+WIDENED = 1 << 15
+"""Rows of a quantized embedding that stand in floating point at once for a gradient."""
+
 SLAB = 1 << 22
 """Numbers of a weight that are quantized and packed at a time, a hundred megabytes at most."""
 
@@ -73,9 +80,11 @@ to_numpy = _module.to_numpy
 attend = _module.attend
 write_cache = _module.write_cache
 compile = _module.compile
+cross_entropy = _module.cross_entropy
 fuse = _module.fuse
 leaf = _module.leaf
 loop = _module.loop
+map = _module.map
 free_memory = _module.free_memory
 memory_bandwidth = _module.memory_bandwidth
 
@@ -133,6 +142,21 @@ def matmul(x: Any, packed: Any) -> Any:
     return product(x, packed)
 
 
+def matmul_back(y: Any, packed: Any) -> Any:
+    """`y [..., out]` times an embedding `[out, in]`, of whatever bits -> `[..., in]`.
+
+    What the gradient of `matmul` is by its first factor, where that of the second is not asked for.
+    """
+    if not isinstance(packed, Quantized):
+        return _module.matmul_back(y, packed)
+    dtype, total = keras.backend.standardize_dtype(y.dtype), 0.0
+    for start in range(0, y.shape[-1], WIDENED):
+        ids = ops.arange(start, min(start + WIDENED, y.shape[-1]), dtype="int32")
+        part = _module.matmul_back(y[..., start : start + WIDENED], embed(ids, packed, dtype))
+        total = total + ops.cast(part, "float32")
+    return ops.cast(total, dtype)
+
+
 def embed(ids: Any, packed: Any, dtype: str) -> Any:
     """Rows `ids [...]` of a packed embedding `[V, D]`, of whatever bits -> `[..., D]`."""
     if isinstance(packed, Quantized):
@@ -150,13 +174,16 @@ __all__ = [
     "assign",
     "attend",
     "compile",
+    "cross_entropy",
     "embed",
     "empty",
     "free_memory",
     "fuse",
     "leaf",
     "loop",
+    "map",
     "matmul",
+    "matmul_back",
     "memory_bandwidth",
     "pack",
     "packed_shape",

@@ -113,10 +113,36 @@ def _rows(x: jax.Array, packed: jax.Array) -> jax.Array:
     return y.T if few else y
 
 
+@jax.custom_vjp
+def _rows_with_gradient(x: jax.Array, packed: jax.Array) -> jax.Array:
+    """`_rows`, whose gradient is made of the library's products as well.
+
+    By itself JAX would multiply float32 by the weight, and write that out in float32 to do so.
+    """
+    return _rows(x, packed)
+
+
+def _rows_forward(x: jax.Array, packed: jax.Array) -> tuple[jax.Array, tuple[Any, Any]]:
+    return _rows(x, packed), (x, packed)
+
+
+def _rows_backward(kept: tuple[Any, Any], change: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, packed = kept
+    blocks = packed if packed.ndim == 3 else packed[None]
+    parts = jnp.split(x, len(blocks), axis=1)
+    by_x = [_product("ro,oi->ri", change, block) for block in blocks]
+    by_weight = [_product("ro,ri->oi", change, part) for part in parts]
+    by_weight = jnp.stack(by_weight).reshape(packed.shape)
+    return jnp.concatenate(by_x, axis=1).astype(x.dtype), by_weight.astype(packed.dtype)
+
+
+_rows_with_gradient.defvjp(_rows_forward, _rows_backward)
+
+
 def matmul(x: jax.Array, packed: jax.Array) -> jax.Array:
     rows = x.reshape(-1, x.shape[-1])
     if _on_cpu() and x.dtype == jnp.bfloat16:
-        y = (_one_row if rows.shape[0] == 1 else _rows)(rows, packed)
+        y = (_one_row if rows.shape[0] == 1 else _rows_with_gradient)(rows, packed)
     elif packed.ndim == 2:
         y = rows @ packed.T
     else:
@@ -128,6 +154,10 @@ def matmul(x: jax.Array, packed: jax.Array) -> jax.Array:
             preferred_element_type=jnp.float32,
         ).astype(x.dtype)
     return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def matmul_back(y: jax.Array, packed: jax.Array) -> jax.Array:
+    return _product("...o,oi->...i", y, packed).astype(y.dtype)
 
 
 def quantized_layout() -> ModuleType:
@@ -232,6 +262,10 @@ def attend(
     if query.shape[1] == 1 and value.dtype == jnp.bfloat16 and _on_cpu():
         return one_query.attend(*inputs, **how, product=product)
     return reference.attend(*inputs, **how)
+
+
+cross_entropy = reference.cross_entropy
+map = reference.map
 
 
 def write_cache(cache: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:

@@ -4,6 +4,7 @@ The tests hold every backend against these. `attend` also serves the backends th
 nothing better for a shape.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -16,6 +17,11 @@ LOWEST = -(2.0**127)
 def matmul(x: Any, weight: Any) -> Any:
     """`x [..., in]` times a weight `[out, in]` -> `[..., out]`."""
     return ops.matmul(x, ops.transpose(weight))
+
+
+def matmul_back(y: Any, weight: Any) -> Any:
+    """`y [..., out]` times a weight `[out, in]` -> `[..., in]`."""
+    return ops.matmul(y, weight)
 
 
 def embed(ids: Any, weight: Any) -> Any:
@@ -69,6 +75,35 @@ def weigh(weights: Any, value: Any) -> Any:
     dtype = keras.backend.standardize_dtype(value.dtype)
     heads = ops.einsum("bkgts,bskh->btkgh", weights, ops.cast(value, "float32"))
     return ops.cast(ops.reshape(heads, (b, t, k * g, h)), dtype)
+
+
+def cross_entropy(products: Any, target_ids: Any, soft_cap: float | None) -> tuple[Any, Any, Any]:
+    """Cross entropy in nats of `products [..., V]`, capped, at ids `[...]`; may use them up.
+
+    Returns:
+        Losses, float32 `[...]`; whether the target has the largest logit, float32 `[...]`; and the
+        losses' gradient by the products, `[..., V]` in their dtype.
+    """
+    dtype = keras.backend.standardize_dtype(products.dtype)
+    logits = ops.cast(products, "float32")
+    if soft_cap is not None:
+        logits = ops.tanh(logits / soft_cap) * soft_cap
+    targets = ops.expand_dims(target_ids, -1)
+    chosen = ops.take_along_axis(logits, targets, axis=-1)
+    largest = ops.max(logits, axis=-1, keepdims=True)
+    log_sum = ops.log(ops.sum(ops.exp(logits - largest), axis=-1, keepdims=True)) + largest
+    ids = ops.arange(products.shape[-1], dtype="int32")
+    change = ops.exp(logits - log_sum) - ops.cast(ops.equal(ids, targets), "float32")
+    if soft_cap is not None:
+        change = change * (1.0 - ops.square(logits / soft_cap))
+    hits = ops.cast(chosen >= largest, "float32")
+    losses, hits = (ops.squeeze(x, -1) for x in (log_sum - chosen, hits))
+    return losses, hits, ops.cast(change, dtype)
+
+
+def map(function: Callable[[Any], Any], arrays: Any) -> Any:
+    """`function` of `[...]` from each of `arrays [N, ...]`, in order, its answers stacked."""
+    return ops.map(function, arrays)
 
 
 def write_cache(cache: Any, new: Any, slots: Any) -> Any:

@@ -103,6 +103,11 @@ def matmul(x: tf.Tensor, packed: tf.Tensor) -> tf.Tensor:
     return y
 
 
+def matmul_back(y: tf.Tensor, packed: tf.Tensor) -> tf.Tensor:
+    rows = tf.matmul(tf.reshape(y, (-1, y.shape[-1])), packed)
+    return tf.reshape(rows, tf.concat([tf.shape(y)[:-1], tf.shape(rows)[-1:]], axis=0))
+
+
 def quantized_layout() -> ModuleType:
     # On an accelerator XLA fuses widening and product.
     return xla_quantized if _on_cpu() else quantized
@@ -212,6 +217,20 @@ def attend(
     if query.shape[1] == 1 and value.dtype == tf.bfloat16 and _in_xla.get() and _on_cpu():
         return one_query.attend(*inputs, **how, product=_product)
     return reference.attend(*inputs, **how)
+
+
+def cross_entropy(
+    products: tf.Tensor, target_ids: tf.Tensor, soft_cap: float | None
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    # XLA makes it a few loops; a plain graph, ten arrays of this size.
+    return _compiled(reference.cross_entropy)(products, target_ids, soft_cap)
+
+
+def map(function: Callable[..., Any], arrays: Any) -> Any:
+    # One at a time: a plain graph works at ten of them, and has the memory of ten.
+    like = function(tf.nest.map_structure(lambda array: array[0], arrays))  # never computed
+    signature = tf.nest.map_structure(tf.TensorSpec.from_tensor, like)
+    return tf.map_fn(function, arrays, fn_output_signature=signature, parallel_iterations=1)
 
 
 def write_cache(cache: tf.Tensor, new: tf.Tensor, slots: tf.Tensor) -> tf.Tensor:

@@ -32,6 +32,9 @@ WEIGHT_FIRST = range(16, 65)
 """Rows for which the library is faster with the weight as its first operand: 630 to 830 GFLOP/s
 against 370 to 540 at 16 and 32 rows. From 128 on, both reach 800 to 950."""
 
+IN_CACHE = 1 << 20
+"""Logits at a time in a loss: 4 MB of float32, which one step leaves in the cache for the next."""
+
 WORTH_COMPILING = 16 << 20
 """Bytes of a block from which compiling it pays. Below, 10 to 20 seconds of compiling would buy
 back a few milliseconds a token."""
@@ -103,7 +106,13 @@ def matmul(x: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
     if rows in WEIGHT_FIRST and x.device.type == "cpu" and x.dtype == torch.bfloat16:
         y = torch.mm(packed, x.reshape(rows, -1).T).T.contiguous()
         return y.reshape(*x.shape[:-1], packed.shape[0])
-    return F.linear(x, packed)
+    # As rows: of an `x` that does not lie in one piece PyTorch would make a product for each text,
+    # and write the weight out, transposed, to do so.
+    return F.linear(x.reshape(rows, -1), packed).reshape(*x.shape[:-1], packed.shape[0])
+
+
+def matmul_back(y: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
+    return y @ packed
 
 
 quantized_matmul = torch_quantized.matmul
@@ -140,6 +149,39 @@ def attend(
     weights = torch.where(seen, weights, 0.0).unbind(-1)  # (B, S, K) each
     heads = torch.stack([(value.float() * w[..., None]).sum(1) for w in weights], 2)
     return heads.view(b, 1, n, h).to(value.dtype)  # from (B, K, G, H)
+
+
+def cross_entropy(
+    products: torch.Tensor, target_ids: torch.Tensor, soft_cap: float | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    rows, targets = products.flatten(0, -2), target_ids.flatten()[:, None].long()
+    on_cpu = rows.device.type == "cpu"
+    at_a_time = max(1, IN_CACHE // rows.shape[1]) if on_cpu else len(rows)
+    parts = zip(rows.split(at_a_time), targets.split(at_a_time), strict=True)
+    found = torch.cat([_cross_entropy(*part, soft_cap) for part in parts])
+    losses, hits = found.reshape(*target_ids.shape, 2).unbind(-1)
+    return losses, hits, rows.view_as(products)
+
+
+def _cross_entropy(
+    products: torch.Tensor, targets: torch.Tensor, soft_cap: float | None
+) -> torch.Tensor:
+    """Losses and hits `[R, 2]` of `products [R, V]`, in whose place is their gradient then."""
+    logits = products.float()
+    if soft_cap is not None:
+        logits = logits.div_(soft_cap).tanh_().mul_(soft_cap)
+    chosen, largest = logits.gather(-1, targets), logits.amax(-1, keepdim=True)
+    change = (logits - largest).exp_()
+    total = change.sum(-1, keepdim=True)
+    losses = total.log() + largest - chosen
+    change.div_(total).scatter_add_(-1, targets, torch.full_like(chosen, -1.0))
+    if soft_cap is not None:
+        change.mul_(logits.div_(soft_cap).square_().neg_().add_(1.0))
+    products.copy_(change)
+    return torch.cat([losses, (chosen >= largest).float()], dim=-1)
+
+
+map = reference.map
 
 
 def write_cache(cache: torch.Tensor, new: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:

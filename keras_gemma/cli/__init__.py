@@ -6,6 +6,7 @@ that `--help` answers at once.
     app.py        the application, its exit codes and its errors
     options.py    what several commands take, and how they begin
     loading.py    a model in bits that fit the machine
+    printing.py   texts that a terminal takes no orders from
     speed.py      what `--benchmark` says
     chat.py       `keras-gemma chat`
     terminal.py   its conversation in a terminal
@@ -14,6 +15,7 @@ that `--help` answers at once.
     presets.py    `keras-gemma presets`
     info.py       `keras-gemma info`
     convert.py    `keras-gemma convert` and `quantize`
+    finetune.py   `keras-gemma finetune`
     export.py     `keras-gemma export`
     bench.py      `keras-gemma bench`
 """

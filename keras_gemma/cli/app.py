@@ -12,6 +12,7 @@ from keras_gemma.cli.bench import bench
 from keras_gemma.cli.chat import chat
 from keras_gemma.cli.convert import convert, quantize
 from keras_gemma.cli.export import export
+from keras_gemma.cli.finetune import finetune
 from keras_gemma.cli.generate import generate
 from keras_gemma.cli.info import info
 from keras_gemma.cli.presets import presets
@@ -23,10 +24,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (chat, generate, score, presets, info, convert, quantize, export, bench):
+COMMANDS = (chat, generate, score, presets, info, convert, quantize, finetune, export, bench)
+for command in COMMANDS:
     app.command()(command)
 
-READABLE = (ValueError, TypeError, OSError, ImportError)
+READABLE = (ValueError, TypeError, OSError, ImportError, FloatingPointError)
 """Errors whose text says what to do; of others the kind is named too."""
 
 

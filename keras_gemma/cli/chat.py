@@ -18,12 +18,14 @@ from keras_gemma.cli.options import (
     Fit,
     FitOption,
     JsonOption,
+    LoraOption,
     Mode,
     SeedOption,
     SilentOption,
     full_name,
     start,
 )
+from keras_gemma.cli.printing import show
 from keras_gemma.cli.speed import Watch
 
 DEFAULTS = ("gemma_tiny_instruct_en", "gemma_tiny_en")
@@ -43,6 +45,7 @@ def chat(
             "one that comes with the package."
         ),
     ] = None,
+    lora: LoraOption = None,
     preset: FitOption = Fit.AUTO,
     mode: Annotated[Mode, typer.Option(help="How bold the words are.")] = Mode.CHAT,
     system: Annotated[str | None, typer.Option(help="What stands before the conversation.")] = None,
@@ -77,7 +80,7 @@ def chat(
         print(f"{name}: {choice.reason}", file=sys.stderr)
     settings: dict[str, Any] = {**MODES[mode], "seed": seed, "max_new_tokens": max_new_tokens}
     settings = {name: value for name, value in settings.items() if value is not None}
-    lm = load(choice, name, silent)
+    lm = load(choice, name, silent, lora)
     conversation = lm.chat(system, context_full="drop_oldest", **settings)
     if text is not None:
         answer(conversation, text, name, as_json, benchmark)
@@ -122,11 +125,11 @@ def answer(conversation: Any, text: str, model: str, as_json: bool, benchmark: b
             "prefilled_tokens": conversation.prefilled_tokens,
             "new_tokens": conversation.new_tokens,
         }
-        print(json.dumps(entry, ensure_ascii=False))
+        show(json.dumps(entry, ensure_ascii=False))
     else:
         for piece in conversation.stream(text):
             watch.first()
-            print(end=piece, flush=True)
-        print()
+            show(piece, end="")
+        show()
     if benchmark:
         watch.report(conversation.prefilled_tokens, 0, conversation.new_tokens)

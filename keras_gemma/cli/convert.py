@@ -11,6 +11,8 @@ from keras_gemma.cli.options import (
     DebugOption,
     Dtype,
     DtypeOption,
+    Fit,
+    LoraOption,
     Quantization,
     full_name,
     start,
@@ -48,6 +50,7 @@ def convert(
         Format | None,
         typer.Option(help="keras: a preset that KerasHub loads too; by default that, or gguf."),
     ] = None,
+    lora: LoraOption = None,
     dtype: DtypeOption = None,
     gguf_type: Annotated[GgufType, typer.Option(help="Numbers of a GGUF file.")] = GgufType.BF16,
     max_shard_size: Annotated[
@@ -56,7 +59,10 @@ def convert(
     backend: BackendOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Write SOURCE to TARGET as a Keras preset, a Hugging Face checkpoint or a GGUF file."""
+    """Write SOURCE to TARGET as a Keras preset, a Hugging Face checkpoint or a GGUF file.
+
+    With --lora the adapter is merged.
+    """
     named = target.suffix == ".gguf"
     to = to or (Format.GGUF if named else Format.KERAS)
     if named != (to is Format.GGUF):
@@ -69,10 +75,11 @@ def convert(
 
     # Keras is imported here, on the backend chosen; `storage` gives the model its from_preset.
     from keras_gemma import storage  # noqa: F401
-    from keras_gemma.causal_lm import GemmaCausalLM
+    from keras_gemma.cli.loading import choose, load
 
     check_target(target)
-    lm = GemmaCausalLM.from_preset(full_name(source), dtype=dtype and dtype.value)
+    name = full_name(source)
+    lm = load(choose(name, Fit.EXACT, dtype), name, lora=lora)  # which the writers merge
     size = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
     if to is Format.KERAS:
         lm.save_to_preset(target, **size)

@@ -18,6 +18,7 @@ from keras_gemma.cli.options import (
     Fit,
     FitOption,
     JsonOption,
+    LoraOption,
     Mode,
     ModelOption,
     Quantization,
@@ -27,6 +28,7 @@ from keras_gemma.cli.options import (
     read_prompts,
     start,
 )
+from keras_gemma.cli.printing import show
 from keras_gemma.cli.speed import Watch
 
 MOST_NEW_TOKENS = 128
@@ -60,6 +62,7 @@ def generate(
     ] = None,
     file: FileOption = None,
     model: ModelOption = "gemma_tiny_en",
+    lora: LoraOption = None,
     preset: FitOption = Fit.AUTO,
     mode: Annotated[
         Mode | None, typer.Option(help="How bold; options below change what it sets.")
@@ -146,14 +149,14 @@ def generate(
     choice = choose(model, preset, dtype, quantization)
     if not choice.plain and not silent:
         print(f"{model}: {choice.reason}", file=sys.stderr)
-    lm = load(choice, model, silent)
+    lm = load(choice, model, silent, lora)
     given["max_new_tokens"] = max_new_tokens or room(lm, texts)
     watch = Watch()
     if as_json or len(texts) > 1 or sampler in SEARCHES:
         outputs = lm.generate(texts, strip_prompt=strip_prompt, **given)
         for prompt, text in zip(texts, outputs, strict=True):
             entry = {"model": model, "prompt": prompt, "text": text}
-            print(json.dumps(entry, ensure_ascii=False) if as_json else text)
+            show(json.dumps(entry, ensure_ascii=False) if as_json else text)
         new = [
             text if strip_prompt else text[len(prompt) :]
             for prompt, text in zip(texts, outputs, strict=True)
@@ -180,10 +183,10 @@ def stream(lm: Any, text: str, settings: dict[str, Any], strip_prompt: bool, wat
     """Print `text` and what follows as it is made; returns what follows."""
     pieces = []
     stream = lm.stream(text, **settings)
-    print(end="" if strip_prompt else text, flush=True)
+    show("" if strip_prompt else text, end="")
     for piece in stream:
         watch.first()
-        print(end=piece, flush=True)
+        show(piece, end="")
         pieces.append(piece)
-    print()
+    show()
     return "".join(pieces)

@@ -5,6 +5,7 @@ Imports Keras; the command has chosen the backend before.
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 from keras_gemma import backend, catalogue
@@ -14,6 +15,7 @@ from keras_gemma.config import GROUP_SIZE, GemmaConfig
 from keras_gemma.quantization import QuantizationConfig
 from keras_gemma.storage import progress
 from keras_gemma.storage.locate import resolve
+from keras_gemma.storage.peft import find_adapter
 from keras_gemma.storage.presets import reader_of
 
 QUANTIZATION = {
@@ -43,11 +45,23 @@ class Choice:
     """Whether it is as everybody expects."""
 
 
-def load(choice: Choice, model: str, silent: bool = False) -> GemmaCausalLM:
-    """The model; with `silent` no bar is shown."""
+def load(
+    choice: Choice, model: str, silent: bool = False, lora: Path | None = None
+) -> GemmaCausalLM:
+    """The model, with the adapter `lora` on; with `silent` no bar is shown.
+
+    Raises:
+        FileNotFoundError: no adapter is in the folder `lora`.
+        ValueError: it is none of this model.
+    """
+    if lora is not None:
+        find_adapter(lora)  # before the weights are read
     if silent:
         progress.PATIENCE = math.inf
-    return GemmaCausalLM.from_preset(model, **choice.arguments)
+    lm = GemmaCausalLM.from_preset(model, **choice.arguments)
+    if lora is not None:
+        lm.load_lora(lora)
+    return lm
 
 
 def choose(
@@ -72,11 +86,11 @@ def choose(
     if described.get("quantization") is not None:
         return Choice(given, "quantized as it is stored", True)
     config = listed.config if listed else GemmaConfig.from_dict(described)
-    stored = given["dtype"] or (listed and listed.dtype) or described.get("dtype") or "float32"
+    stored = given["dtype"] or stored_dtype(model)
     free = backend.free_memory()
     if free is None:
         return Choice(given, "exact, for nobody says how much memory is free", True)
-    needs = {fit: needed(config, fit, str(stored)) for fit in QUANTIZATION}
+    needs = {fit: needed(config, fit, stored) for fit in QUANTIZATION}
     for fit, bits in QUANTIZATION.items():
         if needs[fit] <= free:
             if bits is not None:
@@ -87,6 +101,15 @@ def choose(
         f"it is loaded, and {_size(free)} are free. Choose a smaller --model, or a --preset of "
         "your own to try it nevertheless."
     )
+
+
+def stored_dtype(model: str) -> str:
+    """The dtype of a model's weights where they are stored."""
+    listed = catalogue.find(model)
+    if listed and listed.dtype:
+        return listed.dtype
+    folder = resolve(model, text=False, weights=False)
+    return str(reader_of(folder).read_backbone(folder).get("dtype") or "float32")
 
 
 def needed(config: GemmaConfig, fit: Fit, dtype: str) -> int:

@@ -81,6 +81,14 @@ BackendOption = Annotated[
     Backend | None, typer.Option(help="By default KERAS_BACKEND, or the first installed.")
 ]
 SeedOption = Annotated[int | None, typer.Option(help="The same seed gives the same text.")]
+LoraOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of an adapter, of `finetune`, `save_lora` or peft, to put on the model.",
+        exists=True,
+        file_okay=False,
+    ),
+]
 FileOption = Annotated[
     Path | None, typer.Option("--file", help="Read a prompt from this file.", exists=True)
 ]

@@ -15,11 +15,13 @@ from keras_gemma.cli.options import (
     Fit,
     FitOption,
     JsonOption,
+    LoraOption,
     ModelOption,
     full_name,
     read_prompts,
     start,
 )
+from keras_gemma.cli.printing import show
 
 
 def score(
@@ -33,6 +35,7 @@ def score(
     ] = None,
     file: FileOption = None,
     model: ModelOption = "gemma_tiny_en",
+    lora: LoraOption = None,
     preset: FitOption = Fit.AUTO,
     tokens: Annotated[bool, typer.Option("--tokens", help="A line for each token.")] = False,
     dtype: DtypeOption = None,
@@ -55,19 +58,19 @@ def score(
     choice = choose(model, preset, dtype)
     if not choice.plain:
         print(f"{model}: {choice.reason}", file=sys.stderr)
-    lm = load(choice, model)
+    lm = load(choice, model, lora=lora)
     for text in texts:
         found = {"model": model, "text": text, **measure(lm, text)}
         if as_json:
-            print(json.dumps(found, ensure_ascii=False))
+            show(json.dumps(found, ensure_ascii=False))
             continue
-        print(
+        show(
             f"perplexity {found['perplexity']:.4g}, {found['nats_per_token']:.4g} nats a token, "
             f"{found['tokens']} tokens: {json.dumps(text, ensure_ascii=False)[:60]}"
         )
         if tokens:
             for piece, loss in zip(found["pieces"], found["losses"], strict=True):
-                print(f"{loss:8.3f}  {json.dumps(piece, ensure_ascii=False)}")
+                show(f"{loss:8.3f}  {json.dumps(piece, ensure_ascii=False)}")
 
 
 def measure(lm: Any, text: str) -> dict[str, Any]:

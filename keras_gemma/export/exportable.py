@@ -40,7 +40,8 @@ class Exportable:
 
         Raises:
             ValueError: an unknown format; a path that exists; no preprocessor; options out of
-                range; a model that was compiled with what the format has not.
+                range; a model that was compiled with what the format has not; an adapter that is
+                on and not merged.
             TypeError: an option that the format does not have.
             ImportError: what makes the format is not installed; the text says how to.
             OSError: no room on the disk.
@@ -56,4 +57,5 @@ class Exportable:
         lm.export("served_gemma", max_new_tokens=40)
         ```
         """
+        self.adapters.check_exportable()
         export(self, filepath, format, overwrite, **options)

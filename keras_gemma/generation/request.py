@@ -72,10 +72,18 @@ class Prefix:
 
 
 def mark_of(backbone: GemmaBackbone) -> bytes:
-    """What tells most changes of the weights at little cost: the last norm, and all layouts."""
+    """What tells most changes of the weights at little cost.
+
+    All layouts, the last norm, which adapter is on, and what it adds to its last matrix.
+    """
     layouts = [f"{tuple(weight.shape)} {weight.dtype}" for weight in backbone.weights]
-    norm = ops.convert_to_numpy(ops.cast(backbone.layer_norm.scale.value, "float32"))
-    return "\n".join(layouts).encode() + norm.tobytes()
+    layouts.append(f"{backbone.adapters.active} {backbone.adapters.merged}")
+    seen = [backbone.layer_norm.scale]
+    if backbone.adapters.active is not None:
+        *_, linear = backbone.adapters.linears(backbone.adapters.active).values()
+        seen.append(linear.low_ranks[backbone.adapters.active].b)
+    numbers = [ops.convert_to_numpy(ops.cast(variable.value, "float32")) for variable in seen]
+    return "\n".join(layouts).encode() + b"".join(array.tobytes() for array in numbers)
 
 
 @dataclasses.dataclass(frozen=True)

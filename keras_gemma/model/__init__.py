@@ -18,4 +18,11 @@ In the order of the data:
     named_weight.py    its weights by name, as files know them
     quantizable.py     what models with and without a head share when they are quantized
     calibration.py     what each matrix is multiplied with, on given texts
+    lora.py            adapters' settings: which matrices, of what rank and scale
+    low_rank.py        one product of low rank beside a matrix
+    adapters.py        a model's adapters by name: made, chosen, merged
+    adaptable.py       what models with and without a head share where they have adapters
+    adaptable_backbone.py    what of it KerasHub calls otherwise
+    losses.py          the loss of hidden states, in chunks
+    training_step.py   `fit` without the logits of a whole batch
 """

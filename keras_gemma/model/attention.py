@@ -31,8 +31,12 @@ def causal_mask(attended: Any, window: int | None) -> Any:
               3          x x x
               4            x x x
 
+    Where several documents stand in a row, whole numbers say whose each position is, as in
+    `[1, 1, 1, 2, 2, 0]`, and none sees another's. Their positions go on counting: the rotary
+    embedding, like the window, knows distances alone.
+
     Args:
-        attended: bool `[B, T]`; False is padding, which nobody looks at.
+        attended: bool or int `[B, T]`; False or 0 is padding, which nobody looks at.
         window: positions in sight, its own included; None for all.
     """
     positions = ops.arange(ops.shape(attended)[1], dtype="int32")
@@ -40,7 +44,12 @@ def causal_mask(attended: Any, window: int | None) -> Any:
     visible = distance >= 0
     if window is not None:
         visible = ops.logical_and(visible, distance < window)
-    return ops.logical_and(visible[None], ops.cast(attended, "bool")[:, None, :])
+    visible = ops.logical_and(visible[None], ops.cast(attended, "bool")[:, None, :])
+    if keras.backend.standardize_dtype(attended.dtype) == "bool":
+        return visible
+    own, seen = attended[:, :, None], attended[:, None, :]
+    # What is computed at padding, nobody sees; it stays as with a mask of bools.
+    return ops.logical_and(visible, ops.logical_or(ops.equal(own, seen), ops.equal(own, 0)))
 
 
 def project(
@@ -58,11 +67,22 @@ def project(
     return rotate(query, *rotary), rotate(key, *rotary), value
 
 
-def attend(query: Any, key: Any, value: Any, mask: Any, config: GemmaConfig, taps: Taps) -> Any:
+def attend(
+    query: Any,
+    key: Any,
+    value: Any,
+    mask: Any,
+    config: GemmaConfig,
+    taps: Taps,
+    own: bool = False,
+) -> Any:
     """`backend.attend`; in chunks of queries where they are many, for the memory of their logits.
 
     Where gradients are taken, those of a chunk are computed anew instead of kept.
     With a tap on the weights, which no backend shows, they are computed in plain steps.
+
+    Args:
+        own: the keys are those of the queries' own positions, so none looks past its chunk's end.
     """
     how = {"scale": config.query_scale, "soft_cap": config.attention_logit_soft_cap}
     if taps and "attention.weights" in taps:
@@ -75,9 +95,11 @@ def attend(query: Any, key: Any, value: Any, mask: Any, config: GemmaConfig, tap
         return backend.attend(query, key, value, mask, **how)
 
     def part(i: int) -> Any:
-        seen = mask[:, i : i + LARGEST_CHUNK]
+        end = i + LARGEST_CHUNK
+        last = end if own else None
+        seen = mask[:, i:end, :last]
         compute = keras.remat(lambda *heads: backend.attend(*heads, seen, **how))
-        return compute(query[:, i : i + LARGEST_CHUNK], key, value)
+        return compute(query[:, i:end], key[:, :last], value[:, :last])
 
     return ops.concatenate([part(i) for i in range(0, length, LARGEST_CHUNK)], axis=1)
 
@@ -113,7 +135,7 @@ def attention(
     if cache is not None:
         key = backend.write_cache(cache[0], key, slots)
         value = backend.write_cache(cache[1], value, slots)
-    heads = attend(query, key, value, mask, config, taps)
+    heads = attend(query, key, value, mask, config, taps, own=cache is None)
     heads = tapped(taps, "attention.heads", heads)
     b, t = ops.shape(x)[0], ops.shape(x)[1]
     heads = ops.reshape(heads, (b, t, config.num_query_heads * config.head_dim))

@@ -7,6 +7,8 @@ import keras
 from keras import ops
 
 from keras_gemma.config import GemmaConfig
+from keras_gemma.model.adaptable_backbone import AdaptableBackbone
+from keras_gemma.model.adapters import Adapters
 from keras_gemma.model.attention import causal_mask
 from keras_gemma.model.calibration import mean_squares, read_rows
 from keras_gemma.model.decoder_block import GemmaDecoderBlock, decoder_block
@@ -40,8 +42,11 @@ def check_layer_arguments(cls: type, arguments: dict[str, Any]) -> None:
 
 
 @keras.saving.register_keras_serializable(package="keras_gemma")
-class GemmaBackbone(Presettable, Quantizable, keras.Model):
+class GemmaBackbone(Presettable, Quantizable, AdaptableBackbone, keras.Model):
     """Gemma without its head: `{"token_ids", "padding_mask"}`, both `[B, T]`, -> `[B, T, D]`.
+
+    The mask is 0 at padding and 1 elsewhere. Several documents in a row are numbered in it from 1
+    on, and none sees another's.
 
     Args:
         vocabulary_size: V.
@@ -158,6 +163,7 @@ class GemmaBackbone(Presettable, Quantizable, keras.Model):
         self.dtype_policy = policy
         self.config = config
         self.around: weakref.WeakSet = weakref.WeakSet()  # models with a head on this backbone
+        self.adapters = Adapters(self)
         if quantization is not None:
             self._freeze_norms()
 
@@ -165,6 +171,29 @@ class GemmaBackbone(Presettable, Quantizable, keras.Model):
     def quantization(self) -> QuantizationConfig | None:
         """How the matrices are quantized; None in floating point."""
         return self.token_embedding.quantization
+
+    @property
+    def rematerialize(self) -> bool:
+        """Whether training computes each block anew for its gradient, instead of keeping all of it.
+
+        That takes about a third longer, and the memory of a block at a time. Set it before `fit`.
+        Nothing may be drawn at random within a block then.
+        """
+        return self.transformer_layers[0].rematerialize
+
+    @rematerialize.setter
+    def rematerialize(self, value: bool) -> None:
+        blocks = self.transformer_layers
+        if value and (self.config.dropout or any(block.lora_dropout for block in blocks)):
+            raise ValueError(
+                "Blocks with dropout cannot be computed anew: they would drop something else. "
+                f"Train without one of the two. Received: rematerialize={value!r}"
+            )
+        for block in blocks:
+            block.rematerialize = bool(value)
+        forget_training(self)
+        for model in self.around:
+            forget_training(model)
 
     @property
     def token_embedding(self) -> ReversibleEmbedding:
@@ -219,8 +248,9 @@ class GemmaBackbone(Presettable, Quantizable, keras.Model):
                 "costs precision: load it again in floating point, or with "
                 f"`from_preset(..., quantization=...)`. Received: mode={config.mode!r}"
             )
+        self.adapters.check_quantizable()
         models = [self, *self.around]
-        check_not_in_fit(models)
+        check_not_in_fit(models, "call `quantize`")
         config.check_shapes(self.config.weight_shapes())
         rows = [] if calibration is None else read_rows(calibration, self.config)
         holders = self.holders().items()
@@ -228,6 +258,7 @@ class GemmaBackbone(Presettable, Quantizable, keras.Model):
         for name, holder in matrices.items():
             holder.check_quantizes(name, config)
         importance = mean_squares(self, rows)
+        self.adapters.base_is_quantized()
         for model in models:
             let_go(model)
         for name, holder in matrices.items():
@@ -265,21 +296,24 @@ class GemmaBackbone(Presettable, Quantizable, keras.Model):
         return self.layer_norm(x)
 
     def get_config(self) -> dict[str, Any]:
-        return {
+        config = {
             "name": self.name,
             "trainable": self.trainable,
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
             **self.config.to_dict(),
             "quantization": self.quantization and self.quantization.to_dict(),
         }
+        adapters = self.adapters.to_dict()
+        return config if adapters is None else {**config, "lora": adapters}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "GemmaBackbone":
         config = dict(config)
-        trainable = config.pop("trainable", True)
+        trainable, adapters = config.pop("trainable", True), config.pop("lora", None)
         backbone = cls(**config)
         if not trainable:  # True would wake what quantization froze
             backbone.trainable = False
+        backbone.adapters.restore(adapters)
         return backbone
 
 
@@ -288,4 +322,4 @@ def _named(name: str, holder: Any, shape: tuple[int, ...]) -> NamedWeight | Quan
         return NamedWeight(holder.scale, shape, "norm")
     if holder.quantization is not None:
         return QuantizedWeight(name, holder, shape, holder.kind)
-    return NamedWeight(holder.variables_of_matrix, shape, holder.kind)
+    return NamedWeight(holder.variables_of_matrix, shape, holder.kind, holder.adapted)

@@ -1,6 +1,8 @@
 """A decoder block: attention and feed forward, each normalised and added to the residual."""
 
+import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import keras
@@ -10,6 +12,7 @@ from keras_gemma.config import GemmaConfig
 from keras_gemma.model.attention import GemmaAttention, attention, causal_mask
 from keras_gemma.model.feed_forward import feed_forward
 from keras_gemma.model.linear import Linear
+from keras_gemma.model.low_rank import Adapted
 from keras_gemma.model.normalization import RMSNormalization, rms_normalize
 from keras_gemma.model.rope import rotary_angles
 from keras_gemma.model.taps import Taps, tapped
@@ -59,6 +62,25 @@ def decoder_block(
     return tapped(taps, "residual.after", x), looked_at
 
 
+def rematerialized(compute: Callable[[Any, Any], Any], x: Any, weights: dict[str, Any]) -> Any:
+    """`compute(x, weights)`, of which nothing is kept for the gradient: it is computed anew."""
+    leaves = keras.tree.flatten(weights)
+    # What has a gradient are arguments, as TensorFlow wants it; the rest is closed over.
+    floats = [
+        i
+        for i, leaf in enumerate(leaves)
+        if ops.is_tensor(leaf) and "float" in keras.backend.standardize_dtype(leaf.dtype)
+    ]
+
+    def from_leaves(x: Any, *given: Any) -> Any:
+        whole = list(leaves)
+        for i, leaf in zip(floats, given, strict=True):
+            whole[i] = leaf
+        return compute(x, keras.tree.pack_sequence_as(weights, whole))
+
+    return keras.remat(from_leaves)(x, *(leaves[i] for i in floats))
+
+
 @keras.saving.register_keras_serializable(package="keras_gemma")
 class GemmaDecoderBlock(keras.layers.Layer):
     """Holds the weights of one block; `layer` is its 0-based place, which decides its window."""
@@ -86,6 +108,9 @@ class GemmaDecoderBlock(keras.layers.Layer):
         if config.use_post_ffw_norm:
             self.post_ffw_norm = norm("post_ffw_norm")
         self.dropout = keras.layers.Dropout(config.dropout, dtype=policy, name="dropout")
+        self.rematerialize = False  # whether training computes the block anew for its gradient
+        self.lora_dropout = 0.0  # of the adapter that is on
+        self.lora_seed: keras.random.SeedGenerator | None = None
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         inner_shape = (*input_shape[:-1], self.config.feed_forward_dim)
@@ -114,21 +139,43 @@ class GemmaDecoderBlock(keras.layers.Layer):
         """The packed weights in the compute dtype: what `decoder_block` takes."""
         return {name: holder.tensor for name, holder in self.holders().items()}
 
+    def add_lora_seed(self) -> None:
+        """Make what the dropout of adapters draws from."""
+        if self.lora_seed is None:
+            self._tracker.unlock()
+            # With a seed of its own: without, PyTorch draws from elsewhere, and nothing is kept.
+            self.lora_seed = keras.random.SeedGenerator(random.randrange(1 << 30))
+            self._tracker.lock()
+
+    def training_tensors(self) -> dict[str, Any]:
+        """`tensors`, where adapters do not see all of what they are multiplied with."""
+        if not self.lora_dropout:
+            return self.tensors()
+        drop = partial(keras.random.dropout, rate=self.lora_dropout, seed=self.lora_seed)
+        return {
+            name: tensor._replace(drop=drop) if isinstance(tensor, Adapted) else tensor
+            for name, tensor in self.tensors().items()
+        }
+
     def call(self, x: Any, padding_mask: Any = None, training: bool | None = None) -> Any:
-        """`[B, T, D]` -> `[B, T, D]`; `padding_mask [B, T]` is false or 0 at padding."""
+        """`[B, T, D]` -> `[B, T, D]`; `padding_mask [B, T]` is as of `causal_mask`."""
         b, t = ops.shape(x)[0], ops.shape(x)[1]
         if padding_mask is None:
             padding_mask = ops.ones((b, t), dtype="bool")
         positions = ops.arange(t, dtype="int32")[None]
-        x, _ = decoder_block(
-            x,
-            self.tensors(),
-            self.config,
-            rotary_angles(positions, self.config.head_dim),
-            causal_mask(padding_mask, self.config.window(self.layer)),
-            dropout=lambda half: self.dropout(half, training=training),
-        )
-        return x
+        rotary = rotary_angles(positions, self.config.head_dim)
+        mask = causal_mask(padding_mask, self.config.window(self.layer))
+
+        def drop(half: Any) -> Any:
+            return self.dropout(half, training=training)
+
+        def compute(x: Any, weights: dict[str, Any]) -> Any:
+            return decoder_block(x, weights, self.config, rotary, mask, dropout=drop)[0]
+
+        weights = self.training_tensors() if training else self.tensors()
+        if training and self.rematerialize:
+            return rematerialized(compute, x, weights)
+        return compute(x, weights)
 
     def compute_output_spec(
         self, x: Any, padding_mask: Any = None, training: bool | None = None

@@ -1,9 +1,11 @@
-"""A matrix without bias, stored as its backend reads it fastest."""
+"""A matrix without bias, stored as its backend reads it fastest, with or without an adapter."""
 
 from typing import Any
 
 import keras
+import numpy as np
 
+from keras_gemma.model.low_rank import LowRank
 from keras_gemma.model.matrix import MatrixLayer, matmul
 
 
@@ -11,12 +13,16 @@ from keras_gemma.model.matrix import MatrixLayer, matmul
 class Linear(MatrixLayer):
     """Holds one matrix `[out, in]`; `matmul(x [..., in])` -> `[..., out]`.
 
-    The variable has the backend's layout; files and `NamedWeight` see `[out, in]`.
+    The variable has the backend's layout; files and `NamedWeight` see `[out, in]`. Products of low
+    rank may stand beside it, by the names of the model's adapters; at most one is added.
     """
 
     def __init__(self, out_dim: int, quantization: Any = None, **kwargs: Any) -> None:
         super().__init__(quantization, **kwargs)
         self.out_dim = out_dim
+        self.low_ranks: dict[str, LowRank] = {}
+        self.added: str | None = None
+        self.saves_low_ranks = True
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         self.add_matrix((self.out_dim, input_shape[-1]))
@@ -25,8 +31,62 @@ class Linear(MatrixLayer):
     def call(self, x: Any) -> Any:
         return matmul(x, self.tensor)
 
+    @property
+    def tensor(self) -> Any:
+        """The packed matrix in the compute dtype or quantized, `Adapted` where one is added."""
+        packed = super().tensor
+        if self.added is None:
+            return packed
+        return self.low_ranks[self.added].beside(packed, self.compute_dtype)
+
+    def adapted(self, matrix: np.ndarray) -> np.ndarray:
+        """`matrix [out, in]` with what is added to it."""
+        return matrix if self.added is None else self.low_ranks[self.added].added_to(matrix)
+
+    def add_low_rank(self, name: str, rank: int, scale: float, dtype: str) -> None:
+        """Make the variables of an adapter, zero, and not added yet."""
+        out, length = self.logical_shape
+        how = {"initializer": "zeros", "dtype": dtype, "autocast": False}
+        self._tracker.unlock()
+        a = self.add_weight(name=f"{name}_lora_a", shape=(rank, length), **how)
+        b = self.add_weight(name=f"{name}_lora_b", shape=(out, rank), **how)
+        self._tracker.lock()
+        self.low_ranks[name] = LowRank(a, b, scale)
+
+    def remove_low_rank(self, name: str) -> None:
+        """Let the variables of an adapter go."""
+        low_rank = self.low_ranks.pop(name)
+        self._untrack_variable(low_rank.a)
+        self._untrack_variable(low_rank.b)
+
+    def save_own_variables(self, store: Any) -> None:
+        super().save_own_variables(store)
+        for name, low_rank in self.low_ranks.items() if self.saves_low_ranks else ():
+            for part, array in zip(_parts(name), low_rank.numpy(), strict=True):
+                store[part] = array
+
+    def load_own_variables(self, store: Any) -> None:
+        stored = {key[: -len(_A)] for key in store.keys() if key.endswith(_A)}  # noqa: SIM118
+        if stored != set(self.low_ranks):
+            raise ValueError(
+                f"{self.path}: the file has the adapters {sorted(stored)}, and the model has "
+                f"{sorted(self.low_ranks)}. Add or delete adapters first, by `enable_lora` with "
+                "the same settings or `delete_adapter`."
+            )
+        super().load_own_variables(store)
+        for name, low_rank in self.low_ranks.items():
+            low_rank.assign(*(np.array(store[part]) for part in _parts(name)))
+
     def compute_output_spec(self, x: Any) -> keras.KerasTensor:
         return keras.KerasTensor((*x.shape[:-1], self.out_dim), dtype=self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "out_dim": self.out_dim}
+
+
+_A, _B = ".lora_a", ".lora_b"
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """What a file calls A and B of an adapter."""
+    return name + _A, name + _B

@@ -13,6 +13,7 @@ from keras import ops
 from keras_gemma import backend
 from keras_gemma.backend import quantized
 from keras_gemma.model.initialization import initializer
+from keras_gemma.model.low_rank import Adapted, low_rank_product
 from keras_gemma.quantization import (
     QuantizationConfig,
     dequantize_array,
@@ -32,10 +33,12 @@ class Observed(NamedTuple):
 
 
 def matmul(x: Any, weight: Any) -> Any:
-    """`x [..., in]` times a packed matrix -> `[..., out]`."""
+    """`x [..., in]` times a packed matrix, with what an adapter adds -> `[..., out]`."""
     if isinstance(weight, Observed):
         weight.see(x)
         weight = weight.packed
+    if isinstance(weight, Adapted):
+        return backend.matmul(x, weight.packed) + low_rank_product(x, weight)
     return backend.matmul(x, weight)
 
 
@@ -102,6 +105,10 @@ class MatrixLayer(keras.layers.Layer):
         if self.quantization is None:
             return ops.cast(variables.value, self.compute_dtype)
         return backend.Quantized(*(v if v is None else v.value for v in variables))
+
+    def adapted(self, matrix: np.ndarray) -> np.ndarray:
+        """`matrix` with what an adapter adds to it: here, nothing."""
+        return matrix
 
     def numpy(self) -> np.ndarray:
         """The matrix in the dtype that the layer keeps plain variables in."""

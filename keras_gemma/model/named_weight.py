@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -18,6 +19,8 @@ class NamedWeight:
     variable: keras.Variable
     shape: tuple[int, ...]
     kind: str
+    adapted: Callable[[np.ndarray], np.ndarray] = lambda array: array
+    """The weight, from what the variable holds; see `MatrixLayer.adapted`."""
 
     relative_error = 0.0
 
@@ -54,8 +57,9 @@ class NamedWeight:
         self.take(self.pack(np.array(array)))
 
     def numpy(self) -> np.ndarray:
-        """The weight as a NumPy array of `shape`."""
-        return backend.unpack(backend.to_numpy(self.variable.value), self.shape)
+        """The weight as a NumPy array of `shape`, with what an adapter adds to it."""
+        array = backend.unpack(backend.to_numpy(self.variable.value), self.shape)
+        return self.adapted(array)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +131,8 @@ class QuantizedWeight:
         self.take(self.pack(array))
 
     def numpy(self) -> np.ndarray:
-        """What the weight stands for, as a NumPy array of `shape`."""
-        return self.holder.numpy()
+        """What the weight stands for, as a NumPy array of `shape`, with what an adapter adds."""
+        return self.holder.adapted(self.holder.numpy())
 
     def plain_form(self) -> backend.Quantized:
         """The weight as files have it."""

@@ -89,11 +89,14 @@ class Quantizable:
         return super().train_on_batch(*args, **kwargs)
 
     def _check_trainable(self) -> None:
-        quantization = getattr(self, "backbone", self).quantization
+        backbone = getattr(self, "backbone", self)
+        backbone.adapters.check_trainable()
+        quantization = backbone.quantization
         if quantization is not None and not self.trainable_variables:
             raise ValueError(
                 f"Nothing of this model can be trained: its weights are {quantization.describe()}. "
-                "Train in floating point, and quantize afterwards."
+                "Train in floating point, and quantize afterwards; or `enable_lora()`, whose "
+                "adapters are trained beside them."
             )
 
     def summary(self, *args: Any, print_fn: Any = None, **kwargs: Any) -> None:
@@ -113,31 +116,38 @@ def let_go(model: keras.Model) -> None:
 def forget_training(model: keras.Model) -> None:
     """Let Keras compile `fit`, `evaluate` and `predict` anew, on the weights as they are.
 
-    Where nothing is left to train, the optimizer starts anew, with the same settings.
+    Where the optimizer has trained what is trained no more, it starts anew, with the same
+    settings. An adapter that is off for now may be trained again.
     """
     model.train_function = model.test_function = model.predict_function = None
     optimizer = getattr(model, "optimizer", None)
-    if not model.trainable_variables:
-        for one in (optimizer, getattr(optimizer, "inner_optimizer", None)):
-            if one is not None and one.built:
-                _start_anew(one)
+    adapters = getattr(model, "backbone", model).adapters.variables()
+    trained = {id(variable) for variable in (*model.trainable_variables, *adapters)}
+    if any(id(variable) not in trained for variable in trained_by(optimizer)):
+        start_anew(optimizer)
 
 
-def _start_anew(optimizer: keras.Optimizer) -> None:
+def trained_by(optimizer: keras.Optimizer | None) -> list[keras.Variable]:
+    """The variables that an optimizer was built for."""
+    if optimizer is None or not optimizer.built:
+        return []
+    return optimizer._trainable_variables  # no public name
+
+
+def start_anew(optimizer: keras.Optimizer) -> None:
     """Free what `optimizer` trained, and moments of that size. Where it is, for Keras keeps it in
     several places, and users may too."""
-    fresh = type(optimizer).from_config(optimizer.get_config())
-    vars(optimizer).clear()
-    vars(optimizer).update(vars(fresh))
+    for one in (optimizer, getattr(optimizer, "inner_optimizer", None)):
+        if one is not None:
+            fresh = type(one).from_config(one.get_config())
+            vars(one).clear()
+            vars(one).update(vars(fresh))
 
 
-def check_not_in_fit(models: list[Any]) -> None:
+def check_not_in_fit(models: list[Any], verb: str) -> None:
     """Raise a ValueError where one of `models` is being trained."""
     if any(model.in_fit for model in models):
-        raise ValueError(
-            "The model is being trained, and quantized weights are not: call `quantize` when "
-            "`fit` has returned."
-        )
+        raise ValueError(f"The model is being trained: {verb} when `fit` has returned.")
 
 
 def check_policy(policy: Any) -> None:
@@ -151,10 +161,11 @@ def check_policy(policy: Any) -> None:
 
 
 def describe_weights(backbone: Any) -> str:
-    """A line on dtype, quantization and memory of the weights of a `GemmaBackbone`."""
+    """Lines on dtype, quantization and memory of a `GemmaBackbone`'s weights, and on adapters."""
     quantization = backbone.quantization
     size = sum(weight.bytes for weight in backbone.named_weights().values())
-    return (
+    weights = (
         f" Weights: {backbone.variable_dtype}, computing in {backbone.compute_dtype}; "
         f"{quantization.describe() if quantization else 'not quantized'}; {size / 1e6:,.1f} MB"
     )
+    return "\n".join(filter(None, (weights, backbone.adapters.describe())))

@@ -13,15 +13,7 @@ from keras import ops
 
 from keras_gemma.config import GemmaConfig
 from keras_gemma.model.head import to_logits
-
-LARGEST_CHUNK = 1 << 25
-"""Logits at a time: 134 MB of float32, 128 positions of the largest vocabulary."""
-
-
-def cross_entropy(logits: Any, target_ids: Any) -> Any:
-    """`-log softmax(logits)[target]` in nats: `[..., V]` and `[...]` -> float32 `[...]`."""
-    chosen = ops.take_along_axis(logits, target_ids[..., None], axis=-1)[..., 0]
-    return ops.logsumexp(logits, axis=-1) - chosen
+from keras_gemma.model.losses import LARGEST_CHUNK, cross_entropy
 
 
 def chunk_size(rows: int, vocabulary_size: int) -> int:

@@ -13,6 +13,8 @@
     tokenizer_json.py      Hugging Face's tokenizer.json and SentencePiece, both ways
     formats.py             which files belong to which format
     safetensors_reader.py  tensors in a safetensors file
+    peft.py                peft's folder with an adapter, both ways
+    keras_hub_lora.py      KerasHub's file with an adapter, both ways
     gguf_writer.py         one .gguf file for llama.cpp, written
     savable.py             both of these writers, as methods of a model
     upload.py              a folder sent to Kaggle or Hugging Face
@@ -21,10 +23,13 @@
     files.py               JSON, file names from untrusted indices, and a folder replaced as a whole
     progress.py            a bar for work that takes long
 
-Importing this package gives `from_preset` and `save_to_preset` their work to do.
+Importing this package gives `from_preset`, `save_to_preset` and the backbone's two verbs for
+KerasHub's adapters their work to do.
 """
 
+from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.presettable import Presettable
+from keras_gemma.storage.keras_hub_lora import load_lora_weights, save_lora_weights
 from keras_gemma.storage.locate import resolve
 from keras_gemma.storage.presets import load, save
 
@@ -32,3 +37,5 @@ __all__ = ["load", "resolve", "save"]
 
 Presettable._load = staticmethod(load)
 Presettable._save = staticmethod(save)
+GemmaBackbone._save_lora_weights = staticmethod(save_lora_weights)
+GemmaBackbone._load_lora_weights = staticmethod(load_lora_weights)

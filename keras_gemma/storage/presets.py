@@ -88,8 +88,8 @@ def save(item: Any, preset_dir: str | Path, max_shard_size: int | str = "10GB") 
 
     Raises:
         ValueError: `preset_dir` is a file, the current directory, an address or a place where
-            nothing can be written; it holds a Hugging Face checkpoint and `item` is no task; or a
-            weight is larger than `max_shard_size`.
+            nothing can be written; it holds a Hugging Face checkpoint and `item` is no task; a
+            weight is larger than `max_shard_size`; or an adapter is on in a quantized model.
         TypeError: `item` has no place in a preset, or `preset_dir` is neither a string nor a path.
     """
     kind = kind_of(type(item))
@@ -99,6 +99,7 @@ def save(item: Any, preset_dir: str | Path, max_shard_size: int | str = "10GB") 
     preprocessor = {"task": getattr(item, "preprocessor", None), "preprocessor": item}.get(kind)
     tokenizer = item if kind == "tokenizer" else getattr(preprocessor, "tokenizer", None)
     if backbone is not None:
+        backbone.adapters.check_plain()
         plan_shards(weight_sizes(backbone), limit)
     if kind != "task":
         check_no_hugging_face(preset_dir)

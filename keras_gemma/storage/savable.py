@@ -1,9 +1,11 @@
-"""`save_to_hugging_face` and `save_to_gguf`, for a model with a `backbone` and a `preprocessor`."""
+"""What other programs can have of a model with a `backbone` and a `preprocessor`, and adapters."""
 
 from pathlib import Path
 
+from keras_gemma.model.adaptable import NAME
 from keras_gemma.storage.gguf_writer import save_to_gguf
 from keras_gemma.storage.hugging_face_writer import save_to_hugging_face
+from keras_gemma.storage.peft import load_lora, save_lora
 
 
 class Savable:
@@ -60,3 +62,60 @@ class Savable:
         ```
         """
         save_to_gguf(self, path, dtype)
+
+    def save_lora(
+        self, directory: str | Path, name: str | None = None, base_model: str | None = None
+    ) -> None:
+        """Write an adapter as peft does: `adapter_config.json`, `adapter_model.safetensors`.
+
+        peft loads it onto the base model, `save_to_hugging_face` after `set_adapter(None)`.
+
+        Args:
+            directory: the folder; it is made, or the adapter in it replaced.
+            name: of the adapter; by default the one that is on.
+            base_model: what peft should know the base by, as `"google/gemma-2-2b"`.
+
+        Raises:
+            ValueError: there is no such adapter, it holds numbers that are not finite, or the
+                folder cannot be written.
+
+        Example:
+
+        ```python
+        import keras_gemma
+
+        lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
+        lm.enable_lora(rank=4)
+        lm.save_lora("my_adapter")
+        lm.delete_adapter("default")
+        lm.load_lora("my_adapter")
+        ```
+        """
+        save_lora(self.backbone, directory, name, base_model)
+
+    def load_lora(self, directory: str | Path, name: str = NAME, dtype: str = "float32") -> None:
+        """Read an adapter that `save_lora` or peft wrote, and put it on.
+
+        Args:
+            directory: the folder with its two files.
+            name: what to call it here.
+            dtype: of its variables.
+
+        Raises:
+            FileNotFoundError: no such folder, or a file in it is missing.
+            ValueError: a name that is taken; an adapter of another model, whose tensors are all
+                listed; numbers that are not finite; or an adapter of a kind that is not read
+                (DoRA, biases, whole modules).
+
+        Example:
+
+        ```python
+        import keras_gemma
+
+        lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
+        lm.enable_lora(rank=4)
+        lm.save_lora("my_adapter")
+        lm.load_lora("my_adapter", name="again")
+        ```
+        """
+        load_lora(self.backbone, directory, name, dtype)

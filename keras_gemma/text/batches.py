@@ -34,9 +34,10 @@ def encode_inputs(
     Args:
         preprocessor: None leaves everything as it is.
         x: strings in a list, tuple or array; a `tf.data.Dataset`, a `keras.utils.PyDataset`, a
-            PyTorch loader or a generator of batches of strings; or anything that holds ids.
+            PyTorch loader or a generator of batches of strings; or anything that holds ids, which
+            a data set says by an attribute `holds_ids`.
     """
-    if preprocessor is None or isinstance(x, dict) or x is None:
+    if preprocessor is None or isinstance(x, dict) or x is None or getattr(x, "holds_ids", False):
         return x, y, sample_weight
     if is_text(x):
         raise ValueError(
@@ -59,6 +60,8 @@ def keeps_its_order(x: Any) -> bool:
     """Whether `x`, encoded, is read from start to end: shuffling it is its own business."""
     if isinstance(x, _EncodedDataset):
         return isinstance(x.batches, _Batches)
+    if getattr(x, "keeps_order", False):
+        return True
     return tf_data.is_dataset(x) or isinstance(x, Iterator)
 
 

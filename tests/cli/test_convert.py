@@ -1,5 +1,6 @@
 """`score`, `convert`, `quantize` and `info MODEL`, in this process, with the built-in model."""
 
+import io
 import json
 import sys
 
@@ -14,6 +15,7 @@ from keras_gemma.cli.options import Dtype, Fit, Quantization, check_device, choo
 from keras_gemma.config import GemmaConfig
 from keras_gemma.quantization import QuantizationConfig, report
 from tests.configurations import GEMMA2
+from tests.model.test_lora import fill
 
 GIGABYTE = 10**9
 
@@ -58,6 +60,36 @@ def test_convert(tmp_path, tiny, capsys):
     assert file.read_bytes()[:4] == b"GGUF"
 
 
+def test_an_adapter(tmp_path, tiny, capsys, monkeypatch):
+    """What `finetune` writes, beside the model in each command, and in it for good."""
+    folder, text = tmp_path / "tuned" / "adapter", "To be, or not to be"
+    lm = GemmaCausalLM.from_preset("gemma_tiny_en")
+    lm.enable_lora(4, targets="all-linear")
+    fill(lm.backbone, size=0.03)
+    lm.save_lora(folder)
+    lora = ["--lora", str(folder)]
+    assert main(["score", text, "--json", *lora]) == 0
+    found = json.loads(capsys.readouterr().out)["perplexity"]
+    assert found == pytest.approx(lm.perplexity(text), rel=1e-5)
+    assert found != pytest.approx(tiny.perplexity(text), rel=1e-2)
+    assert main(["convert", "gemma_tiny_en", str(tmp_path / "merged"), *lora]) == 0
+    merged = GemmaCausalLM.from_preset(tmp_path / "merged")
+    assert not merged.lora_adapters
+    assert merged.perplexity(text) == pytest.approx(found, rel=1e-4)
+
+    def asked(lm, path):
+        raise ConnectionAbortedError(path)
+
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    monkeypatch.setattr(GemmaCausalLM, "load_lora", asked)
+    for command in ("generate", "chat"):
+        with pytest.raises(ConnectionAbortedError, match="adapter"):
+            main([command, text, *lora])
+    monkeypatch.setattr(GemmaCausalLM, "from_preset", None)  # before the weights are read
+    with pytest.raises(FileNotFoundError, match=r"There is one in .*tuned.adapter: name that"):
+        main(["score", text, "--lora", str(tmp_path / "tuned")])
+
+
 def test_quantize(tmp_path, capsys):
     options = ["--bits", "int4", "--embedding", "int4", "--json"]
     assert main(["quantize", "gemma_tiny_en", str(tmp_path / "small"), *options]) == 0
@@ -76,6 +108,7 @@ def test_quantize(tmp_path, capsys):
         (["convert", "x", "y.gguf", "--max-shard-size", "1GB"], "one file"),
         (["quantize", "x", "y", "--bits", "int8", "--zeros"], "belong to mode='int4'"),
         (["generate", "x", "--preset", "memory", "--quantization", "int8"], "not both"),
+        (["generate", "x", "--lora", "no_such_folder"], "no_such_folder"),
         (["generate", "x", "--device", "tpu9"], "neither cpu nor gpu"),
         (["generate", "--file", "no_such_file"], "no_such_file"),
     ],

@@ -1,5 +1,7 @@
 """Tiny models whose greedy text is varied, with the same weights on every backend."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -17,8 +19,8 @@ def on_torch():
     return keras.config.backend() == "torch"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick():
+@contextlib.contextmanager
+def quickly():
     """For programs of this size, compiling well takes longer than running badly.
 
     And products of this size are slower in several threads than in one, on PyTorch by far.
@@ -40,9 +42,15 @@ def quick():
         yield
 
 
-def make_backbone(name="gemma1_multi_query", dtype="float32", seed=0):
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    with quickly():
+        yield
+
+
+def make_backbone(name="gemma1_multi_query", dtype="float32", seed=0, **changes):
     """Small embeddings and large matrices: else a model repeats the token that it reads."""
-    backbone = GemmaBackbone(**CONFIGURATIONS[name], dtype=dtype)
+    backbone = GemmaBackbone(**CONFIGURATIONS[name] | changes, dtype=dtype)
     random = np.random.default_rng(seed)
     for weight in backbone.named_weights().values():
         value = random.normal(0.0, 1.0, weight.shape).astype("float32")

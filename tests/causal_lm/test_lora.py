@@ -1,0 +1,166 @@
+"""Adapters in the whole model: they generate, score and train; peft's format is `storage/`'s."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_gemma import GemmaCausalLM, QuantizationConfig
+from keras_gemma.model.backbone import GemmaBackbone
+from tests.conftest import TEXTS
+from tests.generation.models import compile_lm, make_backbone, make_lm
+from tests.generation.models import quick as quick
+from tests.model.test_lora import fill
+
+PROMPTS = [[2, 7, 9, 31, 400, 5], [2, 300, 17]]
+IDS = np.array([[2, 9, 31, 8, 300, 77, 5, 140, 11, 12]])
+TEXT = "First Citizen:\nBefore we proceed any further, hear me speak."
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """A quantized model with an adapter on, after another was used; and a plain one, merged."""
+    lm = make_lm()
+    lm.quantize("int8")
+    lm.enable_lora(2, targets="query", name="other")
+    fill(lm.backbone, "other", 5, 1.0)
+    lm.generate(PROMPTS, max_new_tokens=4, stop_token_ids=None)
+    lm.enable_lora(2, targets="all-linear", name="default")
+    fill(lm.backbone)
+    twin = GemmaCausalLM(GemmaBackbone(**lm.backbone.config.to_dict(), dtype="float32"))
+    for name, weight in lm.backbone.named_weights().items():
+        twin.backbone.named_weights()[name].assign(weight.numpy())
+    compile_lm(twin)
+    return lm, twin
+
+
+@pytest.mark.parametrize("sampler", ["beam", "guessed"])
+def test_generate(sampler, pair):
+    how = {"draft": "prompt"} if sampler == "guessed" else {"sampler": sampler, "seed": 3}
+    texts = [lm.generate(PROMPTS, max_new_tokens=12, stop_token_ids=None, **how) for lm in pair]
+    assert texts[0] == texts[1]
+
+
+def test_switching(pair):
+    lm, twin = pair
+    how = {"max_new_tokens": 8, "stop_token_ids": None}
+    on = lm.generate(PROMPTS[:1], **how)
+    assert on == twin.generate(PROMPTS[:1], **how)
+    prefix = lm.prefill(PROMPTS[0])
+    lm.set_adapter(None)
+    base = lm.generate(PROMPTS[:1], **how)
+    with pytest.raises(ValueError, match="read with other weights"):
+        lm.generate(PROMPTS[:1], prefix=prefix, **how)
+    lm.set_adapter("other")
+    other = lm.generate(PROMPTS[:1], **how)
+    lm.set_adapter("default")
+    assert lm.generate(PROMPTS[:1], prefix=prefix, **how) == on
+    assert len({tuple(rows[0]) for rows in (on, base, other)}) == 3
+
+
+def test_score(pair):
+    found, expected = (ops.convert_to_numpy(lm.score(IDS)) for lm in pair)
+    atol = 1e-4 * np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, atol=atol)
+    hooked = pair[0].score(IDS, hooks={"embeddings": lambda x, name: x})
+    np.testing.assert_allclose(ops.convert_to_numpy(hooked), expected, atol=atol)
+
+
+@pytest.mark.parametrize("quantization", [None, "int4"])
+def test_training(quantization):
+    """The built-in model in bfloat16, or quantized, beneath adapters in float32."""
+    lm = GemmaCausalLM.from_preset("gemma_tiny_en", dtype="bfloat16", quantization=quantization)
+    base = {v.path: ops.convert_to_numpy(v.value) for v in lm.backbone.weights}
+    lm.enable_lora(4, targets=["query", "down"], dropout=0.05)
+    lm.compile(optimizer=keras.optimizers.Adam(5e-3))
+    batch = lm.preprocessor([TEXT], sequence_length=24)
+    losses = [float(lm.train_on_batch(*batch)[0]) for _ in range(20)]
+    assert losses[-1] < 0.7 * losses[0]
+    assert {v.dtype for v in lm.trainable_variables} == {"float32"}
+    for variable in lm.backbone.weights:
+        if variable.path in base:
+            np.testing.assert_array_equal(ops.convert_to_numpy(variable.value), base[variable.path])
+    assert all(b.any() for _, b in lm.adapters.arrays("default").values())
+
+
+def gradients(lm, x, y):
+    """A step of plain gradient descent tells them."""
+    before = lm.adapters.arrays("default")
+    lm.compile(optimizer=keras.optimizers.SGD(1.0))
+    lm.train_on_batch(x, y)
+    after = lm.adapters.arrays("default")
+    return {n: [p - q for p, q in zip(after[n], before[n], strict=True)] for n in after}
+
+
+@pytest.mark.parametrize("mode", ["int8", QuantizationConfig("int4", 16)], ids=["int8", "int4"])
+def test_gradients_through_quantized_bases(mode):
+    """They are those beside a plain model with the same numbers."""
+    lm, twin = (GemmaCausalLM(make_backbone("gemma1_multi_query")) for _ in range(2))
+    lm.quantize(mode)
+    for name, weight in twin.backbone.named_weights().items():
+        weight.assign(lm.backbone.named_weights()[name].numpy())
+    x = {"token_ids": IDS, "padding_mask": np.ones_like(IDS)}
+    found = []
+    for model in (lm, twin):
+        model.enable_lora(2, targets="all-linear")
+        fill(model.backbone)
+        found.append(gradients(model, x, np.roll(IDS, -1)))
+    for name, pair in found[1].items():
+        for part, expected in zip(found[0][name], pair, strict=True):
+            np.testing.assert_allclose(part, expected, atol=1e-3 * np.abs(expected).max())
+
+
+def test_the_optimizer_follows(tiny_proto):
+    lm = make_lm(proto=tiny_proto, sequence_length=16)
+    lm.compile(optimizer=keras.optimizers.Adam(1e-3))
+    how = {"batch_size": 2, "verbose": 0}
+    optimizer, chosen = lm.optimizer, lm.adapters.choose
+    lm.fit(TEXTS[:2], **how)
+    lm.enable_lora(2, name="first")
+    assert len(optimizer.variables) == 2  # moments of the base are freed at once
+    in_fit = keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_, logs: chosen(None))
+    with pytest.raises(ValueError, match="choose another when `fit` has returned"):
+        lm.fit(TEXTS[:2], callbacks=[in_fit], **how)
+    lm.set_adapter(None)
+    lm.set_adapter("first")
+    lm.fit(TEXTS[:2], **how)
+    assert int(lm.optimizer.iterations) == 2 and lm.optimizer is optimizer
+    first = lm.adapters.arrays("first")
+    lm.enable_lora(2, name="second")
+    lm.fit(TEXTS[:2], **how)
+    assert int(lm.optimizer.iterations) == 1
+    assert float(lm.optimizer.learning_rate) == pytest.approx(1e-3)
+    for name, (_, b) in lm.adapters.arrays("second").items():
+        assert b.any()
+        np.testing.assert_array_equal(lm.adapters.arrays("first")[name][1], first[name][1])
+    lm.quantize("int8")
+    assert int(lm.optimizer.iterations) == 1  # it trains the adapter still
+    lm.fit(TEXTS[:2], **how)
+    assert int(lm.optimizer.iterations) == 2
+
+
+def test_nothing_to_train(tiny_proto):
+    lm = make_lm(proto=tiny_proto)
+    lm.enable_lora()
+    lm.set_adapter(None)
+    with pytest.raises(ValueError, match=r"no adapter is on.*'default'"):
+        lm.fit(TEXTS[:2])
+    lm.set_adapter("default")
+    with pytest.raises(ValueError, match="an export holds plain matrices alone"):
+        lm.export("nowhere")
+    lm.merge_lora()
+    with pytest.raises(ValueError, match=r"'default' is merged, so training it"):
+        lm.train_on_batch(TEXTS[:2])
+
+
+def test_keras_files_after_training(tiny_proto, tmp_path):
+    lm = make_lm(proto=tiny_proto, sequence_length=16)
+    lm.enable_lora(2, dropout=0.1)
+    lm.compile(optimizer=keras.optimizers.Adam(1e-2))
+    lm.fit(TEXTS[:2], batch_size=2, verbose=0)
+    lm.save(tmp_path / "lm.keras")
+    again = keras.saving.load_model(tmp_path / "lm.keras")
+    assert int(again.optimizer.iterations) == 1 and again.active_adapter == "default"
+    np.testing.assert_array_equal(*(ops.convert_to_numpy(m.score(IDS)) for m in (lm, again)))
+    again.fit(TEXTS[:2], batch_size=2, verbose=0)
+    assert int(again.optimizer.iterations) == 2

@@ -1,0 +1,235 @@
+"""Adapters: what they add, what is trained, merged and refused."""
+
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_gemma import GemmaBackbone, GemmaConfig, QuantizationConfig
+from keras_gemma.model.lora import target_names
+from tests.configurations import GEMMA1, GEMMA2
+from tests.parity.pairs import FULL, IDS, make_ours, random_weights
+
+CONFIG = GemmaConfig(**GEMMA2)
+FOUR = QuantizationConfig("int4", 16, embedding="int4")
+
+
+def run(backbone, ids=IDS, **how):
+    found = backbone({"token_ids": ids, "padding_mask": np.ones_like(ids)}, **how)
+    return ops.convert_to_numpy(ops.cast(found, "float32"))
+
+
+def fill(backbone, name="default", seed=1, size=0.1):
+    """Give an adapter random numbers; returns what they add to each matrix, `scale * B A`."""
+    random = np.random.default_rng(seed)
+    added = {}
+    for matrix, linear in backbone.adapters.linears(name).items():
+        low_rank = linear.low_ranks[name]
+        a, b = (random.normal(0, size, tuple(v.shape)) for v in (low_rank.a, low_rank.b))
+        low_rank.assign(a, b)
+        added[matrix] = low_rank.scale * (b @ a)
+    return added
+
+
+def with_added(configuration, added, dtype="float32"):
+    """A plain model with the matrices that an adapter makes."""
+    backbone = GemmaBackbone(**configuration, dtype=dtype)
+    arrays = random_weights(backbone.config)
+    for name, weight in backbone.named_weights().items():
+        weight.assign((arrays[name] + added.get(name, 0)).astype("float32"))
+    return backbone
+
+
+def largest(found, expected):
+    return np.abs(found - expected).max() / np.abs(expected).max()
+
+
+@pytest.mark.parametrize("configuration", [GEMMA1 | {"num_key_value_heads": 1}, GEMMA2])
+def test_what_it_adds(configuration):
+    backbone = make_ours(configuration)
+    before = run(backbone)
+    backbone.enable_lora(3, "all-linear", alpha=6, use_rslora=True)
+    np.testing.assert_array_equal(run(backbone), before)
+    added = fill(backbone)
+    assert len(added) == 7 * configuration["num_layers"]
+    low_rank = backbone.adapters.linears("default")["layers.0.down"].low_ranks["default"]
+    assert low_rank.scale == pytest.approx(6 / np.sqrt(3))
+    expected = run(with_added(configuration, added))
+    assert largest(run(backbone), expected) < 1e-5 < largest(before, expected)
+    weight = backbone.named_weights()["layers.1.gate"]
+    wanted = random_weights(backbone.config)["layers.1.gate"] + added["layers.1.gate"]
+    np.testing.assert_allclose(weight.numpy(), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_begins_as_in_peft_and_b_as_zero():
+    found = []
+    for _ in range(2):
+        backbone = make_ours(GEMMA1)
+        backbone.enable_lora(8, seed=3)
+        found.append(backbone.adapters.arrays("default"))
+    assert list(found[0]) == [
+        "layers.0.query",
+        "layers.0.value",
+        "layers.1.query",
+        "layers.1.value",
+    ]
+    for (a, b), (again, _) in zip(found[0].values(), found[1].values(), strict=True):
+        assert a.shape == (8, 32) and b.shape == (32, 8)
+        np.testing.assert_array_equal(a, again)
+        assert 0.8 / np.sqrt(32) < np.abs(a).max() <= 1 / np.sqrt(32) and not b.any()
+    assert backbone.adapters.known["default"].scale("layers.0.query") == 1  # KerasHub's
+
+
+def test_what_is_trained():
+    backbone = make_ours(GEMMA2)
+    backbone.layer_norm.trainable = False
+    before = [v.path for v in backbone.trainable_variables]
+    backbone.enable_lora(2, dtype="bfloat16", name="first")
+    backbone.enable_lora(3, ["o_proj", "layers.[12].gate"], name="second")
+    assert backbone.lora_adapters == ["first", "second"] and backbone.active_adapter == "second"
+    shapes = sorted(tuple(v.shape) for v in backbone.trainable_variables)
+    assert shapes == sorted([(3, 32), (32, 3)] * 4 + [(3, 32), (48, 3)] * 2)
+    backbone.set_adapter("first")
+    assert {v.dtype for v in backbone.trainable_variables} == {"bfloat16"}
+    assert len(backbone.trainable_variables) == 16
+    backbone.set_adapter(None)
+    assert backbone.trainable_variables == []
+    backbone.delete_adapter("first")
+    backbone.delete_adapter("second")
+    assert [v.path for v in backbone.trainable_variables] == before
+    assert backbone.count_params() == CONFIG.parameter_count
+
+
+def test_a_frozen_model():
+    backbone = make_ours(GEMMA1)
+    backbone.trainable = False
+    backbone.enable_lora(2)
+    assert len(backbone.trainable_variables) == 8
+    backbone.delete_adapter("default")
+    assert backbone.trainable_variables == []
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.05)])
+def test_merging(dtype, tolerance):
+    backbone = make_ours(GEMMA2, dtype)
+    backbone.enable_lora(4, "all-linear", alpha=8)
+    added = fill(backbone)
+    unmerged = run(backbone)
+    base = {name: linear.numpy() for name, linear in backbone.adapters.linears("default").items()}
+    backbone.merge_lora()
+    assert backbone.active_adapter == "default"
+    assert np.sqrt(np.mean((run(backbone) - unmerged) ** 2)) < tolerance * np.std(unmerged)
+    found = backbone.named_weights()["layers.0.query"].numpy().astype("float32")
+    wanted = random_weights(backbone.config)["layers.0.query"] + added["layers.0.query"]
+    np.testing.assert_allclose(found, wanted, rtol=0.005 if dtype == "bfloat16" else 1e-5)
+    for verb in (
+        backbone.merge_lora,
+        lambda: backbone.set_adapter(None),
+        lambda: backbone.enable_lora(2, name="other"),
+        lambda: backbone.delete_adapter("default"),
+        lambda: backbone.quantize("int8"),
+    ):
+        with pytest.raises(ValueError, match=r"'default' is merged: `unmerge_lora\(\)` before"):
+            verb()
+    backbone.unmerge_lora()
+    np.testing.assert_array_equal(run(backbone), unmerged)
+    for name, linear in backbone.adapters.linears("default").items():
+        np.testing.assert_array_equal(linear.numpy(), base[name])
+
+
+def test_merging_for_good():
+    backbone = make_ours(GEMMA2)
+    backbone.enable_lora(4)
+    unmerged = (fill(backbone), run(backbone))[1]
+    backbone.enable_lora(4, name="other")
+    backbone.set_adapter("default")
+    backbone.merge_lora(keep_base=False)
+    assert backbone.lora_adapters == [] and backbone.active_adapter is None
+    assert largest(run(backbone), unmerged) < 1e-5
+    assert len(backbone.trainable_variables) == len(CONFIG.weight_shapes())
+
+
+def test_merging_numbers_that_are_not_finite():
+    backbone = make_ours(GEMMA1)
+    backbone.enable_lora(2)
+    fill(backbone)
+    low_rank = backbone.adapters.linears("default")["layers.1.value"].low_ranks["default"]
+    a, b = low_rank.numpy()
+    low_rank.assign(np.full_like(a, np.nan), b)
+    with pytest.raises(ValueError, match=r"not finite, in layers.1.value A\. Train"):
+        backbone.merge_lora()
+    assert np.isfinite(backbone.named_weights()["layers.0.query"].numpy()).all()
+
+
+@pytest.mark.parametrize("mode", ["int8", FOUR], ids=["int8", "int4"])
+def test_quantized_bases(mode, tmp_path):
+    backbone = make_ours(GEMMA2)
+    backbone.quantize(mode)
+    twin = with_added(GEMMA2, {})
+    for name, weight in backbone.named_weights().items():
+        twin.named_weights()[name].assign(weight.numpy())
+    for model in (backbone, twin):
+        model.enable_lora(4, "all-linear")
+        fill(model)
+    assert largest(run(backbone), run(twin)) < 1e-4
+    assert len(backbone.trainable_variables) == 56
+    merged = backbone.named_weights()["layers.0.down"].numpy()
+    np.testing.assert_allclose(merged, twin.named_weights()["layers.0.down"].numpy(), rtol=1e-5)
+    with pytest.raises(ValueError, match=r"cannot take an adapter in.*save_to_hugging_face"):
+        backbone.merge_lora()
+    with pytest.raises(ValueError, match=r"has no place for it.*`save_lora`"):
+        backbone.save_to_preset(tmp_path / "preset")
+    assert not (tmp_path / "preset").exists()
+    backbone.set_adapter(None)
+    backbone.save_to_preset(tmp_path / "preset")
+
+
+def test_quantizing_beneath_an_adapter():
+    backbone = make_ours(GEMMA2)
+    backbone.enable_lora(4)
+    fill(backbone)
+    plain = run(backbone)
+    backbone.quantize("int8")
+    assert 0 < largest(run(backbone), plain) < 0.2
+    assert len(backbone.trainable_variables) == 16
+    backbone.delete_adapter("default")
+    assert backbone.trainable_variables == []
+
+
+def test_dropout():
+    backbone = make_ours(GEMMA1)
+    backbone.enable_lora(4, "all-linear", dropout=0.5)
+    fill(backbone)
+    still = run(backbone)
+    np.testing.assert_array_equal(run(backbone, training=False), still)
+    drawn = [run(backbone, training=True) for _ in range(2)]
+    assert largest(drawn[0], still) > 1e-3 and largest(drawn[0], drawn[1]) > 1e-3
+    backbone.enable_lora(4, name="none")
+    np.testing.assert_array_equal(run(backbone, training=True), run(backbone))
+    backbone.set_adapter("default")
+    assert largest(run(backbone, training=True), still) > 1e-3
+
+
+def test_programs_follow_the_adapter():
+    backbone = make_ours(GEMMA1)
+    inputs = {"token_ids": IDS, "padding_mask": FULL}
+    found = {None: backbone.predict(inputs, verbose=0)}
+    for seed, name in enumerate(("first", "second")):
+        backbone.enable_lora(2, name=name)
+        fill(backbone, name, seed, size=1.0)
+        found[name] = backbone.predict(inputs, verbose=0)
+    for name, expected in found.items():
+        backbone.set_adapter(name)
+        np.testing.assert_array_equal(backbone.predict(inputs, verbose=0), expected)
+    assert largest(found["first"], found["second"]) > 0.01
+
+
+def test_calibration_and_summary():
+    backbone = make_ours(GEMMA2)
+    backbone.enable_lora(4, "all-linear")
+    fill(backbone)
+    hidden = ops.convert_to_numpy(backbone.hidden_states(IDS, lambda name, packed: packed))
+    assert largest(hidden, run(backbone)) < 1e-5
+    lines = []
+    backbone.summary(print_fn=lines.append)
+    count = sum(4 * sum(CONFIG.weight_shapes()[n]) for n in target_names(CONFIG, "all-linear"))
+    assert f"'default', rank 4 on 28 matrices (on); {count:,} numbers are trained" in lines[-1]

@@ -1,0 +1,266 @@
+"""Data: forms and files, tokens against the published template, packing, and bad input."""
+
+import json
+import re
+
+import jinja2
+import keras
+import numpy as np
+import pytest
+
+from keras_gemma.text.chat_template import CHAT_TEMPLATE
+from keras_gemma.training import ChatDataset, ChatStream, chat_dataset
+from tests.generation.models import make_lm
+
+HELLO = {"messages": [{"role": "user", "content": " Who? "}, {"role": "assistant", "content": "I"}]}
+LONG = {
+    "messages": [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "To be, or not to be,\n<end_of_turn> that is"},
+        {"role": "assistant", "content": "the question"},
+        {"role": "user", "content": "whether"},
+        {"role": "model", "content": "'tis nobler "},
+    ]
+}
+SAMPLES = [
+    HELLO,
+    LONG,
+    {"prompt": "to sleep", "completion": "to die"},
+    {"instruction": "No more", "context": "", "response": "and by a sleep"},
+    {"text": "To die: to sleep; no more"},
+    "the heart-ache",
+]
+
+
+def only(source, tokenizer, **settings):
+    """The one row of a data set of one batch: ids, labels and weights, without padding."""
+    settings = {"sequence_length": 128, **settings}
+    ((x, y, weights),) = chat_dataset(source, tokenizer, **settings)
+    used = x["padding_mask"][0] > 0
+    return x["token_ids"][0][used], y[0][used], weights[0][used]
+
+
+@pytest.mark.parametrize("sample", [HELLO, LONG], ids=["hello", "long"])
+def test_the_ids_of_the_published_template(sample, tokenizer):
+    """Rendered by Jinja, and cut at the control tokens that the template itself writes."""
+    marks = {"<bos>": "\x01", "<start_of_turn>": "\x02", "<end_of_turn>": "\x03"}
+    template = CHAT_TEMPLATE
+    for name, mark in marks.items():
+        template = template.replace(name, mark)
+    rendered = jinja2.Template(template).render(bos_token="\x01", **sample)
+    expected = []
+    for part in filter(None, re.split("([\x01\x02\x03])", rendered)):
+        name = next((name for name, mark in marks.items() if mark == part), None)
+        expected += [tokenizer.token_to_id(name)] if name else tokenizer.encode([part], False)[0]
+    ids, labels, _ = only([sample], tokenizer)
+    assert [*ids, labels[-1]] == expected
+    assert list(ids).count(tokenizer.start_token_id) == 1
+    np.testing.assert_array_equal(ids[1:], labels[:-1])
+
+
+def test_what_is_learned(tokenizer):
+    _, labels, weights = only([LONG], tokenizer)
+    end, (newline,) = tokenizer.end_of_turn_token_id, tokenizer.encode(["\n"])
+    runs = np.split(labels, np.flatnonzero(np.diff(weights)) + 1)[1::2]
+    assert [tokenizer.detokenize(run[:-1]) for run in runs] == ["the question", "'tis nobler"]
+    assert all(run[-1] == end for run in runs)
+    assert labels[-1] == newline[0] and weights[-1] == 0
+    _, _, weights = only([LONG], tokenizer, loss_on="all")
+    assert weights.all()
+
+
+def test_a_plain_text_is_learned_whole(tokenizer):
+    ids, labels, weights = only(["the heart-ache"], tokenizer)
+    assert ids[0] == tokenizer.start_token_id and labels[-1] == tokenizer.end_token_id
+    assert tokenizer.detokenize(labels) == "the heart-ache" and weights.all()
+
+
+@pytest.mark.parametrize(
+    ("sample", "question", "answer"),
+    [
+        ({"prompt": "a b", "completion": "c"}, "a b", "c"),
+        ({"prompt": [{"role": "user", "content": "a b"}],
+          "completion": [{"role": "assistant", "content": "c"}]}, "a b", "c"),
+        ({"instruction": "a", "context": "b", "response": "c", "category": "qa"}, "a\n\nb", "c"),
+        ({"instruction": "a", "input": "", "output": "c"}, "a", "c"),
+    ],
+)  # fmt: skip
+def test_forms(sample, question, answer, tokenizer):
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    for mine, theirs in zip(
+        only([sample], tokenizer), only([{"messages": turns}], tokenizer), strict=True
+    ):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def documents_in(data):
+    """Every document of a pass, as its ids and weights."""
+    found = []
+    for x, y, weights in data:
+        for ids, mask, labels, own in zip(*x.values(), y, weights, strict=True):
+            for number in range(1, mask.max() + 1):
+                here = mask == number
+                found.append((*ids[here], -1, *labels[here], -1, *own[here]))
+    return found
+
+
+@pytest.mark.parametrize("length", [80, 128])
+def test_packing_keeps_every_document(length, tokenizer):
+    packed = chat_dataset(SAMPLES * 5, tokenizer, length, batch_size=2)
+    alone = chat_dataset(SAMPLES * 5, tokenizer, length, packing=False, shuffle=False)
+    assert sorted(documents_in(packed)) == sorted(documents_in(alone))
+    assert len(alone) == 30 and len(packed) < 12
+    for x, y, weights in packed:
+        for array in (*x.values(), y, weights):
+            assert array.shape == (2, length)
+        assert not weights[x["padding_mask"] == 0].any()
+        steps = np.diff(x["padding_mask"], axis=1)
+        assert ((steps == 0) | (steps == 1) | (x["padding_mask"][:, 1:] == 0)).all()
+
+
+def test_packed_loss_is_unpacked_loss(tokenizer):
+    """With windows shorter than a document; nothing of a neighbour is seen."""
+    lm = make_lm("gemma2_grouped")
+    losses = {}
+    for packing in (False, True):
+        data = chat_dataset(SAMPLES, tokenizer, 80, packing, batch_size=len(SAMPLES))
+        ((x, y, weights),) = data
+        assert (x["padding_mask"].max() > 1) == packing
+        logits = lm.predict_on_batch(x)
+        every = keras.ops.convert_to_numpy(
+            keras.losses.sparse_categorical_crossentropy(y, logits, from_logits=True)
+        )
+        losses[packing] = np.sort(every[weights > 0])
+    np.testing.assert_allclose(losses[True], losses[False], rtol=1e-4)
+
+
+def test_an_order_for_each_epoch(tokenizer):
+    first, second = (chat_dataset(SAMPLES, tokenizer, 80, packing=False) for _ in range(2))
+    before = documents_in(first)
+    assert before == documents_in(second) == documents_in(first)
+    first.on_epoch_end()
+    assert documents_in(first) != before and sorted(documents_in(first)) == sorted(before)
+    still = chat_dataset(SAMPLES, tokenizer, 80, packing=False, shuffle=False)
+    still.on_epoch_end()
+    assert documents_in(still)[0] == documents_in(chat_dataset([HELLO], tokenizer, 80))[0]
+
+
+def test_a_file_an_iterable_and_a_function(tmp_path, tokenizer):
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n\n".join(map(json.dumps, SAMPLES)) + "\n", encoding="utf-8")
+    expected = documents_in(chat_dataset(SAMPLES, tokenizer, 80, shuffle=False))
+    data = chat_dataset(path, tokenizer, 80, shuffle=False)
+    assert isinstance(data, ChatDataset) and documents_in(data) == expected
+
+    class Again:
+        def __iter__(self):
+            return iter(SAMPLES)
+
+    for source in (Again(), lambda: iter(SAMPLES)):
+        stream = chat_dataset(source, tokenizer, 80)
+        assert isinstance(stream, ChatStream)
+        assert documents_in(stream) == expected == documents_in(stream)
+        assert stream.counts.samples == 12
+
+
+def wrapped(data, kind):
+    if kind == "loader":
+        torch = pytest.importorskip("torch")
+        return torch.utils.data.DataLoader(data, batch_size=None)
+    if kind == "grain":
+        grain = pytest.importorskip("grain")
+        return grain.MapDataset.source(data)
+    tf = pytest.importorskip("tensorflow")
+    x, y, weights = (keras.tree.map_structure(tf.type_spec_from_value, part) for part in data[0])
+    return tf.data.Dataset.from_generator(lambda: data, output_signature=(x, y, weights)).apply(
+        tf.data.experimental.assert_cardinality(len(data))
+    )
+
+
+@pytest.mark.parametrize("kind", ["plain", "stream", "loader", "grain", "tf_data"])
+def test_fit_takes_it(kind, tokenizer, tiny_proto):
+    lm = make_lm(proto=tiny_proto)
+    lm.compile(optimizer=keras.optimizers.Adam(1e-2))
+    data = chat_dataset(SAMPLES, tokenizer, 80, batch_size=2)
+    expected = lm.evaluate(data, return_dict=True, verbose=0)["loss"]
+    settings = {"epochs": 3, "verbose": 0}
+    if kind == "stream":
+        given = chat_dataset(lambda: iter(SAMPLES), tokenizer, 80, batch_size=2)
+        settings |= {"steps_per_epoch": 2}
+    else:
+        given = data if kind == "plain" else wrapped(data, kind)
+        loss = lm.evaluate(given, return_dict=True, verbose=0)["loss"]
+        np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    losses = lm.fit(given, **settings).history["loss"]
+    assert losses[2] < losses[0]
+    if kind == "plain":
+        assert data.epoch >= 3
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (b'{"text": "a"', r"no JSON: .* at column \d+"),
+        (b'"\xff"', "no UTF-8: invalid start byte at byte 1"),
+        (b"3", "must be an object or a string, not int"),
+        (b'{"question": "a"}', r"no known form in \['question'\]; known are messages"),
+        (b'{"text": " "}', "'text' is empty"),
+        (b'{"text": 3}', "'text' must be a string, not int"),
+        (b'{"instruction": "a"}', "needs a 'response'"),
+        (b'{"prompt": "a", "completion": ["b"]}', "two strings or two lists"),
+        (b'{"messages": "a"}', "must be a list, not str"),
+        (b'{"messages": [{"role": "user"}]}', "message 0 must be an object with 'role'"),
+        (b'{"messages": [{"role": "user", "content": "a"}]}', "a turn of the user and one of"),
+        (b'{"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}',
+         "message 1 has the role 'user' where 'assistant' or 'model' is due"),
+        (b'{"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}]}',
+         "message 1 has the role 'system'"),
+        (b'{"text": "' + b"to be " * 200 + b'"}', r"tokens do not fit: sequence_length=80 holds"),
+    ],
+)  # fmt: skip
+def test_a_bad_line(bad, reason, tmp_path, tokenizer):
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(b'"the slings"\n' + bad + b'\n"and arrows"\n')
+    with pytest.raises(ValueError, match=rf"data.jsonl, line 2: .*{reason}"):
+        chat_dataset(path, tokenizer, 80)
+    data = chat_dataset(path, tokenizer, 80, skip_bad=True)
+    assert (data.counts.samples, data.counts.bad) == (2, 1)
+    assert re.match(f"data.jsonl, line 2: .*{reason}", data.counts.reasons[0])
+    assert "1 bad, left out" in data.describe()
+
+
+def test_truncation_is_counted(tokenizer):
+    data = chat_dataset(["to be " * 200, "or not"], tokenizer, 80, truncate=True)
+    assert (data.counts.samples, data.counts.truncated) == (2, 1)
+    assert "1 truncated" in data.describe()
+    far = {"prompt": "to be " * 200, "completion": "or not"}
+    with pytest.raises(ValueError, match="nothing is left that would be learned"):
+        chat_dataset([far], tokenizer, 80, truncate=True)
+
+
+@pytest.mark.parametrize(
+    ("source", "settings", "error", "message"),
+    [
+        ([], {}, ValueError, "holds no sample"),
+        ([3], {"skip_bad": True}, ValueError, "All 1 are bad; the first: sample 0: a sample must"),
+        (iter(["a"]), {}, TypeError, "every epoch reads it anew"),
+        (3, {}, TypeError, "every epoch reads it anew"),
+        ("nowhere.jsonl", {}, FileNotFoundError, "no file of samples at 'nowhere.jsonl'"),
+        (["a"], {"loss_on": "user"}, ValueError, "loss_on='user'"),
+        (["a"], {"sequence_length": 0}, ValueError, "sequence_length=0"),
+        (["a"], {"batch_size": 1.5}, ValueError, "batch_size=1.5"),
+    ],
+)
+def test_bad_arguments(source, settings, error, message, tokenizer):
+    with pytest.raises(error, match=message):
+        chat_dataset(source, tokenizer, **settings)
+
+
+def test_an_empty_stream(tokenizer):
+    with pytest.raises(ValueError, match="holds no sample"):
+        list(chat_dataset(lambda: iter([]), tokenizer))
+
+
+def test_no_tokenizer():
+    with pytest.raises(TypeError, match="must be a GemmaTokenizer"):
+        chat_dataset(["a"], "gemma_tiny_en")
