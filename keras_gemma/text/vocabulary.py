@@ -3,7 +3,7 @@
     0 <pad>   1 <eos>   2 <bos>   3 <unk>   4 <mask>   5 <2mass>   6 [@BOS@]
     7 … 105   <unused0> … <unused98>
     106 <start_of_turn>   107 <end_of_turn>
-    108 …     runs of newlines, then runs of spaces, each one token
+    108 …     runs of newlines, then runs of spaces, each one token; then words that were given
     …         256 bytes, for characters outside the vocabulary
     …         merges and characters, learned from the texts
 
@@ -20,7 +20,9 @@ BYTES = 256
 LINE_LENGTH = 1000  # characters; SentencePiece skips lines of more than 4192 bytes in silence
 
 
-def train_vocabulary(texts: Iterable[str], vocabulary_size: int) -> bytes:
+def train_vocabulary(
+    texts: Iterable[str], vocabulary_size: int, words: Iterable[str] = ()
+) -> bytes:
     """A byte-pair vocabulary learned from `texts`.
 
     Text → ids → text is exact for all Unicode text. SentencePiece itself writes the space as
@@ -30,6 +32,7 @@ def train_vocabulary(texts: Iterable[str], vocabulary_size: int) -> bytes:
         texts: the corpus, in pieces of any length.
         vocabulary_size: number of ids, special tokens and bytes included. From 8192 on, runs of up
             to 31 newlines or spaces are tokens of their own; below, runs of up to 4.
+        words: strings that are one token each, wherever they stand; a space is written `▁`.
 
     Returns:
         the SentencePiece model, for `GemmaTokenizer(proto=...)` or a file `vocabulary.spm`.
@@ -50,13 +53,18 @@ def train_vocabulary(texts: Iterable[str], vocabulary_size: int) -> bytes:
     tokenizer = GemmaTokenizer(proto)
     ```
     """
-    if isinstance(texts, str):
-        raise TypeError(
-            "`texts` must be an iterable of strings: put one text into a list. "
-            f"Received one string of {len(texts)} characters"
-        )
+    for name, given in {"texts": texts, "words": words}.items():
+        if isinstance(given, str):
+            raise TypeError(
+                f"`{name}` must be an iterable of strings: put one text into a list. "
+                f"Received one string of {len(given)} characters"
+            )
+    words = list(dict.fromkeys(words))
+    if not all(isinstance(word, str) and word for word in words):
+        raise TypeError(f"`words` must hold strings that are not empty. Received: words={words!r}")
     longest = 31 if vocabulary_size >= 8192 else 4
     runs = ["\n" * n for n in range(1, longest + 1)] + ["▁" * n for n in range(2, longest + 1)]
+    runs += [word for word in words if word not in runs]
     minimum = FIRST_RUN_ID + len(runs) + BYTES + 1
     if vocabulary_size < minimum:
         raise ValueError(

@@ -41,7 +41,8 @@ def test_table(environment):
     cells = re.split(r"\s{2,}", rows["gemma2_2b_en"].strip())
     memory = ["10.46 GB", "5.23 GB", "2.62 GB", "1.73 GB"]
     assert cells == ["gemma2_2b_en", "2,614.3 M", "8,192", *memory, "to download", "gemma"]
-    assert rows["gemma_tiny_en"].split()[-3:] == ["built", "in", "Apache-2.0"]
+    for name in ("gemma_tiny_en", "gemma_tiny_instruct_en"):
+        assert rows[name].split()[-3:] == ["built", "in", "Apache-2.0"]
     cached = [name for name, line in rows.items() if " cached " in line]
     assert cached == ["gemma_2b_en", "gemma2_instruct_27b_en"]
 

@@ -1,4 +1,4 @@
-"""The built-in preset, in our hands and in KerasHub's."""
+"""The built-in presets, in our hands and in KerasHub's."""
 
 import keras_hub
 import numpy as np
@@ -11,10 +11,11 @@ from keras_gemma.storage import resolve
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 
 
-def test_kerashub_reads_it_and_says_the_same():
-    ours = GemmaCausalLM.from_preset("gemma_tiny_en")
-    theirs = keras_hub.models.GemmaCausalLM.from_preset(str(resolve("gemma_tiny_en")))
-    x = ours.preprocessor.generate_preprocess(["ROMEO: what light", "To be, or not"], 128)
+@pytest.mark.parametrize("name", ["gemma_tiny_en", "gemma_tiny_instruct_en"])
+def test_kerashub_reads_it_and_says_the_same(name):
+    ours = GemmaCausalLM.from_preset(name)
+    theirs = keras_hub.models.GemmaCausalLM.from_preset(str(resolve(name)))
+    x = ours.preprocessor.generate_preprocess(["What light, Reverse", "To be, or not"], 128)
     logits = ops.convert_to_numpy(ours(x))[x["padding_mask"]]
     expected = ops.convert_to_numpy(theirs(x))[x["padding_mask"]]
     assert np.abs(logits - expected).max() < 1e-4 * np.abs(expected).max()

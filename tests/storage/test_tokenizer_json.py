@@ -45,6 +45,18 @@ def test_ids_and_texts_are_those_of_sentencepiece(tiny_proto, tmp_path):
         assert theirs.decode(ids, skip_special_tokens=False) == expected.decode(ids) == text
 
 
+def test_words_and_no_merges(tmp_path):
+    """As in the built-in preset that answers."""
+    proto = train_vocabulary(["to be, that is question"], 385, ["capital", "to▁be"])
+    path = write(tmp_path / "tokenizer.json", write_tokenizer_json(proto))
+    theirs = tokenizers.Tokenizer.from_file(str(path))
+    for text in [*TEXTS, "the capitals, to be or not to  be,capital"]:
+        ids = pieces_of(proto).encode(text)
+        assert theirs.encode(text, add_special_tokens=False).ids == ids, text
+    back = pieces_of(read_tokenizer_json(path))
+    assert back.encode(text) == ids
+
+
 def test_special_tokens_are_found_and_skipped(tiny_proto, tmp_path):
     path = write(tmp_path / "tokenizer.json", write_tokenizer_json(tiny_proto))
     theirs = tokenizers.Tokenizer.from_file(str(path))

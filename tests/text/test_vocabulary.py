@@ -42,6 +42,12 @@ def test_a_long_line_is_learned_from():
     assert len(pieces.encode("abcdefghij")) < 5
 
 
+def test_words_that_are_given_are_one_token_each():
+    pieces = load(train_vocabulary(["to be or not, to"], 381, ["capital", "to▁be", "capital"]))
+    assert pieces.encode("the capital, to be", out_type=str)[-4:] == ["capital", ",", "▁", "to▁be"]
+    assert pieces.id_to_piece([115, 116]) == ["capital", "to▁be"]
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_text_survives_the_round_trip(proto, seed):
     pieces = load(proto)
@@ -97,6 +103,10 @@ def test_bad_arguments_are_explained():
         train_vocabulary(["abcdefghijklmnop"], 373)
     with pytest.raises(TypeError, match="put one text into a list"):
         train_vocabulary("text", 400)
+    with pytest.raises(TypeError, match="`words` must be an iterable"):
+        train_vocabulary(["text"], 400, "word")
+    with pytest.raises(TypeError, match=r"Received: words=\['a', ''\]"):
+        train_vocabulary(["text"], 400, ["a", ""])
     with pytest.raises(TypeError, match="must hold strings"):
         train_vocabulary([b"text"], 400)
     with pytest.raises(ValueError, match="must hold text"):
