@@ -5,7 +5,7 @@ DEMO := .venv
 TEST := .venv-test
 SOURCES := pyproject.toml $(shell find keras_gemma presets -type f -not -name '*.pyc')
 
-.PHONY: demo test lint format clean
+.PHONY: demo test docs lint format clean
 
 demo: $(DEMO)/.installed
 	@KERAS_BACKEND=jax $(DEMO)/bin/keras-gemma generate "ROMEO:" \
@@ -22,6 +22,10 @@ test: $(TEST)/.installed
 	done; \
 	exit $$status
 
+# Into site/; a link that leads nowhere is an error.
+docs: $(TEST)/.installed
+	NO_MKDOCS_2_WARNING=1 $(TEST)/bin/python -m mkdocs build --strict
+
 lint: $(TEST)/.installed
 	$(TEST)/bin/ruff check .
 	$(TEST)/bin/ruff format --check .
@@ -31,7 +35,7 @@ format: $(TEST)/.installed
 	$(TEST)/bin/ruff format .
 
 clean:
-	rm -rf $(DEMO) $(TEST) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(DEMO) $(TEST) build dist site .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(DEMO)/.installed: $(SOURCES)

@@ -9,10 +9,19 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 
 BACKENDS = ("jax", "torch", "tensorflow")
 """The frameworks that this package runs on, in the order of preference."""
+
+
+def is_command() -> bool:
+    """Whether this process is the command `keras-gemma`, which chooses the backend by itself."""
+    if sys.argv[:1] != ["-m"]:  # which stands there while Python looks for the module to run
+        return Path(sys.argv[0]).stem == "keras-gemma"
+    named = [after for before, after in pairwise(sys.orig_argv) if before == "-m"]
+    return named[:1] == ["keras_gemma"]
 
 
 def is_installed(backend: str) -> bool:

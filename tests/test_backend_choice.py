@@ -4,7 +4,12 @@ import sys
 import keras
 import pytest
 
-from keras_gemma.backend_choice import choose_backend, configured_backend, use_backend
+from keras_gemma.backend_choice import (
+    choose_backend,
+    configured_backend,
+    is_command,
+    use_backend,
+)
 
 
 def only(*names):
@@ -70,3 +75,19 @@ def test_sets_the_environment_before_keras(monkeypatch):
     assert use_backend("torch") == "torch"
     with pytest.raises(ImportError, match=r"keras-gemma\[jax\]"):
         use_backend("jax")
+
+
+@pytest.mark.parametrize(
+    ("argv", "original", "expected"),
+    [
+        (["/usr/bin/keras-gemma", "chat"], ["python", "/usr/bin/keras-gemma", "chat"], True),
+        (["-m", "chat"], ["python", "-m", "keras_gemma", "chat"], True),
+        (["-m"], ["python", "-X", "dev", "-m", "another"], False),
+        (["-m"], ["python", "-manother"], False),
+        (["script.py", "-m", "keras_gemma"], ["python", "script.py", "-m", "keras_gemma"], False),
+    ],
+)
+def test_the_command_chooses_by_itself(argv, original, expected, monkeypatch):
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(sys, "orig_argv", original)
+    assert is_command() is expected

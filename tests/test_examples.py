@@ -1,22 +1,26 @@
-"""Every example in the README and in a docstring runs as it stands."""
+"""Every example in the README, in the docs and in a docstring runs as it stands."""
 
 import ast
 import json
 import re
+import warnings
 from pathlib import Path
 
 import keras
 import pytest
 
+from keras_gemma import catalogue
 from tests.notebooks import execute
 
 ROOT = Path(__file__).parents[1]
+INSTRUCT = "gemma_tiny_instruct_en"
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 
 def examples() -> list:
     """Where each example stands, and its code: test parameters."""
-    found = [("README.md", (ROOT / "README.md").read_text(encoding="utf-8"))]
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    found = [(str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")) for path in pages]
     for path in sorted((ROOT / "keras_gemma").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
@@ -60,8 +64,7 @@ def test_training_from_scratch(tmp_path, monkeypatch, capsys):
 def test_looking_inside(monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setenv("MPLBACKEND", "agg")
-    path = ROOT / "examples" / "look_inside.ipynb"
-    notebook = json.loads(path.read_text(encoding="utf-8"))
+    notebook = read_notebook("look_inside")
     saved = [data for cell in notebook["cells"] for data in kinds(cell)]
     assert saved.count("image/png") == 6 and saved.count("text/html") == 2
     shown = execute(notebook)
@@ -70,6 +73,113 @@ def test_looking_inside(monkeypatch):
     assert sum(hasattr(value, "_repr_html_") for value in shown) >= 2
 
 
+def test_fine_tuning(monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    notebook = read_notebook("finetune_lora")
+    saved = [data for cell in notebook["cells"] for data in kinds(cell)]
+    execute(notebook)
+    assert [data for cell in notebook["cells"] for data in kinds(cell)] == saved
+    assert saved.count("image/png") == 1
+    text = "".join(printed(notebook))
+    right, of = re.search(r"(\d+) of (\d+) are answers", text).groups()
+    assert right == of == "6"
+    source = "".join("".join(cell["source"]) for cell in notebook["cells"])
+    for answer in re.findall("(?:bits|merged): (.*)", text):
+        assert f'"{answer}"' in source
+
+
+@pytest.mark.parametrize(
+    ("name", "packages"),
+    [
+        ("get_started", []),
+        ("migrate_from_keras_hub", ["keras_hub"]),
+        ("migrate_from_transformers", ["torch", "transformers"]),
+    ],
+)
+def test_notebook(name, packages, tmp_path, monkeypatch):
+    check_notebook(name, packages, tmp_path, monkeypatch)
+
+
+@pytest.mark.skipif(INSTRUCT not in catalogue.presets(), reason=f"{INSTRUCT} is not here")
+def test_prompting(tmp_path, monkeypatch):
+    check_notebook("prompting", [], tmp_path, monkeypatch)
+
+
+@pytest.mark.skipif(keras.config.backend() != "jax", reason="runs the three in any case")
+def test_three_backends(tmp_path, monkeypatch):
+    check_notebook("three_backends", ["jax", "torch", "tensorflow"], tmp_path, monkeypatch)
+
+
+def check_notebook(name, packages, tmp_path, monkeypatch):
+    """Run a notebook; it prints what stands in it, on any backend."""
+    for package in packages:
+        pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    notebook = read_notebook(name)
+    saved = printed(notebook)
+    assert saved
+    keras.utils.clear_session()  # layers are numbered anew
+    with warnings.catch_warnings():
+        if packages:
+            warnings.simplefilter("ignore")  # those of the libraries that are compared
+        execute(notebook)
+    assert printed(notebook) == saved
+
+
+def read_notebook(name):
+    return json.loads((ROOT / "examples" / f"{name}.ipynb").read_text(encoding="utf-8"))
+
+
+def printed(notebook):
+    """What a notebook's cells have printed."""
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    return ["".join(output["text"]) for output in outputs if "text" in output]
+
+
 def kinds(cell):
     """The MIME types of what a notebook's cell shows."""
     return [kind for output in cell.get("outputs", []) for kind in output.get("data", {})]
+
+
+def test_a_tiny_model_that_follows_instructions(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    import instruct_accuracy
+    import instruct_data
+    import tune_tiny_instruct
+
+    data, preset = tmp_path / "data", tmp_path / "preset"
+    small = {"drills": 20, "conversations": 20, "longer": 20, "lasts": 20}
+    instruct_data.make(data, **small, each=1, length=128, seed=0)
+    said = {path.name: path.read_text() for path in data.iterdir()}
+    instruct_data.make(data, **small, each=1, length=128, seed=0)
+    assert said == {path.name: path.read_text() for path in data.iterdir()}
+
+    monkeypatch.setitem(tune_tiny_instruct.ARCHITECTURE, "num_layers", 1)
+    monkeypatch.delitem(tune_tiny_instruct.STAGES, "drills")
+    command = ["x", str(data), str(preset), "--run", str(tmp_path / "run"), "--steps", "2"]
+    monkeypatch.setattr("sys.argv", command)
+    tune_tiny_instruct.main()
+    assert (preset / "model.weights.h5").stat().st_size < 8e6
+    monkeypatch.setattr("sys.argv", ["x", str(preset), str(data / "held_out.jsonl")])
+    instruct_accuracy.main()
+    assert "| second turn | 1 | 0.0% |" in capsys.readouterr().out
+
+
+def test_held_out_items_are_never_said_in_training(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    from instruct_data import SHARES, Writer
+
+    held_out, train = Writer(held_out=True, seed=0), Writer(held_out=False, seed=0)
+    questions = {
+        item["messages"][-2]["content"].strip("?.! ").lower()
+        for skill in SHARES
+        for item in held_out.items(skill, 40)
+    }
+    asked = {
+        message["content"].strip("?.! ").lower()
+        for _ in range(5000)
+        for message in train.conversation(128, SHARES)
+    }
+    assert len(questions) > 150 and not questions & asked
+    assert not {train.word().lower() for _ in range(5000)} & held_out.kept_words

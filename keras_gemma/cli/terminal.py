@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
+from keras_gemma.cli.printing import printable, show
 from keras_gemma.cli.speed import Watch
 
 HELP = """\
@@ -101,12 +102,12 @@ class Terminal:
         with interrupts() as interrupted:
             for piece in stream:
                 watch.first()
-                print(end=piece, flush=True)
+                show(piece, end="")
                 if interrupted():
                     stream.close()
-                    print(end=" ...")
+                    show(" ...", end="")
                     break
-        print()
+        show()
         dropped = len(self.chat.dropped) - before
         if dropped:
             self.note(f"(the context was full: the oldest {dropped} messages were forgotten)")
@@ -174,7 +175,7 @@ class Terminal:
     def note(self, text: str) -> None:
         """Print what is no reply."""
         if text:
-            self.console.print(text, style="dim")
+            self.console.print(printable(text), style="dim")
 
 
 def ends(messages: list[Any]) -> bool:
