@@ -9,11 +9,9 @@ from pathlib import Path
 import keras
 import pytest
 
-from keras_gemma import catalogue
 from tests.notebooks import execute
 
 ROOT = Path(__file__).parents[1]
-INSTRUCT = "gemma_tiny_instruct_en"
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 
@@ -101,7 +99,6 @@ def test_notebook(name, packages, tmp_path, monkeypatch):
     check_notebook(name, packages, tmp_path, monkeypatch)
 
 
-@pytest.mark.skipif(INSTRUCT not in catalogue.presets(), reason=f"{INSTRUCT} is not here")
 def test_prompting(tmp_path, monkeypatch):
     check_notebook("prompting", [], tmp_path, monkeypatch)
 

@@ -28,8 +28,8 @@ from keras_gemma.cli.options import (
 from keras_gemma.cli.printing import show
 from keras_gemma.cli.speed import Watch
 
-DEFAULTS = ("gemma_tiny_instruct_en", "gemma_tiny_en")
-"""The first of them that comes with the package is talked to where no model is named."""
+BUILT_IN = "gemma_tiny_instruct_en"
+"""What is talked to where no model is named. Too small to be bold: it says what is likeliest."""
 
 
 def chat(
@@ -47,7 +47,12 @@ def chat(
     ] = None,
     lora: LoraOption = None,
     preset: FitOption = Fit.AUTO,
-    mode: Annotated[Mode, typer.Option(help="How bold the words are.")] = Mode.CHAT,
+    mode: Annotated[
+        Mode | None,
+        typer.Option(
+            help="How bold the words are; by default chat, of the built-in model factual."
+        ),
+    ] = None,
     system: Annotated[str | None, typer.Option(help="What stands before the conversation.")] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Of a reply; by default what the context holds.")
@@ -74,7 +79,8 @@ def chat(
 
     check_device(device)
     listed = catalogue.presets()
-    name = full_name(model or next(name for name in DEFAULTS if name in listed))
+    name = full_name(model or BUILT_IN)
+    mode = mode or (Mode.FACTUAL if name == BUILT_IN else Mode.CHAT)
     choice = choose(name, preset, dtype)
     if not silent and (text is None or not choice.plain):
         print(f"{name}: {choice.reason}", file=sys.stderr)
