@@ -24,22 +24,17 @@ from keras_gemma.models import (
     GemmaTokenizer,
 )
 from keras_gemma.text.vocabulary import train_vocabulary
+import train_from_scratch
 from train_from_scratch import load_as_float32, make_preset
 
 ARCHITECTURE = {
+    **train_from_scratch.ARCHITECTURE,
     "num_layers": 4,
     "num_query_heads": 4,
     "num_key_value_heads": 2,
-    "head_dim": 32,
     "hidden_dim": 128,
-    "intermediate_dim": 1024,
-    "use_post_ffw_norm": True,
-    "use_post_attention_norm": True,
-    "attention_logit_soft_cap": 50.0,
-    "final_logit_soft_cap": 30.0,
-    "use_sliding_window_attention": True,
-    "sliding_window_size": 64,
 }
+"""That of `gemma_tiny_en`, smaller."""
 
 CHARACTERS = string.ascii_letters + string.digits + string.punctuation
 WORDS = str.split("""
