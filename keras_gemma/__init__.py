@@ -16,14 +16,14 @@ if not is_command():
 
     # `storage` is no public name: imported, it gives the classes their `from_preset`.
     from keras_gemma import models, quantization, samplers, storage, tokenizers  # noqa: F401
-    from keras_gemma.causal_lm import GemmaCausalLM
-    from keras_gemma.completion.chat import Chat
-    from keras_gemma.completion.output import Completion
-    from keras_gemma.completion.settings import GenerationSettings
-    from keras_gemma.conversion import from_keras_hub, to_keras_hub
+    from keras_gemma.causal_lm.chat import Chat
+    from keras_gemma.causal_lm.completion import Completion
+    from keras_gemma.causal_lm.model import GemmaCausalLM
+    from keras_gemma.causal_lm.settings import GenerationSettings
+    from keras_gemma.interop import from_keras_hub, to_keras_hub
     from keras_gemma.model.backbone import GemmaBackbone
     from keras_gemma.quantization import QuantizationConfig
-    from keras_gemma.storage.upload import upload_preset
+    from keras_gemma.storage.hub.upload import upload_preset
     from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor, GemmaPreprocessor
     from keras_gemma.text.tokenizer import GemmaTokenizer
 

@@ -10,7 +10,8 @@ import pytest
 from keras_gemma import catalogue
 from keras_gemma.config import GemmaConfig
 from keras_gemma.models import GemmaBackbone, GemmaCausalLM, GemmaPreprocessor
-from keras_gemma.storage import keras_layout, keras_writer
+from keras_gemma.storage.keras_preset import layout as keras_layout
+from keras_gemma.storage.keras_preset import writer as keras_writer
 from keras_gemma.tokenizers import GemmaTokenizer
 from tests.model.sizes import PUBLISHED
 from tests.storage.hubs import lay_out_hugging_face, lay_out_kaggle

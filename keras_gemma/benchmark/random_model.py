@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from keras_gemma import backend
-from keras_gemma.causal_lm import GemmaCausalLM
+from keras_gemma.causal_lm.model import GemmaCausalLM
 from keras_gemma.config import GemmaConfig
 from keras_gemma.model.backbone import GemmaBackbone
 

@@ -112,7 +112,7 @@ def find_shape(name: str) -> str:
 
 def read_config(preset: str) -> GemmaConfig:
     """The sizes of a preset, before its weights are fetched or read."""
-    from keras_gemma.storage.locate import resolve
+    from keras_gemma.storage.hub.locate import resolve
     from keras_gemma.storage.presets import reader_of
 
     folder = resolve(preset, text=False, weights=False)
@@ -124,7 +124,7 @@ def make_model(
 ) -> Callable[[], Any]:
     """What loads `preset`, or makes random weights where it is None."""
     from keras_gemma.benchmark.random_model import random_model
-    from keras_gemma.causal_lm import GemmaCausalLM
+    from keras_gemma.causal_lm.model import GemmaCausalLM
 
     if preset is None:
         return lambda: random_model(config, dtype, quantization=quantization)
@@ -136,9 +136,9 @@ def measure_all_kernels(config: GemmaConfig, dtype: str) -> dict[str, Any]:
     """The machine's bandwidth, and every entry of `measure_kernels`."""
     import keras
 
+    from keras_gemma import progress
     from keras_gemma.backend import memory_bandwidth
     from keras_gemma.benchmark.kernels import count_kernels, measure_kernels
-    from keras_gemma.storage import progress
 
     bandwidth = memory_bandwidth()
     entries = []

@@ -113,7 +113,7 @@ def quantize(
     import json
 
     from keras_gemma import storage  # noqa: F401
-    from keras_gemma.causal_lm import GemmaCausalLM
+    from keras_gemma.causal_lm.model import GemmaCausalLM
     from keras_gemma.quantization import QuantizationConfig, report
 
     try:

@@ -90,7 +90,7 @@ def export(
 
     # Keras is imported here, on the backend chosen; `storage` gives the model its from_preset.
     from keras_gemma import storage  # noqa: F401
-    from keras_gemma.causal_lm import GemmaCausalLM
+    from keras_gemma.causal_lm.model import GemmaCausalLM
     from keras_gemma.export import FORMATS
     from keras_gemma.export.folder import new_folder
 

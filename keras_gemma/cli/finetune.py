@@ -114,10 +114,10 @@ def finetune(
     import keras
 
     from keras_gemma import storage, training  # noqa: F401
-    from keras_gemma.causal_lm import GemmaCausalLM
+    from keras_gemma.causal_lm.model import GemmaCausalLM
     from keras_gemma.cli.loading import stored_dtype
     from keras_gemma.text.tokenizer import GemmaTokenizer
-    from keras_gemma.training.run import LAST
+    from keras_gemma.training.training_run import LAST
 
     model = full_name(model)
     tokenizer = GemmaTokenizer.from_preset(model)

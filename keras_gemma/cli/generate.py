@@ -120,9 +120,9 @@ def generate(
 
     # Keras is imported here, on the backend chosen; `storage` gives the model its from_preset.
     from keras_gemma import storage  # noqa: F401
+    from keras_gemma.causal_lm.settings import GenerationSettings
     from keras_gemma.cli.loading import choose, load
     from keras_gemma.cli.options import check_device
-    from keras_gemma.completion.settings import GenerationSettings
 
     given = {
         "temperature": temperature,

@@ -66,7 +66,7 @@ def facts_of(model: str) -> dict[str, Any]:
     else:
         start(None)
         from keras_gemma.config import GemmaConfig
-        from keras_gemma.storage.locate import resolve
+        from keras_gemma.storage.hub.locate import resolve
         from keras_gemma.storage.presets import reader_of
 
         folder = resolve(model, text=False, weights=False)

@@ -8,14 +8,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-from keras_gemma import backend, catalogue
-from keras_gemma.causal_lm import GemmaCausalLM
+from keras_gemma import backend, catalogue, progress
+from keras_gemma.causal_lm.model import GemmaCausalLM
 from keras_gemma.cli.options import Dtype, Fit, Quantization
 from keras_gemma.config import GROUP_SIZE, GemmaConfig
 from keras_gemma.quantization import QuantizationConfig
-from keras_gemma.storage import progress
-from keras_gemma.storage.locate import resolve
-from keras_gemma.storage.peft import find_adapter
+from keras_gemma.storage.adapters.peft import find_adapter
+from keras_gemma.storage.hub.locate import resolve
 from keras_gemma.storage.presets import reader_of
 
 QUANTIZATION = {

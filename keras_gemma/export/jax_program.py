@@ -17,8 +17,8 @@ import keras
 import numpy as np
 
 from keras_gemma.export import program_folder
-from keras_gemma.export.making import check, make
-from keras_gemma.export.reading import named_arrays, read
+from keras_gemma.export.forward import named_arrays, read
+from keras_gemma.export.subprocess_export import check, make
 
 PROGRAMS = {"prefill": "prefill.jax_export", "step": "step.jax_export"}
 WEIGHTS = "weights.safetensors"

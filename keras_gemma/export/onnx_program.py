@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_gemma.export import program_folder
-from keras_gemma.export.making import check, make
+from keras_gemma.export.subprocess_export import check, make
 
 MODEL = "model.onnx"
 

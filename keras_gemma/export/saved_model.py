@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from keras_gemma.export.making import check, make
 from keras_gemma.export.serving_options import ServingOptions, options_of
+from keras_gemma.export.subprocess_export import check, make
 from keras_gemma.quantization import to_config
 
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from keras_gemma.generation.judging import is_greedy
 from keras_gemma.generation.request import MOST_STOP_IDS
 from keras_gemma.generation.samplers.random import DrawingSampler
+from keras_gemma.generation.strategies.verify import is_greedy
 
 OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
 """The value of each filter that leaves all tokens in the running."""

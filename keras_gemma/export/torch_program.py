@@ -14,7 +14,7 @@ from typing import Any
 import keras
 
 from keras_gemma.export import program_folder
-from keras_gemma.export.making import check, make
+from keras_gemma.export.subprocess_export import check, make
 
 PROGRAM = "program.pt2"
 

@@ -9,7 +9,7 @@ import keras
 import torch
 from torch.export import Dim, ExportedProgram
 
-from keras_gemma.export.reading import named_arrays, read
+from keras_gemma.export.forward import named_arrays, read
 
 EXAMPLE = {"batch": 2, "tokens": 5, "length": 16}
 """Sizes that the graph is traced with; it holds for others. 1 would be taken for a constant."""

@@ -12,10 +12,10 @@ from keras import ops
 from keras_gemma import backend
 from keras_gemma.backend.reference import attention_weights, weigh
 from keras_gemma.config import GemmaConfig
+from keras_gemma.model.hooks import Taps, tapped
 from keras_gemma.model.linear import Linear
 from keras_gemma.model.matrix import matmul
 from keras_gemma.model.rope import rotate
-from keras_gemma.model.taps import Taps, tapped
 
 LARGEST_CHUNK = 512
 """Queries that look at a text at once; their logits are float32 `[B, N, 512, S]`."""

@@ -7,14 +7,12 @@ import keras
 from keras import ops
 
 from keras_gemma.config import GemmaConfig
-from keras_gemma.model.adaptable_backbone import AdaptableBackbone
-from keras_gemma.model.adapters import Adapters
+from keras_gemma.lora.adaptable_backbone import AdaptableBackbone
+from keras_gemma.lora.adapters import Adapters
 from keras_gemma.model.attention import causal_mask
-from keras_gemma.model.calibration import mean_squares, read_rows
 from keras_gemma.model.decoder_block import GemmaDecoderBlock, decoder_block
 from keras_gemma.model.embedding import ReversibleEmbedding, scale_embeddings
 from keras_gemma.model.matrix import MatrixLayer
-from keras_gemma.model.named_weight import NamedWeight, QuantizedWeight
 from keras_gemma.model.normalization import RMSNormalization
 from keras_gemma.model.quantizable import (
     Quantizable,
@@ -24,8 +22,10 @@ from keras_gemma.model.quantizable import (
     let_go,
 )
 from keras_gemma.model.rope import rotary_angles
+from keras_gemma.model.weights import NamedWeight, QuantizedWeight
 from keras_gemma.presettable import Presettable
 from keras_gemma.quantization import QuantizationConfig, to_config
+from keras_gemma.quantization.calibration import mean_squares, read_rows
 
 
 def check_layer_arguments(cls: type, arguments: dict[str, Any]) -> None:

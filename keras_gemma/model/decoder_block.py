@@ -9,13 +9,13 @@ import keras
 from keras import ops
 
 from keras_gemma.config import GemmaConfig
+from keras_gemma.lora.low_rank import Adapted
 from keras_gemma.model.attention import GemmaAttention, attention, causal_mask
 from keras_gemma.model.feed_forward import feed_forward
+from keras_gemma.model.hooks import Taps, tapped
 from keras_gemma.model.linear import Linear
-from keras_gemma.model.low_rank import Adapted
 from keras_gemma.model.normalization import RMSNormalization, rms_normalize
 from keras_gemma.model.rope import rotary_angles
-from keras_gemma.model.taps import Taps, tapped
 
 
 def decoder_block(

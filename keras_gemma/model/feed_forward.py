@@ -4,8 +4,8 @@ from typing import Any
 
 from keras import ops
 
+from keras_gemma.model.hooks import Taps, tapped
 from keras_gemma.model.matrix import matmul
-from keras_gemma.model.taps import Taps, tapped
 
 
 def feed_forward(x: Any, gate: Any, up: Any, down: Any, taps: Taps = None) -> Any:

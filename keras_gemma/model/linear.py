@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_gemma.model.low_rank import LowRank
+from keras_gemma.lora.low_rank import LowRank
 from keras_gemma.model.matrix import MatrixLayer, matmul
 
 

@@ -12,8 +12,8 @@ from keras import ops
 
 from keras_gemma import backend
 from keras_gemma.backend import quantized
+from keras_gemma.lora.low_rank import Adapted, low_rank_product
 from keras_gemma.model.initialization import initializer
-from keras_gemma.model.low_rank import Adapted, low_rank_product
 from keras_gemma.quantization import (
     QuantizationConfig,
     dequantize_array,

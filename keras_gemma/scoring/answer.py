@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_gemma.model.taps import Taps
+from keras_gemma.model.hooks import Taps
 from keras_gemma.scoring.forward import constant_weights, forward, logits_of
 from keras_gemma.scoring.inputs import tokens_of, whole_number
 from keras_gemma.scoring.losses import cross_entropy

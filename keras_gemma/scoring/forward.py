@@ -15,9 +15,9 @@ from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.model.decoder_block import decoder_block
 from keras_gemma.model.embedding import scale_embeddings
 from keras_gemma.model.head import to_logits
+from keras_gemma.model.hooks import Taps, tapped
 from keras_gemma.model.normalization import rms_normalize
 from keras_gemma.model.rope import rotary_angles
-from keras_gemma.model.taps import Taps, tapped
 
 
 def constant_weights(backbone: GemmaBackbone) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Names of the places where a hook may look and replace, and patterns of such names.
 
     embeddings                      [B, T, D], not yet scaled
-    block.<layer>.<place>           the places of `keras_gemma.model.taps.BLOCK_PLACES`
+    block.<layer>.<place>           the places of `keras_gemma.model.hooks.BLOCK_PLACES`
     final_norm                      [B, T, D], what the head reads
     logits                          float32 [B, T, V], capped
 
@@ -19,7 +19,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_gemma.model.taps import BLOCK_PLACES
+from keras_gemma.model.hooks import BLOCK_PLACES
 
 Hook = Callable[[Any, str], Any]
 Intercept = Callable[[Any, int], Any]

@@ -9,8 +9,8 @@ import numpy as np
 
 from keras_gemma.config import GemmaConfig
 from keras_gemma.text.batches import is_text
+from keras_gemma.text.inputs import pad_rows, to_ids, to_numpy
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
-from keras_gemma.text.reading import pad_rows, to_ids, to_numpy
 
 
 class Inputs(NamedTuple):

@@ -12,8 +12,8 @@ import keras
 from keras import ops
 
 from keras_gemma.config import GemmaConfig
+from keras_gemma.losses import LARGEST_CHUNK, cross_entropy
 from keras_gemma.model.head import to_logits
-from keras_gemma.model.losses import LARGEST_CHUNK, cross_entropy
 
 
 def chunk_size(rows: int, vocabulary_size: int) -> int:

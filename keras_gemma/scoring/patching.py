@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_gemma.model.taps import BLOCK_PLACES
+from keras_gemma.model.hooks import BLOCK_PLACES
 from keras_gemma.scoring.answer import log_probability, read_answer
 from keras_gemma.scoring.inputs import encode_short, tokens_of
 from keras_gemma.scoring.tracing import trace
@@ -58,7 +58,7 @@ def activation_patching(
         corrupted: one of as many tokens after which it is less so.
         answer: the next token, as one piece or as an id.
         place: what to patch: `"residual.after"`, `"attention.output"`, `"feed_forward.output"`,
-            or another place of `keras_gemma.model.taps.BLOCK_PLACES` that has positions.
+            or another place of `keras_gemma.model.hooks.BLOCK_PLACES` that has positions.
 
     Raises:
         ValueError: prompts of different lengths, or of the same tokens; an answer of several

@@ -29,8 +29,8 @@ KerasHub's adapters their work to do.
 
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.presettable import Presettable
-from keras_gemma.storage.keras_hub_lora import load_lora_weights, save_lora_weights
-from keras_gemma.storage.locate import resolve
+from keras_gemma.storage.adapters.keras_hub_lora import load_lora_weights, save_lora_weights
+from keras_gemma.storage.hub.locate import resolve
 from keras_gemma.storage.presets import load, save
 
 __all__ = ["load", "resolve", "save"]

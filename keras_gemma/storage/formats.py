@@ -6,7 +6,8 @@ Knows names alone, as paths relative to the folder; everything else there is the
 import fnmatch
 from pathlib import Path
 
-from keras_gemma.storage import hugging_face_layout, keras_layout
+from keras_gemma.storage.hugging_face import layout as hugging_face_layout
+from keras_gemma.storage.keras_preset import layout as keras_layout
 
 KERAS = (
     keras_layout.CONFIG,

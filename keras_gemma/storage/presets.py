@@ -12,14 +12,17 @@ from keras_gemma.backend import uninitialized
 from keras_gemma.catalogue import find, presets
 from keras_gemma.config import GemmaConfig
 from keras_gemma.quantization import QuantizationConfig, to_config
-from keras_gemma.storage import checkpoint, hugging_face, keras_preset, keras_writer
-from keras_gemma.storage import keras_layout as layout
+from keras_gemma.storage import tensor_streaming as checkpoint
 from keras_gemma.storage.arguments import check_arguments, kind_of, take
 from keras_gemma.storage.files import local_path, read_json, replacing, within, write_json
 from keras_gemma.storage.formats import check_no_hugging_face, is_of_a_model
-from keras_gemma.storage.locate import resolve
+from keras_gemma.storage.hub.locate import resolve
+from keras_gemma.storage.hugging_face import reader as hugging_face
+from keras_gemma.storage.hugging_face.tokenizer_json import is_tokenizer_json
+from keras_gemma.storage.keras_preset import layout as layout
+from keras_gemma.storage.keras_preset import reader as keras_preset
+from keras_gemma.storage.keras_preset import writer as keras_writer
 from keras_gemma.storage.sharding import parse_size, plan_shards, weight_sizes
-from keras_gemma.storage.tokenizer_json import is_tokenizer_json
 
 CONFIG = "config.json"
 READ_SUFFIXES = (".json", ".h5", ".safetensors", ".model", ".spm")

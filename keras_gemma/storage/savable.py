@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from keras_gemma.model.adaptable import NAME
-from keras_gemma.storage.gguf_writer import save_to_gguf
-from keras_gemma.storage.hugging_face_writer import save_to_hugging_face
-from keras_gemma.storage.peft import load_lora, save_lora
+from keras_gemma.lora.adaptable import NAME
+from keras_gemma.storage.adapters.peft import load_lora, save_lora
+from keras_gemma.storage.gguf.writer import save_to_gguf
+from keras_gemma.storage.hugging_face.writer import save_to_hugging_face
 
 
 class Savable:

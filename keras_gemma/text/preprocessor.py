@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_gemma import tf_data
 from keras_gemma.presettable import Presettable
-from keras_gemma.text.reading import pad_rows, read_texts, to_numpy
+from keras_gemma.text.inputs import pad_rows, read_texts, to_numpy
 from keras_gemma.text.tokenizer import GemmaTokenizer
 
 

@@ -15,8 +15,8 @@ import numpy as np
 from keras_gemma import tf_data
 from keras_gemma.presettable import Presettable
 from keras_gemma.text.chat import Message, Turn, encode_turns, read_turns, render
+from keras_gemma.text.inputs import as_str, pad_rows, read_ids, read_texts
 from keras_gemma.text.pieces import Pieces, decode_base64, read_proto
-from keras_gemma.text.reading import as_str, pad_rows, read_ids, read_texts
 
 VOCABULARY_FILE = "vocabulary.spm"
 

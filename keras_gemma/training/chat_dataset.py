@@ -14,8 +14,8 @@ import numpy as np
 
 from keras_gemma.text.tokenizer import GemmaTokenizer
 from keras_gemma.training.documents import Document, document_maker
-from keras_gemma.training.packing import Batch, Row, in_batches, make_batch, pack
-from keras_gemma.training.reading import Counts, Encoder, number, read_lines
+from keras_gemma.training.jsonl import Counts, Encoder, number, read_lines
+from keras_gemma.training.row_packing import Batch, Row, in_batches, make_batch, pack
 
 
 def chat_dataset(

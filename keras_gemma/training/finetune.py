@@ -11,11 +11,11 @@ from typing import Any
 
 import keras
 
-from keras_gemma.causal_lm import GemmaCausalLM
+from keras_gemma.causal_lm.model import GemmaCausalLM
 from keras_gemma.training.chat_dataset import ChatDataset, ChatStream
 from keras_gemma.training.log import Log
-from keras_gemma.training.run import Run
 from keras_gemma.training.settings import read_settings
+from keras_gemma.training.training_run import Run
 
 
 @dataclasses.dataclass(frozen=True)

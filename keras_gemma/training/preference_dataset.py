@@ -14,11 +14,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_gemma.causal_lm import GemmaCausalLM
+from keras_gemma.causal_lm.model import GemmaCausalLM
 from keras_gemma.training.documents import Document, document_maker, fit_into
-from keras_gemma.training.packing import make_batch
+from keras_gemma.training.jsonl import number, parse, read_lines
 from keras_gemma.training.preferences import answer_log_probabilities
-from keras_gemma.training.reading import number, parse, read_lines
+from keras_gemma.training.row_packing import make_batch
 from keras_gemma.training.samples import BadSample, read_sample
 
 ANSWERS = ("chosen", "rejected")

@@ -126,7 +126,7 @@ def test_many_slices(shape, bits, zeros, compiler):
 def test_without_a_compiler_it_says_so_once_and_goes_on(monkeypatch):
     from torch._dynamo.exc import Unsupported
 
-    from keras_gemma.backend import torch_quantized
+    from keras_gemma.backend.torch import quantized as torch_quantized
 
     def broken():
         raise Unsupported("no compiler")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.generation.models import make_lm, quick
+from tests.models import make_lm, quick
 
 __all__ = ["lm", "quick"]
 

@@ -7,7 +7,7 @@ import pytest
 from keras_gemma import GemmaBackbone, GemmaCausalLM, GemmaPreprocessor
 from keras_gemma.samplers import GreedySampler, TopKSampler
 from tests.configurations import GEMMA1
-from tests.generation.models import make_lm
+from tests.models import make_lm
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 from tests.conftest import TEXTS
-from tests.generation.models import logits_of, make_lm, on_torch
+from tests.models import logits_of, make_lm, on_torch
 
 SETTINGS = {"epochs": 1, "verbose": 0}
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from keras_gemma import samplers
-from tests.generation.models import compile_lm, make_lm
+from tests.models import compile_lm, make_lm
 
 TEXTS = ["To be, or", "the slings and arrows of"]
 

@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 from keras_gemma import GemmaCausalLM, samplers
-from tests.generation.models import compile_lm, make_lm, on_torch
+from tests.models import compile_lm, make_lm, on_torch
 
 IDS = np.array([[2, 9, 31, 8, 300, 77, 5], [2, 400, 3, 17, 60, 0, 0]], "int32")
 INPUTS = {"token_ids": IDS, "padding_mask": (IDS != 0).astype("int32")}

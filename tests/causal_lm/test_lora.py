@@ -8,9 +8,9 @@ from keras import ops
 from keras_gemma import GemmaCausalLM, QuantizationConfig
 from keras_gemma.model.backbone import GemmaBackbone
 from tests.conftest import TEXTS
-from tests.generation.models import compile_lm, make_backbone, make_lm
-from tests.generation.models import quick as quick
 from tests.model.test_lora import fill
+from tests.models import compile_lm, make_backbone, make_lm
+from tests.models import quick as quick
 
 PROMPTS = [[2, 7, 9, 31, 400, 5], [2, 300, 17]]
 IDS = np.array([[2, 9, 31, 8, 300, 77, 5, 140, 11, 12]])

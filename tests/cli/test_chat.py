@@ -14,7 +14,7 @@ from keras_gemma.cli import main
 from keras_gemma.cli.chat import read_message
 from keras_gemma.cli.terminal import Terminal, interrupts
 from tests.cli.test_app import AS_INSTALLED, ROOT, run
-from tests.generation.models import make_lm
+from tests.models import make_lm
 
 
 class Keyboard(io.StringIO):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from keras_gemma import catalogue
-from keras_gemma.causal_lm import GemmaCausalLM
+from keras_gemma.causal_lm.model import GemmaCausalLM
 from keras_gemma.cli import main
 from keras_gemma.cli.loading import Choice, choose, needed
 from keras_gemma.cli.options import Dtype, Fit, Quantization, check_device, choose_device

@@ -6,7 +6,7 @@ import keras
 import pytest
 
 from keras_gemma import export
-from keras_gemma.causal_lm import GemmaCausalLM
+from keras_gemma.causal_lm.model import GemmaCausalLM
 from keras_gemma.cli import main
 
 

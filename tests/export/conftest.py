@@ -3,7 +3,7 @@
 import keras
 import pytest
 
-from tests.generation.models import make_lm
+from tests.models import make_lm
 
 
 @pytest.fixture(autouse=True)

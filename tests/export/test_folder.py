@@ -6,9 +6,9 @@ import shutil
 import pytest
 
 from keras_gemma import export, samplers
-from keras_gemma.export import making
+from keras_gemma.export import subprocess_export as making
 from keras_gemma.export.serving_options import ServingOptions, options_of
-from tests.generation.models import make_lm
+from tests.models import make_lm
 
 
 @pytest.fixture(scope="module")

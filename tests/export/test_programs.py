@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import keras_gemma
-from tests.generation.models import make_lm, quick
+from tests.models import make_lm, quick
 
 __all__ = ["quick"]
 
@@ -186,7 +186,9 @@ def test_a_bad_batch_size(batch_size, tiny_proto, tmp_path):
 
 def test_what_another_process_says(tiny_proto, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "")
-    monkeypatch.setattr(keras_gemma.export.making, "PROGRAM", "raise SystemExit('no such thing')")
+    monkeypatch.setattr(
+        keras_gemma.export.subprocess_export, "PROGRAM", "raise SystemExit('no such thing')"
+    )
     other = "jax" if keras.config.backend() != "jax" else "torch"
     needs(other)
     with pytest.raises(RuntimeError, match=r"ended with code 1\.(?s:.*)no such thing"):

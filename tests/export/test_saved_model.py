@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests.generation.models import make_lm, quick
+from tests.models import make_lm, quick
 
 tf = pytest.importorskip("tensorflow")
 pytest.importorskip("tensorflow_text")

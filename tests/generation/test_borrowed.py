@@ -9,10 +9,10 @@ import pytest
 from keras import ops
 
 from keras_gemma import samplers as public
-from keras_gemma.causal_lm import GemmaCausalLM
+from keras_gemma.causal_lm.model import GemmaCausalLM
 from keras_gemma.generation import samplers
 from keras_gemma.generation.samplers.borrowed import BorrowedSampler
-from tests.generation.models import compile_lm, make_backbone
+from tests.models import compile_lm, make_backbone
 
 PROMPTS = [[2, 9, 31], [2, 400, 3, 17, 60]]
 NEW = 8

@@ -12,7 +12,7 @@ from keras_gemma.generation.prefill import read_chunk, to_rings
 from keras_gemma.model.cache import make_cache
 from keras_gemma.model.head import head
 from tests.configurations import CONFIGURATIONS
-from tests.generation.models import logits_of, make_lm
+from tests.models import logits_of, make_lm
 
 NAMES = ["gemma1_multi_query", "gemma2_grouped", "vaultgemma"]
 

@@ -5,8 +5,9 @@ from functools import partial
 import pytest
 
 from keras_gemma import samplers
-from keras_gemma.generation import generator, run
-from tests.generation.models import compile_lm, make_lm, on_torch
+from keras_gemma.generation import generate as generator
+from keras_gemma.generation import session as run
+from tests.models import compile_lm, make_lm, on_torch
 
 PROMPT = [2, 9, 31, 8, 300]
 

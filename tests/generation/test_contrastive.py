@@ -9,9 +9,10 @@ from keras import ops
 
 import keras_gemma
 from keras_gemma import samplers
-from keras_gemma.generation import buckets, contrastive
+from keras_gemma.generation import buckets
+from keras_gemma.generation.strategies import contrastive
 from keras_gemma.samplers import ContrastiveSampler
-from tests.generation.models import compile_lm, make_lm, on_torch
+from tests.models import compile_lm, make_lm, on_torch
 
 PROMPTS = [[2, 9, 31], [2, 400, 3, 17, 60, 5, 6]]
 NEW = 8

@@ -18,7 +18,9 @@ import sys
 import keras_gemma
 from keras_gemma import samplers
 from keras_gemma.benchmark import memory
-from keras_gemma.generation import beam, generator, memory as estimate
+from keras_gemma.generation import memory as estimate
+from keras_gemma.generation.strategies import beam
+from keras_gemma.generation import generate as generator
 
 estimates = []
 def note(request, config, dtype, **more):

@@ -4,8 +4,8 @@ import numpy as np
 from keras import ops
 
 from keras_gemma import backend
-from keras_gemma.generation import noise
-from keras_gemma.generation.noise import gumbel, threefry
+from keras_gemma.generation.samplers import noise
+from keras_gemma.generation.samplers.noise import gumbel, threefry
 
 
 def words(*values):

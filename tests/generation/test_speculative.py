@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 
 from keras_gemma import samplers
-from keras_gemma.causal_lm import GemmaCausalLM
-from keras_gemma.generation import buckets, guessing, speculative
-from keras_gemma.generation.guessing import LONGEST_MATCH, SHORTEST_MATCH, look_up
+from keras_gemma.causal_lm.model import GemmaCausalLM
+from keras_gemma.generation import buckets
 from keras_gemma.generation.request import Draft
+from keras_gemma.generation.strategies import draft as guessing
+from keras_gemma.generation.strategies import speculative
+from keras_gemma.generation.strategies.draft import LONGEST_MATCH, SHORTEST_MATCH, look_up
 from keras_gemma.model.backbone import GemmaBackbone
 from tests.configurations import CONFIGURATIONS
-from tests.generation.models import compile_lm, logits_of, make_backbone, make_lm, on_torch
+from tests.models import compile_lm, logits_of, make_backbone, make_lm, on_torch
 
 PROMPTS = [[300], [2, 40, 7], [2, 9, 31, 8, 300, 77, 5, 140, 11]]
 """Shorter and longer than the window of 4."""

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from keras_gemma import samplers
-from tests.generation.models import Script, compile_lm, make_lm
+from tests.models import Script, compile_lm, make_lm
 
 PROMPTS = [[2, 9, 31, 8, 300], [2, 40]]
 

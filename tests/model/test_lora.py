@@ -5,7 +5,7 @@ import pytest
 from keras import ops
 
 from keras_gemma import GemmaBackbone, GemmaConfig, QuantizationConfig
-from keras_gemma.model.lora import target_names
+from keras_gemma.lora.config import target_names
 from tests.configurations import GEMMA1, GEMMA2
 from tests.parity.pairs import FULL, IDS, make_ours, random_weights
 

@@ -3,7 +3,7 @@
 import pytest
 
 from keras_gemma import GemmaBackbone, GemmaConfig, QuantizationConfig
-from keras_gemma.model.lora import target_names
+from keras_gemma.lora.config import target_names
 from tests.configurations import GEMMA1, GEMMA2
 from tests.parity.pairs import make_ours
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_gemma.model import losses
+from keras_gemma import losses
 from tests.conftest import TEXTS
-from tests.generation.models import make_lm, quick
+from tests.models import make_lm, quick
 
 __all__ = ["quick"]
 

@@ -11,8 +11,8 @@ from keras import ops
 import keras_gemma
 from keras_gemma import GemmaBackbone, QuantizationConfig
 from keras_gemma.backend import uninitialized
-from keras_gemma.model.calibration import mean_squares
 from keras_gemma.quantization import report
+from keras_gemma.quantization.calibration import mean_squares
 from tests.configurations import GEMMA1, GEMMA2
 from tests.storage.conftest import IDS, make_backbone
 

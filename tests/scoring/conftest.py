@@ -1,5 +1,5 @@
 """The conditions of all tests of scoring."""
 
-from tests.generation.models import quick
+from tests.models import quick
 
 __all__ = ["quick"]

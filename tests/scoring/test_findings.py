@@ -7,7 +7,7 @@ from keras import ops
 from keras_gemma import scoring
 from keras_gemma.scoring.gradient import gradient
 from keras_gemma.scoring.perplexity import windows
-from tests.generation.models import make_lm
+from tests.models import make_lm
 from tests.scoring.texts import close, numpy
 
 TEXT = "To be, or not to be, that is the question"

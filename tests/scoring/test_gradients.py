@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from keras_gemma.causal_lm import GemmaCausalLM
+from keras_gemma.causal_lm.model import GemmaCausalLM
 from keras_gemma.model import attention
 from keras_gemma.scoring import losses
 from tests.configurations import CONFIGURATIONS
-from tests.generation.models import make_lm
+from tests.models import make_lm
 from tests.parity.pairs import make_ours, make_theirs
 from tests.scoring.texts import IDS, MASK, TARGETS, numpy
 

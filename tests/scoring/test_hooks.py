@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_gemma.model.taps import BLOCK_PLACES
+from keras_gemma.model.hooks import BLOCK_PLACES
 from keras_gemma.scoring import trace
 from keras_gemma.scoring.hooks import place_names
-from tests.generation.models import make_lm
+from tests.models import make_lm
 from tests.scoring.texts import IDS, MASK, close, numpy
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import keras_gemma
 from keras_gemma import to_keras_hub
-from tests.generation.models import make_lm
+from tests.models import make_lm
 from tests.scoring.texts import IDS, MASK, TARGETS, close, numpy
 from tests.storage.keras_hub_weights import leaves_a_file_open
 

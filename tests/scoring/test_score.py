@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_gemma.causal_lm import GemmaCausalLM
+from keras_gemma.causal_lm.model import GemmaCausalLM
 from tests.configurations import CONFIGURATIONS
-from tests.generation.models import make_backbone, make_lm
+from tests.models import make_backbone, make_lm
 from tests.parity.pairs import make_ours, make_theirs
 from tests.scoring.texts import IDS, MASK, TARGETS, close, numpy
 

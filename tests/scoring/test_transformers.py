@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from keras_gemma import scoring
-from keras_gemma.causal_lm import GemmaCausalLM
+from keras_gemma.causal_lm.model import GemmaCausalLM
 from tests.configurations import CONFIGURATIONS
 from tests.parity.pairs import make_ours, make_theirs
 from tests.scoring.texts import close

@@ -13,8 +13,9 @@ from huggingface_hub import errors
 from kagglehub import exceptions
 
 from keras_gemma.model.backbone import GemmaBackbone
-from keras_gemma.storage import downloads, resolve
-from keras_gemma.storage.downloads import Need
+from keras_gemma.storage import resolve
+from keras_gemma.storage.hub import downloads
+from keras_gemma.storage.hub.downloads import Need
 from keras_gemma.text.tokenizer import GemmaTokenizer
 from tests.configurations import GEMMA2
 from tests.storage.conftest import Task, assert_same_weights, make_task

@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_gemma import GemmaBackbone, GemmaCausalLM, GemmaCausalLMPreprocessor, GemmaTokenizer
 from keras_gemma.config import GemmaConfig
-from keras_gemma.storage.gguf_writer import architecture_of, save_to_gguf
+from keras_gemma.storage.gguf.writer import architecture_of, save_to_gguf
 from keras_gemma.text.chat_template import CHAT_TEMPLATE
 from keras_gemma.text.pieces import Pieces
 from tests.configurations import CONFIGURATIONS, GEMMA1, GEMMA2, VOCABULARY_SIZE

@@ -10,8 +10,9 @@ from keras import ops
 
 from keras_gemma.config import GemmaConfig
 from keras_gemma.model.backbone import GemmaBackbone
-from keras_gemma.storage import checkpoint, hugging_face
-from keras_gemma.storage.tokenizer_json import write_tokenizer_json
+from keras_gemma.storage import tensor_streaming as checkpoint
+from keras_gemma.storage.hugging_face import reader as hugging_face
+from keras_gemma.storage.hugging_face.tokenizer_json import write_tokenizer_json
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
 from keras_gemma.text.tokenizer import GemmaTokenizer
 from tests.configurations import CONFIGURATIONS

@@ -9,8 +9,8 @@ import pytest
 
 from keras_gemma.config import GemmaConfig
 from keras_gemma.model.backbone import GemmaBackbone, NamedWeight
-from keras_gemma.storage.hugging_face_layout import model_type_of, to_values
-from keras_gemma.storage.hugging_face_writer import save_to_hugging_face, write_safetensors
+from keras_gemma.storage.hugging_face.layout import model_type_of, to_values
+from keras_gemma.storage.hugging_face.writer import save_to_hugging_face, write_safetensors
 from keras_gemma.text.tokenizer import GemmaTokenizer
 from keras_gemma.text.vocabulary import train_vocabulary
 from tests.configurations import CONFIGURATIONS, GEMMA1, GEMMA2

@@ -83,7 +83,7 @@ def test_a_mixed_policy_comes_back(tmp_path):
 
 
 def test_each_tensor_is_read_once_and_alone(tmp_path, monkeypatch):
-    from keras_gemma.storage import checkpoint
+    from keras_gemma.storage import tensor_streaming as checkpoint
 
     make_backbone(GEMMA2).save_to_preset(tmp_path)
     reads = []

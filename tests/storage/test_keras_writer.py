@@ -12,7 +12,9 @@ import pytest
 
 from keras_gemma.config import GemmaConfig
 from keras_gemma.model.backbone import GemmaBackbone
-from keras_gemma.storage import keras_layout, keras_writer, save
+from keras_gemma.storage import save
+from keras_gemma.storage.keras_preset import layout as keras_layout
+from keras_gemma.storage.keras_preset import writer as keras_writer
 from keras_gemma.storage.sharding import parse_size
 from tests.configurations import CONFIGURATIONS, GEMMA1, GEMMA2
 from tests.storage.conftest import (

@@ -12,7 +12,7 @@ import pytest
 from keras_gemma import GemmaBackbone, GemmaCausalLM, QuantizationConfig, to_keras_hub
 from keras_gemma.backend_choice import BACKENDS
 from keras_gemma.quantization import report
-from keras_gemma.storage.hugging_face_writer import save_to_hugging_face
+from keras_gemma.storage.hugging_face.writer import save_to_hugging_face
 from tests.configurations import GEMMA2
 from tests.model.test_quantized import MODES
 from tests.storage.conftest import Task, make_backbone, make_task, outputs

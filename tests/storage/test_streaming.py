@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from keras_gemma import backend
+from keras_gemma import backend, progress
 from keras_gemma.model.backbone import GemmaBackbone
-from keras_gemma.storage import checkpoint, progress
-from keras_gemma.storage.hugging_face_writer import save_to_hugging_face
+from keras_gemma.storage import tensor_streaming as checkpoint
+from keras_gemma.storage.hugging_face.writer import save_to_hugging_face
 from tests.configurations import GEMMA2
 from tests.storage.conftest import Task, assert_same_weights, make_backbone
 

@@ -6,7 +6,10 @@ import pytest
 import sentencepiece
 import tokenizers
 
-from keras_gemma.storage.tokenizer_json import read_tokenizer_json, write_tokenizer_json
+from keras_gemma.storage.hugging_face.tokenizer_json import (
+    read_tokenizer_json,
+    write_tokenizer_json,
+)
 from keras_gemma.text.tokenizer import GemmaTokenizer
 from keras_gemma.text.vocabulary import train_vocabulary
 

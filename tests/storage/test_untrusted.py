@@ -9,8 +9,8 @@ import pytest
 
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.storage import save
-from keras_gemma.storage.checkpoint import StoredTensor, join_shards
-from keras_gemma.storage.hugging_face_writer import save_to_hugging_face
+from keras_gemma.storage.hugging_face.writer import save_to_hugging_face
+from keras_gemma.storage.tensor_streaming import StoredTensor, join_shards
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
 from keras_gemma.text.tokenizer import GemmaTokenizer
 from tests.configurations import GEMMA1, GEMMA2

@@ -19,7 +19,7 @@ from kagglehub.gcs_upload import filtered_walk, normalize_patterns
 
 import keras_gemma
 from keras_gemma import upload_preset
-from keras_gemma.storage.upload import files_of, model_card
+from keras_gemma.storage.hub.upload import files_of, model_card
 from tests.configurations import GEMMA1, GEMMA2
 from tests.parity.pairs import make_theirs
 from tests.storage.conftest import Task, make_backbone, make_task
@@ -258,7 +258,7 @@ def test_folders_that_from_preset_cannot_load(sent, preset, tmp_path, tiny_proto
 
 
 def test_tensors_are_not_read(sent, preset, monkeypatch):
-    from keras_gemma.storage import checkpoint
+    from keras_gemma.storage import tensor_streaming as checkpoint
 
     def never(self):
         raise AssertionError("a tensor was read")

@@ -1,4 +1,4 @@
-"""Messages as turns. Parity with transformers is in `tests/completion/test_chat.py`."""
+"""Messages as turns. Parity with transformers is in `tests/causal_lm/requests/test_chat.py`."""
 
 import pytest
 

@@ -3,7 +3,7 @@
 import pytest
 
 from keras_gemma.text.tokenizer import GemmaTokenizer
-from tests.generation.models import quick
+from tests.models import quick
 
 __all__ = ["quick"]
 

@@ -10,7 +10,7 @@ import pytest
 
 from keras_gemma.text.chat_template import CHAT_TEMPLATE
 from keras_gemma.training import ChatDataset, ChatStream, chat_dataset
-from tests.generation.models import make_lm
+from tests.models import make_lm
 
 HELLO = {"messages": [{"role": "user", "content": " Who? "}, {"role": "assistant", "content": "I"}]}
 LONG = {

@@ -10,7 +10,7 @@ from keras_gemma import GemmaCausalLM
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
 from keras_gemma.training import chat_dataset, finetune
 from tests.configurations import GEMMA2
-from tests.generation.models import compile_lm
+from tests.models import compile_lm
 from tests.parity.pairs import make_ours, make_theirs
 
 peft = pytest.importorskip("peft")

@@ -18,7 +18,7 @@ from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
 from keras_gemma.text.tokenizer import GemmaTokenizer
 from keras_gemma.training import FinetuneSettings, chat_dataset, checkpoint, finetune
 from keras_gemma.training.log import Log, smooth
-from tests.generation.models import compile_lm, make_backbone, make_lm
+from tests.models import compile_lm, make_backbone, make_lm
 
 ROOT = Path(__file__).parents[2]
 PAIRS = [{"prompt": f"to be {i}", "completion": f"or not {i % 3}"} for i in range(10)]
@@ -91,7 +91,7 @@ class Die(keras.callbacks.Callback):
 
 DYING = """
 import pathlib, sys
-from tests.generation.models import quickly
+from tests.models import quickly
 from tests.training.test_finetune import Die, run_long
 
 with quickly():

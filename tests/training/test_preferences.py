@@ -13,7 +13,7 @@ from keras_gemma.training import (
     dpo_loss,
     preference_dataset,
 )
-from tests.generation.models import make_lm
+from tests.models import make_lm
 
 PAIRS = [
     {"prompt": f"to be {i}", "chosen": f"or not {i}", "rejected": "the slings and arrows"}

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from keras_gemma import backend
-from keras_gemma.export.graph.reading import Model, capacity_for, last_of_each, read
+from keras_gemma.export.graph.prefill import Model, capacity_for, last_of_each, read
 from keras_gemma.export.serving_options import OFF
 from keras_gemma.generation.decode import DecodeState, advance, step
 from keras_gemma.generation.samplers import Sampler

@@ -14,7 +14,7 @@ import tensorflow as tf
 from keras_gemma.export.graph.chat import ChatTemplate
 from keras_gemma.export.graph.checks import check, check_settings
 from keras_gemma.export.graph.decoding import Decoder, Settings
-from keras_gemma.export.graph.reading import model_of
+from keras_gemma.export.graph.prefill import model_of
 from keras_gemma.export.graph.scoring import score
 from keras_gemma.export.graph.text import GraphText, rstrip
 from keras_gemma.export.serving_options import ServingOptions

@@ -4,7 +4,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_gemma.export.graph.reading import Model, capacity_for, read
+from keras_gemma.export.graph.prefill import Model, capacity_for, read
 from keras_gemma.model.head import head
 from keras_gemma.scoring.losses import LARGEST_CHUNK
 

@@ -100,6 +100,6 @@ class BeamSampler(Sampler):
         Raises:
             ValueError: more copies than beams, or what `Generator.start` refuses.
         """
-        from keras_gemma.generation import beam  # which stands on the samplers
+        from keras_gemma.generation.strategies import beam  # which stands on the samplers
 
         return beam.search(generator, request)

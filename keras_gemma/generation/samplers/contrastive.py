@@ -69,6 +69,6 @@ class ContrastiveSampler(Sampler):
         Raises:
             ValueError: several copies, or what `Generator.start` refuses.
         """
-        from keras_gemma.generation import contrastive  # which stands on the samplers
+        from keras_gemma.generation.strategies import contrastive  # which stands on the samplers
 
         return contrastive.search(generator, request)

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_gemma.generation.noise import gumbel
+from keras_gemma.generation.samplers.noise import gumbel
 
 Numbers = float | Sequence[float]
 """A setting: one for all rows, or one a row."""

@@ -1,0 +1,290 @@
+"""The contract on PyTorch.
+
+Decoding compiles one block and calls it for every layer (`fuse`), so compile time does not grow
+with depth. Inside of it, one row times a matrix is written as a product and a sum: Inductor makes
+that one parallel loop over the weight, at twice the speed of the library's product on CPU.
+Prompts run without compilation: many rows are the library's strength.
+"""
+
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from functools import cache, wraps
+from types import ModuleType
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+import torch.nn.functional as F
+from keras.src.backend.torch.core import get_device
+from torch._dynamo import maybe_mark_dynamic
+from torch.utils._pytree import tree_leaves
+
+from keras_gemma.backend import host, packing, reference, stepping
+from keras_gemma.backend.torch import quantized as torch_quantized
+from keras_gemma.backend.torch.quantized import NOT_COMPILED, written_out
+
+FEW_ROWS = 4
+"""Up to so many rows, a product and a sum compiled by Inductor beats the library's product."""
+
+WEIGHT_FIRST = range(16, 65)
+"""Rows for which the library is faster with the weight as its first operand: 630 to 830 GFLOP/s
+against 370 to 540 at 16 and 32 rows. From 128 on, both reach 800 to 950."""
+
+IN_CACHE = 1 << 20
+"""Logits at a time in a loss: 4 MB of float32, which one step leaves in the cache for the next."""
+
+WORTH_COMPILING = 16 << 20
+"""Bytes of a block from which compiling it pays. Below, 10 to 20 seconds of compiling would buy
+back a few milliseconds a token."""
+
+
+def packed_shape(shape: tuple[int, ...], kind: str) -> tuple[int, ...]:
+    return shape
+
+
+pack = packing.pack_rows
+
+
+def unpack(packed: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return packed
+
+
+def adopt(packed: np.ndarray) -> torch.Tensor:
+    if packed.dtype.name != "bfloat16":
+        return torch.from_numpy(packed)
+    return torch.from_numpy(packed.view("int16")).view(torch.bfloat16)
+
+
+def to_numpy(x: torch.Tensor) -> np.ndarray:
+    x = x.detach().cpu()
+    if x.dtype != torch.bfloat16:
+        return np.array(x)
+    # Keras goes by way of two copies in float32.
+    return x.view(torch.int16).numpy().copy().view(ml_dtypes.bfloat16)
+
+
+def _for_inductor(x: torch.Tensor) -> bool:
+    """Whether this is being compiled for a CPU, where loops of Inductor's beat library calls."""
+    return x.device.type == "cpu" and _compiling()
+
+
+def _compiling() -> bool:
+    """Whether Inductor will see this. An exported program may also be run as it stands."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+
+
+def _few_rows(rows: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
+    """`rows [R, in]` -> `[R, out]` as products and sums, which Inductor makes one loop.
+
+    For several rows, four parts of the weight are read side by side, so that a piece of `rows`
+    serves four times once it is loaded. Sums of more than 4096 numbers are taken in blocks: by
+    itself Inductor sums them more carefully than float32 needs, and four times slower.
+    """
+    out, length = packed.shape
+    parts = 4 if len(rows) > 1 and out % 4 == 0 else 1
+    blocks = packing.count_blocks(packed.shape, "matrix")
+    shape = (blocks, length // blocks) if blocks > 1 else (length,)
+
+    def dot(weight: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        y = (weight.float() * row.float()).sum(-1)
+        return y.sum(-1) if blocks > 1 else y
+
+    weights = packed.view(parts, out // parts, *shape)
+    products = [torch.cat([dot(w, row) for w in weights]) for row in rows.reshape(-1, *shape)]
+    return torch.stack(products).to(rows.dtype)
+
+
+def matmul(x: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
+    if torch.compiler.is_exporting():  # for any number of rows
+        return F.linear(x, packed)
+    rows = x.numel() // x.shape[-1]
+    if rows <= FEW_ROWS and _for_inductor(x):
+        y = _few_rows(written_out(x.reshape(rows, -1)), packed)
+        return y.reshape(*x.shape[:-1], packed.shape[0])
+    if rows in WEIGHT_FIRST and x.device.type == "cpu" and x.dtype == torch.bfloat16:
+        y = torch.mm(packed, x.reshape(rows, -1).T).T.contiguous()
+        return y.reshape(*x.shape[:-1], packed.shape[0])
+    # As rows: of an `x` that does not lie in one piece PyTorch would make a product for each text,
+    # and write the weight out, transposed, to do so.
+    return F.linear(x.reshape(rows, -1), packed).reshape(*x.shape[:-1], packed.shape[0])
+
+
+def matmul_back(y: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
+    return y @ packed
+
+
+quantized_matmul = torch_quantized.matmul
+
+
+def quantized_layout() -> ModuleType:
+    return torch_quantized
+
+
+def embed(ids: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
+    return F.embedding(ids, packed)
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    scale: float,
+    soft_cap: float | None,
+) -> torch.Tensor:
+    if not _for_inductor(query) or query.shape[1] > 1:
+        return reference.attend(query, key, value, mask, scale=scale, soft_cap=soft_cap)
+    # One query a row: keys and values are read once, in place, and never written out in float32.
+    b, _, n, h = query.shape
+    k = key.shape[2]
+    queries = (query.float() * scale).view(b, 1, k, n // k, h).unbind(3)  # (B, 1, K, H) each
+    logits = torch.stack([(key.float() * q).sum(-1) for q in queries], -1)  # (B, S, K, G)
+    if soft_cap is not None:
+        logits = torch.tanh(logits / soft_cap) * soft_cap
+    seen = mask.view(b, -1, 1, 1)
+    weights = torch.where(seen, logits, reference.LOWEST).softmax(1)
+    weights = torch.where(seen, weights, 0.0).unbind(-1)  # (B, S, K) each
+    heads = torch.stack([(value.float() * w[..., None]).sum(1) for w in weights], 2)
+    return heads.view(b, 1, n, h).to(value.dtype)  # from (B, K, G, H)
+
+
+def cross_entropy(
+    products: torch.Tensor, target_ids: torch.Tensor, soft_cap: float | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    rows, targets = products.flatten(0, -2), target_ids.flatten()[:, None].long()
+    on_cpu = rows.device.type == "cpu"
+    at_a_time = max(1, IN_CACHE // rows.shape[1]) if on_cpu else len(rows)
+    parts = zip(rows.split(at_a_time), targets.split(at_a_time), strict=True)
+    found = torch.cat([_cross_entropy(*part, soft_cap) for part in parts])
+    losses, hits = found.reshape(*target_ids.shape, 2).unbind(-1)
+    return losses, hits, rows.view_as(products)
+
+
+def _cross_entropy(
+    products: torch.Tensor, targets: torch.Tensor, soft_cap: float | None
+) -> torch.Tensor:
+    """Losses and hits `[R, 2]` of `products [R, V]`, in whose place is their gradient then."""
+    logits = products.float()
+    if soft_cap is not None:
+        logits = logits.div_(soft_cap).tanh_().mul_(soft_cap)
+    chosen, largest = logits.gather(-1, targets), logits.amax(-1, keepdim=True)
+    change = (logits - largest).exp_()
+    total = change.sum(-1, keepdim=True)
+    losses = total.log() + largest - chosen
+    change.div_(total).scatter_add_(-1, targets, torch.full_like(chosen, -1.0))
+    if soft_cap is not None:
+        change.mul_(logits.div_(soft_cap).square_().neg_().add_(1.0))
+    products.copy_(change)
+    return torch.cat([losses, (chosen >= largest).float()], dim=-1)
+
+
+map = reference.map
+
+
+def write_cache(cache: torch.Tensor, new: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    rows = torch.arange(cache.shape[0], device=cache.device)[:, None]
+    return cache.index_put_((rows, slots.long()), new)
+
+
+def compile(program: Callable[..., Any], donate: int | None = None) -> Callable[..., Any]:
+    @wraps(program)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with torch.inference_mode():
+            return program(*args, **kwargs)
+
+    return run
+
+
+_compiled_code = threading.Lock()
+"""Held while compiled code runs: it may compile first, and two threads would compile the same."""
+
+
+@cache
+def _warn_once() -> None:
+    warnings.warn(
+        "PyTorch could not compile a part of the model, so text is generated without compiling, at "
+        "half the speed or less. It needs a C++ compiler: install one, such as g++, or name it in "
+        "the environment variable CXX. The environment variable TORCH_LOGS=dynamo shows the cause.",
+        stacklevel=3,
+    )
+
+
+def _let_grow(args: tuple[Any, ...]) -> None:
+    """Compile for any R in caches `[B, R, K, H]` and masks `[B, T, R]`, since texts grow."""
+    for tensor in tree_leaves(args):
+        axis = {3: 2, 4: 1}.get(getattr(tensor, "ndim", None))
+        if axis is not None and tensor.shape[axis] > 1:
+            maybe_mark_dynamic(tensor, axis)
+
+
+def fuse(function: Callable[..., Any]) -> Callable[..., Any]:
+    @cache  # not before it is needed: the compiler loads for seconds
+    def compiled(in_4_bits: bool) -> Callable[..., Any]:
+        # Beyond the limit, 8 shapes by default, another batch size runs uncompiled; with
+        # `fullgraph=True` it would raise.
+        return torch.compile(
+            function,
+            dynamic=False,
+            recompile_limit=64,
+            options={
+                "guard_filter_fn": torch.compiler.skip_guard_on_globals_unsafe,
+                **(torch_quantized.ONE_LOOP if in_4_bits else {}),
+            },
+        )
+
+    works = True
+
+    @wraps(function)
+    def run(x: torch.Tensor, weights: dict[str, torch.Tensor], *args: Any) -> Any:
+        nonlocal works
+        arrays = [array for array in tree_leaves(weights) if array is not None]
+        if works and sum(array.nbytes for array in arrays) >= WORTH_COMPILING:
+            _let_grow(args)
+            try:
+                with _compiled_code:
+                    return compiled(torch_quantized.any_in_4_bits(arrays))(x, weights, *args)
+            except NOT_COMPILED:
+                works = False
+                _warn_once()
+        return function(x, weights, *args)
+
+    return run
+
+
+def loop(
+    proceed: Callable[[Any], Any], step: Callable[[Any, Any], Any]
+) -> Callable[[Any, Any, int], Any]:
+    def run(weights: Any, state: Any, limit: int) -> Any:
+        with torch.inference_mode():
+            return stepping.run(proceed, step, weights, state, limit)
+
+    return run
+
+
+def leaf(x: torch.Tensor) -> torch.Tensor:
+    return x.detach().requires_grad_() if torch.is_grad_enabled() else x
+
+
+def free_memory() -> int | None:
+    if not torch.cuda.is_available():
+        return host.free_memory()
+    reserved = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return torch.cuda.mem_get_info()[0] + reserved
+
+
+def peak_device_memory() -> int | None:
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+
+
+def memory_bandwidth() -> float:
+    array = torch.ones(1 << 28, dtype=torch.float32, device=get_device())
+    fastest = float("inf")
+    for _ in range(6):
+        start = time.perf_counter()
+        array.sum().item()
+        fastest = min(fastest, time.perf_counter() - start)
+    return array.nbytes / fastest

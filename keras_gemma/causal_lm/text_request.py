@@ -1,0 +1,259 @@
+"""One batch on its way: from prompts to ids, through the generator, to texts."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from keras_gemma.causal_lm.completion import Completion
+from keras_gemma.causal_lm.prompts import Prompts, require_preprocessor, room_in_padding
+from keras_gemma.causal_lm.settings import GenerationSettings
+from keras_gemma.generation.generate import Generator
+from keras_gemma.generation.request import Draft, Prefix, Request, Row
+from keras_gemma.generation.samplers import Sampler
+from keras_gemma.generation.samplers.sampler import check_rows
+from keras_gemma.generation.session import Run
+from keras_gemma.generation.strategies.speculative import SpeculativeRun
+from keras_gemma.generation.strategies.verify import is_greedy
+from keras_gemma.text.inputs import to_ids
+from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
+from keras_gemma.text.stream import TextStream
+from keras_gemma.text.tokenizer import GemmaTokenizer
+
+TOKENS_BETWEEN_LOOKS = 4
+"""How many tokens are made before the texts are searched for stop strings."""
+
+
+class Job:
+    """A batch of prompts and how to continue them.
+
+    Args:
+        generator: makes the ids.
+        preprocessor: makes ids of strings and strings of ids; None where there are no strings.
+        prompts: what to continue.
+        settings: of the call, over those of `compile`.
+        sampler: the one of `compile`.
+        prefix: what of the prompts has been read before.
+        draft: who guesses tokens.
+
+    Raises:
+        ValueError: settings that do not fit the prompts.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        preprocessor: GemmaCausalLMPreprocessor | None,
+        prompts: Prompts,
+        settings: GenerationSettings,
+        sampler: Sampler,
+        prefix: Prefix | None = None,
+        draft: Draft | None = None,
+    ) -> None:
+        settings.check_rows(len(prompts.ids))
+        self.generator = generator
+        self.preprocessor = preprocessor
+        self.prompts = prompts
+        self.settings = settings
+        if settings.stops:
+            require_preprocessor(preprocessor, "no `stop`, which is text")
+        sampler = settings.choose_sampler(sampler, settings.sampler)
+        sampler.check_rows(len(prompts.ids))
+        if settings.seed is None:
+            check_rows("seed", sampler.seed, len(prompts.ids))
+        copies = settings.num_return_sequences or getattr(sampler, "sequences", 1)
+        if prompts.width is not None and (
+            copies > 1 or settings.stops or settings.top_log_probabilities is not None
+        ):
+            raise ValueError(
+                "Padded arrays come back in their own shape: pass strings, or ids as a list of "
+                "lists, with `num_return_sequences`, `return_all_beams`, `return_logprobs` or "
+                "`stop`."
+            )
+        if copies > 1 and is_greedy(sampler):
+            raise ValueError(
+                "`num_return_sequences` above 1 would repeat the same text with a greedy sampler. "
+                "Pass a `temperature`, or `sampler='beam'`. "
+                f"Received: num_return_sequences={copies}"
+            )
+        if prefix is not None:
+            if not isinstance(prefix, Prefix):
+                raise TypeError(
+                    "`prefix` must be what `prefill` returns. "
+                    f"Received: prefix={prefix!r:.80} of type {type(prefix).__name__}"
+                )
+            prefix.check(generator.backbone)
+        if draft is not None and draft.tokenizer is not None and preprocessor is not None:
+            check_same_pieces(preprocessor.tokenizer, draft.tokenizer)
+        self.run: Run | SpeculativeRun | None = None
+        """Of a stream, once it has begun."""
+        self.streams: list[TextStream] = []
+        self.request = Request(
+            prompts=prompts.ids,
+            room=self._room(),
+            sampler=sampler,
+            stop_ids=self._stop_ids(settings.stop_token_ids),
+            seed=settings.seed,
+            copies=copies,
+            repetition_penalty=settings.repetition_penalty,
+            processors=settings.processors,
+            top_log_probabilities=settings.top_log_probabilities,
+            prefix=prefix,
+            draft=draft,
+        )
+
+    def complete(self, strip_prompt: bool) -> Any:
+        """What `generate` returns."""
+        streams: list[TextStream | None]
+        if self.settings.stops:
+            run = self.generator.start(self.request)
+            streams, rows = self._streams(), []
+            for _ in self._grow(run, streams, TOKENS_BETWEEN_LOOKS):
+                pass
+            for stream, row in zip(streams, run.rows(), strict=True):
+                stream.finish()
+                rows.append(_cut(row, stream) if stream.stopped else row)
+        else:
+            rows = self.generator.generate(self.request)
+            streams = [None] * len(rows)
+        copies = len(rows) // len(self.prompts.ids)
+        prompts = [ids[:0] if strip_prompt else ids for ids in self.prompts.ids]
+        prompts = [ids for ids in prompts for _ in range(copies)]
+        if self.prompts.width is not None:
+            pairs = zip(prompts, rows, strict=True)
+            return self.prompts.pad([np.concatenate([prompt, row.ids]) for prompt, row in pairs])
+        made = [self._finish(*parts) for parts in zip(prompts, rows, streams, strict=True)]
+        return self.prompts.answer(made, copies)
+
+    def stream(self) -> Iterator[Any]:
+        """What `stream` gives: new text of one prompt, or a list with that of each row."""
+        require_preprocessor(self.preprocessor, "one: a stream is text")
+        self.generator.check(self.request)
+        return self._pieces()
+
+    def new_ids(self) -> list[int]:
+        """The ids that a stream of one prompt has made, without the one that stopped them."""
+        ids = self.run.new_ids()[0].tolist()
+        return ids[:-1] if ids and ids[-1] in self.request.stop_ids else ids
+
+    def is_stopped(self) -> bool:
+        """Whether a stream of one prompt has come to a stop id or a stop string."""
+        return self.run.rows()[0].stopped or self.streams[0].stopped
+
+    def _pieces(self) -> Iterator[Any]:
+        run = self.run = self.generator.start(self.request)
+        streams = self.streams = self._streams()
+        single = self.prompts.single and len(streams) == 1
+        for texts in self._grow(run, streams, 1):
+            if any(texts):
+                yield texts[0] if single else texts
+        texts = [stream.finish() for stream in streams]
+        if any(texts):
+            yield texts[0] if single else texts
+
+    def _streams(self) -> list[TextStream]:
+        rows = len(self.prompts.ids) * self.request.copies
+        return [TextStream(self.text_of, self.settings.stops) for _ in range(rows)]
+
+    def _grow(self, run: Run, streams: list[TextStream], tokens: int) -> Iterator[list[str]]:
+        """The text that every `tokens` tokens add to each row."""
+        growing = True
+        while True:
+            yield [
+                "".join(stream.push([id]) for id in ids[stream.pushed :])
+                for stream, ids in zip(streams, run.new_ids(), strict=True)
+            ]
+            if not growing:
+                return
+            stopped = np.array([stream.stopped for stream in streams])
+            if stopped.any():
+                run.stop(stopped)
+            growing = run.go_on(tokens)
+
+    def _finish(self, prompt: np.ndarray, row: Row, stream: TextStream | None) -> Any:
+        """What `generate` returns for a row."""
+        ids = np.concatenate([prompt, row.ids]).astype("int32")
+        text = None
+        if self.prompts.texts:
+            text = self.text_of(ids)
+            if stream is not None and stream.stopped:
+                text = text.removesuffix(stream.rest)
+        if self.request.top_log_probabilities is None:
+            return ids.tolist() if text is None else text
+        tops = None
+        if self.request.top_log_probabilities:
+            pairs = zip(row.top_ids, row.top_log_probabilities, strict=True)
+            tops = [dict(zip(a.tolist(), b.tolist(), strict=True)) for a, b in pairs]
+        stopped = row.stopped or (stream is not None and stream.stopped)
+        return Completion(
+            text=text,
+            token_ids=row.ids.tolist(),
+            finish_reason="stop" if stopped else "length",
+            logprobs=row.log_probabilities,
+            top_logprobs=tops,
+            acceptance_rate=row.acceptance_rate,
+            score=row.score,
+        )
+
+    def text_of(self, ids: Any) -> str:
+        """The text of ids, without the token that stopped them."""
+        ids = np.asarray(ids, "int32")
+        if len(ids) and int(ids[-1]) in self.request.stop_ids:
+            ids = ids[:-1]
+        mask = np.ones_like(ids, "bool")
+        return self.preprocessor.generate_postprocess({"token_ids": ids, "padding_mask": mask})
+
+    def _room(self) -> list[int]:
+        settings, lengths = self.settings, [len(ids) for ids in self.prompts.ids]
+        if self.prompts.width is not None:
+            most = None
+            if settings.max_new_tokens is not None:
+                most = settings.room(lengths, None)
+            return room_in_padding(self.prompts, settings.max_length, most)
+        default = None
+        if settings.max_length is None and settings.max_new_tokens is None:
+            require_preprocessor(self.preprocessor, "`max_length` or `max_new_tokens`")
+            context = self.generator.config.context_length
+            default = min(self.preprocessor.sequence_length, context)
+        return settings.room(lengths, default)
+
+    def _stop_ids(self, stop_token_ids: Any) -> tuple[int, ...]:
+        if isinstance(stop_token_ids, str):
+            if stop_token_ids != "auto":
+                raise ValueError(
+                    "`stop_token_ids` must be 'auto', None, or token ids. "
+                    f"Received: stop_token_ids={stop_token_ids!r}"
+                )
+            require_preprocessor(
+                self.preprocessor, "`stop_token_ids` (None to generate to the end)"
+            )
+            return tuple(self.preprocessor.tokenizer.stop_token_ids)
+        size = self.generator.config.vocabulary_size
+        stops = [stop_token_ids] if np.ndim(stop_token_ids) == 0 else list(stop_token_ids)
+        return tuple(to_ids("stop_token_ids", stops, 1, size).tolist())
+
+
+def check_same_pieces(tokenizer: GemmaTokenizer, other: GemmaTokenizer) -> None:
+    """Raise a ValueError where the ids of a draft's tokenizer, `other`, stand for other pieces."""
+    if other is tokenizer or other.proto == tokenizer.proto:
+        return
+    if other.get_vocabulary() != tokenizer.get_vocabulary():
+        raise ValueError(
+            "`draft` must have the vocabulary of the model that it guesses for, and its ids stand "
+            "for other pieces. Pass a model of the same family, or draft='prompt'. Received: "
+            f"{other.vocabulary_size()} pieces, where the model has {tokenizer.vocabulary_size()}"
+        )
+
+
+def _cut(row: Row, stream: TextStream) -> Row:
+    """`row` up to the token that completed the stop string."""
+    count = stream.pushed
+    top_ids, top = row.top_ids, row.top_log_probabilities
+    return Row(
+        row.ids[:count],
+        True,
+        None if row.log_probabilities is None else row.log_probabilities[:count],
+        None if top_ids is None else top_ids[:count],
+        None if top is None else top[:count],
+        row.acceptance_rate,
+    )

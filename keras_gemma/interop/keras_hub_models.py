@@ -1,0 +1,285 @@
+"""Models of KerasHub from ours, and ours from KerasHub's: the same weights, without a file.
+
+Weights move one at a time, by the shapes of `storage/keras_layout.py`. Knows KerasHub's attributes.
+"""
+
+import operator
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_gemma.backend import assign, uninitialized
+from keras_gemma.causal_lm.model import GemmaCausalLM
+from keras_gemma.config import GemmaConfig
+from keras_gemma.interop.keras_hub_samplers import keras_hub, sampler_to, take_sampler
+from keras_gemma.model.backbone import GemmaBackbone
+from keras_gemma.storage.keras_preset.layout import h5_places
+from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
+from keras_gemma.text.tokenizer import GemmaTokenizer
+
+_TOKENIZER_KEYS = ("sequence_length", "add_bos", "add_eos")
+_PREPROCESSOR_KEYS = ("sequence_length", "add_start_token", "add_end_token")
+
+_HOLDERS = {
+    "pre_attention_norm": "pre_attention_norm",
+    "query": "attention.query_dense",
+    "key": "attention.key_dense",
+    "value": "attention.value_dense",
+    "output": "attention.output_dense",
+    "post_attention_norm": "post_attention_norm",
+    "pre_ffw_norm": "pre_ffw_norm",
+    "gate": "gating_ffw",
+    "up": "gating_ffw_2",
+    "down": "ffw_linear",
+    "post_ffw_norm": "post_ffw_norm",
+}
+"""What a weight is called here, and the layer that holds it in a block of KerasHub's."""
+
+
+def to_keras_hub(item: Any) -> Any:
+    """KerasHub's model with the weights, dtype policy and settings of ours.
+
+    Args:
+        item: a `GemmaCausalLM`, `GemmaBackbone`, `GemmaCausalLMPreprocessor` or `GemmaTokenizer`.
+
+    Returns:
+        The class of that name in `keras_hub.models`. A `GemmaCausalLM` is compiled with the same
+        sampler, as far as KerasHub has it; optimizers and `context_length` are not taken along.
+
+    Raises:
+        ImportError: KerasHub is not installed.
+        TypeError: something else.
+        ValueError: a quantized model.
+
+    A `UserWarning` names what KerasHub will compute otherwise than this package.
+
+    Example:
+
+    ```python
+    import keras_gemma
+
+    lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
+    theirs = keras_gemma.to_keras_hub(lm)
+    theirs.generate("ROMEO:", max_length=32)
+    ```
+    """
+    models = keras_hub().models
+    if isinstance(item, GemmaCausalLM):
+        _warn_where_keras_hub_differs(item.backbone.config)
+        preprocessor = item.preprocessor
+        if preprocessor is not None:
+            preprocessor = _preprocessor_to(preprocessor)
+        backbone = _backbone_to(item.backbone)
+        theirs = models.GemmaCausalLM(backbone, preprocessor, name=item.name)
+        theirs.compile(sampler=sampler_to(item.sampler))
+        return theirs
+    if isinstance(item, GemmaBackbone):
+        _warn_where_keras_hub_differs(item.config)
+        return _backbone_to(item)
+    if isinstance(item, GemmaCausalLMPreprocessor):
+        return _preprocessor_to(item)
+    if isinstance(item, GemmaTokenizer):
+        return _tokenizer_to(item)
+    raise TypeError(
+        "`item` must be a GemmaCausalLM, GemmaBackbone, GemmaCausalLMPreprocessor or "
+        f"GemmaTokenizer of keras_gemma. Received: {_class_of(item)}"
+    )
+
+
+def from_keras_hub(item: Any) -> Any:
+    """Our model with the weights, dtype policy and settings of KerasHub's.
+
+    It scales queries and normalises as its configuration says, also where KerasHub does not:
+    `query_head_dim_normalize=False`, and `layer_norm_epsilon` in every block.
+
+    Args:
+        item: a `GemmaCausalLM`, `GemmaBackbone`, `GemmaCausalLMPreprocessor` or `GemmaTokenizer`
+            of `keras_hub.models`, or a subclass's object.
+
+    Returns:
+        The class of that name in `keras_gemma.models`. A `GemmaCausalLM` is compiled with the
+        same sampler; optimizers are not taken along.
+
+    Raises:
+        ImportError: KerasHub is not installed.
+        TypeError: something else.
+        ValueError: a model with LoRA, quantised, or of several dtypes.
+
+    Example:
+
+    ```python
+    import keras_gemma
+
+    lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
+    again = keras_gemma.from_keras_hub(keras_gemma.to_keras_hub(lm))
+    again.generate("ROMEO:", max_length=32)
+    ```
+    """
+    models = keras_hub().models
+    if isinstance(item, models.GemmaCausalLM):
+        preprocessor = item.preprocessor
+        if preprocessor is not None:
+            preprocessor = _preprocessor_from(preprocessor)
+        backbone = _backbone_from(item.backbone)
+        lm = GemmaCausalLM(backbone, preprocessor, name=item.name)
+        take_sampler(lm, getattr(item, "sampler", None))
+        return lm
+    if isinstance(item, models.GemmaBackbone):
+        return _backbone_from(item)
+    if isinstance(item, models.GemmaCausalLMPreprocessor):
+        return _preprocessor_from(item)
+    if isinstance(item, models.GemmaTokenizer):
+        return _tokenizer_from(item)
+    raise TypeError(
+        "`item` must be a GemmaCausalLM, GemmaBackbone, GemmaCausalLMPreprocessor or "
+        f"GemmaTokenizer of keras_hub.models. Received: {_class_of(item)}"
+    )
+
+
+# Backbones.
+
+
+def _backbone_to(ours: GemmaBackbone) -> Any:
+    if ours.quantization is not None:
+        raise ValueError(
+            "KerasHub cannot hold weights quantized as here: convert the model as it was before, "
+            "or save it by `lm.save_to_hugging_face(folder)`, which writes floating-point "
+            f"numbers. Received: {ours.name!r} in {ours.quantization.describe()}"
+        )
+    with uninitialized():
+        theirs = keras_hub().models.GemmaBackbone(
+            **ours.config.to_keras_hub(), dtype=ours.dtype_policy.name, name=ours.name
+        )
+    places, variables = h5_places(ours.config), _variables(theirs, ours.config)
+    for name, weight in ours.named_weights().items():
+        # `numpy` made a copy: the variable may live on in its memory.
+        assign(variables[name], np.ascontiguousarray(places[name].to_stored(weight.numpy())))
+    theirs.trainable = ours.trainable
+    return theirs
+
+
+def _backbone_from(theirs: Any) -> GemmaBackbone:
+    config = GemmaConfig.from_dict(theirs.get_config())
+    dtype = _dtype_name(theirs, config)
+    with uninitialized():
+        ours = GemmaBackbone(**config.to_dict(), dtype=dtype, name=theirs.name)
+    places, variables = h5_places(config), _variables(theirs, config)
+    for name, weight in ours.named_weights().items():
+        weight.assign(places[name].to_logical(ops.convert_to_numpy(variables[name].value)))
+    ours.trainable = theirs.trainable
+    return ours
+
+
+def _holders(theirs: Any, config: GemmaConfig) -> dict[str, Any]:
+    """The layer of KerasHub's backbone that holds each weight, by the weight's name."""
+    holders = {}
+    for name in config.weight_shapes():
+        if name == "token_embedding":
+            holders[name] = theirs.token_embedding
+        elif name == "final_norm":
+            holders[name] = theirs.layer_norm
+        else:
+            _, layer, kind = name.split(".")
+            block = theirs.transformer_layers[int(layer)]
+            holders[name] = operator.attrgetter(_HOLDERS[kind])(block)
+    return holders
+
+
+def _variables(theirs: Any, config: GemmaConfig) -> dict[str, keras.Variable]:
+    """Every variable of KerasHub's backbone by the weight's name: each layer has one."""
+    return {name: layer.weights[0] for name, layer in _holders(theirs, config).items()}
+
+
+def _dtype_name(theirs: Any, config: GemmaConfig) -> str:
+    """The one dtype policy of all layers, by name.
+
+    Raises:
+        ValueError: adapters, quantised weights, or several dtypes.
+    """
+    layers = _holders(theirs, config).values()
+    modes = {layer.quantization_mode for layer in layers} - {None}
+    if modes:
+        raise ValueError(
+            "The model is quantised, and only floating-point weights can be taken over: load it "
+            "again without `quantize` or a quantised `dtype`. "
+            f"Received: {theirs.name!r} in {', '.join(sorted(modes))}"
+        )
+    if any(getattr(layer, "lora_enabled", False) for layer in layers):
+        raise ValueError(
+            "The model has LoRA adapters. Merge them: `save_to_preset(folder)` of KerasHub writes "
+            "the merged weights, and `keras_gemma.models.GemmaCausalLM.from_preset(folder)` reads "
+            f"them. Received: {theirs.name!r} with `enable_lora`"
+        )
+    dtypes = {(layer.variable_dtype, layer.compute_dtype) for layer in layers}
+    if len(dtypes) > 1:
+        raise ValueError(
+            "All layers must have one dtype policy: load the model with `dtype='bfloat16'` or "
+            f"'float32'. Received: {theirs.name!r} with {sorted(dtypes)}"
+        )
+    variable, compute = dtypes.pop()
+    return variable if variable == compute else f"mixed_{compute}"
+
+
+def _warn_where_keras_hub_differs(config: GemmaConfig) -> None:
+    differences = []
+    if not config.query_head_dim_normalize and config.query_scale != config.head_dim**-0.5:
+        differences.append(
+            "`query_head_dim_normalize=False` is ignored, so attention is scaled by "
+            f"1/sqrt({config.head_dim}) instead of 1/sqrt({config.hidden_dim} / "
+            f"{config.num_query_heads})"
+        )
+    if config.layer_norm_epsilon != 1e-6:
+        differences.append(
+            f"`layer_norm_epsilon={config.layer_norm_epsilon}` reaches the last norm alone, and "
+            "the blocks use 1e-06"
+        )
+    if differences:
+        warnings.warn(
+            "Weights and configuration are the same, but KerasHub computes something else: "
+            + "; ".join(differences),
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+# Text.
+
+
+def _preprocessor_to(ours: GemmaCausalLMPreprocessor) -> Any:
+    return keras_hub().models.GemmaCausalLMPreprocessor(
+        _tokenizer_to(ours.tokenizer), name=ours.name, **_pick(ours, _PREPROCESSOR_KEYS)
+    )
+
+
+def _preprocessor_from(theirs: Any) -> GemmaCausalLMPreprocessor:
+    if not isinstance(theirs, keras_hub().models.GemmaCausalLMPreprocessor):
+        raise TypeError(
+            "The model's `preprocessor` must be a `keras_hub.models.GemmaCausalLMPreprocessor`: "
+            f"set it to None before, and your own one after. Received: {_class_of(theirs)}"
+        )
+    return GemmaCausalLMPreprocessor(
+        _tokenizer_from(theirs.tokenizer), name=theirs.name, **_pick(theirs, _PREPROCESSOR_KEYS)
+    )
+
+
+def _tokenizer_to(ours: GemmaTokenizer) -> Any:
+    return keras_hub().models.GemmaTokenizer(
+        ours.proto, dtype=ours.compute_dtype, name=ours.name, **_pick(ours, _TOKENIZER_KEYS)
+    )
+
+
+def _tokenizer_from(theirs: Any) -> GemmaTokenizer:
+    return GemmaTokenizer(
+        theirs.proto, dtype=theirs.compute_dtype, name=theirs.name, **_pick(theirs, _TOKENIZER_KEYS)
+    )
+
+
+def _pick(item: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: getattr(item, name) for name in names}
+
+
+def _class_of(item: Any) -> str:
+    return f"{type(item).__module__}.{type(item).__qualname__}"

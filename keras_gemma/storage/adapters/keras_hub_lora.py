@@ -1,0 +1,184 @@
+"""KerasHub's `.lora.h5`, read and written: A and B of layers that are known by their number.
+
+    lora/vars/rank                 one for all
+    lora/<i>/vars/lora_kernel_a    of the i-th layer that has weights, as `_numbers` counts them
+    lora/<i>/vars/lora_kernel_b
+
+KerasHub's matrices have an axis of heads, and its A too: query, key and value have an A `[D, r]`
+for each head and a B `[r, H]` that all heads share. As matrices `[out, in]` with n heads that is
+a product of rank n * r:
+
+    A [n * r, D]     the heads' one above the other
+    B [n * H, n * r]     B^T for each head on the diagonal, 0 elsewhere
+
+Equal rows of A become one, so that what is written here is read back as it was, with its scale in
+B. The scale of KerasHub's own is always 1.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from keras_gemma.config import GemmaConfig
+from keras_gemma.lora.adapters import Arrays, check_finite
+from keras_gemma.lora.config import MATRICES, Lora
+from keras_gemma.storage.files import beside, local_path
+
+ENDING = ".lora.h5"
+NAME = "default"
+
+
+def save_lora_weights(backbone: Any, filepath: str | Path) -> None:
+    """See `GemmaBackbone.save_lora_weights`."""
+    path = _path(filepath)
+    name = backbone.adapters.check_on()
+    arrays, lora = backbone.adapters.arrays(name), backbone.adapters.known[name]
+    check_finite(arrays, f"The adapter {name!r}")
+    config, numbers = backbone.config, _numbers(backbone.config)
+    theirs = {}
+    for matrix, (a, b) in arrays.items():
+        theirs[matrix] = _to_theirs(a, b * np.float32(lora.scale(matrix)), _heads(matrix, config))
+    rank = max(b.shape[0] for _, b in theirs.values())
+    with beside(path.resolve(), "filepath") as folder:
+        with h5py.File(folder / path.name, "w") as file:
+            file["lora/vars/rank"] = rank
+            for matrix, (a, b) in theirs.items():
+                missing = rank - b.shape[0]
+                group = file.create_group(f"lora/{numbers[matrix]}/vars")
+                wide = [(0, 0)] * (a.ndim - 1) + [(0, missing)]
+                shape, _ = _shapes(matrix, rank, config)
+                group["lora_kernel_a"] = np.pad(a, wide).reshape(shape)
+                group["lora_kernel_b"] = np.pad(b, [(0, missing), (0, 0)])
+        (folder / path.name).replace(path)
+
+
+def load_lora_weights(backbone: Any, filepath: str | Path) -> None:
+    """See `GemmaBackbone.load_lora_weights`."""
+    path = _path(filepath)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no file {path}. Name one that `backbone.save_lora_weights` wrote."
+        )
+    adapters = backbone.adapters
+    if NAME not in adapters.known or adapters.merged:
+        adapters.check_name(NAME)
+    arrays = _read(path, backbone.config)
+    check_finite(arrays, str(path))
+    dropout, dtype = 0.0, "float32"
+    if NAME in adapters.known:
+        dropout, dtype = adapters.known[NAME].dropout, adapters.known[NAME].dtype
+        adapters.delete(NAME)
+    sizes = {matrix: (len(a), float(len(a))) for matrix, (a, _) in arrays.items()}
+    adapters.add(NAME, Lora(sizes, dropout, dtype=dtype), arrays)
+
+
+def _path(filepath: str | Path) -> Path:
+    path = local_path(filepath, "filepath")
+    if not path.name.endswith(ENDING):
+        raise ValueError(f"`filepath` must end in {ENDING!r}. Received: filepath={str(filepath)!r}")
+    return path
+
+
+def _numbers(config: GemmaConfig) -> dict[str, int]:
+    """KerasHub's number of the layer of each matrix: it goes through a block from its end."""
+    block = ["block", "down", "up", "gate"]
+    block += ["norm"] * (1 + config.use_post_ffw_norm)
+    block += ["attention", "output", "value", "key", "query"]
+    block += ["norm"] * (1 + config.use_post_attention_norm)
+    return {
+        f"layers.{layer}.{part}": 1 + layer * len(block) + i
+        for layer in range(config.num_layers)
+        for i, part in enumerate(block)
+        if part in MATRICES
+    }
+
+
+def _heads(matrix: str, config: GemmaConfig) -> int | None:
+    """How many heads the out axis of a matrix is divided among; None where it is not."""
+    kind = matrix.split(".")[-1]
+    return {
+        "query": config.num_query_heads,
+        "key": config.num_key_value_heads,
+        "value": config.num_key_value_heads,
+    }.get(kind)
+
+
+def _shapes(matrix: str, rank: int, config: GemmaConfig) -> tuple[tuple[int, ...], tuple[int, int]]:
+    """Of KerasHub's A and B."""
+    out, length = config.weight_shapes()[matrix]
+    heads = _heads(matrix, config)
+    if heads is not None:
+        return (heads, length, rank), (rank, out // heads)
+    if matrix.endswith(".output"):
+        return (config.num_query_heads, config.head_dim, rank), (rank, out)
+    return (length, rank), (rank, out)
+
+
+def _read(path: Path, config: GemmaConfig) -> Arrays:
+    """A and B of each matrix, as this package has them.
+
+    Raises:
+        ValueError: no such file, or one of another model; all that does not fit is listed.
+    """
+    names = {str(number): matrix for matrix, number in _numbers(config).items()}
+    arrays, problems = {}, []
+    try:
+        with h5py.File(path, "r") as file:
+            group = file["lora"]
+            rank = int(group["vars/rank"][()])
+            for number in (key for key in group if key != "vars"):
+                pair = [group[f"{number}/vars/lora_kernel_{part}"][()] for part in "ab"]
+                if number not in names:
+                    problems.append(f"layer {number} has no matrix that is adapted here")
+                    continue
+                expected = _shapes(names[number], rank, config)
+                if tuple(array.shape for array in pair) == expected:
+                    heads = _heads(names[number], config)
+                    arrays[names[number]] = _to_ours(*(p.astype("float32") for p in pair), heads)
+                else:
+                    shapes = " and ".join(str(array.shape) for array in pair)
+                    wanted = " and ".join(map(str, expected))
+                    problems.append(f"{names[number]} is {shapes}, expected {wanted}")
+    except (OSError, KeyError) as error:
+        raise ValueError(
+            f"{path} cannot be read as a file of KerasHub's `save_lora_weights`: {error}. Save the "
+            "adapter again."
+        ) from error
+    if problems or not arrays:
+        problems = problems or ["it holds no layer"]
+        raise ValueError(
+            f"The adapter in {path} does not fit this model ({len(problems)} problems). Load it "
+            "onto the model that it was trained on:" + "".join(f"\n  {p}" for p in problems)
+        )
+    return {matrix: arrays[matrix] for matrix in config.weight_shapes() if matrix in arrays}
+
+
+def _to_ours(a: np.ndarray, b: np.ndarray, heads: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """KerasHub's A and B -> `[r, in]` and `[out, r]`."""
+    rank = b.shape[0]
+    if heads is None:
+        return np.ascontiguousarray(a.reshape(-1, rank).T), np.ascontiguousarray(b.T)
+    rows = a.swapaxes(1, 2).reshape(heads * rank, -1)
+    columns = np.kron(np.eye(heads, dtype="float32"), b.T)
+    rows, where = np.unique(rows, axis=0, return_inverse=True)
+    together = np.zeros((len(columns), len(rows)), "float32")
+    np.add.at(together.T, where.reshape(-1), columns.T)
+    used = rows.any(axis=1) if rows.any() else slice(0, 1)
+    return np.ascontiguousarray(rows[used]), np.ascontiguousarray(together[:, used])
+
+
+def _to_theirs(a: np.ndarray, b: np.ndarray, heads: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """The way back, of A `[r, in]` and B `[out, r]` with the scale in it.
+
+    For several heads, each has a part of B of its own: head n's is at n * r, and its A is 0 at
+    those of others.
+    """
+    if heads is None:
+        return a.T, b.T  # the writer gives that of `output` its axis of heads
+    rank, length = a.shape
+    theirs = np.zeros((heads, length, heads, rank), "float32")
+    theirs[np.arange(heads), :, np.arange(heads)] = a.T
+    parts = b.reshape(heads, -1, rank).swapaxes(1, 2)
+    return theirs.reshape(heads, length, heads * rank), parts.reshape(heads * rank, -1)

@@ -1,0 +1,318 @@
+"""One .gguf file, written, so that llama.cpp computes what this package computes.
+
+Knows llama.cpp's architectures `gemma` and `gemma2`, their tensor and key names, and refuses a
+model that neither of them computes. The bytes of the format itself are the package `gguf`'s work.
+"""
+
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from keras_gemma import progress
+from keras_gemma.config import GemmaConfig
+from keras_gemma.storage.files import beside, local_path
+from keras_gemma.text.chat_template import CHAT_TEMPLATE
+from keras_gemma.text.pieces import SPACE, Pieces
+
+FILE_TYPES = {
+    "bf16": "MOSTLY_BF16",
+    "f16": "MOSTLY_F16",
+    "q8_0": "MOSTLY_Q8_0",
+    "q4_0": "MOSTLY_Q4_0",
+}
+"""What `dtype` may be, and the file type that says so in the file."""
+
+ROPE_BASE = 10000.0
+LARGEST_FLOAT16 = 65504.0
+LARGEST = {"F16": LARGEST_FLOAT16, "Q8_0": 127 * LARGEST_FLOAT16, "Q4_0": 8 * LARGEST_FLOAT16}
+"""What a kind holds; blocks have a scale in float16."""
+
+LAYERS_OF_27B = 46
+"""llama.cpp scales the queries of a `gemma2` of this depth by 1/sqrt(D/N), else by 1/sqrt(H)."""
+
+CHUNK = 1 << 22
+"""Elements of a matrix that are converted at a time."""
+
+_MODEL_TENSORS = {"token_embedding": "token_embd", "final_norm": "output_norm"}
+_LAYER_TENSORS = {
+    "pre_attention_norm": "attn_norm",
+    "query": "attn_q",
+    "key": "attn_k",
+    "value": "attn_v",
+    "output": "attn_output",
+    "post_attention_norm": "post_attention_norm",
+    "pre_ffw_norm": "ffn_norm",
+    "gate": "ffn_gate",
+    "up": "ffn_up",
+    "down": "ffn_down",
+    "post_ffw_norm": "post_ffw_norm",
+}
+
+
+def save_to_gguf(lm: Any, path: str | Path, dtype: str = "bf16") -> None:
+    """Write `lm`, vocabulary and chat template included, to one file for llama.cpp.
+
+    The tensors are converted one at a time into a file beside `path`, which takes its place when
+    it is whole. Norms are stored in float32 whatever the `dtype`. `"q8_0"` and `"q4_0"` divide the
+    rows of a matrix into blocks of 32: matrices whose rows do not divide stay float16. With
+    `"q4_0"` the embedding, which is the output head too, has `"q8_0"`.
+
+    llama.cpp reads the same ids in a text, except that it takes a literal `▁` for a space.
+
+    Args:
+        lm: a `GemmaCausalLM` with a preprocessor.
+        path: the file, ending in .gguf; its parents are made, or an earlier file replaced.
+        dtype: of the matrices: `"bf16"`, `"f16"`, `"q8_0"` or `"q4_0"`.
+
+    Raises:
+        ImportError: the packages of the extra `gguf` are not installed.
+        ValueError: an unknown `dtype`, a `path` that is no .gguf file or cannot be written, no
+            vocabulary, a model that llama.cpp would compute otherwise, a weight that is NaN or
+            infinite, or one too large for `dtype`.
+        TypeError: `path` is neither a string nor a path.
+
+    Example:
+
+    ```python
+    import keras_gemma
+    from keras_gemma.storage.gguf.writer import save_to_gguf
+
+    lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
+    save_to_gguf(lm, "gemma_tiny.gguf", dtype="q8_0")
+    ```
+    """
+    if not isinstance(dtype, str) or dtype not in FILE_TYPES:
+        raise ValueError(f"`dtype` must be one of {', '.join(FILE_TYPES)}. Received: {dtype!r}")
+    path = local_path(path, "path").resolve()
+    if path.suffix != ".gguf" or path.is_dir():
+        advice = path / "gemma.gguf" if path.is_dir() else path.with_suffix(".gguf")
+        raise ValueError(
+            "`path` must name a file that ends in .gguf, and no folder. "
+            f"Received: path={str(path)!r}. Name one such as {str(advice)!r}."
+        )
+    config = lm.backbone.config
+    architecture = architecture_of(config)
+    tokenizer = _tokenizer(lm)
+    gguf = _import_gguf()
+
+    with beside(path, "path") as work:
+        fresh = work / path.name
+        writer = gguf.GGUFWriter(fresh, architecture)
+        try:
+            writer.add_name(path.stem)
+            writer.add_file_type(gguf.LlamaFileType[FILE_TYPES[dtype]])
+            writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+            _add_sizes(writer, config, architecture)
+            _add_vocabulary(writer, tokenizer, config.vocabulary_size)
+            _write_tensors(gguf, writer, lm.backbone.named_weights(), dtype)
+        finally:
+            writer.close()
+        if path.exists():
+            shutil.copymode(path, fresh)
+        os.replace(fresh, path)
+
+
+def architecture_of(config: GemmaConfig) -> str:
+    """llama.cpp's architecture that computes what `config` says: `"gemma"` or `"gemma2"`.
+
+    Raises:
+        ValueError: neither does; the text lists what differs.
+    """
+    if config.use_post_attention_norm or config.use_post_ffw_norm:
+        name = "gemma2"
+        needs = {
+            "use_post_attention_norm=True": config.use_post_attention_norm,
+            "use_post_ffw_norm=True": config.use_post_ffw_norm,
+            "an attention_logit_soft_cap": config.attention_logit_soft_cap is not None,
+            "a final_logit_soft_cap": config.final_logit_soft_cap is not None,
+        }
+    else:
+        name = "gemma"
+        needs = {
+            "no attention_logit_soft_cap": config.attention_logit_soft_cap is None,
+            "no final_logit_soft_cap": config.final_logit_soft_cap is None,
+            "use_sliding_window_attention=False": not config.use_sliding_window_attention,
+        }
+    deep = name == "gemma2" and config.num_layers == LAYERS_OF_27B
+    per_head = config.hidden_dim // config.num_query_heads if deep else config.head_dim
+    needs[f"queries scaled by 1/sqrt({per_head}) at {config.num_layers} layers"] = math.isclose(
+        config.query_scale, per_head**-0.5
+    )
+    missing = [need for need, met in needs.items() if not met]
+    if missing:
+        raise ValueError(
+            f"llama.cpp has no architecture for this model, so no GGUF file can hold it: {name}, "
+            f"the nearest, needs {', and '.join(missing)}. Received: {config}. "
+            "Use `save_to_preset` to keep it."
+        )
+    return name
+
+
+def _tokenizer(lm: Any) -> Any:
+    """The tokenizer of `lm`, with a vocabulary that fits its embedding."""
+    if lm.preprocessor is None:
+        raise ValueError(
+            "A GGUF file holds the vocabulary, and this model has no preprocessor. Make it with "
+            "`GemmaCausalLM(backbone, preprocessor)`."
+        )
+    tokenizer = lm.preprocessor.tokenizer
+    size, rows = tokenizer.vocabulary_size(), lm.backbone.config.vocabulary_size
+    if size > rows:
+        raise ValueError(
+            f"The vocabulary of the preprocessor's tokenizer has {size} tokens, and the backbone "
+            f"embeds {rows}. Use the vocabulary that the backbone was made with."
+        )
+    return tokenizer
+
+
+def _import_gguf() -> ModuleType:
+    try:
+        import gguf
+        from sentencepiece import sentencepiece_model_pb2  # noqa: F401  # needs protobuf
+    except ImportError as error:
+        raise ImportError(
+            "`save_to_gguf` needs the packages gguf and protobuf. Install them by "
+            '`pip install "keras-gemma[gguf]"`.'
+        ) from error
+    return gguf
+
+
+def _add_sizes(writer: Any, config: GemmaConfig, architecture: str) -> None:
+    writer.add_context_length(config.context_length)
+    writer.add_embedding_length(config.hidden_dim)
+    writer.add_block_count(config.num_layers)
+    writer.add_feed_forward_length(config.feed_forward_dim)
+    writer.add_head_count(config.num_query_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(ROPE_BASE)
+    writer.add_layer_norm_rms_eps(config.layer_norm_epsilon)
+    if architecture == "gemma2":
+        # llama.cpp's gemma2 always has a window; one as long as the context hides nothing.
+        local = config.use_sliding_window_attention
+        writer.add_sliding_window(config.sliding_window_size if local else config.context_length)
+        writer.add_attn_logit_softcapping(config.attention_logit_soft_cap)
+        writer.add_final_logit_softcapping(config.final_logit_soft_cap)
+
+
+def _add_vocabulary(writer: Any, tokenizer: Any, rows: int) -> None:
+    """The SentencePiece vocabulary, with an unused token for each further row of the embedding.
+
+    Control tokens are marked as such, though SentencePiece knows many of them as plain pieces, so
+    that llama.cpp reads them in a text where `tokenize` with the same `parse_special` does.
+    """
+    from sentencepiece import sentencepiece_model_pb2 as protobuf  # seldom needed
+
+    model = protobuf.ModelProto.FromString(tokenizer.proto)
+    control = Pieces(tokenizer.proto).control_tokens
+    types = protobuf.ModelProto.SentencePiece  # numbered as in GGUF
+    tokens, scores, kinds = [], [], []
+    for piece in model.pieces:
+        token, kind = piece.piece, piece.type
+        if kind == types.USER_DEFINED and token in control:
+            kind = types.CONTROL
+        elif kind == types.USER_DEFINED:
+            token = token.replace(SPACE, " ")  # llama.cpp looks for these in the text as it is
+        tokens.append(token)
+        scores.append(piece.score)
+        kinds.append(kind)
+    spare = rows - len(tokens)
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens + [f"<unused-row-{i}>" for i in range(spare)])
+    writer.add_token_scores(scores + [0.0] * spare)
+    writer.add_token_types(kinds + [types.UNUSED] * spare)
+    writer.add_bos_token_id(tokenizer.start_token_id)
+    writer.add_eos_token_id(tokenizer.end_token_id)
+    writer.add_pad_token_id(tokenizer.pad_token_id)
+    writer.add_unk_token_id(model.trainer_spec.unk_id)
+    writer.add_add_bos_token(True)
+    writer.add_add_eos_token(False)
+    writer.add_add_space_prefix(model.normalizer_spec.add_dummy_prefix)
+    if tokenizer.end_of_turn_token_id is not None:
+        writer.add_eot_token_id(tokenizer.end_of_turn_token_id)
+        writer.add_chat_template(CHAT_TEMPLATE)
+
+
+def _write_tensors(gguf: ModuleType, writer: Any, weights: dict[str, Any], dtype: str) -> None:
+    """Close the header over what all tensors will be, then convert and write one by one."""
+    kinds = {name: _kind(gguf, name, weight.shape, dtype) for name, weight in weights.items()}
+    for name, weight in weights.items():
+        block, block_bytes = gguf.GGML_QUANT_SIZES[kinds[name]]
+        size = math.prod(weight.shape) // block * block_bytes
+        float32 = np.dtype("float32")  # overruled by raw_dtype
+        writer.add_tensor_info(_tensor_name(name), weight.shape, float32, size, kinds[name])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    sizes = {name: math.prod(weight.shape) for name, weight in weights.items()}
+    with progress.bar("Saving", sum(sizes.values())) as advance:
+        for name, weight in weights.items():
+            array = weight.numpy()
+            if array.ndim == 1:
+                # This package holds w of the norm's (1 + w); llama.cpp multiplies by what it reads.
+                encoded = 1.0 + array.astype("float32")
+                _largest(name, encoded)
+            else:
+                encoded = _encode(gguf, name, array, kinds[name])
+            writer.write_tensor_data(encoded)
+            advance(sizes[name])
+
+
+def _tensor_name(name: str) -> str:
+    """llama.cpp's name of the weight `name` of `GemmaConfig.weight_shapes`."""
+    if name in _MODEL_TENSORS:
+        return f"{_MODEL_TENSORS[name]}.weight"
+    _, layer, part = name.split(".")
+    return f"blk.{layer}.{_LAYER_TENSORS[part]}.weight"
+
+
+def _kind(gguf: ModuleType, name: str, shape: tuple[int, ...], dtype: str) -> Any:
+    """The GGML type of one tensor in a file of `dtype`."""
+    kinds = gguf.GGMLQuantizationType
+    if len(shape) == 1:
+        return kinds.F32
+    if dtype == "q4_0" and name == "token_embedding":
+        dtype = "q8_0"
+    kind = kinds[dtype.upper()]
+    block, _ = gguf.GGML_QUANT_SIZES[kind]
+    return kinds.F16 if shape[-1] % block else kind
+
+
+def _encode(gguf: ModuleType, name: str, array: np.ndarray, kind: Any) -> np.ndarray:
+    """`array` `[out, in]` as the bytes of `kind`: uint8 `[out, bytes of a row]`."""
+    block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    encoded = np.empty((array.shape[0], array.shape[1] // block * block_bytes), "uint8")
+    for rows in _chunks(array.shape):
+        values = np.ascontiguousarray(array[rows], "float32")
+        largest = _largest(name, values)
+        if largest > LARGEST.get(kind.name, math.inf):
+            raise ValueError(
+                f"{name} holds {largest}, which is beyond float16: save with `dtype='bf16'`."
+            )
+        encoded[rows] = gguf.quants.quantize(values, kind).view("uint8")
+    return encoded
+
+
+def _largest(name: str, values: np.ndarray) -> float:
+    """The largest magnitude in `values`; a ValueError where a number is NaN or infinite."""
+    largest = np.abs(values).max()
+    if not np.isfinite(largest):  # NaN if one of them is
+        raise ValueError(
+            f"{name} holds {largest}, with which no model computes. Train or load it again."
+        )
+    return largest
+
+
+def _chunks(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Slices of rows, of about `CHUNK` elements each."""
+    step = max(1, CHUNK // shape[1])
+    return (slice(start, start + step) for start in range(0, shape[0], step))

@@ -1,0 +1,268 @@
+"""A preset's folder to Kaggle or Hugging Face, by their own clients.
+
+Everything that can be wrong with the folder or the address is said before the first byte is sent.
+Knows what belongs into a published preset; formats are the readers' matter, and credentials,
+progress and resumption the clients', which are imported when something is sent.
+"""
+
+import glob
+import re
+from pathlib import Path
+from types import ModuleType
+
+from keras_gemma.config import GemmaConfig
+from keras_gemma.storage import presets
+from keras_gemma.storage import tensor_streaming as checkpoint
+from keras_gemma.storage.files import within
+from keras_gemma.storage.hugging_face import reader as hugging_face
+from keras_gemma.text.tokenizer import GemmaTokenizer
+
+WEIGHTS = ("*.h5", "*.safetensors", "*.index.json", "model.weights.json")
+VOCABULARIES = ("assets/tokenizer/*", "tokenizer.model", "tokenizer.json")
+
+KEPT_BACK = (
+    *("*.bin", "*.ckpt", "*.dill", "*.joblib", "*.npy", "*.npz", "*.pickle", "*.pkl", "*.pt"),
+    *("*.pth", "*.pyc"),
+    *("*.bak", "*.incomplete", "*.lock", "*.part", "*.partial", "*.swp", "*.temp", "*.tmp", "*~"),
+)
+"""Files that are never sent: what is or may be a pickle, and what programs leave behind."""
+
+CARD = "README.md"
+
+_NAME = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?"
+
+
+def upload_preset(uri: str, preset: str | Path, allow_incomplete: bool = False) -> None:
+    """Send a preset's folder to Kaggle or Hugging Face, for `from_preset(uri)` to load.
+
+    Hidden and temporary files and pickles in the folder stay behind. A Hugging Face repository
+    without a README.md is given a short one; the folder itself is left as it is.
+
+    Args:
+        uri: `"kaggle://owner/model/framework/variation"`, such as
+            `"kaggle://me/gemma/keras/my_gemma"`, or `"hf://owner/model"`. What does not exist is
+            made, private on Kaggle and public on Hugging Face; what does gets a new version.
+        preset: the folder, as `save_to_preset` writes it, or a Hugging Face checkpoint.
+        allow_incomplete: send it without weights or without a vocabulary too.
+
+    Raises:
+        ValueError: an address of another form; a folder that `from_preset` could not load; an
+            upload that fails, with the step that helps.
+        FileNotFoundError: no such folder, or no weights in it.
+        TypeError: `uri` or `preset` is no text or path.
+
+    Example:
+
+    ```python
+    import keras_gemma
+
+    lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
+    lm.save_to_preset("my_gemma")
+    # keras_gemma.upload_preset("hf://me/my_gemma", "my_gemma"), with a name of your own
+    ```
+    """
+    if not isinstance(uri, str):
+        raise TypeError(f"`uri` must be a string. Received: uri={uri!r}")
+    if not isinstance(preset, str | Path):
+        raise TypeError(f"`preset` must be a string or a path. Received: preset={preset!r}")
+    scheme, _, handle = uri.partition("://")
+    if scheme not in ("kaggle", "hf"):
+        raise ValueError(
+            "`uri` must begin with kaggle:// or hf://: 'kaggle://me/gemma/keras/my_gemma', "
+            f"'hf://me/my_gemma'. Received: uri={uri!r}"
+        )
+    (_check_kaggle if scheme == "kaggle" else _check_hugging_face)(handle, uri)
+    folder = Path(preset).expanduser()
+    reader, config = check_preset(folder, allow_incomplete)
+    ignored = [glob.escape(name) for name in kept_back(folder)]
+    if scheme == "kaggle":
+        _to_kaggle(handle, folder, ignored)
+    else:
+        library = "transformers" if reader is hugging_face else "keras-hub"
+        _to_hugging_face(handle, folder, ignored, library, config)
+
+
+def check_preset(folder: Path, allow_incomplete: bool = False) -> tuple[ModuleType, GemmaConfig]:
+    """The reader of `folder` and the model's sizes, if `from_preset` can load it.
+
+    Names and shapes of all tensors are compared with config.json; no tensor is read.
+
+    Raises:
+        ValueError: it cannot; the message says why.
+        FileNotFoundError: no such folder, or no weights.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            "`preset` must be a folder that `save_to_preset` wrote, and there is none. "
+            f"Received: preset={str(folder)!r}"
+        )
+    if not (folder / presets.CONFIG).is_file():
+        raise ValueError(
+            f"`preset` has no {presets.CONFIG}, so nothing can be loaded from it. Save a whole "
+            f"model there: `lm.save_to_preset(...)`. Received: preset={str(folder)!r}"
+        )
+    for name in files_of(folder):
+        within(folder, folder / name)
+    reader = presets.reader_of(folder)
+    config = GemmaConfig.from_dict(reader.read_backbone(folder))
+    if _has(folder, WEIGHTS) or not allow_incomplete:
+        with reader.open_weights(folder) as stored:
+            places = reader.weight_places(config, folder)
+            checkpoint.check(stored, places, folder, ignored=reader.IGNORED_TENSORS)
+    if _has(folder, VOCABULARIES) or not allow_incomplete:
+        size = GemmaTokenizer(**reader.read_tokenizer(folder)).vocabulary_size()
+        if size > config.vocabulary_size:
+            raise ValueError(
+                f"The vocabulary has {size} ids, and the model embeds {config.vocabulary_size}. "
+                f"Save both from one model. Received: preset={str(folder)!r}"
+            )
+    return reader, config
+
+
+def files_of(folder: Path) -> list[str]:
+    """The files in `folder` that are sent, relative to it, sorted."""
+    return sorted(set(_all_files(folder)) - set(kept_back(folder)))
+
+
+def kept_back(folder: Path) -> list[str]:
+    """The files in `folder` that are not sent, relative to it: hidden, temporary, or pickles."""
+    return [
+        name
+        for name in _all_files(folder)
+        if any(part.startswith((".", "__pycache__")) for part in Path(name).parts)
+        or any(Path(name.lower()).match(pattern) for pattern in KEPT_BACK)
+    ]
+
+
+def _all_files(folder: Path) -> list[str]:
+    return [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+
+
+def model_card(repository: str, library: str, config: GemmaConfig) -> str:
+    """A README.md for a repository that has none: what it is, how to load it, its sizes."""
+    sizes = "\n".join(f"| `{name}` | {value} |" for name, value in config.to_dict().items())
+    return f"""---
+library_name: {library}
+pipeline_tag: text-generation
+---
+
+A Gemma language model with {config.parameter_count:,} parameters.
+
+```python
+import keras_gemma  # or keras_hub
+
+lm = keras_gemma.models.GemmaCausalLM.from_preset("hf://{repository}")
+lm.generate("Once upon a time", max_length=64)
+```
+
+| | |
+|---|---|
+{sizes}
+
+Written by keras_gemma, for want of words by the model's author: what it was trained on, what it
+is for, and under which licence, remain to be said here.
+"""
+
+
+def _has(folder: Path, patterns: tuple[str, ...]) -> bool:
+    return any(True for pattern in patterns for _ in folder.glob(pattern))
+
+
+def _check_kaggle(handle: str, uri: str) -> None:
+    from kagglehub.handle import parse_model_handle
+
+    if not re.fullmatch("/".join([_NAME] * 4), handle):
+        raise ValueError(
+            "`uri` must read kaggle://owner/model/framework/variation, without a version: Kaggle "
+            f"counts them. Received: uri={uri!r}"
+        )
+    try:
+        parse_model_handle(handle).framework_enum()
+    except ValueError as error:
+        raise ValueError(
+            "The third part of `uri` must be a framework that Kaggle knows: 'keras' for a Keras "
+            f"preset, 'transformers' for a Hugging Face checkpoint. Received: uri={uri!r}"
+        ) from error
+
+
+def _check_hugging_face(handle: str, uri: str) -> None:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(handle)
+    except HFValidationError as error:
+        raise ValueError(
+            "`uri` must read hf://owner/model, or hf://model for an account of your own: letters, "
+            f"digits, '-', '_' and '.'. Received: uri={uri!r}"
+        ) from error
+
+
+def _to_kaggle(handle: str, folder: Path, ignored: list[str]) -> None:
+    import kagglehub
+    from kagglehub import exceptions
+
+    log_in = (
+        "create a token at https://www.kaggle.com/settings, and set KAGGLE_API_TOKEN or call "
+        "kagglehub.login()"
+    )
+    owner = handle.partition("/")[0]
+    try:
+        kagglehub.model_upload(handle, str(folder), ignore_patterns=ignored)
+    except (exceptions.CredentialError, exceptions.UnauthenticatedError) as error:
+        raise _failed("kaggle", handle, f"nobody is logged in: {log_in}") from error
+    except (OSError, exceptions.BackendError) as error:
+        raise _failed("kaggle", handle, _reason(error, "Kaggle", log_in, owner)) from error
+
+
+def _to_hugging_face(
+    handle: str, folder: Path, ignored: list[str], library: str, config: GemmaConfig
+) -> None:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    log_in = (
+        "create a token that may write at https://huggingface.co/settings/tokens, and set "
+        "HF_TOKEN or run `hf auth login`"
+    )
+    owner = handle.partition("/")[0] if "/" in handle else "you"
+    try:
+        repository = huggingface_hub.create_repo(handle, exist_ok=True).repo_id
+        huggingface_hub.upload_folder(
+            repo_id=repository, folder_path=folder, ignore_patterns=ignored
+        )
+        if not huggingface_hub.file_exists(repository, CARD):
+            huggingface_hub.upload_file(
+                path_or_fileobj=model_card(repository, library, config).encode(),
+                path_in_repo=CARD,
+                repo_id=repository,
+            )
+    except errors.LocalTokenNotFoundError as error:
+        raise _failed("hf", handle, f"nobody is logged in: {log_in}") from error
+    except errors.OfflineModeIsEnabled as error:
+        raise _failed("hf", handle, "HF_HUB_OFFLINE is set: unset it") from error
+    except (OSError, errors.HTTPError) as error:
+        raise _failed("hf", handle, _reason(error, "Hugging Face", log_in, owner)) from error
+
+
+def _reason(error: Exception, hub: str, log_in: str, owner: str) -> str:
+    """What stands in the way, and what to do about it."""
+    response = getattr(error, "response", None)
+    status = getattr(error, "error_code", None) or getattr(response, "status_code", None)
+    said = " ".join(str(error).split())
+    if status == 401:
+        return f"{hub} does not know who asks (401): {log_in}"
+    if status in (403, 404):
+        return (
+            f"{hub} refuses this account ({status}): it must be {owner!r}, or a member who may "
+            f"write there, and its token too; {log_in}. It says: {said}"
+        )
+    if status is not None:
+        return f"{hub} answered {status}: {said}. Try again later"
+    kind = type(error).__name__
+    if re.search("Connect|Timeout|Network|ProxyError|SSLError", kind):
+        return f"no network: {hub} cannot be reached. Connect, and call again. It says: {said}"
+    return f"{kind}: {said}. Call again; what was sent already is not sent twice"
+
+
+def _failed(scheme: str, handle: str, reason: str) -> ValueError:
+    return ValueError(f"Could not upload to {scheme}://{handle}: {reason}.")

@@ -1,0 +1,259 @@
+"""Hugging Face's folder on paper: file names, tensor names, config.json in both directions.
+
+Reads and writes nothing; `hugging_face.py` and `hugging_face_writer.py` do, by these tables.
+
+    gemma        two norms a layer, no caps, every layer sees everything
+    gemma2       four norms a layer; caps and windows as the config says
+    vaultgemma   two norms a layer; caps and windows as the config says
+"""
+
+from pathlib import Path
+from typing import Any
+
+from keras_gemma.config import GemmaConfig
+from keras_gemma.storage.files import check_types
+from keras_gemma.storage.tensor_streaming import check_layer_count
+
+CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
+VOCABULARY = "tokenizer.model"
+TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+SPECIAL_TOKENS = "special_tokens_map.json"
+CHAT_TEMPLATE = "chat_template.jinja"
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+SHARD = "model-{:05}-of-{:05}.safetensors"
+SHARD_PATTERN = "model-*-of-*.safetensors"
+
+ARCHITECTURES = {
+    "gemma": "GemmaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "vaultgemma": "VaultGemmaForCausalLM",
+}
+"""`model_type` to the class of transformers that holds it."""
+
+ROPE_THETA = 10000.0
+ACTIVATION = "gelu_pytorch_tanh"
+LOCAL, GLOBAL = "sliding_attention", "full_attention"
+
+_SIZES = {
+    "vocab_size": "vocabulary_size",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_query_heads",
+    "num_key_value_heads": "num_key_value_heads",
+    "hidden_size": "hidden_dim",
+    "head_dim": "head_dim",
+}
+
+_NUMBER, _NONE = (int, float), type(None)
+_TYPES = {
+    "rms_norm_eps": _NUMBER,
+    "attn_logit_softcapping": (*_NUMBER, _NONE),
+    "final_logit_softcapping": (*_NUMBER, _NONE),
+    "sliding_window": (int, _NONE),
+    "max_position_embeddings": (int,),
+}
+"""What config.json may give these keys."""
+
+_TENSORS = {
+    "pre_attention_norm": "input_layernorm",
+    "query": "self_attn.q_proj",
+    "key": "self_attn.k_proj",
+    "value": "self_attn.v_proj",
+    "output": "self_attn.o_proj",
+    "post_attention_norm": "post_attention_layernorm",
+    "pre_ffw_norm": "pre_feedforward_layernorm",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+
+
+def tensor_name(name: str, model_type: str) -> str:
+    """The tensor that holds the weight called `name` in `GemmaConfig.weight_shapes`."""
+    if name == "token_embedding":
+        return "model.embed_tokens.weight"
+    if name == "final_norm":
+        return "model.norm.weight"
+    _, index, kind = name.split(".")
+    module = _TENSORS[kind]
+    if kind == "pre_ffw_norm" and model_type == "gemma":
+        module = "post_attention_layernorm"  # Gemma 1 names it after what it follows
+    return f"model.layers.{index}.{module}.weight"
+
+
+def model_type_of(config: GemmaConfig) -> str:
+    """The simplest `model_type` that can say what `config` says.
+
+    Raises:
+        ValueError: one post norm without the other, which none has.
+    """
+    if config.use_post_attention_norm != config.use_post_ffw_norm:
+        raise ValueError(
+            "No architecture of Hugging Face has one post norm without the other: make "
+            "`use_post_attention_norm` and `use_post_ffw_norm` the same. Received: "
+            f"use_post_attention_norm={config.use_post_attention_norm}, "
+            f"use_post_ffw_norm={config.use_post_ffw_norm}"
+        )
+    if config.use_post_attention_norm:
+        return "gemma2"
+    plain = (
+        not config.use_sliding_window_attention
+        and config.attention_logit_soft_cap is None
+        and config.final_logit_soft_cap is None
+        and config.query_scale == config.head_dim**-0.5
+    )
+    return "gemma" if plain else "vaultgemma"
+
+
+def to_values(config: GemmaConfig) -> dict[str, Any]:
+    """What config.json says of `config`. Dropout is of training alone, and is left out.
+
+    Raises:
+        ValueError: no architecture of Hugging Face can express `config`.
+    """
+    model_type = model_type_of(config)
+    values = {
+        "architectures": [ARCHITECTURES[model_type]],
+        "model_type": model_type,
+        **{theirs: getattr(config, ours) for theirs, ours in _SIZES.items()},
+        "intermediate_size": config.feed_forward_dim,
+        "rms_norm_eps": config.layer_norm_epsilon,
+        "hidden_act": ACTIVATION,
+        "hidden_activation": ACTIVATION,
+        "max_position_embeddings": config.context_length,
+        "rope_theta": ROPE_THETA,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "initializer_range": 0.02,
+        "tie_word_embeddings": True,
+        "use_cache": True,
+    }
+    if model_type == "gemma":
+        return values
+    if config.hidden_dim % config.num_query_heads:
+        raise ValueError(
+            f"transformers reads {model_type} only where `num_query_heads` divides `hidden_dim`. "
+            f"Received: hidden_dim={config.hidden_dim}, num_query_heads={config.num_query_heads}"
+        )
+    kinds = [LOCAL if config.is_local(i) else GLOBAL for i in range(config.num_layers)]
+    return values | {
+        "query_pre_attn_scalar": config.head_dim
+        if config.query_head_dim_normalize
+        else config.hidden_dim // config.num_query_heads,
+        "attn_logit_softcapping": config.attention_logit_soft_cap,
+        "final_logit_softcapping": config.final_logit_soft_cap,
+        # Without local layers, a window of the whole context: transformers wants a number.
+        "sliding_window": config.sliding_window_size
+        if config.use_sliding_window_attention
+        else config.context_length,
+        "layer_types": kinds,
+    }
+
+
+def from_values(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """`GemmaBackbone`'s arguments from what config.json says.
+
+    Args:
+        values: its content.
+        path: where it lies, for the messages.
+
+    Raises:
+        ValueError: another architecture, missing sizes, or settings the model cannot express.
+    """
+    model_type = values.get("model_type")
+    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
+        raise ValueError(
+            f"{path} has model_type {model_type!r}, and this package reads "
+            f"{', '.join(map(repr, ARCHITECTURES))}. Choose a checkpoint of Gemma, Gemma 2 or "
+            "VaultGemma."
+        )
+    missing = [key for key in (*_SIZES, "intermediate_size") if values.get(key) is None]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}. Fetch the checkpoint again.")
+    wrong = [
+        f"{key}={values[key]!r}"
+        for key in (*_SIZES, "intermediate_size")
+        if isinstance(values[key], bool) or not isinstance(values[key], int) or values[key] < 1
+    ]
+    if wrong:
+        raise ValueError(
+            f"{path} has sizes that are no positive integers: {', '.join(wrong)}. "
+            "Fetch the checkpoint again."
+        )
+    check_layer_count(values["num_hidden_layers"], path)
+    check_types(values, _TYPES, path)
+    problems = _inexpressible(values)
+    if problems:
+        raise ValueError(
+            f"{path} asks for what GemmaBackbone cannot do:\n  " + "\n  ".join(problems)
+        )
+    arguments = {ours: values[theirs] for theirs, ours in _SIZES.items()}
+    arguments["intermediate_dim"] = 2 * values["intermediate_size"]
+    arguments["layer_norm_epsilon"] = values.get("rms_norm_eps", 1e-6)
+    arguments["context_length"] = values.get("max_position_embeddings", 8192)
+    if model_type != "gemma":
+        window = values.get("sliding_window", 4096)
+        local = window is not None and LOCAL in (values.get("layer_types") or [LOCAL])
+        arguments |= {
+            "query_head_dim_normalize": _scales_by_head_dim(values, path),
+            "use_post_ffw_norm": model_type == "gemma2",
+            "use_post_attention_norm": model_type == "gemma2",
+            "attention_logit_soft_cap": values.get("attn_logit_softcapping", 50.0),
+            "final_logit_soft_cap": values.get("final_logit_softcapping", 30.0),
+            "use_sliding_window_attention": local,
+        }
+        if local:
+            arguments["sliding_window_size"] = window
+    GemmaConfig(**arguments)
+    return arguments
+
+
+def _scales_by_head_dim(values: dict[str, Any], path: Path) -> bool:
+    """Whether queries are scaled by 1/sqrt(H), rather than by 1/sqrt(D/N)."""
+    scalar = values.get("query_pre_attn_scalar", 256)
+    hidden, heads, head_dim = (
+        values[key] for key in ("hidden_size", "num_attention_heads", "head_dim")
+    )
+    if scalar == head_dim or (scalar, hidden, heads, head_dim) == (224, 3584, 16, 256):
+        return True  # 224 was published for the 9B models by mistake; they were trained with 256
+    if isinstance(scalar, int | float) and scalar * heads == hidden:
+        return False
+    raise ValueError(
+        f"{path} has query_pre_attn_scalar {scalar!r}, and GemmaBackbone scales queries by "
+        f"head_dim ({head_dim}) or hidden_size / num_attention_heads ({hidden / heads:g})."
+    )
+
+
+def _inexpressible(values: dict[str, Any]) -> list[str]:
+    """The settings in a config.json that change the mathematics in ways the model has not."""
+    problems = []
+    for key, accepted in (
+        ("hidden_act", (None, "gelu", ACTIVATION)),
+        ("hidden_activation", (None, "gelu", ACTIVATION)),
+        ("attention_bias", (None, False)),
+        ("tie_word_embeddings", (None, True)),
+        ("use_bidirectional_attention", (None, False)),
+        ("quantization_config", (None,)),
+    ):
+        if values.get(key) not in accepted:
+            problems.append(f"{key}={values[key]!r}")
+    # transformers 5 writes rope_parameters; earlier releases rope_theta and rope_scaling.
+    plain = {"rope_type": "default", "rope_theta": ROPE_THETA}
+    for key in ("rope_parameters", "rope_scaling"):
+        rope = values.get(key) or {}
+        if not isinstance(rope, dict) or any(plain.get(k) != value for k, value in rope.items()):
+            problems.append(f"{key}={rope!r}")
+    if values.get("rope_theta", ROPE_THETA) != ROPE_THETA:
+        problems.append(f"rope_theta={values['rope_theta']!r}")
+    kinds = values.get("layer_types")
+    if values["model_type"] != "gemma" and kinds is not None:
+        layers = values["num_hidden_layers"]
+        alternating = [(LOCAL, GLOBAL)[i % 2] for i in range(layers)]
+        if kinds not in (alternating, [GLOBAL] * layers):
+            problems.append(
+                f"layer_types={kinds!r}: must alternate, {LOCAL} first, or all be {GLOBAL}"
+            )
+    return problems

@@ -1,0 +1,42 @@
+"""A safetensors file, read tensor by tensor without mapping it into memory.
+
+The library opens the file, which checks its header and that every tensor lies within it; where
+each one lies is read from the header, which it does not tell.
+"""
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from keras_gemma.storage.tensor_streaming import StoredTensor, in_file
+
+_DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+def tensors(path: Path) -> dict[str, StoredTensor]:
+    """Every tensor of the file by its name; nothing stays open.
+
+    Raises:
+        ValueError: the file is no safetensors file, or is cut short.
+    """
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} cannot be read as safetensors: {error}. Fetch the checkpoint again."
+        ) from error
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return {
+        name: in_file(
+            path,
+            8 + length + entry["data_offsets"][0],
+            tuple(entry["shape"]),
+            _DTYPES.get(entry["dtype"], entry["dtype"]),
+        )
+        for name, entry in header.items()
+    }

@@ -1,0 +1,186 @@
+"""A Hugging Face folder, written, so that transformers computes and tokenizes the same.
+
+Writes into a folder beside the target, which takes the target's place when it is whole. Names and
+keys are those of `hugging_face_layout.py`. Knows no framework: weights come as NumPy arrays.
+"""
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_gemma import progress
+from keras_gemma.storage.files import local_path, replacing, write_json
+from keras_gemma.storage.formats import is_of_a_model
+from keras_gemma.storage.hugging_face import layout as layout
+from keras_gemma.storage.hugging_face.tokenizer_json import SPECIAL, TURNS, write_tokenizer_json
+from keras_gemma.storage.sharding import parse_size, plain_sizes, plan_shards
+from keras_gemma.text.chat_template import CHAT_TEMPLATE
+
+_DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+
+def save_to_hugging_face(
+    task: Any, directory: str | Path, max_shard_size: int | str = "5GB"
+) -> None:
+    """Write `task` to `directory` as transformers' `from_pretrained` reads it.
+
+    The files of an earlier model there, a Keras preset too, are replaced together, when all new
+    ones are whole. The weights keep the dtype of the model's variables, and no two are in memory
+    at a time. Without a preprocessor, tokenizer and generation settings are left out.
+
+    Args:
+        task: a `GemmaCausalLM`.
+        directory: the folder; made if it does not exist.
+        max_shard_size: the size of a weights file, in bytes or as `"5GB"`.
+
+    Raises:
+        ValueError: `directory` is a file, the current directory, an address or a place where
+            nothing can be written, a weight is larger than `max_shard_size`, no architecture of
+            Hugging Face can express the model, or its vocabulary is not of Gemma's kind or does
+            not fit.
+        TypeError: `directory` is neither a string nor a path.
+
+    Example:
+
+    ```python
+    import keras_gemma
+    from keras_gemma.storage.hugging_face.writer import save_to_hugging_face
+
+    lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
+    save_to_hugging_face(lm, "gemma_tiny_hf")
+    ```
+    """
+    directory = local_path(directory, "directory")
+    backbone, preprocessor = task.backbone, task.preprocessor
+    config = layout.to_values(backbone.config)
+    config["torch_dtype"] = backbone.named_weights()["token_embedding"].plain_dtype
+    plan = plan_shards(plain_sizes(backbone), parse_size(max_shard_size))
+    files: dict[str, Any] = {layout.CONFIG: config}
+    if preprocessor is not None:
+        tokenizer = preprocessor.tokenizer
+        _check_vocabulary(tokenizer, backbone.config.vocabulary_size)
+        config |= _ids(tokenizer)
+        tokenizer_json = write_tokenizer_json(tokenizer.proto, preprocessor.add_start_token)
+        added = tokenizer_json["added_tokens"]
+        files |= _tokenizer_files(preprocessor, added, backbone.config.context_length)
+
+    with replacing(directory, is_of_a_model, "directory") as folder:
+        for name, content in files.items():
+            write_json(folder / name, content)
+        if preprocessor is not None:
+            # On one line: with indents, Python's encoder takes seconds for 256,000 pieces.
+            content = json.dumps(tokenizer_json, ensure_ascii=False)
+            (folder / layout.TOKENIZER).write_text(content, encoding="utf-8")
+            (folder / layout.VOCABULARY).write_bytes(tokenizer.proto)
+        _write_weights(folder, backbone, plan, config["model_type"])
+
+
+def write_safetensors(
+    path: Path, weights: dict[str, Any], advance: Callable[[float], None] = lambda size: None
+) -> None:
+    """Write `weights` to a safetensors file, one at a time.
+
+    The `safetensors` package wants all tensors of a file in memory; this wants one. The format:
+
+        8 bytes     n, the length of the header, little-endian
+        n bytes     header: JSON, {tensor: {"dtype", "shape", "data_offsets": [begin, end]}}
+        the rest    the numbers, little-endian, without gaps, in the order of the header
+
+    Args:
+        path: the file.
+        weights: by name, those of `GemmaBackbone.named_weights`.
+        advance: told the bytes of each weight that is written.
+    """
+    # Earlier releases of transformers refuse a file that does not say "pt".
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, weight in weights.items():
+        begin, end = end, end + weight.plain_bytes
+        header[name] = {
+            "dtype": _DTYPES[weight.plain_dtype],
+            "shape": list(weight.shape),
+            "data_offsets": [begin, end],
+        }
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)  # so that the numbers begin at a multiple of eight
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(encoded)))
+        file.write(encoded)
+        for weight in weights.values():
+            array = np.ascontiguousarray(weight.numpy())
+            file.write(array.reshape(-1).view(np.uint8))
+            advance(weight.plain_bytes)
+
+
+def _write_weights(folder: Path, backbone: Any, plan: list[list[str]], model_type: str) -> None:
+    """Write the weights: one file, or those of `plan` and their index."""
+    weights = backbone.named_weights()
+    weight_map = {}
+    total = sum(plain_sizes(backbone).values())
+    with progress.bar("Saving", total) as advance:
+        for number, names in enumerate(plan, start=1):
+            file_name = layout.WEIGHTS if len(plan) == 1 else layout.SHARD.format(number, len(plan))
+            tensors = {layout.tensor_name(name, model_type): weights[name] for name in names}
+            write_safetensors(folder / file_name, tensors, advance)
+            weight_map |= dict.fromkeys(tensors, file_name)
+    if len(plan) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        write_json(folder / layout.WEIGHTS_INDEX, index)
+
+
+def _check_vocabulary(tokenizer: Any, rows: int) -> None:
+    if tokenizer.vocabulary_size() > rows:
+        raise ValueError(
+            f"The vocabulary of the preprocessor's tokenizer has {tokenizer.vocabulary_size()} "
+            f"tokens, and the backbone embeds {rows}. Use the vocabulary that the backbone was "
+            "made with, or `preprocessor=None`."
+        )
+
+
+def _ids(tokenizer: Any) -> dict[str, int]:
+    return {
+        "bos_token_id": tokenizer.start_token_id,
+        "eos_token_id": tokenizer.end_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def _tokenizer_files(
+    preprocessor: Any, added: list[dict[str, Any]], context_length: int
+) -> dict[str, Any]:
+    """The smaller files about text, by their names."""
+    tokenizer = preprocessor.tokenizer
+    stops = tokenizer.stop_token_ids
+    special = {f"{name}_token": text for name, text in SPECIAL.items()}
+    turns = [token["content"] for token in added if token["content"] in TURNS]
+    if turns:
+        special["additional_special_tokens"] = turns
+    config = {
+        "tokenizer_class": "GemmaTokenizer",
+        **special,
+        "add_bos_token": preprocessor.add_start_token,
+        "add_eos_token": False,  # the preprocessor's end token is for training
+        # All of them: transformers 5 takes this list in the place of tokenizer.json's.
+        "added_tokens_decoder": {
+            str(token["id"]): {key: token[key] for key in token if key != "id"} for token in added
+        },
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": context_length,
+        "sp_model_kwargs": {},
+        "spaces_between_special_tokens": False,
+        "use_default_system_prompt": False,
+    }
+    if len(turns) == len(TURNS):
+        config["chat_template"] = CHAT_TEMPLATE
+    return {
+        layout.GENERATION_CONFIG: {
+            **_ids(tokenizer),
+            "eos_token_id": stops if len(stops) > 1 else stops[0],
+        },
+        layout.TOKENIZER_CONFIG: config,
+        layout.SPECIAL_TOKENS: special,
+    }

@@ -1,0 +1,266 @@
+"""KerasHub's preset folder, read: JSON descriptions, a SentencePiece vocabulary, H5 weights.
+
+Knows the format alone; which class to build from it, and with which overrides, is decided in
+`presets.py`. `hugging_face.py` offers the same functions for the other format.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+import ml_dtypes
+import numpy as np
+
+from keras_gemma.config import GemmaConfig
+from keras_gemma.hub_caches import read_index
+from keras_gemma.quantization import QuantizationConfig
+from keras_gemma.storage.files import check_types, read_json, shards
+from keras_gemma.storage.keras_preset import layout as layout
+from keras_gemma.storage.tensor_streaming import (
+    FLOAT_DTYPES,
+    Place,
+    QuantizedPlace,
+    StoredTensor,
+    check_layer_count,
+    in_file,
+    join_shards,
+)
+
+IGNORED_TENSORS = ()
+
+_LAYER_KEYS = {"name", "trainable", "dtype", "quantization"}
+_PREPROCESSOR_KEYS = {"sequence_length", "add_start_token", "add_end_token"}
+
+_NUMBER, _OPTIONAL = (int, float), type(None)
+_JSON_TYPES = {int: (int,), bool: (bool,), float: _NUMBER, float | None: (*_NUMBER, _OPTIONAL)}
+"""What JSON may say for a field of `GemmaConfig`, which itself checks the values."""
+_TYPES = {
+    "name": (str,),
+    "quantization": (dict, _OPTIONAL),
+    "trainable": (bool,),
+    "sequence_length": (int, _OPTIONAL),
+    "add_bos": (bool,),
+    "add_eos": (bool,),
+    "add_start_token": (bool,),
+    "add_end_token": (bool,),
+} | {field.name: _JSON_TYPES[field.type] for field in dataclasses.fields(GemmaConfig)}
+
+
+def read_backbone(folder: Path) -> dict[str, Any]:
+    """`GemmaBackbone`'s arguments, with `name`, `trainable` and `dtype` as saved.
+
+    Raises:
+        ValueError: the folder holds another architecture or a quantised model, or config.json
+            has keys that are unknown, missing or out of range.
+    """
+    path = folder / layout.CONFIG
+    values = _read_object(path, ("GemmaBackbone", layout.QUANTIZED_BACKBONE))
+    if "dtype" in values:
+        values["dtype"] = _dtype_name(values["dtype"], path)
+        if values["dtype"] and "float" not in values["dtype"]:
+            raise _no_policy(values["dtype"], path)
+    metadata = folder / layout.METADATA
+    if metadata.is_file():  # KerasHub's backbone, and so its config.json, does not know this one
+        told = read_json(metadata)
+        check_types(told, {"context_length": (int,)}, metadata)
+        values |= {k: v for k, v in told.items() if k == "context_length"}
+    fields = dataclasses.fields(GemmaConfig)
+    unknown = sorted(set(values) - {field.name for field in fields} - _LAYER_KEYS)
+    if unknown:
+        raise ValueError(
+            f"{path} sets {', '.join(unknown)}, which GemmaBackbone does not have. "
+            "The preset was saved by a later release or by a class of its own."
+        )
+    missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in values]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}. Fetch or save the preset again.")
+    check_layer_count(values["num_layers"], path)
+    config = GemmaConfig.from_dict(values)
+    if values.get("quantization") is not None:
+        try:
+            quantization = QuantizationConfig.from_dict(values["quantization"])
+            quantization.check_shapes(config.weight_shapes())
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}. Fetch or save the preset again.") from error
+    return values
+
+
+def read_errors(folder: Path) -> dict[str, float]:
+    """The relative error of each weight that is quantized, by its name, where they are known."""
+    path = folder / layout.METADATA
+    if not path.is_file():
+        return {}
+    told = read_json(path)
+    check_types(told, {"relative_errors": (dict,)}, path)
+    errors = told.get("relative_errors", {})
+    return {name: error for name, error in errors.items() if isinstance(error, float)}
+
+
+def read_tokenizer(folder: Path) -> dict[str, Any]:
+    """`GemmaTokenizer`'s arguments, the vocabulary as `proto` in bytes among them.
+
+    Raises:
+        ValueError: the folder holds no vocabulary, or that of another tokenizer.
+    """
+    vocabulary = folder / layout.VOCABULARY
+    if not vocabulary.is_file():
+        raise ValueError(
+            f"{folder} holds no vocabulary: looked for {layout.VOCABULARY}. "
+            "To load the model alone, pass `preprocessor=None`."
+        )
+    values: dict[str, Any] = {}
+    path = folder / layout.TOKENIZER
+    if path.is_file():
+        values = _read_object(path, ("GemmaTokenizer",))
+    defaults = {"config_file": layout.TOKENIZER, "sequence_length": None}
+    defaults |= {"add_bos": False, "add_eos": False, "proto": None}
+    values = {k: v for k, v in values.items() if k not in defaults or v != defaults[k]}
+    if "dtype" in values:
+        values["dtype"] = _dtype_name(values["dtype"], path)
+    return {**values, "proto": vocabulary.read_bytes()}
+
+
+def read_preprocessor(folder: Path) -> dict[str, Any] | None:
+    """The preprocessor's arguments but its tokenizer; None if the model was saved without one."""
+    path = folder / layout.PREPROCESSOR
+    if path.is_file():
+        values = _read_object(path, ("GemmaCausalLMPreprocessor", "GemmaPreprocessor"))
+        return {key: value for key, value in values.items() if key in _PREPROCESSOR_KEYS}
+    task = folder / layout.TASK
+    if task.is_file() and _read_object(task).get("preprocessor", {}) is None:
+        return None
+    return {}
+
+
+@contextlib.contextmanager
+def open_weights(folder: Path) -> Iterator[dict[str, StoredTensor]]:
+    """The tensors in the folder's H5 file or shards, by path, readable within the block.
+
+    Raises:
+        ValueError: a file is no H5 file or is cut short, a tensor lies outside the file, or the
+            index does not fit its files.
+        FileNotFoundError: no weights, or shards are missing.
+    """
+    index: dict[str, list[str]] = {}
+    if (folder / layout.WEIGHTS).is_file():
+        paths = [folder / layout.WEIGHTS]
+    elif (folder / layout.WEIGHTS_INDEX).is_file():
+        index = read_index(folder / layout.WEIGHTS_INDEX)
+        names = {name for files in index.values() for name in files}
+        paths = shards(folder, names, layout.WEIGHTS_INDEX)
+    else:
+        raise FileNotFoundError(
+            f"{folder} holds no weights: looked for {layout.WEIGHTS} and {layout.WEIGHTS_INDEX}. "
+            "Pass `load_weights=False` for a model with random weights."
+        )
+    with contextlib.ExitStack() as stack:
+        held = {path.name: _tensors(stack.enter_context(_open(path)), path) for path in paths}
+        if index:
+            index = {_group(entry): files for entry, files in index.items()}
+            yield join_shards(held, index, folder / layout.WEIGHTS_INDEX, _group_of)
+        else:
+            yield held[layout.WEIGHTS]
+
+
+def weight_places(
+    config: GemmaConfig,
+    folder: Path | None = None,
+    quantization: QuantizationConfig | None = None,
+) -> dict[str, Place | QuantizedPlace]:
+    """For each weight's logical name, where it lies in the H5 file, whichever `folder` that is.
+
+    Args:
+        quantization: of the file.
+    """
+    if quantization is not None:
+        return layout.quantized_places(config, quantization)
+    return layout.h5_places(config)
+
+
+def _read_object(path: Path, expected: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The `config` of a serialised object, after comparing its class with `expected`."""
+    content = read_json(path)
+    name = content.get("class_name") or str(content.get("registered_name")).split(">")[-1]
+    if expected and name not in expected:
+        raise ValueError(
+            f"{path} describes {name}, and this package reads {' or '.join(expected)}. "
+            "Choose a preset of Gemma or Gemma 2."
+        )
+    config = content.get("config")
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} lacks its `config`. Fetch or save the preset again.")
+    check_types(config, _TYPES, path)
+    return config
+
+
+def _dtype_name(dtype: Any, path: Path) -> str | None:
+    """The name of a serialised dtype policy: `"bfloat16"`, `"mixed_float16"`."""
+    if dtype is None:
+        return None
+    name = dtype
+    if isinstance(dtype, dict) and isinstance(dtype.get("config"), dict):
+        plain = dtype.get("class_name") in ("DTypePolicy", "FloatDTypePolicy")
+        name = dtype["config"].get("name") if plain else None
+    if not isinstance(name, str):
+        raise _no_policy(dtype, path)
+    try:
+        policy = keras.dtype_policies.get(name)
+    except ValueError as error:
+        raise _no_policy(dtype, path) from error
+    if type(policy) is not keras.DTypePolicy:
+        raise _no_policy(dtype, path)
+    return name
+
+
+def _no_policy(dtype: Any, path: Path) -> ValueError:
+    return ValueError(
+        f"{path} gives the dtype policy {dtype!r}, and only plain floating-point policies "
+        "are read. Save the model before it is quantised."
+    )
+
+
+def _group(entry: str) -> str:
+    """The H5 group that an entry of the index means: Keras looks a layer up, or its variables."""
+    entry = entry.strip("/")
+    return entry if entry.split("/")[-1] == "vars" else f"{entry}/vars".lstrip("/")
+
+
+def _group_of(name: str) -> str:
+    return name.rpartition("/")[0]
+
+
+def _open(path: Path) -> h5py.File:
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be read as an H5 file: {error}. Fetch or save the preset again."
+        ) from error
+
+
+def _tensors(file: h5py.File, path: Path) -> dict[str, StoredTensor]:
+    """Every dataset of `file`, by path; soft and external links are not followed."""
+    found: dict[str, StoredTensor] = {}
+
+    def visit(name: str, node: h5py.Group | h5py.Dataset) -> None:
+        if not isinstance(node, h5py.Dataset):
+            return
+        if node.external is not None or node.is_virtual:
+            raise ValueError(f"{path} keeps {name} in another file: do not trust this preset.")
+        opaque = node.dtype == np.dtype("V2")  # how H5 stores a bfloat16
+        marked = str(node.attrs.get("dtype")) == "bfloat16"
+        dtype = "bfloat16" if opaque else f"{node.dtype}{' marked bfloat16' * marked}"
+        shape = (0,) if node.shape is None else tuple(node.shape)
+        offset = node.id.get_offset()
+        if offset is not None and dtype in (*FLOAT_DTYPES, "int8", "uint8"):
+            found[name] = in_file(path, offset, shape, dtype)
+        else:  # in chunks, or without a value yet
+            read = lambda: node[...].view(ml_dtypes.bfloat16) if opaque else node[...]  # noqa: E731
+            found[name] = StoredTensor(shape, dtype, read)
+
+    file.visititems(visit)
+    return found

@@ -1,0 +1,181 @@
+"""KerasHub's preset folder, written, so that KerasHub and this package load it alike.
+
+Writes into a folder beside the target, which takes the target's place when it is whole. Knows
+the format alone: what a model consists of is decided in `presets.py`.
+"""
+
+import datetime
+import fnmatch
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+import numpy as np
+
+from keras_gemma import progress
+from keras_gemma.backend import quantized
+from keras_gemma.config import GemmaConfig
+from keras_gemma.storage.files import write_json
+from keras_gemma.storage.keras_preset import layout as layout
+from keras_gemma.storage.sharding import plan_shards, weight_sizes
+from keras_gemma.storage.tensor_streaming import Place, QuantizedPlace
+
+
+def is_weights_file(name: str) -> bool:
+    """Whether `name`, relative to the folder, holds weights or their index."""
+    return name in (layout.WEIGHTS, layout.WEIGHTS_INDEX) or fnmatch.fnmatch(
+        name, layout.SHARD_PATTERN
+    )
+
+
+def backbone_object(backbone: Any) -> dict[str, Any]:
+    """`backbone` as KerasHub serialises it; quantized, as a class that KerasHub does not know.
+
+    An argument that its backbone does not have KerasHub would pass over in silence.
+    """
+    config = {**_layer_keys(backbone), **backbone.config.to_keras_hub()}
+    if backbone.quantization is None:
+        return _object("GemmaBackbone", config)
+    config["quantization"] = backbone.quantization.to_dict()
+    return _object(layout.QUANTIZED_BACKBONE, config)
+
+
+def tokenizer_object(tokenizer: Any) -> dict[str, Any]:
+    """`tokenizer` as KerasHub serialises it; the vocabulary is an asset of its own."""
+    config = {
+        "config_file": layout.TOKENIZER,
+        "proto": None,
+        "sequence_length": tokenizer.sequence_length,
+        "add_bos": tokenizer.add_bos,
+        "add_eos": tokenizer.add_eos,
+    }
+    return _object("GemmaTokenizer", {**_layer_keys(tokenizer), **config})
+
+
+def preprocessor_object(preprocessor: Any) -> dict[str, Any]:
+    """`preprocessor` as KerasHub serialises it, its tokenizer within."""
+    config = {
+        "tokenizer": tokenizer_object(preprocessor.tokenizer),
+        "config_file": layout.PREPROCESSOR,
+        "sequence_length": preprocessor.sequence_length,
+        "add_start_token": preprocessor.add_start_token,
+        "add_end_token": preprocessor.add_end_token,
+    }
+    return _object("GemmaCausalLMPreprocessor", {**_layer_keys(preprocessor), **config})
+
+
+def task_object(task: Any) -> dict[str, Any]:
+    """`task` as KerasHub serialises it, backbone and preprocessor within."""
+    preprocessor = task.preprocessor
+    config = {
+        "backbone": backbone_object(task.backbone),
+        "preprocessor": None if preprocessor is None else preprocessor_object(preprocessor),
+        "name": task.name,
+    }
+    return _object("GemmaCausalLM", config)
+
+
+def write_vocabulary(folder: Path, tokenizer: Any) -> None:
+    """Write the SentencePiece vocabulary of `tokenizer`."""
+    assets = (folder / layout.VOCABULARY).parent
+    assets.mkdir(parents=True)
+    tokenizer.save_assets(assets)
+
+
+def write_metadata(folder: Path, backbone: Any) -> None:
+    """Write what KerasHub shows of a preset without opening it, and what only we know.
+
+    That is the context's length, and what quantization cost each weight. KerasHub refuses a
+    config.json with an argument that its backbone does not have.
+    """
+    config: GemmaConfig = backbone.config
+    content: dict[str, Any] = {
+        "keras_version": keras.version(),
+        "keras_hub_version": layout.KERAS_HUB_VERSION,
+        "parameter_count": config.parameter_count,
+        "date_saved": datetime.datetime.now().strftime("%Y-%m-%d@%H:%M:%S"),
+        "tasks": ["CausalLM"],
+        "context_length": config.context_length,
+    }
+    if backbone.quantization is not None:
+        weights = backbone.named_weights().items()
+        errors = {name: weight.relative_error for name, weight in weights if weight.kind != "norm"}
+        content["relative_errors"] = {k: v for k, v in errors.items() if v is not None}
+    write_json(folder / layout.METADATA, content)
+
+
+def write_weights(folder: Path, backbone: Any, max_shard_size: int) -> None:
+    """Write the weights one at a time: one H5 file, or shards of `max_shard_size` bytes."""
+    sizes = weight_sizes(backbone)
+    plan = plan_shards(sizes, max_shard_size)
+    if backbone.quantization is None:
+        places = layout.h5_places(backbone.config)
+    else:
+        places = layout.quantized_places(backbone.config, backbone.quantization)
+    weights = backbone.named_weights()
+    weight_map = {}
+    with progress.bar("Saving", sum(sizes.values())) as advance:
+        for number, names in enumerate(plan):
+            file_name = layout.WEIGHTS if len(plan) == 1 else layout.SHARD.format(number)
+            with h5py.File(folder / file_name, "w") as file:
+                for name in names:
+                    for path, array in _arrays(weights[name], places[name]):
+                        _write_tensor(file, path, array)
+                        weight_map["/" + path.rsplit("/", 1)[0]] = file_name
+                    advance(sizes[name])
+    if len(plan) > 1:
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+        write_json(folder / layout.WEIGHTS_INDEX, index)
+
+
+def _arrays(weight: Any, place: Place | QuantizedPlace) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays that a weight is stored as, and their paths."""
+    if isinstance(place, Place):
+        yield place.name, place.to_stored(weight.numpy())
+        return
+    plain = weight.plain_form()
+    if weight.bits == 4:
+        plain = quantized.pack(plain, weight.kind, 4)
+    for part, array in zip(place.parts, plain, strict=True):
+        if part is not None:
+            yield part.name, array
+
+
+def _write_tensor(file: h5py.File, path: str, array: np.ndarray) -> None:
+    """H5 has no bfloat16: Keras stores two opaque bytes an element, and says so beside it."""
+    dataset = file.create_dataset(path, data=np.ascontiguousarray(array))
+    if array.dtype.name == "bfloat16":
+        dataset.attrs["dtype"] = "bfloat16"
+
+
+def _object(class_name: str, config: dict[str, Any]) -> dict[str, Any]:
+    package = "keras_gemma" if class_name == layout.QUANTIZED_BACKBONE else "keras_hub"
+    return {
+        "module": layout.MODULES[class_name],
+        "class_name": class_name,
+        "config": config,
+        "registered_name": f"{package}>{class_name}",
+    }
+
+
+def _layer_keys(layer: Any) -> dict[str, Any]:
+    """Name, trainability and dtype policy, as every Keras layer's config begins."""
+    return {
+        "name": layer.name,
+        "trainable": layer.trainable,
+        "dtype": _serialize_policy(layer.dtype_policy),
+    }
+
+
+def _serialize_policy(policy: keras.DTypePolicy) -> dict[str, Any]:
+    """What Keras makes of a plain policy. Its own function imports TensorFlow on every backend."""
+    if type(policy) is not keras.DTypePolicy:
+        return keras.dtype_policies.serialize(policy)
+    return {
+        "module": "keras",
+        "class_name": "DTypePolicy",
+        "config": policy.get_config(),
+        "registered_name": None,
+    }

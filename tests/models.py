@@ -1,0 +1,92 @@
+"""Tiny models whose greedy text is varied, with the same weights on every backend."""
+
+import contextlib
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_gemma import samplers
+from keras_gemma.causal_lm.model import GemmaCausalLM
+from keras_gemma.model.backbone import GemmaBackbone
+from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
+from keras_gemma.text.tokenizer import GemmaTokenizer
+from tests.configurations import CONFIGURATIONS
+
+
+def on_torch():
+    return keras.config.backend() == "torch"
+
+
+@contextlib.contextmanager
+def quickly():
+    """For programs of this size, compiling well takes longer than running badly.
+
+    And products of this size are slower in several threads than in one, on PyTorch by far.
+    """
+    if on_torch():
+        import torch
+
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        yield
+        torch.set_num_threads(threads)
+    elif keras.config.backend() == "jax":
+        import jax
+
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
+    else:
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    with quickly():
+        yield
+
+
+def make_backbone(name="gemma1_multi_query", dtype="float32", seed=0, **changes):
+    """Small embeddings and large matrices: else a model repeats the token that it reads."""
+    backbone = GemmaBackbone(**CONFIGURATIONS[name] | changes, dtype=dtype)
+    random = np.random.default_rng(seed)
+    for weight in backbone.named_weights().values():
+        value = random.normal(0.0, 1.0, weight.shape).astype("float32")
+        scale, mean = {"embedding": (0.1, 0), "matrix": (0.3, 0), "norm": (0.3, 1)}[weight.kind]
+        weight.assign(mean + scale * value)
+    return backbone
+
+
+def make_lm(name="gemma1_multi_query", proto=None, dtype="float32", sequence_length=32, **compiled):
+    """A model that generates without compiling on PyTorch, where that takes ten seconds a shape."""
+    preprocessor = None
+    if proto is not None:
+        preprocessor = GemmaCausalLMPreprocessor(GemmaTokenizer(proto), sequence_length)
+    lm = GemmaCausalLM(make_backbone(name, dtype), preprocessor)
+    compile_lm(lm, **compiled)
+    return lm
+
+
+def compile_lm(lm, **arguments):
+    lm.compile(**{"run_eagerly": on_torch(), **arguments})
+
+
+def logits_of(lm, ids, length=32):
+    """The forward pass without a cache: float32 `[T, V]` for ids `[T]`, padded to one shape."""
+    padded = np.zeros((1, length), "int32")
+    padded[0, : len(ids)] = ids
+    return keras.ops.convert_to_numpy(lm.score(padded))[0, : len(ids)]
+
+
+class Script(samplers.Sampler):
+    """Writes down the same ids in every row, whatever the model thinks."""
+
+    def __init__(self, ids):
+        super().__init__()
+        self.ids = ids
+
+    def choose(self, logits, state):
+        ids = ops.convert_to_tensor(np.array(self.ids, "int32"))
+        return ops.take(ids, ops.minimum(state["step"], len(self.ids) - 1))
