@@ -11,12 +11,26 @@ The alphabet of every shape in this package:
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 BYTES_PER_ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
 
+ROPE_THETA = 10_000.0
+"""Base of the rotary frequencies of Gemma 1 and Gemma 2."""
+
 GROUP_SIZE = 32
 """Numbers that share a scale in 4 bits, unless a model is quantized otherwise."""
+
+
+class LayerKind(NamedTuple):
+    """Everything in which one layer of a model may differ from another, besides its weights."""
+
+    window: int | None
+    """Number of visible positions, including the own one. `None` means all earlier positions."""
+    rope_theta: float = ROPE_THETA
+    """Base of the rotary frequencies."""
+    rope_scaling: float = 1.0
+    """Divisor of the positions before rotation (linear scaling)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,9 +140,9 @@ class GemmaConfig:
         """Whether `layer` (0-based) sees the sliding window alone: the even ones of Gemma 2."""
         return self.use_sliding_window_attention and layer % 2 == 0
 
-    def window(self, layer: int) -> int | None:
-        """How many positions, its own included, `layer` sees; None for all before it."""
-        return self.sliding_window_size if self.is_local(layer) else None
+    def layer_kind(self, layer: int) -> LayerKind:
+        """Returns the kind of `layer` (0-based): its window, and its rotary base and scaling."""
+        return LayerKind(self.sliding_window_size if self.is_local(layer) else None)
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Every weight of the model by its name, in the order of the data.
@@ -178,7 +192,7 @@ class GemmaConfig:
 
     def cache_slots(self, layer: int, length: int) -> int:
         """Positions that the cache of `layer` keeps for a text of `length` tokens."""
-        window = self.window(layer)
+        window = self.layer_kind(layer).window
         return length if window is None else min(length, window)
 
     def cache_bytes(self, batch: int, length: int, dtype: str = "bfloat16") -> int:

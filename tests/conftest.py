@@ -1,6 +1,7 @@
 """What every test may count on: a chosen backend, a seed, and a small vocabulary."""
 
 import os
+from pathlib import Path
 
 import keras
 import pytest
@@ -17,6 +18,38 @@ TEXTS = [
     "must give us pause: there's the respect that makes calamity of so long life.",
 ]
 """Hamlet, act 3, scene 1."""
+
+BACKEND_FREE = (
+    "benchmark/test_arithmetic.py",
+    "cli/test_documented.py",
+    "cli/test_presets.py",
+    "cli/test_printing.py",
+    "quantization/test_config.py",
+    "storage/test_downloads.py",
+    "storage/test_tokenizer_json.py",
+    "storage/test_upload.py",
+    "test_backend_choice.py",
+    "test_catalogue.py",
+    "test_config.py",
+    "test_docs.py",
+    "test_floors.py",
+    "test_prose.py",
+    "text/test_chat.py",
+    "text/test_pieces.py",
+    "text/test_stream.py",
+    "text/test_vocabulary.py",
+    "training/test_chat_dataset.py",
+)
+"""Tests whose code calls no backend. They run once, with JAX."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if keras.config.backend() == "jax":
+        return
+    tests = Path(__file__).parent
+    once = [item for item in items if item.path.relative_to(tests).as_posix() in BACKEND_FREE]
+    config.hook.pytest_deselected(items=once)
+    items[:] = [item for item in items if item not in set(once)]
 
 
 def pytest_report_header() -> str:

@@ -51,7 +51,7 @@ def test_is_frozen():
 def test_local_layers_are_the_even_ones():
     config = GemmaConfig(**GEMMA2)
     assert [config.is_local(layer) for layer in range(4)] == [True, False, True, False]
-    assert [config.window(layer) for layer in range(4)] == [4, None, 4, None]
+    assert [config.layer_kind(layer).window for layer in range(4)] == [4, None, 4, None]
     assert not any(GemmaConfig(**GEMMA1).is_local(layer) for layer in range(2))
 
 

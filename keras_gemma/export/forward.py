@@ -16,11 +16,9 @@ import keras
 from keras import ops
 
 from keras_gemma import backend
-from keras_gemma.config import GemmaConfig
-from keras_gemma.model.decoder_block import decoder_block
-from keras_gemma.model.embedding import scale_embeddings
+from keras_gemma.config import GemmaConfig, LayerKind
 from keras_gemma.model.head import head
-from keras_gemma.model.rope import rotary_angles
+from keras_gemma.model.transformer import embed_tokens, run_blocks
 
 
 def read(
@@ -53,19 +51,23 @@ def read(
     positions = start[:, None] + places
     distance = positions[:, :, None] - ops.arange(s, dtype="int32")[None, None]
     before = distance >= 0  # (B, T, S)
+
+    def mask_of(kind: LayerKind, slots: Any) -> Any:
+        return before if kind.window is None else ops.logical_and(before, distance < kind.window)
+
     dtype = keras.backend.standardize_dtype(ends["final_norm"].dtype)
-    x = backend.embed(token_ids, ends["token_embedding"], dtype)
-    x = scale_embeddings(x, config.embedding_scale)
-    rotary = rotary_angles(positions, config.head_dim)
-    after = []
-    for layer, weights in enumerate(layers):
-        window, kept = config.window(layer), tuple(cache[2 * layer : 2 * layer + 2])
-        mask = before if window is None else ops.logical_and(before, distance < window)
-        x, kept = decoder_block(x, weights, config, rotary, mask, kept, positions)
-        after += kept
+    x, after = run_blocks(
+        embed_tokens({"head": ends}, token_ids, config, dtype),
+        layers,
+        config,
+        positions,
+        mask_of,
+        list(zip(cache[::2], cache[1::2], strict=True)),
+        lambda slots: positions,
+    )
     here = places == last[:, None]
     x = ops.sum(ops.where(here[..., None], x, 0), axis=1)  # a sum of one and of zeros
-    return head(x, ends, config), after
+    return head(x, ends, config), [array for pair in after for array in pair]
 
 
 def named_arrays(backbone: Any) -> dict[str, Any]:

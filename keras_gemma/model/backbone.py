@@ -4,13 +4,11 @@ import weakref
 from typing import Any
 
 import keras
-from keras import ops
 
 from keras_gemma.config import GemmaConfig
 from keras_gemma.lora.adaptable_backbone import AdaptableBackbone
 from keras_gemma.lora.adapters import Adapters
-from keras_gemma.model.attention import causal_mask
-from keras_gemma.model.decoder_block import GemmaDecoderBlock, decoder_block
+from keras_gemma.model.decoder_block import GemmaDecoderBlock
 from keras_gemma.model.embedding import ReversibleEmbedding, scale_embeddings
 from keras_gemma.model.matrix import MatrixLayer
 from keras_gemma.model.normalization import RMSNormalization
@@ -21,7 +19,6 @@ from keras_gemma.model.quantizable import (
     forget_training,
     let_go,
 )
-from keras_gemma.model.rope import rotary_angles
 from keras_gemma.model.weights import NamedWeight, QuantizedWeight
 from keras_gemma.presettable import Presettable
 from keras_gemma.quantization import QuantizationConfig, to_config
@@ -271,29 +268,6 @@ class GemmaBackbone(Presettable, Quantizable, AdaptableBackbone, keras.Model):
         for holder in self.holders().values():
             if isinstance(holder, RMSNormalization):
                 holder.trainable = False
-
-    def hidden_states(self, token_ids: Any, observe: Any) -> Any:
-        """Read ids `[B, T]`, without padding -> `[B, T, D]`, for somebody who looks on.
-
-        Args:
-            observe: `(name, packed)` -> what stands in the place of a block's packed matrix.
-        """
-        t = token_ids.shape[1]
-        positions = ops.arange(t, dtype="int32")[None]
-        rotary = rotary_angles(positions, self.config.head_dim)
-        attended = ops.ones(token_ids.shape, dtype="bool")
-        x = scale_embeddings(self.token_embedding(token_ids), self.config.embedding_scale)
-        for i, block in enumerate(self.transformer_layers):
-            holders = block.holders()
-            weights = {
-                name: observe(f"layers.{i}.{name}", tensor)
-                if isinstance(holders[name], MatrixLayer)
-                else tensor
-                for name, tensor in block.tensors().items()
-            }
-            mask = causal_mask(attended, self.config.window(i))
-            x, _ = decoder_block(x, weights, self.config, rotary, mask)
-        return self.layer_norm(x)
 
     def get_config(self) -> dict[str, Any]:
         config = {

@@ -10,56 +10,11 @@ from keras import ops
 
 from keras_gemma.config import GemmaConfig
 from keras_gemma.lora.low_rank import Adapted
-from keras_gemma.model.attention import GemmaAttention, attention, causal_mask
-from keras_gemma.model.feed_forward import feed_forward
-from keras_gemma.model.hooks import Taps, tapped
+from keras_gemma.model.attention import GemmaAttention, causal_mask
+from keras_gemma.model.block import decoder_block
 from keras_gemma.model.linear import Linear
-from keras_gemma.model.normalization import RMSNormalization, rms_normalize
-from keras_gemma.model.rope import rotary_angles
-
-
-def decoder_block(
-    x: Any,
-    weights: dict[str, Any],
-    config: GemmaConfig,
-    rotary: tuple[Any, Any],
-    mask: Any,
-    cache: tuple[Any, Any] | None = None,
-    slots: Any = None,
-    dropout: Callable[[Any], Any] = lambda x: x,
-    taps: Taps = None,
-) -> tuple[Any, tuple[Any, Any]]:
-    """One block. Gemma 2 normalises the end of each half too, where the weights hold such a norm.
-
-    Args:
-        x: `[B, T, D]`, the residual.
-        weights: this block's, named as in `GemmaConfig.weight_shapes`.
-        dropout: applied to what each half adds; see `attention` for the rest.
-        taps: by the names of `taps.BLOCK_PLACES`.
-
-    Returns:
-        `[B, T, D]`, and the keys and values that were looked at.
-    """
-
-    def normalize(x: Any, name: str) -> Any:
-        return rms_normalize(x, weights[name], config.layer_norm_epsilon)
-
-    x = tapped(taps, "residual.before", x)
-    half, looked_at = attention(
-        normalize(x, "pre_attention_norm"), weights, config, rotary, mask, cache, slots, taps
-    )
-    if "post_attention_norm" in weights:
-        half = normalize(half, "post_attention_norm")
-    x = x + dropout(tapped(taps, "attention.output", half))
-    x = tapped(taps, "residual.middle", x)
-
-    half = feed_forward(
-        normalize(x, "pre_ffw_norm"), weights["gate"], weights["up"], weights["down"], taps
-    )
-    if "post_ffw_norm" in weights:
-        half = normalize(half, "post_ffw_norm")
-    x = x + dropout(tapped(taps, "feed_forward.output", half))
-    return tapped(taps, "residual.after", x), looked_at
+from keras_gemma.model.normalization import RMSNormalization
+from keras_gemma.model.transformer import run_blocks
 
 
 def rematerialized(compute: Callable[[Any, Any], Any], x: Any, weights: dict[str, Any]) -> Any:
@@ -163,14 +118,20 @@ class GemmaDecoderBlock(keras.layers.Layer):
         if padding_mask is None:
             padding_mask = ops.ones((b, t), dtype="bool")
         positions = ops.arange(t, dtype="int32")[None]
-        rotary = rotary_angles(positions, self.config.head_dim)
-        mask = causal_mask(padding_mask, self.config.window(self.layer))
 
         def drop(half: Any) -> Any:
             return self.dropout(half, training=training)
 
         def compute(x: Any, weights: dict[str, Any]) -> Any:
-            return decoder_block(x, weights, self.config, rotary, mask, dropout=drop)[0]
+            return run_blocks(
+                x,
+                [weights],
+                self.config,
+                positions,
+                lambda kind, slots: causal_mask(padding_mask, kind.window),
+                first=self.layer,
+                block=partial(decoder_block, dropout=drop),
+            )[0]
 
         weights = self.training_tensors() if training else self.tensors()
         if training and self.rematerialize:

@@ -8,11 +8,12 @@ from typing import Any
 import keras
 from keras import ops
 
-WAVELENGTH = 10_000.0
-"""The base of the frequencies, in all of Gemma 1 and Gemma 2."""
+from keras_gemma.config import ROPE_THETA
 
 
-def rotary_angles(positions: Any, head_dim: int) -> tuple[Any, Any]:
+def rotary_angles(
+    positions: Any, head_dim: int, theta: float = ROPE_THETA, scaling: float = 1.0
+) -> tuple[Any, Any]:
     """Cosine and signed sine of every element's angle at `positions [B, T]`.
 
     Returns:
@@ -20,9 +21,12 @@ def rotary_angles(positions: Any, head_dim: int) -> tuple[Any, Any]:
         bfloat16 cannot tell position 257 from 256. Whole heads, since XLA would compute halves
         anew for each head of each layer.
     """
+    positions = ops.cast(positions, "float32")
+    if scaling != 1.0:
+        positions = positions / scaling
     exponents = ops.arange(0, head_dim, 2, dtype="float32") / head_dim
-    frequencies = ops.power(WAVELENGTH, -exponents)
-    angles = ops.cast(positions, "float32")[..., None, None] * frequencies
+    frequencies = ops.power(theta, -exponents)
+    angles = positions[..., None, None] * frequencies
     cos, sin = ops.cos(angles), ops.sin(angles)
     return ops.concatenate([cos, cos], axis=-1), ops.concatenate([-sin, sin], axis=-1)
 

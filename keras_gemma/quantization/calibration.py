@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_gemma.config import GemmaConfig
 from keras_gemma.model.matrix import Observed
+from keras_gemma.model.transformer import hidden_states
 
 
 def read_rows(calibration: Any, config: GemmaConfig) -> list[np.ndarray]:
@@ -66,14 +67,22 @@ def mean_squares(backbone: Any, batches: Iterable[np.ndarray]) -> dict[str, np.n
     sums: dict[str, Any] = {}
     rows = 0
 
-    def observe(name: str, packed: Any) -> Observed:
-        def see(x: Any) -> None:
+    def observed(name: str, packed: Any) -> Observed:
+        def add_squares(x: Any) -> None:
             x = ops.reshape(ops.cast(x, "float32"), (-1, x.shape[-1]))
             sums[name] = sums.get(name, 0.0) + ops.convert_to_numpy(ops.sum(ops.square(x), axis=0))
 
-        return Observed(packed, see)
+        return Observed(packed, add_squares)
 
+    config, weights = backbone.config, backbone.tensors()
+    shapes = config.weight_shapes()
+    for i, layer in enumerate(weights["layers"]):
+        for part, packed in layer.items():
+            if len(shapes[f"layers.{i}.{part}"]) == 2:
+                layer[part] = observed(f"layers.{i}.{part}", packed)
     for ids in batches:
         rows += ids.size
-        backbone.hidden_states(ids, observe)
+        attended = ops.ones(ids.shape, dtype="bool")
+        ids = ops.convert_to_tensor(ids)
+        hidden_states(weights, ids, attended, config, backbone.compute_dtype)
     return {name: total / rows for name, total in sums.items()}

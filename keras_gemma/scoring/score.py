@@ -9,7 +9,8 @@ from keras import ops
 
 from keras_gemma import backend
 from keras_gemma.model.backbone import GemmaBackbone
-from keras_gemma.scoring.forward import constant_weights, forward, logits_of
+from keras_gemma.model.transformer import hidden_states
+from keras_gemma.scoring.forward import constant_weights, logits_of
 from keras_gemma.scoring.hooks import Hook, Intercept, read_hooks
 from keras_gemma.scoring.inputs import Inputs, read_inputs
 from keras_gemma.scoring.losses import chunk_losses, cross_entropy, losses_in_chunks
@@ -74,7 +75,7 @@ class Scorer:
         config, weights = self.config, constant_weights(self.backbone)
         look = taps.get("embeddings", lambda x: x)
         taps = {**taps, "embeddings": lambda x: look(backend.leaf(x))}
-        x = forward(weights, *_tensors(inputs), config, self.backbone.compute_dtype, taps)
+        x = hidden_states(weights, *_tensors(inputs), config, self.backbone.compute_dtype, taps)
         if inputs.target_ids is None:
             return logits_of(x, weights, config, taps)
         target_ids = ops.convert_to_tensor(inputs.target_ids)
@@ -99,7 +100,7 @@ class Scorer:
         return losses_in_chunks(x, ops.convert_to_tensor(target_ids), head, config, run)
 
     def _hidden(self, weights: Any, token_ids: Any, mask: Any) -> Any:
-        return forward(weights, token_ids, mask, self.config, self.backbone.compute_dtype)
+        return hidden_states(weights, token_ids, mask, self.config, self.backbone.compute_dtype)
 
     def _logits(self, head: Any, x: Any) -> Any:
         return logits_of(x, {"head": head}, self.config)

@@ -68,7 +68,7 @@ def test_weights_by_hand(lm):
         seen = {name: numpy(x)[0] for name, x in trace(lm, IDS[0], f"block.{layer}.*").items()}
         at = f"block.{layer}.attention."
         weights = seen[at + "weights"]
-        window = c.window(layer) or 100
+        window = c.layer_kind(layer).window or 100
         group = c.num_query_heads // c.num_key_value_heads
         for n in range(c.num_query_heads):
             for t in range(7):

@@ -226,7 +226,8 @@ def test_no_hooks_no_cost(monkeypatch):
     """The program is that of a model without places; hooks that change nothing add nothing."""
     from importlib import import_module
 
-    from keras_gemma.scoring.forward import forward, logits_of
+    from keras_gemma.model.transformer import hidden_states
+    from keras_gemma.scoring.forward import logits_of
     from keras_gemma.scoring.hooks import place_names, read_hooks
     from keras_gemma.scoring.score import Scorer
 
@@ -239,7 +240,7 @@ def test_no_hooks_no_cost(monkeypatch):
 
     def program(taps):
         def run(weights, token_ids, mask):
-            x = forward(weights, token_ids, mask, config, "float32", taps)
+            x = hidden_states(weights, token_ids, mask, config, "float32", taps)
             return logits_of(x, weights, config, taps)
 
         return listing(run, weights, *inputs)
@@ -254,7 +255,7 @@ def test_no_hooks_no_cost(monkeypatch):
         return scorer._logits(weights["head"], scorer._hidden(weights, token_ids, mask))
 
     assert bare == listing(compiled, weights, *inputs)
-    for module in ("attention", "decoder_block", "feed_forward"):
+    for module in ("attention", "block", "feed_forward", "transformer"):
         module = import_module(f"keras_gemma.model.{module}")
         monkeypatch.setattr(module, "tapped", lambda taps, name, x: x)
     monkeypatch.setattr("keras_gemma.scoring.forward.tapped", lambda taps, name, x: x)

@@ -13,8 +13,8 @@ from keras_gemma import backend
 from keras_gemma.config import GemmaConfig
 from keras_gemma.generation.buckets import LARGEST_CHUNK, SMALLEST_CACHE, bucket
 from keras_gemma.generation.feed import Parts, feed
+from keras_gemma.model.block import decoder_block
 from keras_gemma.model.cache import Cache
-from keras_gemma.model.decoder_block import decoder_block
 from keras_gemma.model.head import head
 
 

@@ -28,7 +28,6 @@ FILE_TYPES = {
 }
 """What `dtype` may be, and the file type that says so in the file."""
 
-ROPE_BASE = 10000.0
 LARGEST_FLOAT16 = 65504.0
 LARGEST = {"F16": LARGEST_FLOAT16, "Q8_0": 127 * LARGEST_FLOAT16, "Q4_0": 8 * LARGEST_FLOAT16}
 """What a kind holds; blocks have a scale in float16."""
@@ -193,7 +192,7 @@ def _add_sizes(writer: Any, config: GemmaConfig, architecture: str) -> None:
     writer.add_key_length(config.head_dim)
     writer.add_value_length(config.head_dim)
     writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(ROPE_BASE)
+    writer.add_rope_freq_base(config.layer_kind(0).rope_theta)
     writer.add_layer_norm_rms_eps(config.layer_norm_epsilon)
     if architecture == "gemma2":
         # llama.cpp's gemma2 always has a window; one as long as the context hides nothing.

@@ -10,7 +10,7 @@ Reads and writes nothing; `hugging_face.py` and `hugging_face_writer.py` do, by 
 from pathlib import Path
 from typing import Any
 
-from keras_gemma.config import GemmaConfig
+from keras_gemma.config import ROPE_THETA, GemmaConfig
 from keras_gemma.storage.files import check_types
 from keras_gemma.storage.tensor_streaming import check_layer_count
 
@@ -33,7 +33,6 @@ ARCHITECTURES = {
 }
 """`model_type` to the class of transformers that holds it."""
 
-ROPE_THETA = 10000.0
 ACTIVATION = "gelu_pytorch_tanh"
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
 
@@ -124,7 +123,7 @@ def to_values(config: GemmaConfig) -> dict[str, Any]:
         "hidden_act": ACTIVATION,
         "hidden_activation": ACTIVATION,
         "max_position_embeddings": config.context_length,
-        "rope_theta": ROPE_THETA,
+        "rope_theta": config.layer_kind(0).rope_theta,
         "attention_bias": False,
         "attention_dropout": 0.0,
         "initializer_range": 0.02,
