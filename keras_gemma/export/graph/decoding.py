@@ -219,7 +219,7 @@ class Decoder:
             longer = tf.shape(array)[1] > window
             return tf.cond(longer, lambda: fill_ring(array, window, lengths), lambda: array)
 
-        windows = map(self.model.config.window, range(len(cache)))
+        windows = [self.model.config.layer_kind(i).window for i in range(len(cache))]
         return [
             tuple(ring(array, window) for array in kept)
             for window, kept in zip(windows, cache, strict=True)
