@@ -14,8 +14,7 @@ from keras_gemma.version import __version__
 if not is_command():
     use_backend()  # before anything below imports Keras
 
-    # `storage` is no public name: imported, it gives the classes their `from_preset`.
-    from keras_gemma import models, quantization, samplers, storage, tokenizers  # noqa: F401
+    from keras_gemma import models, quantization, samplers, tokenizers
     from keras_gemma.causal_lm.chat import Chat
     from keras_gemma.causal_lm.completion import Completion
     from keras_gemma.causal_lm.model import GemmaCausalLM

@@ -38,9 +38,6 @@ class Presettable:
     ```
     """
 
-    _load = None
-    _save = None
-
     @classmethod
     def from_preset(
         cls,
@@ -77,7 +74,9 @@ class Presettable:
         lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en", dtype="bfloat16")
         ```
         """
-        return Presettable._load(cls, preset, load_weights, dtype, **kwargs)
+        from keras_gemma.storage.presets import load
+
+        return load(cls, preset, load_weights, dtype, **kwargs)
 
     def save_to_preset(self, preset_dir: str | Path, **kwargs: Any) -> None:
         """Write this object to `preset_dir`, in the format that KerasHub reads too.
@@ -106,4 +105,6 @@ class Presettable:
         lm = keras_gemma.models.GemmaCausalLM.from_preset("my_gemma")
         ```
         """
-        Presettable._save(self, preset_dir, **kwargs)
+        from keras_gemma.storage.presets import save
+
+        save(self, preset_dir, **kwargs)

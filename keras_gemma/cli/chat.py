@@ -72,7 +72,7 @@ def chat(
         raise typer.BadParameter("--json needs a prompt, or a pipe", param_hint="PROMPT")
     start(backend, device, debug)
 
-    # Keras is imported here, on the backend chosen; `storage` gives the model its from_preset.
+    # Imports Keras, on the chosen backend.
     from keras_gemma import catalogue, storage  # noqa: F401
     from keras_gemma.cli.loading import choose, load
     from keras_gemma.cli.options import check_device

@@ -73,8 +73,7 @@ def convert(
         raise typer.BadParameter("a GGUF file is one file", param_hint="--max-shard-size")
     start(backend, debug=debug)
 
-    # Keras is imported here, on the backend chosen; `storage` gives the model its from_preset.
-    from keras_gemma import storage  # noqa: F401
+    # Imports Keras, on the chosen backend.
     from keras_gemma.cli.loading import choose, load
 
     check_target(target)
@@ -109,10 +108,9 @@ def quantize(
     """Write SOURCE to TARGET as a preset in 8 or 4 bits, and report what that cost."""
     start(backend, debug=debug)
 
-    # Keras is imported here, on the backend chosen; `storage` gives the model its from_preset.
+    # Imports Keras, on the chosen backend.
     import json
 
-    from keras_gemma import storage  # noqa: F401
     from keras_gemma.causal_lm.model import GemmaCausalLM
     from keras_gemma.quantization import QuantizationConfig, report
 

@@ -88,8 +88,7 @@ def export(
         backend = MAKERS[format]
     start(backend, debug=debug)
 
-    # Keras is imported here, on the backend chosen; `storage` gives the model its from_preset.
-    from keras_gemma import storage  # noqa: F401
+    # Imports Keras, on the chosen backend.
     from keras_gemma.causal_lm.model import GemmaCausalLM
     from keras_gemma.export import FORMATS
     from keras_gemma.export.folder import new_folder

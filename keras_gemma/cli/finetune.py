@@ -110,10 +110,10 @@ def finetune(
         raise ImportError("--tensorboard needs both: pip install tensorflow tensorboard")
     start(backend, device, debug)
 
-    # Keras is imported here, on the backend chosen; `storage` gives the model its from_preset.
+    # Imports Keras, on the chosen backend.
     import keras
 
-    from keras_gemma import storage, training  # noqa: F401
+    from keras_gemma import training
     from keras_gemma.causal_lm.model import GemmaCausalLM
     from keras_gemma.cli.loading import stored_dtype
     from keras_gemma.text.tokenizer import GemmaTokenizer

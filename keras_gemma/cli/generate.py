@@ -118,8 +118,7 @@ def generate(
     texts = read_prompts(prompts or [], sys.stdin, file)
     start(backend, device, debug)
 
-    # Keras is imported here, on the backend chosen; `storage` gives the model its from_preset.
-    from keras_gemma import storage  # noqa: F401
+    # Imports Keras, on the chosen backend.
     from keras_gemma.causal_lm.settings import GenerationSettings
     from keras_gemma.cli.loading import choose, load
     from keras_gemma.cli.options import check_device

@@ -48,8 +48,7 @@ def score(
     texts = read_prompts(texts or [], sys.stdin, file)
     start(backend, device, debug)
 
-    # Keras is imported here, on the backend chosen; `storage` gives the model its from_preset.
-    from keras_gemma import storage  # noqa: F401
+    # Imports Keras, on the chosen backend.
     from keras_gemma.cli.loading import choose, load
     from keras_gemma.cli.options import check_device
 

@@ -9,8 +9,6 @@ from keras_gemma.lora.adaptable import Adaptable
 class AdaptableBackbone(Adaptable):
     """A base of the model without a head."""
 
-    _save_lora_weights = _load_lora_weights = None  # `storage/` hands them in
-
     def enable_lora(
         self,
         rank: int,
@@ -60,7 +58,9 @@ class AdaptableBackbone(Adaptable):
         Raises:
             ValueError: no adapter is on, or another ending.
         """
-        self._save_lora_weights(self, filepath)
+        from keras_gemma.storage.adapters.keras_hub_lora import save_lora_weights
+
+        save_lora_weights(self, filepath)
 
     def load_lora_weights(self, filepath: str | Path) -> None:
         """Read an adapter that KerasHub's `save_lora_weights` wrote, and put it on.
@@ -87,4 +87,6 @@ class AdaptableBackbone(Adaptable):
         backbone.load_lora_weights("my_adapter.lora.h5")
         ```
         """
-        self._load_lora_weights(self, filepath)
+        from keras_gemma.storage.adapters.keras_hub_lora import load_lora_weights
+
+        load_lora_weights(self, filepath)

@@ -234,7 +234,7 @@ class Decoder:
             after = slots - tf.shape(array)[1]
             return tf.pad(array, [(0, 0), (0, after), (0, 0), (0, 0)])
 
-        windows = map(self.model.config.window, range(len(state.cache)))
+        windows = [self.model.config.layer_kind(i).window for i in range(len(state.cache))]
         cache = [
             tuple(grow(array, window) for array in kept)
             for window, kept in zip(windows, state.cache, strict=True)
