@@ -19,7 +19,8 @@ from keras_gemma.causal_lm.text_request import Job
 from keras_gemma.causal_lm.training_step import TrainsInChunks
 from keras_gemma.export.exportable import Exportable
 from keras_gemma.generation import samplers
-from keras_gemma.generation.generate import Generator
+from keras_gemma.generation.generate import prefill
+from keras_gemma.generation.programs import Programs
 from keras_gemma.generation.request import Draft, Prefix
 from keras_gemma.lora.adaptable import Adaptable
 from keras_gemma.lora.adapters import Adapters
@@ -100,7 +101,7 @@ class GemmaCausalLM(
         self.dtype_policy = backbone.dtype_policy
         self.preprocessor = preprocessor
         self.sampler = samplers.get("greedy")
-        self._programs: Generator | None = None
+        self._programs: Programs | None = None
         # Ready to use as it is: `compile` is for those who want something else.
         self.compile()
 
@@ -305,7 +306,7 @@ class GemmaCausalLM(
         ```
         """
         ids = read_prompt(inputs, self.preprocessor, self.backbone.config.vocabulary_size)
-        return self._generator().prefill(ids)
+        return prefill(self._generator(), ids)
 
     def _settings(
         self, caller: str, max_length: int | None, stop_token_ids: Any, settings: dict[str, Any]
@@ -331,10 +332,10 @@ class GemmaCausalLM(
         generator, sampler = self._generator(), self.sampler
         return Job(generator, self.preprocessor, prompts, settings, sampler, prefix, draft)
 
-    def _generator(self) -> Generator:
+    def _generator(self) -> Programs:
         # Its programs outlive `compile`: another sampler of the same kind compiles nothing.
         if self._programs is None or self._programs.eager != self.run_eagerly:
-            self._programs = Generator(self.backbone, eager=self.run_eagerly)
+            self._programs = Programs(self.backbone, eager=self.run_eagerly)
         return self._programs
 
     def _quantize(self, config: QuantizationConfig, calibration: Any) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 from keras_gemma.causal_lm.completion import Completion
 from keras_gemma.causal_lm.prompts import Prompts, require_preprocessor, room_in_padding
 from keras_gemma.causal_lm.settings import GenerationSettings
-from keras_gemma.generation.generate import Generator
+from keras_gemma.generation.generate import check, generate, start
+from keras_gemma.generation.programs import Programs
 from keras_gemma.generation.request import Draft, Prefix, Request, Row
 from keras_gemma.generation.samplers import Sampler
 from keras_gemma.generation.samplers.sampler import check_rows
@@ -42,7 +43,7 @@ class Job:
 
     def __init__(
         self,
-        generator: Generator,
+        generator: Programs,
         preprocessor: GemmaCausalLMPreprocessor | None,
         prompts: Prompts,
         settings: GenerationSettings,
@@ -106,7 +107,7 @@ class Job:
         """What `generate` returns."""
         streams: list[TextStream | None]
         if self.settings.stops:
-            run = self.generator.start(self.request)
+            run = start(self.generator, self.request)
             streams, rows = self._streams(), []
             for _ in self._grow(run, streams, TOKENS_BETWEEN_LOOKS):
                 pass
@@ -114,7 +115,7 @@ class Job:
                 stream.finish()
                 rows.append(_cut(row, stream) if stream.stopped else row)
         else:
-            rows = self.generator.generate(self.request)
+            rows = generate(self.generator, self.request)
             streams = [None] * len(rows)
         copies = len(rows) // len(self.prompts.ids)
         prompts = [ids[:0] if strip_prompt else ids for ids in self.prompts.ids]
@@ -128,7 +129,7 @@ class Job:
     def stream(self) -> Iterator[Any]:
         """What `stream` gives: new text of one prompt, or a list with that of each row."""
         require_preprocessor(self.preprocessor, "one: a stream is text")
-        self.generator.check(self.request)
+        check(self.generator, self.request)
         return self._pieces()
 
     def new_ids(self) -> list[int]:
@@ -141,7 +142,7 @@ class Job:
         return self.run.rows()[0].stopped or self.streams[0].stopped
 
     def _pieces(self) -> Iterator[Any]:
-        run = self.run = self.generator.start(self.request)
+        run = self.run = start(self.generator, self.request)
         streams = self.streams = self._streams()
         single = self.prompts.single and len(streams) == 1
         for texts in self._grow(run, streams, 1):

@@ -3,7 +3,6 @@
 The loop owns stopping and output, the sampler owns the choice. Neither knows what a token means.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
@@ -12,10 +11,8 @@ from keras import ops
 from keras_gemma.config import GemmaConfig
 from keras_gemma.generation.feed import AS_THEY_ARE, Parts, feed
 from keras_gemma.generation.samplers import Sampler
+from keras_gemma.generation.samplers.sampler import LogitsProcessor
 from keras_gemma.model.cache import Cache, grow_cache, resize
-
-LogitsProcessor = Callable[[Any, Any], Any]
-"""`(ids int32 [B, S], logits float32 [B, V]) -> logits`; ids are -1 behind each row's text."""
 
 
 class LogProbabilities(NamedTuple):

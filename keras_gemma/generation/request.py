@@ -7,9 +7,8 @@ import numpy as np
 from keras import ops
 
 from keras_gemma.config import GemmaConfig
-from keras_gemma.generation.decode import LogitsProcessor
 from keras_gemma.generation.samplers import Sampler
-from keras_gemma.generation.samplers.sampler import Numbers, Seeds
+from keras_gemma.generation.samplers.sampler import LogitsProcessor, Numbers, Seeds
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.model.cache import Cache
 
@@ -93,7 +92,7 @@ class Draft:
     tokens: int
     """How many are guessed at a time, at least 1."""
     generator: Any = None
-    """The `Generator` of a smaller model; None looks them up in the text itself."""
+    """`Programs` of a smaller model. `None` looks up continuations in the text itself."""
     tokenizer: Any = None
     """What the smaller model's ids stand for, where it has a tokenizer; not looked at here."""
 

@@ -6,7 +6,7 @@ has. Which tokens end a text is known here; what they mean is not.
 
 import weakref
 from collections.abc import Hashable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from keras import ops
@@ -21,11 +21,9 @@ from keras_gemma.generation.decode import (
     step,
 )
 from keras_gemma.generation.prefill import to_rings
+from keras_gemma.generation.programs import Programs
 from keras_gemma.generation.request import Prefix, Request, Row, mark_of, stop_array
 from keras_gemma.model.cache import Cache, repeat_rows, slots_of_layers, unroll_ring
-
-if TYPE_CHECKING:
-    from keras_gemma.generation.generate import Generator
 
 
 class Run:
@@ -36,7 +34,7 @@ class Run:
         request: what is asked; checked already.
     """
 
-    def __init__(self, generator: "Generator", request: Request) -> None:
+    def __init__(self, generator: Programs, request: Request) -> None:
         self.generator = generator
         self.request = request
         self.weights = generator.backbone.tensors()

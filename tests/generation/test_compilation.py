@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 
 from keras_gemma import samplers
-from keras_gemma.generation import generate as generator
+from keras_gemma.generation import programs
 from keras_gemma.generation import session as run
 from tests.models import compile_lm, make_lm, on_torch
 

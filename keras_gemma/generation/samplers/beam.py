@@ -5,7 +5,7 @@ What may be set; the search itself is `generation/beam.py`.
 
 import dataclasses
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -48,6 +48,8 @@ class BeamSampler(Sampler):
         print(beam.score, beam.text)
     ```
     """
+
+    strategy: ClassVar[str] = "beam"
 
     num_beams: int = 5
     return_all_beams: bool = False
@@ -93,13 +95,3 @@ class BeamSampler(Sampler):
             "total": ops.convert_to_tensor(np.where(first, 0.0, -np.inf).astype("float32")),
             "count": ops.zeros(batch, dtype="int32"),
         }
-
-    def search(self, generator: Any, request: Any) -> list[Any]:
-        """The `Row`s of a `Request`, `request.copies` to a prompt, best first.
-
-        Raises:
-            ValueError: more copies than beams, or what `Generator.start` refuses.
-        """
-        from keras_gemma.generation.strategies import beam  # which stands on the samplers
-
-        return beam.search(generator, request)

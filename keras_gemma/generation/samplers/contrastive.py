@@ -5,7 +5,7 @@ What may be set; the search itself is `generation/contrastive.py`.
 
 import dataclasses
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -43,6 +43,8 @@ class ContrastiveSampler(Sampler):
     ```
     """
 
+    strategy: ClassVar[str] = "contrastive"
+
     k: int = 5
     alpha: Numbers = 0.6
     temperature: Numbers = 1.0
@@ -62,13 +64,3 @@ class ContrastiveSampler(Sampler):
 
     def settings(self) -> dict[str, Any]:
         return super().settings() | {"alpha": np.asarray(self.alpha, "float32")}
-
-    def search(self, generator: Any, request: Any) -> list[Any]:
-        """The `Row` of each prompt of a `Request`.
-
-        Raises:
-            ValueError: several copies, or what `Generator.start` refuses.
-        """
-        from keras_gemma.generation.strategies import contrastive  # which stands on the samplers
-
-        return contrastive.search(generator, request)

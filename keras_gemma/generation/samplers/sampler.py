@@ -20,6 +20,9 @@ Numbers = float | Sequence[float]
 
 Seeds = int | Sequence[int] | None
 
+LogitsProcessor = Callable[[Any, Any], Any]
+"""`(ids int32 [B, S], logits float32 [B, V]) -> logits`. Ids are -1 after the text of each row."""
+
 CALL = 1 << 16
 """How far apart the numbers of two calls begin, in a generator of Keras's."""
 
@@ -50,6 +53,8 @@ class Sampler:
     ```
     """
 
+    strategy: ClassVar[str] = "sample"
+    """Decoding strategy: `"sample"`, `"beam"` or `"contrastive"`."""
     temperature: Numbers = 1.0
     seed: Seeds = None
     written: ClassVar[dict[str, str]] = {}

@@ -17,21 +17,20 @@ from keras import ops
 from keras_gemma import backend
 from keras_gemma.generation.decode import (
     DecodeState,
-    LogitsProcessor,
     advance,
     proceed,
     process,
 )
 from keras_gemma.generation.feed import feed
-from keras_gemma.generation.generate import Generator
 from keras_gemma.generation.memory import check_memory
 from keras_gemma.generation.prefill import to_rings
+from keras_gemma.generation.programs import Programs
 from keras_gemma.generation.request import Request, Row
-from keras_gemma.generation.samplers.sampler import tempered
+from keras_gemma.generation.samplers.sampler import LogitsProcessor, tempered
 from keras_gemma.generation.session import Run
 
 
-def search(generator: Generator, request: Request) -> list[Row]:
+def search(generator: Programs, request: Request) -> list[Row]:
     """The best `request.copies` beams of each prompt, best first.
 
     Args:

@@ -19,18 +19,17 @@ from keras_gemma import backend
 from keras_gemma.config import GemmaConfig
 from keras_gemma.generation.decode import (
     DecodeState,
-    LogitsProcessor,
     advance,
     place,
     proceed,
     process,
 )
 from keras_gemma.generation.feed import AS_THEY_ARE, Parts, feed
-from keras_gemma.generation.generate import Generator
 from keras_gemma.generation.memory import check_memory
 from keras_gemma.generation.prefill import to_rings
+from keras_gemma.generation.programs import Programs
 from keras_gemma.generation.request import Request, Row
-from keras_gemma.generation.samplers.sampler import tempered
+from keras_gemma.generation.samplers.sampler import LogitsProcessor, tempered
 from keras_gemma.generation.session import Run
 from keras_gemma.model.cache import Cache, repeat_rows, resize, slot_of
 from keras_gemma.model.normalization import rms_normalize
@@ -66,7 +65,7 @@ class ContrastiveState(NamedTuple):
         )
 
 
-def search(generator: Generator, request: Request) -> list[Row]:
+def search(generator: Programs, request: Request) -> list[Row]:
     """The row of each prompt.
 
     Args:
@@ -100,7 +99,7 @@ class ContrastiveRun(Run):
         candidates: how many tokens are read at each place.
     """
 
-    def __init__(self, generator: Generator, request: Request, candidates: int) -> None:
+    def __init__(self, generator: Programs, request: Request, candidates: int) -> None:
         self.generator = generator
         self.request = request
         self.candidates = candidates

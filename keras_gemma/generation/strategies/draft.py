@@ -3,7 +3,7 @@
 A wrong guess costs time and nothing else: `judging.py` sees to that.
 """
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from keras import ops
@@ -11,14 +11,12 @@ from keras import ops
 from keras_gemma import backend
 from keras_gemma.generation.decode import DecodeState, step
 from keras_gemma.generation.prefill import to_rings
+from keras_gemma.generation.programs import Programs
 from keras_gemma.generation.samplers.random import limit
 from keras_gemma.generation.samplers.sampler import draw, likeliest
+from keras_gemma.generation.session import Run
 from keras_gemma.generation.strategies.verify import GUESSING, Guesses, is_greedy
 from keras_gemma.model.cache import Cache, grow_cache, repeat_rows, slots_of_layers
-
-if TYPE_CHECKING:
-    from keras_gemma.generation.generate import Generator
-    from keras_gemma.generation.session import Run
 
 SHORTEST_MATCH, LONGEST_MATCH = 2, 8
 """Tokens at the end of a text that are looked up in it. A single one would nearly always be found
@@ -93,10 +91,10 @@ class ModelGuesser:
         run: whose text it guesses. The draft reads its prompts.
     """
 
-    def __init__(self, run: "Run") -> None:
+    def __init__(self, run: Run) -> None:
         request = run.request
         self.tokens = request.draft.tokens
-        self.generator: Generator = request.draft.generator
+        self.generator: Programs = request.draft.generator
         self.weights = self.generator.backbone.tensors()
         _, cache = self.generator.read(request.prompts, None, self.weights)
         if request.copies > 1:
@@ -124,7 +122,7 @@ class ModelGuesser:
 
         return self.generator.program(("rings", slack), lambda: backend.compile(rings))
 
-    def _propose(self, run: "Run") -> Any:
+    def _propose(self, run: Run) -> Any:
         """The program that guesses one token."""
         config, parts = self.generator.config, self.generator.parts
         greedy, processors = is_greedy(run.request.sampler), run.request.processors

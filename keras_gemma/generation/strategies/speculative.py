@@ -17,7 +17,7 @@ Knows no text but ids, and not how a prompt is read: that is `Run`'s work, which
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from keras import ops
@@ -26,12 +26,10 @@ from keras_gemma import backend
 from keras_gemma.generation.decode import DecodeState, proceed
 from keras_gemma.generation.feed import feed
 from keras_gemma.generation.request import Prefix, Row
+from keras_gemma.generation.session import Run
 from keras_gemma.generation.strategies.draft import Guesser, ModelGuesser, TextGuesser
 from keras_gemma.generation.strategies.verify import Guesses, follow, is_greedy
 from keras_gemma.model.cache import Cache
-
-if TYPE_CHECKING:
-    from keras_gemma.generation.session import Run
 
 
 class SpeculativeRun:
@@ -41,7 +39,7 @@ class SpeculativeRun:
         run: whose request has a draft, and which has chosen its first tokens.
     """
 
-    def __init__(self, run: "Run") -> None:
+    def __init__(self, run: Run) -> None:
         draft = run.request.draft
         self.run = run
         self.tokens = draft.tokens

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from keras_gemma.backend.reference import LOWEST
-from keras_gemma.generation.decode import DecodeState, LogitsProcessor, advance
+from keras_gemma.generation.decode import DecodeState, advance
 from keras_gemma.generation.samplers import Sampler
 from keras_gemma.generation.samplers.noise import gumbel
 from keras_gemma.generation.samplers.random import limit
-from keras_gemma.generation.samplers.sampler import draw, likeliest
+from keras_gemma.generation.samplers.sampler import LogitsProcessor, draw, likeliest
 
 GUESSING, JUDGING = 1 << 28, 1 << 29
 """Added to a row's step, which is far smaller, they part the random numbers of a place in the text:

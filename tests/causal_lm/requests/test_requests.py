@@ -8,7 +8,7 @@ import pytest
 from keras import ops
 
 from keras_gemma import samplers
-from keras_gemma.generation.generate import MOST_PROGRAMS
+from keras_gemma.generation.programs import MAX_PROGRAMS
 from keras_gemma.generation.session import key_of
 from tests.models import compile_lm, make_lm
 
@@ -41,10 +41,10 @@ def test_programs_do_not_pile_up_and_those_in_use_are_kept(lm):
     generator = lm._generator()
     lm.generate(IDS, **SETTINGS)
     used = {key: program for key, program in generator.programs.items() if "greedy" in key}
-    for _ in range(MOST_PROGRAMS):
+    for _ in range(MAX_PROGRAMS):
         lm.generate(IDS, logits_processors=[lambda ids, logits: logits], max_new_tokens=1)
         lm.generate(IDS, **SETTINGS)
-        assert len(generator.programs) <= MOST_PROGRAMS
+        assert len(generator.programs) <= MAX_PROGRAMS
     assert used and all(generator.programs[key] is program for key, program in used.items())
 
 

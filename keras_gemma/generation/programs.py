@@ -1,0 +1,113 @@
+"""Compiled programs of one backbone: each is compiled once and kept.
+
+Knows no sampler and no strategy.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from keras_gemma import backend
+from keras_gemma.config import GemmaConfig
+from keras_gemma.generation import buckets
+from keras_gemma.generation.feed import AS_THEY_ARE, Parts
+from keras_gemma.generation.prefill import read_chunk
+from keras_gemma.generation.request import Prefix
+from keras_gemma.model.backbone import GemmaBackbone
+from keras_gemma.model.cache import Cache, make_cache, repeat_rows, resize
+
+MAX_PROGRAMS = 32
+"""Maximum number of cached programs. Programs for per-call samplers or logits processors can never
+be reused, so the least recently used are evicted."""
+
+
+class Programs:
+    """The compiled programs of one backbone.
+
+    Args:
+        backbone: a `GemmaBackbone`. Its weights are read at each call, so training between calls
+            takes effect.
+        eager: If True, the block is not compiled separately (PyTorch). Slower, but without
+            compilation time.
+    """
+
+    def __init__(self, backbone: GemmaBackbone, eager: bool = False) -> None:
+        self.backbone = backbone
+        self.eager = eager
+        self.config: GemmaConfig = backbone.config
+        self.parts = AS_THEY_ARE if eager else Parts(*map(backend.fuse, AS_THEY_ARE))
+        self.programs: OrderedDict[Any, Any] = OrderedDict()  # the latest used is last
+        self.lock = threading.Lock()
+
+    def program(self, key: Any, make: Callable[[], Any]) -> Any:
+        """Returns the program of `key`; calls `make` on first use.
+
+        The compiler distinguishes the shapes of arguments. `key` must distinguish everything that
+        the program closes over.
+        """
+        with self.lock:
+            if key not in self.programs:
+                self.programs[key] = make()
+            self.programs.move_to_end(key)
+            while len(self.programs) > MAX_PROGRAMS:
+                self.programs.popitem(last=False)
+            return self.programs[key]
+
+    def read(
+        self,
+        prompts: list[np.ndarray],
+        prefix: Prefix | None,
+        weights: Any,
+        every: bool = False,
+    ) -> tuple[Any, Cache]:
+        """Prefills prompts, skipping the tokens that they share with `prefix`.
+
+        Args:
+            prompts: int32 `[n]` each.
+            prefix: a prefix cache, or None.
+            weights: `GemmaBackbone.tensors()`.
+            every: If True, returns the hidden states of all tokens. Not available with `prefix`.
+
+        Returns:
+            The output of the last block for the last token of each prompt, `[B, D]`, and the cache
+            by position, with at least one free slot in each row. With `every`, the output for all
+            tokens, `[B, S, D]`, where S is the number of cache slots.
+        """
+        config, batch = self.config, len(prompts)
+        lengths = np.array([len(prompt) for prompt in prompts], "int32")
+        start = 0 if prefix is None else prefix.shared_with(prompts)
+        cuts = buckets.chunks(start, int(lengths.max()), batch)
+        end = sum(cuts[-1])
+        slots = buckets.bucket(max(end, int(lengths.max()) + 1), buckets.SMALLEST_CACHE)
+        token_ids = np.zeros((batch, end), "int32")
+        for row, prompt in zip(token_ids, prompts, strict=True):
+            row[: len(prompt)] = prompt
+        dtype = self.backbone.compute_dtype
+        if start:
+            cache = [tuple(resize(array, slots) for array in kept) for kept in prefix.cache]
+            if batch > 1:
+                cache = [tuple(repeat_rows(array, batch) for array in kept) for kept in cache]
+        else:
+            cache = make_cache(config, batch, slots, dtype)
+        places = (slots,) if every else ()
+        hidden = ops.zeros((batch, *places, config.hidden_dim), dtype=dtype)
+
+        def program(weights: Any, cache: Cache, hidden: Any, *args: Any) -> tuple[Any, Cache]:
+            token_ids, start, lengths = args
+            return read_chunk(weights, token_ids, start, lengths, hidden, cache, config)
+
+        run = self.program("chunk", lambda: backend.compile(program, donate=1))
+        for start, size in cuts:
+            hidden, cache = run(
+                weights,
+                cache,
+                hidden,
+                ops.convert_to_tensor(token_ids[:, start : start + size]),
+                ops.convert_to_tensor(np.int32(start)),
+                ops.convert_to_tensor(lengths),
+            )
+        return hidden, cache
