@@ -18,7 +18,7 @@ def traces(monkeypatch):
     if on_torch():
         pytest.skip("PyTorch compiles blocks, not programs")
     counts = []
-    for module, name in ((generator, "read_chunk"), (run, "advance"), (run, "step")):
+    for module, name in ((programs, "read_chunk"), (run, "advance"), (run, "step")):
         function = getattr(module, name)
 
         def traced(*args, function=function, name=name, **kwargs):
