@@ -39,16 +39,7 @@ def quickly():
         yield
         jax.config.update("jax_disable_most_optimizations", False)
     else:
-        import tensorflow as tf
-
-        function = tf.function
-
-        def without_xla(*args, jit_compile=None, **kwargs):
-            return function(*args, **kwargs)
-
-        tf.function = without_xla
         yield
-        tf.function = function
 
 
 @pytest.fixture(scope="module", autouse=True)
