@@ -228,11 +228,7 @@ def test_calibration_and_summary():
     backbone = make_ours(GEMMA2)
     backbone.enable_lora(4, "all-linear")
     fill(backbone)
-    hidden = ops.convert_to_numpy(
-        hidden_states(
-            backbone.tensors(), IDS, np.ones_like(IDS, "bool"), backbone.config, "float32"
-        )
-    )
+    hidden = without_cache(backbone)
     assert largest(hidden, run(backbone)) < 1e-5
     lines = []
     backbone.summary(print_fn=lines.append)
@@ -242,8 +238,6 @@ def test_calibration_and_summary():
 
 def without_cache(backbone):
     """Returns the output of the forward pass that scores and calibration use."""
-    attended = ops.ones(IDS.shape, dtype="bool")
-    x = hidden_states(
-        backbone.tensors(), ops.convert_to_tensor(IDS), attended, backbone.config, "float32"
-    )
-    return ops.convert_to_numpy(x)
+    ids, attended = ops.convert_to_tensor(IDS), ops.ones(IDS.shape, dtype="bool")
+    weights, config = backbone.tensors(), backbone.config
+    return ops.convert_to_numpy(hidden_states(weights, ids, attended, config, "float32"))

@@ -235,11 +235,7 @@ def test_mean_squares():
     x = ops.convert_to_numpy(backbone.transformer_layers[0].pre_attention_norm(x))
     expected = np.mean(x.astype("float64") ** 2, axis=(0, 1))
     np.testing.assert_allclose(found["layers.0.query"], expected, rtol=1e-4)
-    hidden = ops.convert_to_numpy(
-        hidden_states(
-            backbone.tensors(), IDS, np.ones_like(IDS, "bool"), backbone.config, "float32"
-        )
-    )
+    hidden = without_cache(backbone)
     np.testing.assert_allclose(hidden, run(backbone), atol=1e-4)
 
 
@@ -254,8 +250,6 @@ def test_summary(capsys):
 
 def without_cache(backbone):
     """Returns the output of the forward pass that scores and calibration use."""
-    attended = ops.ones(IDS.shape, dtype="bool")
-    x = hidden_states(
-        backbone.tensors(), ops.convert_to_tensor(IDS), attended, backbone.config, "float32"
-    )
-    return ops.convert_to_numpy(x)
+    ids, attended = ops.convert_to_tensor(IDS), ops.ones(IDS.shape, dtype="bool")
+    weights, config = backbone.tensors(), backbone.config
+    return ops.convert_to_numpy(hidden_states(weights, ids, attended, config, "float32"))
