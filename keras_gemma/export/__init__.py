@@ -2,14 +2,14 @@
 
 exportable.py       what a model has of it: `export`
 folder.py           the folder: in its place when it is whole
-making.py           where it is made: here, or by a process on another backend
+subprocess_export.py where it is made: here, or by a process on another backend
 saved_model.py      TensorFlow's SavedModel
 serving_options.py  what it does where a call says nothing
 graph/              what is in it, alone to import TensorFlow
 torch_program.py    a program of torch.export: ids in, logits out
 jax_program.py      the same of jax.export
 onnx_program.py     the same for onnxruntime
-reading.py          what these programs compute
+forward.py          what these programs compute
 torch_tracing.py    the trace that two of them are made of
 program_folder.py   what stands beside them
 """

@@ -1,21 +1,15 @@
-"""Generation: ids from ids. Knows no text.
+"""Generation: token ids to token ids. Knows no text.
 
 In the order of the work:
 
-    request.py      what is asked: prompts, settings; and what is given
-    memory.py       what that will take
-    generator.py    ragged prompts, in shapes that compile once; a run in progress
-    prefill.py      the prompt in chunks: its keys and values, and its last hidden state
-    decode.py       token after token, from there
-    feed.py         tokens into the model, for both
-    samplers/       the choice of the next token, one rule a file
-    noise.py        random numbers that are the same on every backend
-
-Runs of another kind:
-
-    beam.py         the best texts of each prompt, side by side
-    contrastive.py  a likely token that says something new
-    speculative.py  tokens that are guessed, and read together
-    guessing.py     who guesses them
-    judging.py      which of them become the text
+    request.py      a request, a prefix cache, and the output of each sequence
+    memory.py       memory estimate of a request
+    buckets.py      sizes of prompt chunks and caches that compile once
+    generate.py     entry points; picks the strategy that the sampler declares
+    programs.py     compiled programs of one backbone, and prefill with them
+    session.py      one batch: prefill, then decode
+    prefill.py      one chunk of a prompt
+    decode.py       one decode step
+    samplers/       choice of the next token, one rule a file
+    strategies/     beam search, contrastive search, speculative decoding
 """

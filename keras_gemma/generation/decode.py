@@ -9,10 +9,10 @@ import keras
 from keras import ops
 
 from keras_gemma.config import GemmaConfig
-from keras_gemma.generation.feed import AS_THEY_ARE, Parts, feed
 from keras_gemma.generation.samplers import Sampler
 from keras_gemma.generation.samplers.sampler import LogitsProcessor
 from keras_gemma.model.cache import Cache, grow_cache, resize
+from keras_gemma.model.transformer import EAGER, BlockFunctions, forward_with_cache
 
 
 class LogProbabilities(NamedTuple):
@@ -56,12 +56,12 @@ def step(
     config: GemmaConfig,
     sampler: Sampler,
     processors: tuple[LogitsProcessor, ...] = (),
-    parts: Parts = AS_THEY_ARE,
+    parts: BlockFunctions = EAGER,
 ) -> DecodeState:
     """One token more in each row that has not ended."""
     position = (state.length - 1)[:, None]
     token = ops.take_along_axis(state.text, position, axis=1)
-    x, cache = feed(weights, token, position, state.cache, config, parts)
+    x, cache = forward_with_cache(weights, token, position, state.cache, config, parts)
     logits = parts.head(x[:, 0], weights["head"], config)
     return advance(state._replace(cache=cache), logits, sampler, processors)
 

@@ -9,8 +9,8 @@ from typing import Any
 from keras import ops
 
 from keras_gemma.config import GemmaConfig
-from keras_gemma.generation.feed import feed
 from keras_gemma.model.cache import Cache, fill_ring, slots_of_layers
+from keras_gemma.model.transformer import forward_with_cache
 
 
 def read_chunk(
@@ -40,7 +40,7 @@ def read_chunk(
     """
     b, t = ops.shape(token_ids)
     positions = start + ops.zeros((b, 1), dtype="int32") + ops.arange(t, dtype="int32")[None]
-    x, cache = feed(weights, token_ids, positions, cache, config)
+    x, cache = forward_with_cache(weights, token_ids, positions, cache, config)
     if len(hidden.shape) == 3:
         return ops.slice_update(hidden, (0, start, 0), x), cache
     last = lengths - 1 - start

@@ -14,11 +14,11 @@ from keras import ops
 from keras_gemma import backend
 from keras_gemma.config import GemmaConfig
 from keras_gemma.generation import buckets
-from keras_gemma.generation.feed import AS_THEY_ARE, Parts
 from keras_gemma.generation.prefill import read_chunk
 from keras_gemma.generation.request import Prefix
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.model.cache import Cache, make_cache, repeat_rows, resize
+from keras_gemma.model.transformer import EAGER, BlockFunctions
 
 MAX_PROGRAMS = 32
 """Maximum number of cached programs. Programs for per-call samplers or logits processors can never
@@ -39,7 +39,7 @@ class Programs:
         self.backbone = backbone
         self.eager = eager
         self.config: GemmaConfig = backbone.config
-        self.parts = AS_THEY_ARE if eager else Parts(*map(backend.fuse, AS_THEY_ARE))
+        self.parts = EAGER if eager else BlockFunctions(*map(backend.fuse, EAGER))
         self.programs: OrderedDict[Any, Any] = OrderedDict()  # the latest used is last
         self.lock = threading.Lock()
 

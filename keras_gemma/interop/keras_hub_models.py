@@ -1,6 +1,7 @@
 """Models of KerasHub from ours, and ours from KerasHub's: the same weights, without a file.
 
-Weights move one at a time, by the shapes of `storage/keras_layout.py`. Knows KerasHub's attributes.
+Weights move one at a time, by the shapes of `storage/keras_preset/layout.py`. Knows the attributes
+of KerasHub.
 """
 
 import operator

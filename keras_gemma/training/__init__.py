@@ -7,7 +7,7 @@ packing.py        documents side by side in rows, and rows in batches
 chat_dataset.py   all of that as a data set that `fit` takes
 finetune.py       the recipe, as it is called
 settings.py       its numbers
-run.py            its work: schedule, steps, evaluation, checkpoints, samples
+training_run.py   its work: schedule, steps, evaluation, checkpoints, samples
 checkpoint.py     where a run stands, in one file
 log.py            its figures, and their picture
 preferences.py    the loss of preferred and rejected answers (DPO)

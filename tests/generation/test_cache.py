@@ -7,10 +7,10 @@ from keras import ops
 from keras_gemma import backend
 from keras_gemma.config import GemmaConfig
 from keras_gemma.generation import buckets
-from keras_gemma.generation.feed import feed
 from keras_gemma.generation.prefill import read_chunk, to_rings
 from keras_gemma.model.cache import make_cache
 from keras_gemma.model.head import head
+from keras_gemma.model.transformer import forward_with_cache
 from tests.configurations import CONFIGURATIONS
 from tests.models import logits_of, make_lm
 
@@ -70,7 +70,7 @@ def test_logits_of_every_step(lm, texts):
 
     @backend.compile
     def step(weights, token, position, cache):
-        x, cache = feed(weights, token, position, cache, config)
+        x, cache = forward_with_cache(weights, token, position, cache, config)
         return head(x[:, 0], weights["head"], config), cache
 
     logits, cache = start(weights, padded(PROMPTS, 16), ops.convert_to_tensor(lengths))

@@ -2,7 +2,7 @@
 
 A prompt runs as a plain graph, where oneDNN multiplies many rows; a decoding step is compiled by
 XLA. There one row is fastest on the layout of `packing.py`, and more rows in a product of
-bfloat16 whose sums are asked for in float32 (see `jax.py`), which TensorFlow has nowhere else.
+bfloat16 whose sums are asked for in float32 (see `backend/jax`), which TensorFlow has nowhere else.
 AutoGraph is off: a third of the time of tracing, to look for control flow that is not there.
 """
 

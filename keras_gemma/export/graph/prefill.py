@@ -12,10 +12,10 @@ import tensorflow as tf
 from keras_gemma import backend
 from keras_gemma.config import GemmaConfig
 from keras_gemma.generation.buckets import LARGEST_CHUNK, SMALLEST_CACHE, bucket
-from keras_gemma.generation.feed import Parts, feed
 from keras_gemma.model.block import decoder_block
 from keras_gemma.model.cache import Cache
 from keras_gemma.model.head import head
+from keras_gemma.model.transformer import BlockFunctions, forward_with_cache
 
 
 class Model(NamedTuple):
@@ -24,16 +24,16 @@ class Model(NamedTuple):
     config: GemmaConfig
     dtype: str
     """Of activations."""
-    parts: Parts
+    parts: BlockFunctions
     """Its functions, each traced once for all layers: in a plain graph,"""
-    fused: Parts
+    fused: BlockFunctions
     """and by XLA."""
 
 
 def model_of(config: GemmaConfig, dtype: str) -> Model:
     """The functions of a model of `config`."""
-    fused = Parts(backend.fuse(decoder_block), backend.fuse(head))
-    return Model(config, dtype, Parts(backend.compile(decoder_block), fused.head), fused)
+    fused = BlockFunctions(backend.fuse(decoder_block), backend.fuse(head))
+    return Model(config, dtype, BlockFunctions(backend.compile(decoder_block), fused.head), fused)
 
 
 def capacity_for(length: tf.Tensor, config: GemmaConfig) -> tf.Tensor:
@@ -77,7 +77,7 @@ def read(
     def chunk(start: tf.Tensor, known: Any, cache: Cache) -> Any:
         ids = token_ids[:, start : start + size]
         positions = tf.range(start, start + tf.shape(ids)[1])[None] + tf.zeros((batch, 1), tf.int32)
-        x, cache = feed(weights, ids, positions, cache, config, model.parts)
+        x, cache = forward_with_cache(weights, ids, positions, cache, config, model.parts)
         known = look(x, start, known)
         return start + size, known, cache
 

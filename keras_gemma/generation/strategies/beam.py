@@ -21,13 +21,13 @@ from keras_gemma.generation.decode import (
     proceed,
     process,
 )
-from keras_gemma.generation.feed import feed
 from keras_gemma.generation.memory import check_memory
 from keras_gemma.generation.prefill import to_rings
 from keras_gemma.generation.programs import Programs
 from keras_gemma.generation.request import Request, Row
 from keras_gemma.generation.samplers.sampler import LogitsProcessor, tempered
 from keras_gemma.generation.session import Run
+from keras_gemma.model.transformer import forward_with_cache
 
 
 def search(generator: Programs, request: Request) -> list[Row]:
@@ -77,7 +77,7 @@ class BeamRun(Run):
         def turn(weights: Any, state: DecodeState) -> DecodeState:
             position = (state.length - 1)[:, None]
             token = ops.take_along_axis(state.text, position, axis=1)
-            x, cache = feed(weights, token, position, state.cache, config, parts)
+            x, cache = forward_with_cache(weights, token, position, state.cache, config, parts)
             logits = parts.head(x[:, 0], weights["head"], config)
             return keep_best(state._replace(cache=cache), logits, beams, processors)
 

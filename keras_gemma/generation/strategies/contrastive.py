@@ -24,7 +24,6 @@ from keras_gemma.generation.decode import (
     proceed,
     process,
 )
-from keras_gemma.generation.feed import AS_THEY_ARE, Parts, feed
 from keras_gemma.generation.memory import check_memory
 from keras_gemma.generation.prefill import to_rings
 from keras_gemma.generation.programs import Programs
@@ -33,6 +32,7 @@ from keras_gemma.generation.samplers.sampler import LogitsProcessor, tempered
 from keras_gemma.generation.session import Run
 from keras_gemma.model.cache import Cache, repeat_rows, resize, slot_of
 from keras_gemma.model.normalization import rms_normalize
+from keras_gemma.model.transformer import EAGER, BlockFunctions, forward_with_cache
 
 
 class ContrastiveState(NamedTuple):
@@ -145,7 +145,7 @@ def take_best(
     config: GemmaConfig,
     candidates: int,
     processors: tuple[LogitsProcessor, ...] = (),
-    parts: Parts = AS_THEY_ARE,
+    parts: BlockFunctions = EAGER,
 ) -> ContrastiveState:
     """One token more in each row that has not ended: read the candidates, and take the best."""
     decode, settings = state.decode, state.decode.sampler
@@ -156,7 +156,7 @@ def take_best(
 
     positions = repeat_rows(decode.length, candidates)[:, None]
     read = ops.reshape(ids, (batch * candidates, 1))
-    x, cache = feed(weights, read, positions, decode.cache, config, parts)
+    x, cache = forward_with_cache(weights, read, positions, decode.cache, config, parts)
     new = ops.reshape(direction(x, weights["head"], config), (batch, candidates, -1))
 
     similar = ops.matmul(new, ops.transpose(state.directions[:, :, 0], (0, 2, 1)))  # [B, k, S]

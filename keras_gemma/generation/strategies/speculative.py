@@ -24,12 +24,12 @@ from keras import ops
 
 from keras_gemma import backend
 from keras_gemma.generation.decode import DecodeState, proceed
-from keras_gemma.generation.feed import feed
 from keras_gemma.generation.request import Prefix, Row
 from keras_gemma.generation.session import Run
 from keras_gemma.generation.strategies.draft import Guesser, ModelGuesser, TextGuesser
 from keras_gemma.generation.strategies.verify import Guesses, follow, is_greedy
 from keras_gemma.model.cache import Cache
+from keras_gemma.model.transformer import forward_with_cache
 
 
 class SpeculativeRun:
@@ -114,7 +114,7 @@ class SpeculativeRun:
             token_ids = ops.concatenate([first, *read], axis=1)
             places = ops.arange(token_ids.shape[1], dtype="int32")[None]
             positions = (state.length - 1)[:, None] + places
-            x, cache = feed(weights, token_ids, positions, cache, config, parts)
+            x, cache = forward_with_cache(weights, token_ids, positions, cache, config, parts)
             logits = parts.head(x, weights["head"], config)
             state, accepted, judged = follow(state, logits, guesses, greedy, processors)
             return cache, state, accepted, judged

@@ -1,1 +1,4 @@
-""""""
+"""GGUF files, as llama.cpp reads them.
+
+writer.py   writes a model to one file
+"""

@@ -1,6 +1,6 @@
 """A Hugging Face folder, read: config.json, tokenizer.model or tokenizer.json, safetensors.
 
-Knows the architectures of `hugging_face_layout.py`, and refuses what GemmaBackbone cannot express.
+Knows the architectures of `layout.py`, and refuses what GemmaBackbone cannot express.
 Pickled weights (.bin, .pt) are never read: they can run code. Offers the same functions as
 `keras_preset.py`. Reads tensors without PyTorch.
 """

@@ -1,7 +1,7 @@
 """A Hugging Face folder, written, so that transformers computes and tokenizes the same.
 
 Writes into a folder beside the target, which takes the target's place when it is whole. Names and
-keys are those of `hugging_face_layout.py`. Knows no framework: weights come as NumPy arrays.
+keys are those of `layout.py`. Knows no framework: weights come as NumPy arrays.
 """
 
 import json
