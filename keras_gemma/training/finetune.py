@@ -1,7 +1,8 @@
 """The recipe: from a model and data to a tuned model, through interruptions.
 
 What is trained is what the model says is trainable: an adapter after `enable_lora`, else all of
-it. Knows nothing of the forms of data (`chat_dataset.py`) or the state of a run (`training_run.py`).
+it. Knows nothing of the forms of data (`chat_dataset.py`) or the state of a run
+(`training_run.py`).
 """
 
 import dataclasses
