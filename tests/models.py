@@ -10,6 +10,7 @@ from keras import ops
 from keras_gemma import samplers
 from keras_gemma.causal_lm.model import GemmaCausalLM
 from keras_gemma.model.backbone import GemmaBackbone
+from keras_gemma.model.transformer import hidden_states
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
 from keras_gemma.text.tokenizer import GemmaTokenizer
 from tests.configurations import CONFIGURATIONS
@@ -90,3 +91,10 @@ class Script(samplers.Sampler):
     def choose(self, logits, state):
         ids = ops.convert_to_tensor(np.array(self.ids, "int32"))
         return ops.take(ids, ops.minimum(state["step"], len(self.ids) - 1))
+
+
+def without_cache(backbone, ids):
+    """Returns the output of the forward pass that scores and calibration use, `[B, T, D]`."""
+    ids, attended = ops.convert_to_tensor(ids), ops.ones(ids.shape, dtype="bool")
+    weights, config = backbone.tensors(), backbone.config
+    return ops.convert_to_numpy(hidden_states(weights, ids, attended, config, "float32"))

@@ -6,8 +6,8 @@ from keras import ops
 
 from keras_gemma import GemmaBackbone, GemmaConfig, QuantizationConfig
 from keras_gemma.lora.config import target_names
-from keras_gemma.model.transformer import hidden_states
 from tests.configurations import GEMMA1, GEMMA2
+from tests.models import without_cache
 from tests.parity.pairs import FULL, IDS, make_ours, random_weights
 
 CONFIG = GemmaConfig(**GEMMA2)
@@ -228,16 +228,9 @@ def test_calibration_and_summary():
     backbone = make_ours(GEMMA2)
     backbone.enable_lora(4, "all-linear")
     fill(backbone)
-    hidden = without_cache(backbone)
+    hidden = without_cache(backbone, IDS)
     assert largest(hidden, run(backbone)) < 1e-5
     lines = []
     backbone.summary(print_fn=lines.append)
     count = sum(4 * sum(CONFIG.weight_shapes()[n]) for n in target_names(CONFIG, "all-linear"))
     assert f"'default', rank 4 on 28 matrices (on); {count:,} numbers are trained" in lines[-1]
-
-
-def without_cache(backbone):
-    """Returns the output of the forward pass that scores and calibration use."""
-    ids, attended = ops.convert_to_tensor(IDS), ops.ones(IDS.shape, dtype="bool")
-    weights, config = backbone.tensors(), backbone.config
-    return ops.convert_to_numpy(hidden_states(weights, ids, attended, config, "float32"))

@@ -11,10 +11,10 @@ from keras import ops
 import keras_gemma
 from keras_gemma import GemmaBackbone, QuantizationConfig
 from keras_gemma.backend import uninitialized
-from keras_gemma.model.transformer import hidden_states
 from keras_gemma.quantization import report
 from keras_gemma.quantization.calibration import mean_squares
 from tests.configurations import GEMMA1, GEMMA2
+from tests.models import without_cache
 from tests.storage.conftest import IDS, make_backbone
 
 MODES = {
@@ -235,7 +235,7 @@ def test_mean_squares():
     x = ops.convert_to_numpy(backbone.transformer_layers[0].pre_attention_norm(x))
     expected = np.mean(x.astype("float64") ** 2, axis=(0, 1))
     np.testing.assert_allclose(found["layers.0.query"], expected, rtol=1e-4)
-    hidden = without_cache(backbone)
+    hidden = without_cache(backbone, IDS)
     np.testing.assert_allclose(hidden, run(backbone), atol=1e-4)
 
 
@@ -246,10 +246,3 @@ def test_summary(capsys):
     backbone.summary(print_fn=lines.append)
     assert "bfloat16" in lines[-1] and "int8" in lines[-1] and "MB" in lines[-1]
     assert keras_gemma.quantization.report is report
-
-
-def without_cache(backbone):
-    """Returns the output of the forward pass that scores and calibration use."""
-    ids, attended = ops.convert_to_tensor(IDS), ops.ones(IDS.shape, dtype="bool")
-    weights, config = backbone.tensors(), backbone.config
-    return ops.convert_to_numpy(hidden_states(weights, ids, attended, config, "float32"))
