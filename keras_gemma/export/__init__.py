@@ -1,17 +1,17 @@
-"""A model as a folder that others run, without Keras and without this package.
+"""Export of a model to a folder that runs without Keras and without this package.
 
-exportable.py       what a model has of it: `export`
-folder.py           the folder: in its place when it is whole
-subprocess_export.py where it is made: here, or by a process on another backend
-saved_model.py      TensorFlow's SavedModel
-serving_options.py  what it does where a call says nothing
-graph/              what is in it, alone to import TensorFlow
-torch_program.py    a program of torch.export: ids in, logits out
-jax_program.py      the same of jax.export
-onnx_program.py     the same for onnxruntime
-forward.py          what these programs compute
-torch_tracing.py    the trace that two of them are made of
-program_folder.py   what stands beside them
+exportable.py         the method `export` of a model
+folder.py             the export folder, replaced only when the new one is complete
+subprocess_export.py  export in this process, or in a subprocess on another backend
+saved_model.py        TensorFlow's SavedModel
+serving_options.py    default settings of a served model
+graph/                functions of the SavedModel; the only folder that imports TensorFlow
+torch_program.py      program of torch.export: ids in, logits out
+jax_program.py        program of jax.export
+onnx_program.py       program for onnxruntime
+forward.py            the function that these programs compute
+torch_tracing.py      tracing with PyTorch, for torch and onnx
+program_folder.py     metadata and vocabulary next to the programs
 """
 
 import inspect
@@ -28,7 +28,10 @@ FORMATS: dict[str, Callable[..., None]] = {
     "jax": jax_program.write,
     "onnx": onnx_program.write,
 }
-"""`(lm, directory, *, options)` of each format: checks the options, then fills an empty folder."""
+"""Export function `(lm, directory, *, options)` of each format.
+
+Checks the options, then fills the empty folder `directory`.
+"""
 
 
 def export(
@@ -43,10 +46,12 @@ def export(
         raise ValueError(
             f"`format` must be one of {', '.join(map(repr, FORMATS))}. Received: format={format!r}"
         )
-    known = list(inspect.signature(FORMATS[format]).parameters)[2:]
-    unknown = [name for name in options if name not in known]
+    names = list(inspect.signature(FORMATS[format]).parameters)[2:]
+    unknown = [name for name in options if name not in names]
     if unknown:
-        options = ", ".join(known) or "none"
-        raise TypeError(f"format={format!r} has no option `{unknown[0]}`. There are: {options}.")
+        raise TypeError(
+            f"format={format!r} has no option `{unknown[0]}`. "
+            f"Options of this format: {', '.join(names) or 'none'}. Received: {options!r:.80}"
+        )
     with new_folder(path, format, overwrite) as directory:
         FORMATS[format](lm, directory, **options)

@@ -1,4 +1,4 @@
-"""A model of text to text that can be exported."""
+"""The method `export` of a language model."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from keras_gemma.export import export
 
 
 class Exportable:
-    """A model with a backbone, and a preprocessor or None."""
+    """Mixin that exports a model with a backbone and a preprocessor."""
 
     def export(
         self,
@@ -17,36 +17,47 @@ class Exportable:
         overwrite: bool = False,
         **options: Any,
     ) -> None:
-        """Write a folder that runs without Keras and without this package.
+        """Exports the model to a folder that runs without Keras and without this package.
 
-        A SavedModel takes strings and gives strings: tokenizer, prompt, cache, the loop over
-        tokens and sampling are in its graph. What `compile` has set, its functions do where a call
-        says nothing. It needs the packages tensorflow and tensorflow-text, here and where it runs:
-        `pip install "keras-gemma[tensorflow]"`; on JAX and PyTorch a second process makes it.
+        A SavedModel maps strings to strings: its graph holds the tokenizer, the chat template,
+        the KV cache, sampling and the decoding loop. Defaults for generation settings are taken
+        from `compile()`. Exporting and running it need the packages tensorflow and
+        tensorflow-text: `pip install "keras-gemma[tensorflow]"`.
 
-        A program of `"torch"`, `"jax"` or `"onnx"` takes ids and a cache and gives logits and the
-        cache, for a loop of the caller's, as in the folder `examples/exported`. PyTorch or JAX
-        makes it, where need be in a second process.
+        A program of `"torch"`, `"jax"` or `"onnx"` maps token ids and a KV cache to logits and
+        the updated cache. The caller writes the decoding loop, as in the folder
+        `examples/exported`.
+
+        If a format needs another backend than the current one, a subprocess exports the model.
+        If the export fails, an existing export at `filepath` is unchanged.
 
         Args:
-            filepath: the folder; it takes its place when it is whole.
+            filepath: Path of the folder. It appears only when the export is complete.
             format: `"tf_saved_model"`, `"torch"`, `"jax"` or `"onnx"`.
-            overwrite: replace the export that is there; what is no export is never replaced.
-            **options: of `"tf_saved_model"`: `max_new_tokens`, where a call does not say; by
-                default that of `compile`, else 256. `max_batch_size`, the most texts at a time;
-                by default there is no limit. `quantization`, as of `from_preset`, for the export
-                alone. Of `"jax"`: `batch_size`, the rows of every call, 1 by default; None for
-                any number. The others have none.
+            overwrite: If True, replaces an existing export. Other files and folders are never
+                replaced.
+            **options: Options of the format. `"torch"` and `"onnx"` have none.
+
+                `"tf_saved_model"`:
+
+                - `max_new_tokens`: Default of the served model. The value passed to `compile()`
+                  by default, or 256.
+                - `max_batch_size`: Maximum number of texts in a call. No limit by default.
+                - `quantization`: Same as in `from_preset`, but only for the export.
+
+                `"jax"`:
+
+                - `batch_size`: Batch size of every call. `None` allows any batch size. 1 by
+                  default.
 
         Raises:
-            ValueError: an unknown format; a path that exists; no preprocessor; options out of
-                range; a model that was compiled with what the format has not; an adapter that is
-                on and not merged.
-            TypeError: an option that the format does not have.
-            ImportError: what makes the format is not installed; the text says how to.
-            OSError: no room on the disk.
-            RuntimeError: the second process failed, with what it said. Whatever is raised, also by
-                TensorFlow while it writes, what was there before is as it was.
+            ValueError: If the format is unknown, the path exists, the model has no preprocessor,
+                an option is out of range, the format does not support a setting of `compile()`,
+                or an active adapter is not merged.
+            TypeError: If the format does not have an option.
+            ImportError: If packages that the format needs are not installed.
+            OSError: If the disk is too small.
+            RuntimeError: If the subprocess failed.
 
         Example:
 

@@ -1,6 +1,6 @@
-"""The folder of an export: checked before the work, and in its place when it is whole.
+"""Export folder: checked before the export, and moved to its path when it is complete.
 
-Knows nothing of formats but their names.
+Knows nothing about formats except their names.
 """
 
 import contextlib
@@ -11,27 +11,28 @@ from keras_gemma.storage.files import local_path, read_json, replacing, write_js
 from keras_gemma.version import __version__
 
 DESCRIPTION = "export.json"
-"""What tells an export from other folders."""
+"""Name of the file that marks a folder as an export."""
 
 
 @contextlib.contextmanager
 def new_folder(path: str | Path, format: str, overwrite: bool) -> Iterator[Path]:
-    """A folder to write into, which becomes `path` when the block ends well.
+    """Yields a temporary folder, which replaces `path` at the end of the block.
 
-    If the block raises, what was there before is as it was.
+    If the block raises, `path` is unchanged.
 
     Raises:
-        ValueError: there is something at `path`, and no leave to replace it; or it is no export.
+        ValueError: If `path` exists and `overwrite` is False, or `path` is not an export.
     """
     target = local_path(path, "path")
     if target.exists() and not overwrite:
         raise ValueError(
-            f"`path` exists: name another, or pass overwrite=True. Received: path={str(path)!r}"
+            "`path` exists: choose another path, or pass overwrite=True. "
+            f"Received: path={str(path)!r}"
         )
     if target.is_dir() and any(target.iterdir()) and not is_export(target):
         raise ValueError(
-            "`overwrite=True` replaces an export as a whole, and this folder holds something else: "
-            f"name another. Received: path={str(path)!r}"
+            "`overwrite=True` replaces only exports, and this folder has other files: choose "
+            f"another path. Received: path={str(path)!r}"
         )
     with replacing(target, stale=lambda name: True, argument="path") as directory:
         yield directory
@@ -39,6 +40,6 @@ def new_folder(path: str | Path, format: str, overwrite: bool) -> Iterator[Path]
 
 
 def is_export(folder: Path) -> bool:
-    """Whether `folder` was made by `export`."""
+    """Returns True if `folder` was written by `export`."""
     description = folder / DESCRIPTION
     return description.is_file() and "keras_gemma_version" in read_json(description)

@@ -1,11 +1,11 @@
-"""JAX's format: two programs of `jax.export`, and the weights they both take, once.
+"""Export to JAX: two programs of `jax.export`, and the weights that they share.
 
     prefill.jax_export, step.jax_export    (weights, token_ids, start, last, cache)
     weights.safetensors                    their first argument, a dict of arrays
 
 `jax.export.deserialize` reads a program; `jax.jit(program.call, donate_argnums=4)` runs it.
-They run on the kind of device that they were made on, for the weights have its layout. A step has
-the batch size compiled in, or left free; all other sizes are free. `reading.py` says what they
+The programs run on the kind of device that exported them, because the weights have its layout.
+The batch size is fixed or free; all other sizes are free. `forward.py` describes what the programs
 compute.
 """
 
@@ -25,32 +25,32 @@ WEIGHTS = "weights.safetensors"
 
 
 def write(lm: Any, directory: Path, batch_size: int | None = 1) -> None:
-    """Fill `directory`; on another backend than JAX by a process that runs on it.
+    """Writes the export, in a subprocess if the backend is not JAX.
 
-    Weights keep their dtype, those in 8 and 4 bits too.
+    Weights keep their dtype, including int8 and int4.
 
     Args:
-        lm: a `GemmaCausalLM`.
-        directory: the empty folder.
-        batch_size: rows of every call; None for any number, at less speed on CPU.
+        lm: A `GemmaCausalLM`.
+        directory: The empty folder.
+        batch_size: Batch size of every call. `None` allows any batch size, but is slower on CPU.
 
     Raises:
-        ValueError: no preprocessor, or a batch size that is not positive.
-        ImportError: JAX is not installed.
-        OSError: no room on the disk.
-        RuntimeError: the other process failed.
+        ValueError: If the model has no preprocessor, or `batch_size` is not positive.
+        ImportError: If JAX is not installed.
+        OSError: If the disk is too small.
+        RuntimeError: If the subprocess failed.
     """
     if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
         raise ValueError(
-            "`batch_size` must be a positive integer, or None for any number of rows. "
+            "`batch_size` must be a positive integer, or None for any batch size. "
             f"Received: batch_size={batch_size!r}"
         )
     check(lm, "jax", ("jax",), "jax")
     make(build, lm, directory, "jax", batch_size=batch_size)
 
 
-def build(lm: Any, directory: Path, say: Callable[[str], None], batch_size: int | None) -> None:
-    """The same on JAX."""
+def build(lm: Any, directory: Path, report: Callable[[str], None], batch_size: int | None) -> None:
+    """Writes the export, on the JAX backend."""
     import jax
     from safetensors.numpy import save_file
 
@@ -67,16 +67,16 @@ def build(lm: Any, directory: Path, say: Callable[[str], None], batch_size: int 
     batch, tokens, length = jax.export.symbolic_shape("batch, tokens, length")
     batch = batch if batch_size is None else batch_size
     weights = {name: spec(*array.shape, dtype=array.dtype) for name, array in arrays.items()}
-    kept = spec(batch, length, config.num_key_value_heads, config.head_dim, dtype=dtype)
-    cache = [kept] * (2 * config.num_layers)
+    cache_array = spec(batch, length, config.num_key_value_heads, config.head_dim, dtype=dtype)
+    cache = [cache_array] * (2 * config.num_layers)
     for name, file in PROGRAMS.items():
-        say(f"Tracing {name}")
+        report(f"Tracing {name}")
         ids = spec(batch, tokens if name == "prefill" else 1)
         exported = jax.export.export(jax.jit(program))(
             weights, ids, spec(batch), spec(batch), cache
         )
         (directory / file).write_bytes(exported.serialize())
-    say("Writing")
+    report("Writing")
     save_file({name: np.asarray(array) for name, array in arrays.items()}, directory / WEIGHTS)
     program_folder.describe(
         lm,

@@ -1,12 +1,12 @@
-"""ONNX: `model.onnx`, its weights in `model.onnx.data`, run by onnxruntime.
+"""Export to ONNX: `model.onnx`, with weights in `model.onnx.data`, for onnxruntime.
 
-PyTorch's exporter makes it, so other backends leave it to a process that runs on PyTorch. The
-graph computes in float32, for runtimes lack most of bfloat16 on CPU; weights stay bfloat16 in the
-file where the model has them so. One graph reads prompts and steps, so they are there once.
+PyTorch's exporter writes it, in a subprocess if the backend is not PyTorch. The graph computes in
+float32, because runtimes lack most bfloat16 operations on CPU. Weights of a bfloat16 model are
+stored as bfloat16. The same graph runs prefill and decode steps, so the weights are stored once.
 
     token_ids, start, last, key_0, value_0, key_1, ... -> logits, new_key_0, new_value_0, ...
 
-`reading.py` says what it computes.
+`forward.py` describes what it computes.
 """
 
 import warnings
@@ -21,46 +21,50 @@ MODEL = "model.onnx"
 
 
 def write(lm: Any, directory: Path) -> None:
-    """Fill `directory`.
+    """Writes the export, in a subprocess if the backend is not PyTorch.
+
+    Args:
+        lm: A `GemmaCausalLM`.
+        directory: The empty folder.
 
     Raises:
-        ValueError: no preprocessor, or a model in 8 or 4 bits.
-        ImportError: packages are not installed.
-        OSError: no room on the disk.
-        RuntimeError: the other process failed.
+        ValueError: If the model has no preprocessor, or is quantized.
+        ImportError: If packages are not installed.
+        OSError: If the disk is too small.
+        RuntimeError: If the subprocess failed.
     """
     packages = ("torch", "onnx", "onnxscript")
     check(lm, "onnx", packages, "torch,onnx")
     quantization = lm.backbone.quantization
     if quantization is not None:
         raise ValueError(
-            "format='onnx' takes a model in floating point: export that one, and quantize the file "
-            "with `onnxruntime.quantization`. 'tf_saved_model', 'torch' and 'jax' keep the bits. "
-            f"Received: a model in {quantization.mode}"
+            "format='onnx' needs a floating-point model: export it unquantized, and quantize "
+            "the file with `onnxruntime.quantization`. 'tf_saved_model', 'torch' and 'jax' support "
+            f"quantized models. Received: a model in {quantization.mode}"
         )
     make(build, lm, directory, "torch")
 
 
-def build(lm: Any, directory: Path, say: Callable[[str], None]) -> None:
-    """The same on PyTorch."""
+def build(lm: Any, directory: Path, report: Callable[[str], None]) -> None:
+    """Writes the export, on the PyTorch backend."""
     import torch
 
     from keras_gemma.export.torch_tracing import inputs, trace
 
     layers = range(lm.backbone.config.num_layers)
-    kept = [f"{part}_{layer}" for layer in layers for part in ("key", "value")]
-    say("Tracing")
+    cache_names = [f"{part}_{layer}" for layer in layers for part in ("key", "value")]
+    report("Tracing")
     with warnings.catch_warnings():
-        # PyTorch's exporter calls what PyTorch itself has deprecated.
+        # PyTorch's exporter calls a deprecated function of PyTorch.
         warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.", FutureWarning)
         program = torch.onnx.export(
             trace(lm.backbone, widen=True),
             inputs(lm.backbone, "float32"),
             dynamo=True,
-            input_names=["token_ids", "start", "last", *kept],
-            output_names=["logits", *(f"new_{name}" for name in kept)],
+            input_names=["token_ids", "start", "last", *cache_names],
+            output_names=["logits", *(f"new_{name}" for name in cache_names)],
             verbose=False,
         )
-    say("Writing")
+    report("Writing")
     program.save(directory / MODEL, external_data=True)
     program_folder.describe(lm, directory, "float32", program=MODEL)

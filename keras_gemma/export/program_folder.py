@@ -1,9 +1,9 @@
-"""What stands beside an exported program: how to call it, which ids end a text, the vocabulary.
+"""Metadata and vocabulary next to an exported program.
 
     metadata.json     inputs and outputs, ids, sizes
     vocabulary.spm    the SentencePiece vocabulary
 
-Knows what all formats of programs share, and none of them.
+Knows only what all program formats share.
 """
 
 from pathlib import Path
@@ -16,28 +16,28 @@ VOCABULARY = "vocabulary.spm"
 
 
 def describe(lm: Any, directory: Path, cache_dtype: str, **more: Any) -> None:
-    """Write `metadata.json` and the vocabulary.
+    """Writes `metadata.json` and the vocabulary.
 
     Args:
-        lm: a `GemmaCausalLM` with a preprocessor.
-        directory: of the export.
-        cache_dtype: of keys and values.
-        **more: what the format has to say, such as the files of its programs.
+        lm: A `GemmaCausalLM` with a preprocessor.
+        directory: Folder of the export.
+        cache_dtype: Dtype of keys and values.
+        **more: Entries of the format, such as the files of its programs.
     """
     config, preprocessor = lm.backbone.config, lm.preprocessor
     tokenizer = preprocessor.tokenizer
     (directory / VOCABULARY).write_bytes(tokenizer.proto)
-    kept = ["batch", "length", config.num_key_value_heads, config.head_dim]
+    cache_shape = ["batch", "length", config.num_key_value_heads, config.head_dim]
     content = {
         "inputs": {
             "token_ids": ["int32", ["batch", "tokens"]],
             "start": ["int32", ["batch"]],
             "last": ["int32", ["batch"]],
-            "cache": [cache_dtype, kept],
+            "cache": [cache_dtype, cache_shape],
         },
         "outputs": {
             "logits": ["float32", ["batch", config.vocabulary_size]],
-            "cache": [cache_dtype, kept],
+            "cache": [cache_dtype, cache_shape],
         },
         "cache_arrays": 2 * config.num_layers,
         "context_length": config.context_length,

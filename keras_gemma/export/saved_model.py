@@ -1,7 +1,7 @@
-"""TensorFlow's SavedModel: checked here, and built by a TensorFlow of this process or of another.
+"""Export to TensorFlow's SavedModel: checks, and the build on the TensorFlow backend.
 
-On JAX or PyTorch, and where the weights have to be quantized first, a second process loads the
-model from a folder beside the new one. Imports no TensorFlow.
+On JAX or PyTorch, or if the weights have to be quantized first, a subprocess loads the model from
+a temporary folder. Does not import TensorFlow.
 """
 
 import dataclasses
@@ -22,23 +22,23 @@ def write(
     max_batch_size: int | None = None,
     quantization: Any = None,
 ) -> None:
-    """Fill `directory`; see `GemmaCausalLM.export` for the arguments."""
+    """Writes the export. Arguments are the same as in `GemmaCausalLM.export`."""
     check(lm, "tf_saved_model", ("tensorflow", "tensorflow_text"), "tensorflow")
     options = options_of(lm, max_new_tokens, max_batch_size)
     quantization = to_config(quantization)
     if quantization is not None:
         if lm.backbone.quantization is not None:
             raise ValueError(
-                f"The model is quantized already ({lm.backbone.quantization.describe()}): leave "
+                f"The model is already quantized ({lm.backbone.quantization.describe()}): leave "
                 f"out `quantization`. Received: quantization={quantization.mode!r}"
             )
         quantization.check_shapes(lm.backbone.config.weight_shapes())
     make(build, lm, directory, "tensorflow", quantization, **dataclasses.asdict(options))
 
 
-def build(lm: Any, directory: Path, say: Callable[[str], None], **options: Any) -> None:
-    """Fill `directory`, on TensorFlow; `options` are those of `ServingOptions`."""
+def build(lm: Any, directory: Path, report: Callable[[str], None], **options: Any) -> None:
+    """Writes the export on the TensorFlow backend; `options` are fields of `ServingOptions`."""
     from keras_gemma.export.graph import build as graph
 
     options = ServingOptions(**options)
-    graph.build(lm.backbone, lm.preprocessor, options, directory, say)
+    graph.build(lm.backbone, lm.preprocessor, options, directory, report)

@@ -1,4 +1,4 @@
-"""What a served model does where a call says nothing: taken from the `compile` of the model."""
+"""Default generation settings of a served model, taken from `compile()`."""
 
 import dataclasses
 from typing import Any
@@ -10,17 +10,17 @@ from keras_gemma.generation.samplers.random import DrawingSampler
 from keras_gemma.generation.strategies.verify import is_greedy
 
 OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
-"""The value of each filter that leaves all tokens in the running."""
+"""Value of each filter that disables it."""
 
 DEFAULT_MAX_NEW_TOKENS = 256
 
 NOT_SERVED = ("repetition_penalty", "logits_processors", "num_return_sequences", "return_logprobs")
-"""Settings of `compile` that a served model has not."""
+"""Settings of `compile()` that a served model does not support."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ServingOptions:
-    """Defaults of a call, and limits."""
+    """Default settings of a call, and limits."""
 
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
     temperature: float = 0.0
@@ -28,39 +28,41 @@ class ServingOptions:
     top_p: float = OFF["top_p"]
     min_p: float = OFF["min_p"]
     seed: int = -1
-    """-1 draws another one each time."""
+    """Seed of the sampler; -1 uses a new random seed in each call."""
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     max_batch_size: int | None = None
 
 
 def options_of(lm: Any, max_new_tokens: int | None, max_batch_size: int | None) -> ServingOptions:
-    """The options of a `GemmaCausalLM`.
+    """Returns the serving options of a `GemmaCausalLM`.
 
     Raises:
-        ValueError: a number out of range, or a model that was compiled with what is not served.
+        ValueError: If a number is out of range, or a served model does not support a setting of
+            `compile()`.
     """
     for name, value in (("max_new_tokens", max_new_tokens), ("max_batch_size", max_batch_size)):
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if value is not None and (not whole or value < 1):
+        is_int = isinstance(value, int) and not isinstance(value, bool)
+        if value is not None and (not is_int or value < 1):
             raise ValueError(f"`{name}` must be an integer >= 1. Received: {name}={value!r}")
     settings = lm.generation_settings
     sampler = settings.choose_sampler(lm.sampler)
-    given = settings.given()
-    wrong = [name for name in NOT_SERVED if name in given]
-    if wrong:
+    compiled = settings.given()
+    unsupported = [name for name in NOT_SERVED if name in compiled]
+    if unsupported:
+        name = unsupported[0]
         raise ValueError(
-            f"A served model has no `{wrong[0]}`: call `compile` without it before `export`. "
-            f"Received: {wrong[0]}={given[wrong[0]]!r:.80}"
+            f"A served model does not support `{name}`: call `compile` without it before `export`. "
+            f"Received: {name}={compiled[name]!r:.80}"
         )
     draws = isinstance(sampler, DrawingSampler) and not sampler.is_own()
     if not draws and not is_greedy(sampler):
         raise ValueError(
-            "A served model samples by 'greedy', 'random', 'top_k', 'top_p' or 'min_p': call "
-            "`compile(sampler=...)` with one of them before `export`. "
+            "The sampler of a served model must be 'greedy', 'random', 'top_k', 'top_p' or "
+            "'min_p': call `compile(sampler=...)` with one of them before `export`. "
             f"Received: {type(sampler).__name__}"
         )
-    values = {**sampler.settings(), "seed": sampler.seed, **given} if draws else {}
+    values = {**sampler.settings(), "seed": sampler.seed, **compiled} if draws else {}
     if max_new_tokens is None:
         max_new_tokens = settings.max_new_tokens
     values = {
@@ -72,18 +74,20 @@ def options_of(lm: Any, max_new_tokens: int | None, max_batch_size: int | None) 
     for name, value in values.items():
         if np.ndim(value):
             raise ValueError(
-                f"`{name}` of a served model is one value for all prompts: call `compile` with "
-                f"one before `export`. Received: {name}={value!r}"
+                f"`{name}` of a served model must be one value for all prompts: call `compile` "
+                f"with a single value before `export`. Received: {name}={value!r}"
             )
     values = {name: value for name, value in values.items() if value is not None}
-    if "seed" in values:  # as 32 bits with a sign
+    if "seed" in values:  # as a signed 32-bit integer
         values["seed"] = (values["seed"] + 2**31) % 2**32 - 2**31
     stop_ids = settings.stop_token_ids
     if isinstance(stop_ids, str):
         stop_ids = lm.preprocessor.tokenizer.stop_token_ids
     stop_ids = tuple(int(id) for id in np.ravel(np.array(stop_ids, int)))
     if len(stop_ids) > MOST_STOP_IDS:
-        raise ValueError(f"`stop_token_ids` takes up to {MOST_STOP_IDS} ids. Received: {stop_ids}")
+        raise ValueError(
+            f"`stop_token_ids` may have at most {MOST_STOP_IDS} ids. Received: {stop_ids}"
+        )
     return ServingOptions(
         **values, stop=settings.stops, stop_token_ids=stop_ids, max_batch_size=max_batch_size
     )

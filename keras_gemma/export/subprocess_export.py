@@ -1,7 +1,7 @@
-"""An export made here, or by a process on the backend that its format needs.
+"""Export in this process, or in a subprocess on the backend that the format needs.
 
-There the model goes as a preset, with an order in JSON, in a folder beside the new export that is
-removed afterwards. Each line that the process prints says what is being done. Knows no format.
+A temporary folder holds the model as a preset, and a task in JSON. Each line that the subprocess
+prints reports a stage. Knows nothing about formats.
 """
 
 import errno
@@ -24,46 +24,46 @@ from keras_gemma.quantization import QuantizationConfig
 from keras_gemma.storage.files import read_json, write_json
 
 STAGES = 9
-"""Of the work, about."""
+"""Approximate number of progress stages of an export."""
 
-PRESET, ORDER = "preset", "order.json"
+PRESET, TASK = "preset", "task.json"
 
 PROGRAM = """
 import os, sys
 lines = os.dup(1)
-os.dup2(2, 1)  # what libraries print there is not for the parent
+os.dup2(2, 1)  # output of libraries is not for the parent
 sys.path[:] = {path!r}
 import keras_gemma
-from keras_gemma.export import subprocess_export as making
-making.follow(sys.argv[1], lines, keras_gemma.GemmaCausalLM.from_preset)
+from keras_gemma.export import subprocess_export
+subprocess_export.worker_main(sys.argv[1], lines, keras_gemma.GemmaCausalLM.from_preset)
 """
 
-LAST_WORDS = 2000
-"""Characters of what a process that failed wrote at the end."""
+STDERR_TAIL = 2000
+"""Characters of a failed subprocess's error output that are shown."""
 
 
 def check(lm: Any, format: str, packages: tuple[str, ...], extras: str) -> None:
-    """Raise where `lm` cannot be exported for want of a tokenizer or a package.
+    """Checks that a model has a preprocessor and that packages are installed.
 
     Args:
-        lm: a `GemmaCausalLM`.
-        format: as of `export`.
-        packages: that must be installed to write the format.
-        extras: of this package that bring them, such as `"torch,onnx"`.
+        lm: A `GemmaCausalLM`.
+        format: Same as in `export`.
+        packages: Packages that the format needs.
+        extras: Extras of this package that install them, such as `"torch,onnx"`.
 
     Raises:
-        ValueError: no preprocessor.
-        ImportError: packages are missing.
+        ValueError: If the model has no preprocessor.
+        ImportError: If packages are missing.
     """
     if lm.preprocessor is None:
         raise ValueError(
-            "An export holds the vocabulary that the model reads: make it with a preprocessor, as "
+            "An export needs the model's vocabulary: create the model with a preprocessor, as in "
             "GemmaCausalLM(backbone, preprocessor). Received: lm.preprocessor=None"
         )
     missing = [name for name in packages if not is_installed(name)]
     if missing:
         raise ImportError(
-            f"format={format!r} needs {' and '.join(missing)}, not installed here. Install by "
+            f"format={format!r} needs {' and '.join(missing)}. Install with "
             f'`pip install "keras-gemma[{extras}]"`.'
         )
 
@@ -76,61 +76,61 @@ def make(
     quantization: QuantizationConfig | None = None,
     **options: Any,
 ) -> None:
-    """Fill `directory` by `build(lm, directory, say, **options)`, on the Keras backend `backend`.
+    """Calls `build(lm, directory, report, **options)` on the Keras backend `backend`.
 
     Args:
-        build: a function of a module; it calls `say` with what is being done.
-        lm: a `GemmaCausalLM`.
-        directory: the empty folder.
+        build: Function of a module that fills `directory` and calls `report` with each stage.
+        lm: A `GemmaCausalLM`.
+        directory: The empty folder.
         backend: `"jax"`, `"torch"` or `"tensorflow"`, which must be installed.
-        quantization: of the export alone.
-        **options: as JSON can hold them.
+        quantization: Quantization of the export. `None` keeps the weights.
+        **options: Options of `build`, as JSON values.
 
     Raises:
-        OSError: no room on the disk.
-        RuntimeError: the other process failed; the text ends with what it said.
+        OSError: If the disk is too small.
+        RuntimeError: If the subprocess failed; the message ends with its error output.
     """
-    here = keras.config.backend() == backend and quantization is None
-    check_room(lm, directory, times=1 if here else 2)
+    in_process = keras.config.backend() == backend and quantization is None
+    check_disk_space(lm, directory, copies=1 if in_process else 2)
     with bar("Exporting", STAGES) as advance:
 
-        def say(what: str) -> None:
-            advance(1, what)
+        def report(stage: str) -> None:
+            advance(1, stage)
 
-        if here:
-            build(lm, directory, say, **options)
+        if in_process:
+            build(lm, directory, report, **options)
             return
         with tempfile.TemporaryDirectory(prefix=".model.", dir=directory.parent) as work:
-            say("Writing the weights down")
+            report("Writing weights")
             lm.save_to_preset(Path(work, PRESET))
-            order = {
+            task = {
                 "build": [build.__module__, build.__name__],
                 "directory": str(directory.resolve()),
                 "quantization": None if quantization is None else quantization.to_dict(),
                 "options": options,
             }
-            write_json(Path(work, ORDER), order)
-            say(f"Starting KERAS_BACKEND={backend}")
-            make_elsewhere(Path(work), backend, say)
+            write_json(Path(work, TASK), task)
+            report(f"Starting KERAS_BACKEND={backend}")
+            run_in_subprocess(Path(work), backend, report)
 
 
-def check_room(lm: Any, directory: Path, times: int) -> None:
-    """Raise an OSError where the disk has no room for the weights so many times."""
-    needed = times * sum(weight.bytes for weight in lm.backbone.named_weights().values())
+def check_disk_space(lm: Any, directory: Path, copies: int) -> None:
+    """Raises an OSError if the disk has no space for `copies` copies of the weights."""
+    needed = copies * sum(weight.bytes for weight in lm.backbone.named_weights().values())
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise OSError(
             errno.ENOSPC,
             f"The export needs {needed / 1e6:,.0f} MB on the disk of `path`, and "
-            f"{free / 1e6:,.0f} MB are free. Make room, or name a place on another disk",
+            f"{free / 1e6:,.0f} MB are free. Free some space, or choose a path on another disk",
             str(directory.parent.parent),
         )
 
 
-def make_elsewhere(work: Path, backend: str, say: Callable[[str], None]) -> None:
-    """Have the order in the folder `work` followed by a process on `backend`."""
+def run_in_subprocess(work: Path, backend: str, report: Callable[[str], None]) -> None:
+    """Runs the task in the folder `work` in a subprocess on `backend`."""
     environ = {"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ, "KERAS_BACKEND": backend}
-    environ.pop("XLA_FLAGS", None)  # what one framework knows, another may refuse
+    environ.pop("XLA_FLAGS", None)  # a framework may reject the flags of another one
     errors = work / "errors"
     with (
         errors.open("wb") as stderr,
@@ -145,37 +145,37 @@ def make_elsewhere(work: Path, backend: str, say: Callable[[str], None]) -> None
     ):
         try:
             for line in process.stdout:
-                say(json.loads(line))
+                report(json.loads(line))
             process.wait()
         finally:
-            process.kill()  # where this process was interrupted
+            process.kill()  # in case this process was interrupted
     if process.returncode:
-        said = errors.read_text(encoding="utf-8", errors="replace").strip()
+        output = errors.read_text(encoding="utf-8", errors="replace").strip()
         raise RuntimeError(
-            f"The export is made by a process with KERAS_BACKEND={backend}, which ended with code "
-            f"{process.returncode}. It said at the end:\n{said[-LAST_WORDS:]}"
+            f"The export subprocess with KERAS_BACKEND={backend} exited with code "
+            f"{process.returncode}. Its error output ends with:\n{output[-STDERR_TAIL:]}"
         )
 
 
-def follow(work: str, lines: int, load: Callable[..., Any]) -> None:
-    """Follow the order in the folder `work`.
+def worker_main(work: str, lines: int, load: Callable[..., Any]) -> None:
+    """Runs the task in the folder `work`; the main function of the subprocess.
 
     Args:
-        work: the folder.
-        lines: the file descriptor to say on what is being done.
-        load: `from_preset` of the model, which stands above this folder.
+        work: The folder.
+        lines: File descriptor for progress reports.
+        load: `from_preset` of the model class, which this folder does not import.
     """
     output = os.fdopen(lines, "w", encoding="utf-8")
 
-    def say(what: str) -> None:
-        print(json.dumps(what), file=output, flush=True)
+    def report(stage: str) -> None:
+        print(json.dumps(stage), file=output, flush=True)
 
-    say("Loading")
-    order = read_json(Path(work, ORDER))
-    how = {}
-    if order["quantization"] is not None:
-        how["quantization"] = QuantizationConfig.from_dict(order["quantization"])
-    lm = load(Path(work, PRESET), **how)
-    module, name = order["build"]
+    report("Loading")
+    task = read_json(Path(work, TASK))
+    arguments = {}
+    if task["quantization"] is not None:
+        arguments["quantization"] = QuantizationConfig.from_dict(task["quantization"])
+    lm = load(Path(work, PRESET), **arguments)
+    module, name = task["build"]
     build = getattr(importlib.import_module(module), name)
-    build(lm, Path(order["directory"]), say, **order["options"])
+    build(lm, Path(task["directory"]), report, **task["options"])

@@ -1,10 +1,10 @@
-"""PyTorch's format: `program.pt2`, made by `torch.export`, run by `torch.export.load`.
+"""Export to PyTorch: `program.pt2`, written by `torch.export` and read by `torch.export.load`.
 
     program = torch.export.load("program.pt2").module()
     logits, cache = program(token_ids, start, last, cache)
 
-One program reads prompts and steps, so the weights are there once. It writes into the cache that
-it is given. `reading.py` says what it computes.
+The same program runs prefill and decode steps, so the weights are stored once. It updates the
+cache in place. `forward.py` describes what it computes.
 """
 
 from collections.abc import Callable
@@ -20,29 +20,33 @@ PROGRAM = "program.pt2"
 
 
 def write(lm: Any, directory: Path) -> None:
-    """Fill `directory`; on another backend than PyTorch by a process that runs on it.
+    """Writes the export, in a subprocess if the backend is not PyTorch.
 
-    Weights keep their dtype, those in 8 and 4 bits too.
+    Weights keep their dtype, including int8 and int4.
+
+    Args:
+        lm: A `GemmaCausalLM`.
+        directory: The empty folder.
 
     Raises:
-        ValueError: no preprocessor.
-        ImportError: PyTorch is not installed.
-        OSError: no room on the disk.
-        RuntimeError: the other process failed.
+        ValueError: If the model has no preprocessor.
+        ImportError: If PyTorch is not installed.
+        OSError: If the disk is too small.
+        RuntimeError: If the subprocess failed.
     """
     check(lm, "torch", ("torch",), "torch")
     make(build, lm, directory, "torch")
 
 
-def build(lm: Any, directory: Path, say: Callable[[str], None]) -> None:
-    """The same on PyTorch."""
+def build(lm: Any, directory: Path, report: Callable[[str], None]) -> None:
+    """Writes the export, on the PyTorch backend."""
     import torch
 
     from keras_gemma.export.torch_tracing import trace
 
-    say("Tracing")
+    report("Tracing")
     program = trace(lm.backbone)
-    say("Writing")
+    report("Writing")
     torch.export.save(program, directory / PROGRAM)
     dtype = keras.backend.standardize_dtype(lm.backbone.compute_dtype)
     device = lm.backbone.layer_norm.tensor.device.type

@@ -1,6 +1,6 @@
-"""A model as a `torch.export` program: one graph for prompts and steps, of any sizes.
+"""Tracing of a model with `torch.export`: one graph for prefill and decode steps of any size.
 
-Imports PyTorch, and runs on the PyTorch backend alone. Knows no file.
+Imports PyTorch, and runs only on the PyTorch backend. Knows nothing about files.
 """
 
 from typing import Any
@@ -12,15 +12,15 @@ from torch.export import Dim, ExportedProgram
 from keras_gemma.export.forward import named_arrays, read
 
 EXAMPLE = {"batch": 2, "tokens": 5, "length": 16}
-"""Sizes that the graph is traced with; it holds for others. 1 would be taken for a constant."""
+"""Sizes of the inputs for tracing; the graph is valid for others. A size of 1 would be constant."""
 
 
 class Reading(torch.nn.Module):
-    """`read` with the weights of one model, shared with it.
+    """Module that computes `read` with the weights of a model, without copying them.
 
     Args:
-        backbone: a `GemmaBackbone`.
-        widen: compute in float32, whatever the weights' dtype.
+        backbone: A `GemmaBackbone`.
+        widen: If True, computes in float32 for any dtype of the weights.
     """
 
     def __init__(self, backbone: Any, widen: bool) -> None:
@@ -46,7 +46,7 @@ class Reading(torch.nn.Module):
 
 
 def inputs(backbone: Any, dtype: str) -> tuple[Any, ...]:
-    """What the graph is traced with: `read`'s arguments, the cache in `dtype`."""
+    """Returns example arguments of `read` for tracing, with the cache in `dtype`."""
     config, device = backbone.config, backbone.layer_norm.tensor.device
     batch, tokens, length = EXAMPLE.values()
     shape = (batch, length, config.num_key_value_heads, config.head_dim)
@@ -59,18 +59,18 @@ def inputs(backbone: Any, dtype: str) -> tuple[Any, ...]:
 
 
 def trace(backbone: Any, widen: bool = False) -> ExportedProgram:
-    """The program of `read`, with batch, tokens and length free.
+    """Returns the traced `read`, with free batch, tokens and length.
 
     Args:
-        backbone: a `GemmaBackbone`.
-        widen: as of `Reading`.
+        backbone: A `GemmaBackbone`.
+        widen: Same as in `Reading`.
     """
     dtype = "float32" if widen else keras.backend.standardize_dtype(backbone.compute_dtype)
     batch, tokens, length = Dim("batch", min=1), Dim("tokens", min=1), Dim("length", min=1)
-    kept = [{0: batch, 1: length}] * (2 * backbone.config.num_layers)
+    cache_shapes = [{0: batch, 1: length}] * (2 * backbone.config.num_layers)
     with torch.no_grad():
         return torch.export.export(
             Reading(backbone, widen).eval(),
             inputs(backbone, dtype),
-            dynamic_shapes=({0: batch, 1: tokens}, {0: batch}, {0: batch}, kept),
+            dynamic_shapes=({0: batch, 1: tokens}, {0: batch}, {0: batch}, cache_shapes),
         )

@@ -1,22 +1,22 @@
-"""Scoring: what the model thinks of a text that is there already, and why.
+"""Scoring and interpretability of existing texts.
 
 In the order of the data:
 
     inputs.py       texts and ids, checked
-    hooks.py        the names of places inside, and functions that look and replace there
-    forward.py      ids to what the head reads, by way of the hooks
+    hooks.py        hook points, and user-defined functions that read or replace activations there
+    forward.py      forward pass from ids to the final norm, with hooks
     losses.py       cross entropy in chunks of positions
-    score.py        logits and losses, compiled where no hook looks on
-    perplexity.py   the log-probability of each token, over windows that slide
-    scorable.py     both, as methods of a model
-    tracing.py      activations by their names
-    lens.py         the next token by each block; where heads look
-    patching.py     which activation makes the difference between two prompts
-    answer.py       the next token that patching and attribution ask for
-    attribution.py  how much each token speaks for an answer
-    gradient.py     of any function, on every backend
-    plots.py        pictures of all of it, by matplotlib
-    coloring.py     texts with a color for each token, in HTML
+    score.py        logits and losses, compiled if there are no hooks
+    perplexity.py   log-probability of each token, over sliding windows
+    scorable.py     `score` and `perplexity` as methods of a model
+    tracing.py      activations by the names of their hook points
+    lens.py         logit lens and attention maps
+    patching.py     activation patching between two prompts
+    answer.py       the answer token of patching and attribution
+    attribution.py  attribution of an answer to the tokens of a prompt
+    gradient.py     gradient of a function, on every backend
+    plots.py        plots of all results, with matplotlib
+    coloring.py     texts with colored tokens, in HTML
 """
 
 from keras_gemma.scoring import plots

@@ -1,4 +1,4 @@
-"""The one next token that patching and attribution ask for: its id, and its log-probability."""
+"""Answer token of patching and attribution: its id and its log-probability."""
 
 from typing import Any
 
@@ -13,7 +13,11 @@ from keras_gemma.scoring.losses import cross_entropy
 
 
 def log_probability(lm: Any, texts: np.ndarray, answer_id: int, taps: Taps = None) -> Any:
-    """How likely the answer is after each of `texts [B, T]`: float32 `[B]`, in nats."""
+    """Returns the log-probability of the answer after each of `texts [B, T]`.
+
+    Returns:
+        float32 `[B]`, in nats.
+    """
     config, weights = lm.backbone.config, constant_weights(lm.backbone)
     mask = ops.ones(texts.shape, dtype="bool")
     texts = ops.convert_to_tensor(texts)
@@ -23,23 +27,23 @@ def log_probability(lm: Any, texts: np.ndarray, answer_id: int, taps: Taps = Non
 
 
 def read_answer(lm: Any, answer: Any) -> int:
-    """The id of one token, given as a text of one piece or as an id.
+    """Returns the id of an answer that is a string of one token or an id.
 
     Raises:
-        ValueError: several pieces, or no id of the vocabulary.
+        ValueError: If the string has several tokens or the id is not in the vocabulary.
     """
     if not isinstance(answer, str):
         last = lm.backbone.config.vocabulary_size - 1
-        return whole_number("answer", answer, 0, last, ", or a text of one token")
+        return whole_number("answer", answer, 0, last, ", or a string of one token")
     if lm.preprocessor is None:
         raise ValueError(
-            f"This model has no preprocessor: give `answer` as an id. Received: answer={answer!r}"
+            f"This model has no preprocessor: pass `answer` as an id. Received: answer={answer!r}"
         )
     ids = lm.preprocessor.tokenizer.tokenize(answer, parse_special=False)
     if len(ids) != 1:
         raise ValueError(
-            "`answer` must be one token; a space before a word belongs to it, and any token may "
-            "be given by its id, as those of control must. "
-            f"Received: answer={answer!r}, which is {tokens_of(lm, ids)}"
+            "`answer` must be one token. A space before a word is part of its token. Control "
+            "tokens must be passed as ids. "
+            f"Received: answer={answer!r}, which has the tokens {tokens_of(lm, ids)}"
         )
     return int(ids[0])

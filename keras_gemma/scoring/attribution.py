@@ -1,9 +1,10 @@
-"""How much each token of a prompt speaks for the token that follows.
+"""Attribution of the next token to the tokens of a prompt.
 
-Gradient times input is the gradient of the answer's log-probability times the embeddings.
-Integrated gradients is its mean on the way from another text, times the way, and sums to what the
-way gains (Sundararajan et al., 2017, arXiv:1703.01365). The other text is one of padding: from
-embeddings of zero the way leads nowhere, since norms make large ones of the smallest.
+Gradient times input multiplies the embeddings by the gradient of the answer's log-probability.
+Integrated gradients averages that gradient along the straight path from a baseline and multiplies
+it by the path (Sundararajan et al., 2017, arXiv:1703.01365). The attributions sum to the change
+in log-probability. The baseline is a padded text: zero embeddings are unsuitable because RMSNorm
+rescales arbitrarily small inputs.
 """
 
 import dataclasses
@@ -19,40 +20,46 @@ from keras_gemma.scoring.gradient import gradient
 from keras_gemma.scoring.inputs import encode_short, tokens_of, whole_number
 
 PADDING, START = 0, 2
-"""Ids of `<pad>` and `<bos>` in every vocabulary of Gemma."""
+"""Ids of `<pad>` and `<bos>` in every Gemma vocabulary."""
 
-LARGEST_BATCH = 16
-"""Steps of the way whose gradients are taken at once."""
+MAX_BATCH_SIZE = 16
+"""Maximum number of integration steps whose gradients are computed in one batch."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Attribution:
-    """The share of each token in the log-probability of an answer."""
+    """Contribution of each token to the log-probability of an answer."""
 
     tokens: list[str]
     """The T tokens of the prompt."""
     answer: str
-    """The token whose log-probability is explained."""
+    """Token whose log-probability is explained."""
     method: str
-    """`"gradient times input"` or `"integrated gradients"`."""
+    """Name of the method: `"gradient times input"` or `"integrated gradients"`."""
     scores: np.ndarray
-    """float32 `[T]`, in nats."""
+    """Attribution of each token, float32 `[T]`, in nats."""
     log_probability: float
-    """Of the answer after the prompt, in nats."""
+    """Log-probability of the answer after the prompt, in nats."""
     baseline: float | None = None
-    """The same at the start of the way: `scores` of integrated gradients sum to what it gains."""
+    """Log-probability after the baseline, in nats; `None` unless integrated gradients were used.
+
+    Scores of integrated gradients sum to `log_probability - baseline`.
+    """
 
 
 def gradient_times_input(lm: Any, text: Any, answer: str | int) -> Attribution:
-    """The gradient of the answer's log-probability times each token's embedding.
+    """Multiplies each token's embedding by the gradient of the answer's log-probability.
 
     Args:
-        lm: a `GemmaCausalLM`.
-        text: the prompt, a string or its ids.
-        answer: the next token, as one piece or as an id.
+        lm: A `GemmaCausalLM`.
+        text: The prompt, a string or a list of token ids.
+        answer: The next token, as a string of one token or as an id.
+
+    Returns:
+        An `Attribution` with one score for each token.
 
     Raises:
-        ValueError: an answer of several tokens; a text longer than the context.
+        ValueError: If the answer has several tokens, or the text is longer than the context.
 
     Example:
 
@@ -66,23 +73,30 @@ def gradient_times_input(lm: Any, text: Any, answer: str | int) -> Attribution:
     """
     of_answer, embeddings = _question(lm, ids := encode_short(lm, text), answer)
     slope = gradient(of_answer, embeddings[None])[0]
-    (gained,) = _numbers(of_answer, embeddings)
-    return _result(lm, ids, answer, "gradient times input", slope * embeddings, gained)
+    (log_prob,) = _values(of_answer, embeddings)
+    return _result(lm, ids, answer, "gradient times input", slope * embeddings, log_prob)
 
 
 def integrated_gradients(
     lm: Any, text: Any, answer: str | int, steps: int = 64, baseline: int = PADDING
 ) -> Attribution:
-    """The mean gradient on the straight way from a text that says nothing, times the way.
+    """Multiplies the mean gradient along a straight path from a baseline by the path.
 
     Args:
-        lm, text, answer: as of `gradient_times_input`.
-        steps: points on the way, at the middles of as many pieces. With enough of them the scores
+        lm: A `GemmaCausalLM`.
+        text: Same as in `gradient_times_input`.
+        answer: Same as in `gradient_times_input`.
+        steps: Number of points on the path, by the midpoint rule. With enough steps the scores
             sum to `log_probability - baseline` of the result.
-        baseline: the id that stands at every position of the other text, but that of `<bos>`.
+        baseline: Token id at every position of the baseline text except that of `<bos>`.
+            `<pad>` by default.
+
+    Returns:
+        An `Attribution` with one score for each token.
 
     Raises:
-        ValueError: as `gradient_times_input`; fewer than one step; an id outside the vocabulary.
+        ValueError: If an argument is invalid as in `gradient_times_input`, `steps` is not
+            positive, or `baseline` is not in the vocabulary.
 
     Example:
 
@@ -98,23 +112,25 @@ def integrated_gradients(
     baseline = whole_number("baseline", baseline, 0, lm.backbone.config.vocabulary_size - 1)
     of_answer, end = _question(lm, ids := encode_short(lm, text), answer)
     start = _embed(lm, np.where(ids == START, START, baseline))
-    where = (np.arange(steps, dtype="float32") + 0.5) / steps
+    fractions = (np.arange(steps, dtype="float32") + 0.5) / steps
     total = np.zeros(end.shape, "float32")
-    for i in range(0, steps, LARGEST_BATCH):
-        points = start + where[i : i + LARGEST_BATCH, None, None] * (end - start)
+    for i in range(0, steps, MAX_BATCH_SIZE):
+        points = start + fractions[i : i + MAX_BATCH_SIZE, None, None] * (end - start)
         total += gradient(of_answer, points).sum(0)
-    gained, least = _numbers(of_answer, end, start)
+    end_log_prob, start_log_prob = _values(of_answer, end, start)
     shares = total / steps * (end - start)
-    return _result(lm, ids, answer, "integrated gradients", shares, gained, least)
+    return _result(lm, ids, answer, "integrated gradients", shares, end_log_prob, start_log_prob)
 
 
 def _question(lm: Any, ids: np.ndarray, answer: str | int) -> tuple[Callable[[Any], Any], Any]:
-    """The answer's log-probability as a function of embeddings `[B, T, D]`, and the text's own."""
+    """Returns the answer's log-probability as a function of embeddings, and the text's embeddings.
+
+    The function maps `[B, T, D]` to `[B]`.
+    """
     answer_id = read_answer(lm, answer)
     dtype = lm.backbone.compute_dtype
 
     def of_answer(embeddings: Any) -> Any:
-        """`[B, T, D]` -> `[B]`."""
         texts = np.repeat(ids[None], embeddings.shape[0], axis=0)
         replace = {"embeddings": lambda _: ops.cast(embeddings, dtype)}
         return log_probability(lm, texts, answer_id, replace)
@@ -123,13 +139,13 @@ def _question(lm: Any, ids: np.ndarray, answer: str | int) -> tuple[Callable[[An
 
 
 def _embed(lm: Any, ids: np.ndarray) -> np.ndarray:
-    """float32 `[T, D]`."""
+    """Returns the embeddings of ids, float32 `[T, D]`."""
     table = lm.backbone.token_embedding.tensor
     rows = backend.embed(ops.convert_to_tensor(ids), table, lm.backbone.compute_dtype)
     return ops.convert_to_numpy(ops.cast(rows, "float32"))
 
 
-def _numbers(function: Callable[[Any], Any], *points: np.ndarray) -> list[float]:
+def _values(function: Callable[[Any], Any], *points: np.ndarray) -> list[float]:
     return ops.convert_to_numpy(function(ops.convert_to_tensor(np.stack(points)))).tolist()
 
 
@@ -141,6 +157,6 @@ def _result(
     shares: np.ndarray,
     *log_probabilities: float,
 ) -> Attribution:
-    """`shares [T, D]` as those of tokens."""
+    """Sums `shares [T, D]` over the embedding axis."""
     (name,) = tokens_of(lm, np.array([read_answer(lm, answer)]))
     return Attribution(tokens_of(lm, ids), name, method, shares.sum(-1), *log_probabilities)

@@ -1,7 +1,7 @@
-"""A text with a color for each token, in HTML, for a notebook or a file.
+"""Texts with a color for each token, in HTML, for notebooks and files.
 
-Colors are safe for the color-blind, and light enough for black letters: orange for more and, where
-there is less than nothing, blue. The number stands in each token's tooltip.
+Positive values are orange, negative values are blue. The colors are safe for color blindness and
+light enough for black text. Each token's tooltip shows its value.
 """
 
 import dataclasses
@@ -16,23 +16,23 @@ from keras_gemma.scoring.perplexity import TokenScores
 
 MORE = (240, 150, 40)
 LESS = (110, 175, 225)
-"""Red, green and blue of the largest numbers, above and below zero."""
+"""RGB colors of the largest positive and negative values."""
 
 ATTRIBUTIONS = "`gradient_times_input` or `integrated_gradients`"
-"""The functions that return an `Attribution`."""
+"""Names of the functions that return an `Attribution`, for error messages."""
 
 SPACE, NEWLINE = "▁", "\n"
 
 
 @dataclasses.dataclass(frozen=True)
 class ColoredTokens:
-    """Tokens and a number for each; a notebook shows it in color, `str` gives the HTML.
+    """Tokens with one value each. Notebooks show them in color; `str()` returns the HTML.
 
     Attributes:
-        tokens: as the tokenizer writes them, with `▁` for a space.
-        values: one number a token; NaN is left white.
-        title: what was measured.
-        unit: of the numbers.
+        tokens: Tokens of the tokenizer, with `▁` for a space.
+        values: One value for each token. NaN is white.
+        title: Title, such as the measured quantity.
+        unit: Unit of the values.
 
     Example:
 
@@ -54,19 +54,19 @@ class ColoredTokens:
     def __post_init__(self) -> None:
         if len(self.tokens) != len(self.values):
             raise ValueError(
-                "`values` must hold a number for each of `tokens`. "
+                "`values` must have one number for each token of `tokens`. "
                 f"Received: {len(self.values)} values, {len(self.tokens)} tokens"
             )
 
     def __str__(self) -> str:
         values = np.asarray(self.values, "float64")
-        known = values[np.isfinite(values)]
-        largest = float(np.abs(known).max()) if known.size else 0.0
+        finite = values[np.isfinite(values)]
+        largest = float(np.abs(finite).max()) if finite.size else 0.0
         spans = "".join(
             self._span(token, value, largest)
             for token, value in zip(self.tokens, values, strict=True)
         )
-        ends = [-largest, 0.0, largest] if (known < 0).any() else [0.0, largest]
+        ends = [-largest, 0.0, largest] if (finite < 0).any() else [0.0, largest]
         legend = " ".join(
             f'<span style="background:{color(end, largest)};padding:0 .5em">{end:.2f}</span>'
             for end in ends
@@ -90,7 +90,7 @@ class ColoredTokens:
 
 
 def color(value: float, largest: float) -> str:
-    """White for nothing, `MORE` or `LESS` for plus or minus `largest`: `#rrggbb`."""
+    """Returns `#rrggbb`: white for zero and NaN, `MORE` and `LESS` for plus and minus `largest`."""
     if not np.isfinite(value) or not largest:
         return "#ffffff"
     share = min(abs(value) / largest, 1.0)
@@ -99,23 +99,37 @@ def color(value: float, largest: float) -> str:
 
 
 def check_result(result: Any, kind: type, maker: str) -> None:
-    """Raise a TypeError where a picture is asked for of what another function returned."""
+    """Raises a TypeError if `result` is not of the type that the functions of `maker` return."""
     if not isinstance(result, kind):
         raise TypeError(
-            f"This picture needs what {maker} of `keras_gemma.scoring` returns, "
-            f"`{kind.__name__}`. Received: {result!r:.80} of type {type(result).__name__}"
+            f"The argument must be a `{kind.__name__}`, the result of {maker} of "
+            f"`keras_gemma.scoring`. Received: {result!r:.80} of type {type(result).__name__}"
         )
 
 
 def color_surprisal(scores: TokenScores) -> ColoredTokens:
-    """The text of `score_tokens`, the more orange the more a token surprised."""
+    """Colors each token by its surprisal, in bits.
+
+    Args:
+        scores: Result of `score_tokens`.
+
+    Returns:
+        The colored tokens; larger surprisal is darker orange.
+    """
     check_result(scores, TokenScores, "`score_tokens`")
     title = f"Surprisal of each token (perplexity {scores.perplexity:.2f})"
     return ColoredTokens(scores.tokens, scores.surprisal, title, "bits")
 
 
 def color_attribution(shares: Attribution) -> ColoredTokens:
-    """The prompt of an attribution: orange tokens speak for the answer, blue ones against it."""
+    """Colors each prompt token by its attribution, in nats.
+
+    Args:
+        shares: Result of `gradient_times_input` or `integrated_gradients`.
+
+    Returns:
+        The colored tokens; orange supports the answer, blue opposes it.
+    """
     check_result(shares, Attribution, ATTRIBUTIONS)
-    title = f"What speaks for {shares.answer!r} as the next token ({shares.method})"
+    title = f"Attribution of {shares.answer!r} as the next token ({shares.method})"
     return ColoredTokens(shares.tokens, shares.scores, title, "nats")

@@ -1,7 +1,7 @@
-"""The gradient of a function, on every backend, by what all of them have: a step of training.
+"""Gradient of a function on every backend, by way of one training step.
 
-A model whose one weight is a shift of the input, zero, takes a step of plain gradient descent at
-rate 1. Then the weight is the gradient, turned around.
+A model has a single weight, a shift of the input that is initially zero. It takes one step of
+gradient descent with a learning rate of 1. The weight is then the negative gradient.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from keras import ops
 
 
 class _Shifted(keras.Model):
-    """`function(x + shift)`, in float32."""
+    """Model that computes `function(x + shift)`, in float32."""
 
     def __init__(self, function: Callable[[Any], Any], shape: tuple[int, ...]) -> None:
         super().__init__(dtype="float32")
@@ -26,15 +26,15 @@ class _Shifted(keras.Model):
 
 
 def gradient(function: Callable[[Any], Any], x: np.ndarray) -> np.ndarray:
-    """The gradient of `sum(function(x))` with respect to `x`.
+    """Returns the gradient of `sum(function(x))` with respect to `x`.
 
     Args:
-        function: from a float32 tensor of the shape of `x` to one `[B]`. Tensors that it takes
-            from elsewhere must let no gradient pass, by `keras.ops.stop_gradient`.
-        x: float32, batch first.
+        function: Maps a float32 tensor of the shape of `x` to a tensor `[B]`. Other tensors that
+            it uses must be constants, by `keras.ops.stop_gradient`.
+        x: Input, float32, batch first.
 
     Returns:
-        float32, of the shape of `x`.
+        The gradient, float32, with the shape of `x`.
     """
     model = _Shifted(function, x.shape)
     model.compile(

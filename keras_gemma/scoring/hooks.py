@@ -1,11 +1,12 @@
-"""Names of the places where a hook may look and replace, and patterns of such names.
+"""Names of the hook points, and name patterns.
 
-    embeddings                      [B, T, D], not yet scaled
-    block.<layer>.<place>           the places of `keras_gemma.model.hooks.BLOCK_PLACES`
-    final_norm                      [B, T, D], what the head reads
-    logits                          float32 [B, T, V], capped
+    embeddings                      [B, T, D], before scaling
+    block.<layer>.<place>           hook points of `keras_gemma.model.hooks.BLOCK_PLACES`
+    final_norm                      [B, T, D], the input of the head
+    logits                          float32 [B, T, V], after the soft cap
 
-A hook is a function of what stands there and of the place's name; what it returns goes on.
+A hook is a function of the activations and the hook point's name. Its result replaces the
+activations.
 """
 
 import difflib
@@ -26,48 +27,54 @@ Intercept = Callable[[Any, int], Any]
 
 
 def place_names(num_layers: int) -> list[str]:
-    """Every name, in the order of the data."""
+    """Returns the names of all hook points, in the order of the forward pass."""
     blocks = [f"block.{i}.{place}" for i in range(num_layers) for place in BLOCK_PLACES]
     return ["embeddings", *blocks, "final_norm", "logits"]
 
 
 def match(patterns: Iterable[str], num_layers: int, argument: str) -> dict[str, list[str]]:
-    """The names that each pattern means, as file names are matched: `*`, `?`, `[0-3]`.
+    """Returns the names that match each pattern, with the wildcards `*`, `?` and `[0-3]`.
+
+    Args:
+        patterns: Names or patterns.
+        num_layers: Number of blocks.
+        argument: Name of the argument, for error messages.
 
     Raises:
-        TypeError: a pattern that is no string; `argument` is where it was given.
-        ValueError: one that matches nothing.
+        TypeError: If a pattern is not a string.
+        ValueError: If a pattern matches no hook point.
     """
     names = place_names(num_layers)
-    found = {}
+    matches = {}
     for pattern in patterns:
         if not isinstance(pattern, str):
             raise TypeError(
-                f"`{argument}` must name places by strings such as 'block.0.attention.weights'. "
-                f"Received: {pattern!r:.200}"
+                f"`{argument}` must name hook points by strings such as "
+                f"'block.0.attention.weights'. Received: {pattern!r:.200}"
             )
-        found[pattern] = [name for name in names if fnmatchcase(name, pattern)]
-        if not found[pattern]:
-            near = difflib.get_close_matches(pattern, names, n=4, cutoff=0.0)
+        matches[pattern] = [name for name in names if fnmatchcase(name, pattern)]
+        if not matches[pattern]:
+            similar = difflib.get_close_matches(pattern, names, n=4, cutoff=0.0)
             raise ValueError(
-                f"`{argument}` names a place that this model of {num_layers} blocks does not "
-                f"have. Near it are {', '.join(near)}; `*` stands for anything. "
+                f"`{argument}` names a hook point that this model of {num_layers} blocks does not "
+                f"have. Similar names are {', '.join(similar)}; `*` matches any characters. "
                 f"Received: {pattern!r}"
             )
-    return found
+    return matches
 
 
 def read_hooks(
     hooks: Mapping[str, Hook] | None, intercept: Intercept | None, num_layers: int
 ) -> dict[str, Callable[[Any], Any]]:
-    """The arguments `hooks` and `layer_intercept_fn` of `score` as one function for each place.
+    """Combines `hooks` and `layer_intercept_fn` of `score` to one function for each hook point.
 
-    Where several look at one place, each is given what the one before it returned, and
-    `layer_intercept_fn` comes last.
+    Several hooks at one hook point are chained in the order of `hooks`, with `layer_intercept_fn`
+    last.
 
     Raises:
-        TypeError: hooks that are no dict from names to functions of two arguments.
-        ValueError: a pattern that matches nothing, an intercept that is no such function.
+        TypeError: If `hooks` is not a dict from names to functions of two arguments.
+        ValueError: If a pattern matches no hook point, or `layer_intercept_fn` is not a function
+            of two arguments.
     """
     if intercept is not None and not _takes_two(intercept):
         raise ValueError(
@@ -84,27 +91,27 @@ def read_hooks(
         hook = hooks[pattern]
         if not _takes_two(hook):
             raise TypeError(
-                "A hook must be a function of two arguments, what stands at a place and the "
-                f"place's name. Received: hooks[{pattern!r}]={hook!r:.200}"
+                "A hook must be a function of two arguments, the activations and the hook point's "
+                f"name. Received: hooks[{pattern!r}]={hook!r:.200}"
             )
         for name in names:
-            check = partial(_checked, hook, name, f"The hook at {name!r}")
-            chains.setdefault(name, []).append(check)
+            checked = partial(_checked, hook, name, f"The hook at {name!r}")
+            chains.setdefault(name, []).append(checked)
     if intercept is not None:
         places = ["embeddings", *(f"block.{i}.residual.after" for i in range(num_layers))]
         for layer, name in enumerate(places, start=-1):
             who = f"`layer_intercept_fn`, at layer {layer},"
             chains.setdefault(name, []).append(partial(_checked, intercept, layer, who))
-    return {name: partial(_in_turn, chain) for name, chain in chains.items()}
+    return {name: partial(_call_chain, chain) for name, chain in chains.items()}
 
 
 def _takes_two(function: Any) -> bool:
-    """Whether `function` can be called with two arguments, as far as Python can tell."""
+    """Returns True if `function` accepts two arguments, or its signature is unknown."""
     if not callable(function):
         return False
     try:
         signature = inspect.signature(function)
-    except ValueError:  # some of those written in C have none
+    except ValueError:  # some functions written in C have no signature
         return True
     try:
         signature.bind(None, None)
@@ -113,27 +120,33 @@ def _takes_two(function: Any) -> bool:
     return True
 
 
-def _in_turn(chain: list[Callable[[Any], Any]], x: Any) -> Any:
+def _call_chain(chain: list[Callable[[Any], Any]], x: Any) -> Any:
     for function in chain:
         x = function(x)
     return x
 
 
 def _checked(function: Callable[..., Any], place: Any, who: str, x: Any) -> Any:
-    """`function(x, place)`, where it is like `x`; `who` is the function in an error."""
+    """Returns `function(x, place)`, or raises a ValueError if its shape or dtype is not `x`'s.
+
+    `who` names the function in the error message.
+    """
     y = function(x, place)
     is_array = isinstance(y, np.ndarray | keras.Variable)
     if (is_array or ops.is_tensor(y)) and _describe(y) == _describe(x):
         return ops.convert_to_tensor(y) if is_array else y
     if y is None:
-        remedy = "Return what it was given, to look only"
+        remedy = "Return the activations unchanged if the hook only reads them"
     elif is_array or ops.is_tensor(y):
-        remedy = "Cast or reshape it"
+        remedy = "Cast or reshape the result"
     else:
-        remedy = f"Make it one of {keras.backend.backend()}, by `keras.ops.convert_to_tensor`"
+        remedy = (
+            f"Convert the result to a {keras.backend.backend()} tensor with "
+            "`keras.ops.convert_to_tensor`"
+        )
     raise ValueError(
-        f"{who} must return a tensor of the shape and dtype that it was given. {remedy}. "
-        f"It was given {_describe(x)} and returned {_describe(y)}"
+        f"{who} must return a tensor of the same shape and dtype as its input. {remedy}. "
+        f"Received: {_describe(x)} as input and {_describe(y)} as result"
     )
 
 

@@ -1,6 +1,6 @@
-"""What is to be scored, in every form that callers have, checked and as arrays.
+"""Inputs of scoring: validation, and conversion to arrays.
 
-Knows the sizes of a model, and none of its weights.
+Knows the sizes of a model, but not its weights.
 """
 
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ class Inputs(NamedTuple):
     token_ids: np.ndarray  # int32
     mask: np.ndarray  # bool, false at padding
     target_ids: np.ndarray | None  # int32
-    counted: np.ndarray | None = None  # bool, false where there is nothing to predict
+    counted: np.ndarray | None = None  # bool, false at positions without a target
 
 
 def read_inputs(
@@ -29,16 +29,17 @@ def read_inputs(
     preprocessor: GemmaCausalLMPreprocessor | None,
     config: GemmaConfig,
 ) -> Inputs:
-    """The arguments of `score`, which says what they are.
+    """Checks and converts the arguments of `GemmaCausalLM.score`.
 
     Raises:
-        ValueError, TypeError: they are something else.
+        ValueError: If an argument has an invalid value or shape.
+        TypeError: If an argument has an invalid type.
     """
     if holds_text(token_ids):
         if padding_mask is not None or target_ids is not None:
             raise ValueError(
-                "Strings bring their own `padding_mask` and `target_ids`, the ids that follow: "
-                "leave both out, or pass ids in the place of strings."
+                "`padding_mask` and `target_ids` are derived from strings: leave both out, or pass "
+                "token ids instead of strings."
             )
         inputs = encode(token_ids, preprocessor)
         check_length("token_ids", inputs.mask.sum(1).max(), config)
@@ -51,33 +52,33 @@ def read_inputs(
         check_shape("target_ids", target_ids, token_ids.shape)
     if not token_ids.size:
         raise ValueError(
-            f"`token_ids` must hold a token at least. Received: shape {token_ids.shape}"
+            f"`token_ids` must have at least one token. Received: shape {token_ids.shape}"
         )
     check_length("token_ids", mask.sum(1).max(), config)
     return Inputs(token_ids, mask, target_ids)
 
 
 def read_mask(padding_mask: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """As bool `[B, T]`; no padding where it is None."""
+    """Returns the mask as bool `[B, T]`. `None` means no padding."""
     if padding_mask is None:
         return np.ones(shape, "bool")
     try:
         mask = to_numpy(padding_mask)
     except ValueError as error:
         raise ValueError(
-            f"`padding_mask` must have rows of one length. Received: {padding_mask!r:.200}"
+            f"`padding_mask` must have rows of equal length. Received: {padding_mask!r:.200}"
         ) from error
     check_shape("padding_mask", mask, shape)
     if not np.isin(mask, (0, 1)).all():
         raise ValueError(
-            "`padding_mask` must be 1 or True at tokens, and 0 or False at padding. "
+            "`padding_mask` must be 1 or True at tokens and 0 or False at padding. "
             f"Received: padding_mask={mask!r:.200}"
         )
     return mask.astype("bool")
 
 
 def check_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
-    """Raise a ValueError where the argument `name` has another shape than `token_ids`."""
+    """Raises a ValueError if the argument `name` does not have the shape of `token_ids`."""
     if array.shape != shape:
         raise ValueError(
             f"`{name}` must have the shape of `token_ids`. Received: {name} of shape "
@@ -86,32 +87,32 @@ def check_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
 
 
 def check_length(name: str, longest: int, config: GemmaConfig) -> None:
-    """Raise a ValueError where a text is longer than the model's context."""
+    """Raises a ValueError if a text is longer than the model's context."""
     if longest > config.context_length:
         raise ValueError(
-            f"A text must fit into the model's context of {config.context_length} tokens. Cut it, "
-            "or let `perplexity` slide over it in windows. "
+            f"A text must fit into the model's context of {config.context_length} tokens. Shorten "
+            "it, or use `perplexity`, which reads it in sliding windows. "
             f"Received: a text of {longest} tokens in `{name}`"
         )
 
 
 def holds_text(x: Any) -> bool:
-    """Whether `x` is a string, or a list or an array of strings."""
+    """Returns True if `x` is a string, or a list or an array of strings."""
     if is_text(x):
         return True
-    many = isinstance(x, list | tuple) or getattr(x, "ndim", None) == 1
-    return many and len(x) > 0 and is_text(x[0])
+    is_sequence = isinstance(x, list | tuple) or getattr(x, "ndim", None) == 1
+    return is_sequence and len(x) > 0 and is_text(x[0])
 
 
 def encode(texts: Any, preprocessor: GemmaCausalLMPreprocessor | None) -> Inputs:
-    """One string or several, with `<bos>`, padded at their ends to the longest.
+    """Tokenizes one string or several, with `<bos>`, and pads them on the right.
 
-    Targets are the tokens that follow; none follows the last.
+    The target of each token is the next token; the last token has no target.
     """
     if preprocessor is None:
         raise ValueError(
-            "This model has no preprocessor: pass `token_ids` as ids [batch, tokens], or make it "
-            f"with `GemmaCausalLM(backbone, preprocessor)`. Received: {texts!r:.80}"
+            "This model has no preprocessor: pass `token_ids` as ids [batch, tokens], or create "
+            f"the model with `GemmaCausalLM(backbone, preprocessor)`. Received: {texts!r:.80}"
         )
     rows = preprocessor.tokenize_prompts([texts] if is_text(texts) else list(texts))
     pad_id = preprocessor.tokenizer.pad_token_id
@@ -122,38 +123,51 @@ def encode(texts: Any, preprocessor: GemmaCausalLMPreprocessor | None) -> Inputs
 
 
 def encode_one(lm: Any, text: Any, name: str = "text") -> np.ndarray:
-    """One text of any length, a string or its ids, as int32 `[T]`.
+    """Converts one text of any length, a string or its ids, to int32 `[T]`.
+
+    Args:
+        lm: A `GemmaCausalLM`.
+        text: The text.
+        name: Name of the argument, for error messages.
 
     Raises:
-        ValueError, TypeError: several texts, or none; `name` is the argument.
+        ValueError: If the text is empty or an id is invalid.
+        TypeError: If there are several texts.
     """
     if is_text(text):
         return encode(text, lm.preprocessor).token_ids[0]
     if holds_text(text):
-        raise TypeError(f"`{name}` must be one string, or its ids. Received: {text!r:.80}")
+        raise TypeError(f"`{name}` must be one string, or token ids. Received: {text!r:.80}")
     ids = to_ids(name, text, 1, lm.backbone.config.vocabulary_size)
     if not ids.size:
-        raise ValueError(f"`{name}` must hold a token at least. Received: {text!r:.80}")
+        raise ValueError(f"`{name}` must have at least one token. Received: {text!r:.80}")
     return ids
 
 
 def encode_short(lm: Any, text: Any, name: str = "text") -> np.ndarray:
-    """`encode_one`, or a ValueError where the text does not fit into the context of `lm`."""
+    """Same as `encode_one`, but raises a ValueError if the text exceeds the context of `lm`."""
     ids = encode_one(lm, text, name)
     check_length(name, len(ids), lm.backbone.config)
     return ids
 
 
 def whole_number(name: str, value: Any, lowest: int, highest: float, remark: str = "") -> int:
-    """`value` as an int, or a ValueError where it is none in [lowest, highest].
+    """Returns `value` as an int.
 
     Args:
-        remark: what an error says behind these bounds.
+        name: Name of the argument, for error messages.
+        value: A number, or an array of rank 0.
+        lowest: Lower bound, inclusive.
+        highest: Upper bound, inclusive.
+        remark: Text after the bounds in the error message.
+
+    Raises:
+        ValueError: If `value` is not an integer in [lowest, highest].
     """
     number = to_numpy(value)[()] if getattr(value, "ndim", None) == 0 else value
     is_whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
     if not is_whole or not lowest <= number <= highest:
-        bounds = f"in [{lowest}, {highest}]" if highest < np.inf else f"of {lowest} at least"
+        bounds = f"in [{lowest}, {highest}]" if highest < np.inf else f">= {lowest}"
         raise ValueError(
             f"`{name}` must be an integer {bounds}{remark}. Received: {name}={value!r:.80}"
         )
@@ -161,7 +175,7 @@ def whole_number(name: str, value: Any, lowest: int, highest: float, remark: str
 
 
 def tokens_of(lm: Any, ids: np.ndarray) -> list[str]:
-    """How each id is written, for a picture: its piece, or its number without a vocabulary."""
+    """Returns the string of each id: its token, or its number if the model has no vocabulary."""
     if lm.preprocessor is None:
         return [str(id) for id in ids]
     return [lm.preprocessor.tokenizer.id_to_token(int(id)) for id in ids]

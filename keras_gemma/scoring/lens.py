@@ -1,6 +1,6 @@
-"""What the model would say if it ended early, and where its heads look.
+"""Logit lens and attention maps.
 
-The logit lens reads the residual after each block with the model's own final norm and head
+The logit lens applies the model's final norm and head to the residual stream after each block
 (nostalgebraist, 2020, "interpreting GPT: the logit lens").
 """
 
@@ -19,29 +19,32 @@ from keras_gemma.scoring.tracing import trace
 
 @dataclasses.dataclass(frozen=True)
 class LogitLens:
-    """The next token by each of L + 1 residuals, at each of T positions."""
+    """Next-token predictions of the residual stream at L + 1 stages and T positions."""
 
     tokens: list[str]
-    """The T tokens read."""
+    """The T input tokens."""
     stages: list[str]
-    """L + 1 names: the embeddings, and each block."""
+    """Names of the L + 1 stages: the embeddings and each block."""
     predictions: list[list[str]]
-    """`[L + 1][T]`, the likeliest next token."""
+    """Most likely next tokens, `[L + 1][T]`."""
     probabilities: np.ndarray
-    """float32 `[L + 1, T]`, its probability."""
+    """Probabilities of `predictions`, float32 `[L + 1, T]`."""
     losses: np.ndarray
-    """float32 `[L + 1, T - 1]`, of the tokens that did follow, in nats."""
+    """Losses of the actual next tokens, float32 `[L + 1, T - 1]`, in nats."""
 
 
 def logit_lens(lm: Any, text: Any) -> LogitLens:
-    """Read the residual before the first block and after each block with the model's head.
+    """Applies the model's head to the residual stream before the first and after each block.
 
     Args:
-        lm: a `GemmaCausalLM`.
-        text: a string, or its ids.
+        lm: A `GemmaCausalLM`.
+        text: A string, or a list of token ids.
+
+    Returns:
+        A `LogitLens` with one prediction for each stage and position.
 
     Raises:
-        ValueError: a text longer than the context.
+        ValueError: If the text is longer than the context.
 
     Example:
 
@@ -56,21 +59,21 @@ def logit_lens(lm: Any, text: Any) -> LogitLens:
     """
     ids = encode_short(lm, text)
     config, weights = lm.backbone.config, lm.backbone.tensors()
-    seen = trace(lm, ids, ["block.0.residual.before", "block.*.residual.after"])
-    predicted, probabilities, losses = [], [], []
+    residuals = trace(lm, ids, ["block.0.residual.before", "block.*.residual.after"])
+    predictions, probabilities, losses = [], [], []
     targets = ops.convert_to_tensor(ids[1:])
-    for x in seen.values():
+    for x in residuals.values():
         x = rms_normalize(x[0], weights["head"]["final_norm"], config.layer_norm_epsilon)
         logits = ops.stop_gradient(logits_of(x, weights, config))
         best = ops.argmax(logits, axis=-1)
-        predicted.append(ops.convert_to_numpy(best))
-        likelihoods = ops.exp(-cross_entropy(logits, ops.cast(best, "int32")))
-        probabilities.append(ops.convert_to_numpy(likelihoods))
+        predictions.append(ops.convert_to_numpy(best))
+        best_probabilities = ops.exp(-cross_entropy(logits, ops.cast(best, "int32")))
+        probabilities.append(ops.convert_to_numpy(best_probabilities))
         losses.append(ops.convert_to_numpy(cross_entropy(logits[:-1], targets)))
     return LogitLens(
         tokens_of(lm, ids),
         ["embeddings", *(f"block {i}" for i in range(config.num_layers))],
-        [tokens_of(lm, row) for row in predicted],
+        [tokens_of(lm, row) for row in predictions],
         np.stack(probabilities),
         np.stack(losses),
     )
@@ -78,26 +81,29 @@ def logit_lens(lm: Any, text: Any) -> LogitLens:
 
 @dataclasses.dataclass(frozen=True)
 class AttentionMaps:
-    """Where the heads of one block look."""
+    """Attention weights of all heads of one block."""
 
     tokens: list[str]
-    """The T tokens read."""
+    """The T input tokens."""
     layer: int
-    """The block, from 0."""
+    """Index of the block, from 0."""
     weights: np.ndarray
-    """float32 `[N, T, T]`: head, the position that looks, the position looked at."""
+    """Attention weights, float32 `[N, T, T]`: head, query position, key position."""
 
 
 def attention_maps(lm: Any, text: Any, layer: int) -> AttentionMaps:
-    """The attention weights of every head of block `layer`.
+    """Returns the attention weights of every head of block `layer`.
 
     Args:
-        lm: a `GemmaCausalLM`.
-        text: a string, or its ids.
-        layer: from 0; negative ones count from the last.
+        lm: A `GemmaCausalLM`.
+        text: A string, or a list of token ids.
+        layer: Index of the block, from 0; negative indices count from the last block.
+
+    Returns:
+        The `AttentionMaps` of the block.
 
     Raises:
-        ValueError: no such layer; a text longer than the context.
+        ValueError: If the block does not exist, or the text is longer than the context.
 
     Example:
 

@@ -1,8 +1,7 @@
-"""Cross entropy of given ids, a chunk of positions at a time.
+"""Cross entropy of target ids, computed in chunks of positions.
 
-The logits of a long text are its largest array by far: 4 GB for 4,096 tokens of a vocabulary of
-256,000. Here those of a chunk are the most that there are, in a gradient too, where they are
-computed anew.
+The logits of a long text are by far the largest array: 4 GB for 4,096 tokens and a vocabulary of
+256,000. Only the logits of one chunk are in memory at a time. A gradient recomputes them.
 """
 
 from collections.abc import Callable
@@ -17,16 +16,19 @@ from keras_gemma.model.head import to_logits
 
 
 def chunk_size(rows: int, vocabulary_size: int) -> int:
-    """The positions of a chunk: a power of two, so that few shapes are compiled."""
-    most = 1 << max(0, (LARGEST_CHUNK // vocabulary_size).bit_length() - 1)
-    return min(most, 1 << (rows - 1).bit_length())
+    """Returns the number of positions in a chunk, a power of two to limit compilations."""
+    largest = 1 << max(0, (LARGEST_CHUNK // vocabulary_size).bit_length() - 1)
+    return min(largest, 1 << (rows - 1).bit_length())
 
 
 def chunk_losses(x: Any, target_ids: Any, head: Any, config: GemmaConfig) -> Any:
-    """The losses of one chunk: `x [R, D]`, normalised, and ids `[R]` -> float32 `[R]`.
+    """Returns the losses of one chunk, float32 `[R]`.
 
     Args:
-        head: the packed embedding, a constant: no gradient is computed for it.
+        x: Output of the final norm, `[R, D]`.
+        target_ids: int32 `[R]`.
+        head: Packed embedding. It is a constant: no gradient is computed for it.
+        config: Config of the model.
     """
 
     def losses(x: Any) -> Any:
@@ -42,11 +44,14 @@ def losses_in_chunks(
     config: GemmaConfig,
     run: Callable[..., Any] | None = None,
 ) -> Any:
-    """Losses, float32 `[B, T]`, of `x [B, T, D]`, normalised, and ids `[B, T]`.
+    """Returns losses, float32 `[B, T]`.
 
     Args:
-        head: the packed embedding.
-        run: a program of `chunk_losses` without its `config`; None to run it as it is.
+        x: Output of the final norm, `[B, T, D]`.
+        target_ids: int32 `[B, T]`.
+        head: Packed embedding.
+        config: Config of the model.
+        run: Compiled `chunk_losses` without its `config` argument. `None` runs it eagerly.
     """
     run = run or (lambda *args: chunk_losses(*args, config))
     shape = tuple(target_ids.shape)

@@ -1,8 +1,8 @@
-"""Which activation makes the difference between two prompts.
+"""Activation patching: finds the activations that cause the difference between two prompts.
 
-The model reads the corrupted prompt, with one activation at a time taken from the clean one
-(Meng et al., 2022, arXiv:2202.05262, "causal tracing"): where that brings the answer back, what
-the answer needs passes through there.
+The model reads the corrupted prompt with one activation at a time replaced by that of the clean
+prompt (Meng et al., 2022, arXiv:2202.05262, "causal tracing"). If a patch recovers the answer,
+the information that the answer needs passes through the patched activation.
 """
 
 import dataclasses
@@ -16,53 +16,56 @@ from keras_gemma.scoring.answer import log_probability, read_answer
 from keras_gemma.scoring.inputs import encode_short, tokens_of
 from keras_gemma.scoring.tracing import trace
 
-LARGEST_BATCH = 32
-"""Positions that are patched at once, each in a row of its own."""
+MAX_BATCH_SIZE = 32
+"""Maximum number of positions patched in one batch, one position per row."""
 
 PLACES = [place for place, shape in BLOCK_PLACES.items() if shape.startswith("[B, T,")]
 
 
 @dataclasses.dataclass(frozen=True)
 class Patching:
-    """The log-probability of an answer by layer and position of a patch."""
+    """Log-probability of an answer, by layer and position of the patch."""
 
     tokens: list[str]
     """The T tokens of the clean prompt."""
     corrupted_tokens: list[str]
-    """Those of the other."""
+    """The T tokens of the corrupted prompt."""
     answer: str
-    """The token whose log-probability was taken, after the prompt's end."""
+    """Token whose log-probability after the prompt was measured."""
     place: str
-    """What was patched in each block."""
+    """Hook point that was patched in each block."""
     scores: np.ndarray
-    """float32 `[L, T]`, in nats."""
+    """Log-probabilities of the answer with each patch, float32 `[L, T]`, in nats."""
     clean: float
-    """The log-probability after the clean prompt."""
+    """Log-probability of the answer after the clean prompt, in nats."""
     corrupted: float
-    """After the corrupted one."""
+    """Log-probability of the answer after the corrupted prompt, in nats."""
 
     @property
     def recovered(self) -> np.ndarray:
-        """`[L, T]`: 0 where a patch does nothing, 1 where it brings the answer back."""
+        """Recovered fraction `[L, T]`: 0 if the patch has no effect, 1 if it is complete."""
         return (self.scores - self.corrupted) / (self.clean - self.corrupted)
 
 
 def activation_patching(
     lm: Any, clean: Any, corrupted: Any, answer: str | int, place: str = "residual.after"
 ) -> Patching:
-    """Patch each position of each block in turn.
+    """Patches each position of each block in turn.
 
     Args:
-        lm: a `GemmaCausalLM`.
-        clean: a prompt after which `answer` is likely; a string, or its ids.
-        corrupted: one of as many tokens after which it is less so.
-        answer: the next token, as one piece or as an id.
-        place: what to patch: `"residual.after"`, `"attention.output"`, `"feed_forward.output"`,
-            or another place of `keras_gemma.model.hooks.BLOCK_PLACES` that has positions.
+        lm: A `GemmaCausalLM`.
+        clean: Prompt after which `answer` is likely: a string, or a list of token ids.
+        corrupted: Prompt of the same number of tokens, after which `answer` is less likely.
+        answer: The next token, as a string of one token or as an id.
+        place: Hook point to patch: `"residual.after"`, `"attention.output"`,
+            `"feed_forward.output"`, or any other hook point of a block that has a position axis.
+
+    Returns:
+        A `Patching` with one log-probability for each block and position.
 
     Raises:
-        ValueError: prompts of different lengths, or of the same tokens; an answer of several
-            tokens; an unknown place.
+        ValueError: If the prompts differ in length or are equal, the answer has several tokens,
+            or `place` is unknown.
 
     Example:
 
@@ -77,40 +80,40 @@ def activation_patching(
     """
     if place not in PLACES:
         raise ValueError(
-            f"`place` must be one of {', '.join(PLACES)}: a block's activations that have a "
-            f"position each. Received: place={place!r}"
+            f"`place` must be one of {', '.join(PLACES)}: the hook points of a block that have a "
+            f"position axis. Received: place={place!r}"
         )
     ids, other = encode_short(lm, clean, "clean"), encode_short(lm, corrupted, "corrupted")
     if len(ids) != len(other):
         raise ValueError(
-            "`clean` and `corrupted` must have as many tokens, so that positions mean the same. "
-            f"Received: {len(ids)} and {len(other)} tokens: {tokens_of(lm, ids)} and "
+            "`clean` and `corrupted` must have the same number of tokens, because positions are "
+            f"compared. Received: {len(ids)} and {len(other)} tokens: {tokens_of(lm, ids)} and "
             f"{tokens_of(lm, other)}"
         )
     answer_id = read_answer(lm, answer)
     if np.array_equal(ids, other):
         raise ValueError(
-            "`clean` and `corrupted` must differ in a token, or no patch changes anything. "
-            f"Received: {tokens_of(lm, ids)} twice"
+            "`clean` and `corrupted` must differ in at least one token, otherwise no patch has an "
+            f"effect. Received: {tokens_of(lm, ids)} twice"
         )
     length, layers = len(ids), lm.backbone.config.num_layers
 
     def ask(row: np.ndarray, count: int, taps: Any = None) -> np.ndarray:
-        """The answer's log-probability after `count` copies of a text: `[count]`."""
-        found = log_probability(lm, np.repeat(row[None], count, axis=0), answer_id, taps)
-        return ops.convert_to_numpy(ops.stop_gradient(found))
+        """Returns the answer's log-probability after `count` copies of a text: `[count]`."""
+        scores = log_probability(lm, np.repeat(row[None], count, axis=0), answer_id, taps)
+        return ops.convert_to_numpy(ops.stop_gradient(scores))
 
-    wanted = trace(lm, ids, f"block.*.{place}")
+    clean_activations = trace(lm, ids, f"block.*.{place}")
     scores = np.zeros((layers, length), "float32")
     for layer in range(layers):
         name = f"block.{layer}.{place}"
-        for start in range(0, length, LARGEST_BATCH):
-            positions = np.arange(start, min(start + LARGEST_BATCH, length))
-            here = positions[:, None] == np.arange(length)  # row by row, its own position
+        for start in range(0, length, MAX_BATCH_SIZE):
+            positions = np.arange(start, min(start + MAX_BATCH_SIZE, length))
+            mask = positions[:, None] == np.arange(length)  # each row patches one position
 
-            def patch(x: Any, here: np.ndarray = here, name: str = name) -> Any:
-                here = here.reshape(here.shape + (1,) * (len(x.shape) - 2))
-                return ops.where(ops.convert_to_tensor(here), wanted[name], x)
+            def patch(x: Any, mask: np.ndarray = mask, name: str = name) -> Any:
+                mask = mask.reshape(mask.shape + (1,) * (len(x.shape) - 2))
+                return ops.where(ops.convert_to_tensor(mask), clean_activations[name], x)
 
             scores[layer, positions] = ask(other, len(positions), {name: patch})
     return Patching(

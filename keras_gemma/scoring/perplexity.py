@@ -1,11 +1,11 @@
-"""The log-probability of each token of a text, and perplexity, over windows that slide.
+"""Log-probability of each token of a text, and perplexity, over sliding windows.
 
     stride 2, window 4       0 1 2 3 4 5 6
-    first window             b x x x            b is read, x is read and counted
+    first window             b x x x            b: read only, x: read and counted
     second                       b b x x
     third                            b b x
 
-(https://huggingface.co/docs/transformers/perplexity says why windows overlap.)
+https://huggingface.co/docs/transformers/perplexity explains why windows overlap.
 """
 
 import dataclasses
@@ -20,50 +20,61 @@ from keras_gemma.text.batches import is_text
 
 @dataclasses.dataclass(frozen=True)
 class TokenScores:
-    """What a model thinks of each token of one text."""
+    """Log-probability of each token of one text."""
 
     tokens: list[str]
-    """All T, `<bos>` too."""
+    """All T tokens, including `<bos>`."""
     token_ids: np.ndarray
-    """int32 `[T]`."""
+    """Token ids, int32 `[T]`."""
     log_probabilities: np.ndarray
-    """float64 `[T]`, in nats; the first is NaN, for nothing stands before it."""
+    """Log-probability of each token given the tokens before it, float64 `[T]`, in nats.
+
+    The first is NaN.
+    """
 
     @property
     def surprisal(self) -> np.ndarray:
-        """`[T]`, in bits."""
+        """Surprisal of each token, `[T]`, in bits."""
         return -self.log_probabilities / np.log(2)
 
     @property
     def perplexity(self) -> float:
-        """e to the mean of what is lost at a token."""
+        """Perplexity of the text: e to the mean loss of a token."""
         return float(np.exp(-np.mean(self.log_probabilities[1:])))
 
 
 def windows(length: int, stride: int, window: int) -> list[tuple[int, int, int]]:
-    """Beginnings, the first position that counts, and ends, for a text of `length` tokens."""
-    found = []
-    start, counted = 0, 1
-    while counted < length:
+    """Returns the sliding windows over a text of `length` tokens.
+
+    Returns:
+        List of `(start, first counted position, end)`.
+    """
+    spans = []
+    start, first = 0, 1
+    while first < length:
         end = min(start + window, length)
-        found.append((start, counted, end))
-        start, counted = start + stride, end
-    return found
+        spans.append((start, first, end))
+        start, first = start + stride, end
+    return spans
 
 
 def score_tokens(
     lm: Any, text: Any, stride: int | None = None, window: int | None = None
 ) -> TokenScores:
-    """The log-probability of each token of a text of any length, given those before it.
+    """Returns the log-probability of each token of a text of any length.
 
     Args:
-        lm: a `GemmaCausalLM`.
-        text: a string, or its ids.
-        stride, window: as of `GemmaCausalLM.perplexity`.
+        lm: A `GemmaCausalLM`.
+        text: A string, or a list of token ids.
+        stride: Same as in `GemmaCausalLM.perplexity`.
+        window: Same as in `GemmaCausalLM.perplexity`.
+
+    Returns:
+        The `TokenScores` of the text.
 
     Raises:
-        ValueError: a text of fewer than two tokens; a window beyond the context, or a stride that
-            is not below the window.
+        ValueError: If the text has fewer than two tokens, `window` exceeds the context length, or
+            `stride` is not smaller than `window`.
 
     Example:
 
@@ -79,7 +90,7 @@ def score_tokens(
 
 
 def _sizes(lm: Any, stride: int | None, window: int | None) -> tuple[int, int]:
-    """Both, checked."""
+    """Returns stride and window, checked and with defaults."""
     context = lm.backbone.config.context_length
     remark = f", and the model's context is {context}"
     window = context if window is None else whole_number("window", window, 2, context, remark)
@@ -89,23 +100,23 @@ def _sizes(lm: Any, stride: int | None, window: int | None) -> tuple[int, int]:
 
 
 def _read(lm: Any, text: Any, name: str) -> np.ndarray:
-    """int32 `[T]`, where there is something to predict."""
+    """Returns a text of at least two tokens as int32 `[T]`."""
     ids = encode_one(lm, text, name)
     if len(ids) < 2:
         raise ValueError(
-            f"`{name}` must have two tokens at least, for the first has nothing before it. "
-            f"Received: {text!r:.80}, which is {tokens_of(lm, ids)}"
+            f"`{name}` must have at least two tokens, because the first one is not predicted. "
+            f"Received: {text!r:.80}, which has the tokens {tokens_of(lm, ids)}"
         )
     return ids
 
 
 def _score(lm: Any, ids: np.ndarray, stride: int, window: int) -> TokenScores:
     log_probabilities = np.full(len(ids), np.nan)
-    for start, counted, end in windows(len(ids), stride, window):
+    for start, first, end in windows(len(ids), stride, window):
         targets = np.roll(ids[start:end], -1)[None]
         loss = lm.score(ids[None, start:end], scoring_mode="loss", target_ids=targets)
         loss = ops.convert_to_numpy(loss)[0]
-        log_probabilities[counted:end] = -loss[counted - start - 1 : end - start - 1]
+        log_probabilities[first:end] = -loss[first - start - 1 : end - start - 1]
     return TokenScores(tokens_of(lm, ids), ids, log_probabilities)
 
 
@@ -118,10 +129,10 @@ def perplexity(
         return _score(lm, _read(lm, texts, "texts"), *sizes).perplexity
     if not holds_text(texts) and not isinstance(texts, list | tuple | np.ndarray):
         raise TypeError(
-            "`texts` must be a string, or a list of strings or of lists of ids. "
+            "`texts` must be a string, or a list of strings or of lists of token ids. "
             f"Received: {texts!r:.80}"
         )
     if len(texts) == 0:
-        raise ValueError("`texts` must hold a text at least. Received: an empty list")
+        raise ValueError("`texts` must have at least one text. Received: an empty list")
     rows = [_read(lm, text, f"texts[{i}]") for i, text in enumerate(texts)]
     return np.array([_score(lm, ids, *sizes).perplexity for ids in rows])

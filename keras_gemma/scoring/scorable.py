@@ -1,4 +1,4 @@
-"""`score` and `perplexity`, for a model with a `backbone` and a `preprocessor`."""
+"""`score` and `perplexity` of a model with a `backbone` and a `preprocessor`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from keras_gemma.scoring.score import Scorer
 
 
 class Scorable:
-    """A model that says what it thinks of texts that are there already."""
+    """Mixin with the scoring methods of a language model."""
 
     _scorer: Scorer | None = None
 
@@ -25,36 +25,37 @@ class Scorable:
         *,
         hooks: Mapping[str, Hook] | None = None,
     ) -> Any:
-        """What the model predicts at every position of texts that are there already.
+        """Returns the logits or losses of existing texts at every position.
 
-        Without hooks this runs compiled; on PyTorch no gradient passes through it then. With
-        hooks it runs step by step, and gradients with respect to activations pass, from the
-        embeddings on, also in a quantized model. Weights are constants: `fit` has their gradients.
+        Without hooks the forward pass is compiled; on PyTorch no gradient passes through it. With
+        hooks it runs eagerly, and gradients with respect to activations pass, from the embeddings
+        on, also in a quantized model. Weights are constants here; train them with `fit`.
 
         Args:
-            token_ids: int `[B, T]`, NumPy, lists or a tensor; or a string, or a list of strings,
-                which are padded at their ends.
-            padding_mask: `[B, T]`, false or 0 at padding, which may stand at either end; by
-                default there is none.
-            scoring_mode: `"logits"` or `"loss"`. Losses take the memory of a few positions'
-                logits at a time, in a gradient too.
-            layer_intercept_fn: `(activations [B, T, D], layer) -> activations`, called with the
-                embeddings, not yet scaled, at layer -1 and with the output of each block from 0
-                on; what it returns goes on.
-            target_ids: int `[B, T]`, the ids to be predicted; needed for `"loss"`. Those of
-                strings are the tokens that follow, and where none does the loss is 0.
-            hooks: functions `(activations, name) -> activations` by the names or patterns of
-                places, as `{"block.*.attention.weights": look}`; what they return goes on. The
-                names are in `keras_gemma.scoring.hooks`.
+            token_ids: Token ids, int `[B, T]`: a NumPy array, a tensor or nested lists. Or a
+                string, or a list of strings, which are padded on the right.
+            padding_mask: `[B, T]`, False or 0 at padding, which may be on the left or right.
+                `None` means no padding.
+            scoring_mode: `"logits"` or `"loss"`. Losses never hold the logits of all positions in
+                memory, not even when computing a gradient.
+            layer_intercept_fn: Function `(activations [B, T, D], layer) -> activations`. Called
+                with the embeddings before scaling (layer -1) and the output of each block (layers
+                from 0). Its result replaces the activations.
+            target_ids: Ids to predict, int `[B, T]`; required for `"loss"`. For strings these are
+                the next tokens, and positions without a next token have a loss of 0.
+            hooks: Dict from names or patterns of hook points to functions `(activations, name) ->
+                activations`, such as `{"block.*.attention.weights": look}`. The result of a
+                function replaces the activations. The names are listed in
+                `keras_gemma.scoring.hooks`.
 
         Returns:
-            Logits, float32 `[B, T, V]`, final soft cap included; or losses in nats, `[B, T]`.
+            Logits after the final soft cap, float32 `[B, T, V]`; or losses in nats, `[B, T]`.
 
         Raises:
-            ValueError: an unknown mode, no targets for a loss, ids out of range, a text longer
-                than the context, a pattern without a place, a hook that returns another shape or
-                dtype, or None.
-            TypeError: `hooks` that are no dict from names to functions of two arguments.
+            ValueError: If the mode is unknown, targets are missing, ids are out of range, a text
+                is longer than the context, a pattern matches no hook point, or a hook changes the
+                shape or dtype.
+            TypeError: If `hooks` is not a dict from names to functions of two arguments.
 
         Example:
 
@@ -85,22 +86,23 @@ class Scorable:
     def perplexity(
         self, texts: Any, stride: int | None = None, window: int | None = None
     ) -> float | np.ndarray:
-        """How surprised the model is by texts: e to the mean loss of a token.
+        """Returns the perplexity of texts: e to the mean loss of a token.
 
-        Texts longer than `window` are read in windows, `stride` tokens apart; every token counts
-        once, with all that its window holds before it.
+        Texts longer than `window` are read in windows that start `stride` tokens apart. Every
+        token counts once, given all tokens before it in its window.
 
         Args:
-            texts: a string, or a list of strings or of lists of ids.
-            stride: tokens from the start of one window to the next; half a window by default.
-            window: tokens that are read at once, at most the model's context, which is the default.
+            texts: A string, or a list of strings or of lists of token ids.
+            stride: Distance between the starts of two windows, in tokens. Half a window by
+                default.
+            window: Window length, in tokens. The model's context length by default.
 
         Returns:
-            A number for one string, a float64 array `[B]` for a list.
+            A float for one string, a float64 array `[B]` for a list.
 
         Raises:
-            ValueError: a text of fewer than two tokens; a window beyond the context, or a stride
-                that is not below the window.
+            ValueError: If a text has fewer than two tokens, `window` exceeds the context length,
+                or `stride` is not smaller than `window`.
 
         Example:
 

@@ -1,4 +1,4 @@
-"""Logits or losses of every position of texts, compiled; or, with hooks, step by step in Python."""
+"""Logits or losses at every position of texts: compiled, or eager if there are hooks."""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -15,22 +15,25 @@ from keras_gemma.scoring.hooks import Hook, Intercept, read_hooks
 from keras_gemma.scoring.inputs import Inputs, read_inputs
 from keras_gemma.scoring.losses import chunk_losses, cross_entropy, losses_in_chunks
 
-SMALLEST, LARGEST_STEP = 16, 256
-"""Lengths of texts are rounded up, so that few are compiled: to a power of two, from the first of
-these on, or to a multiple of the second."""
+MIN_BUCKET, MAX_BUCKET_STEP = 16, 256
+"""Smallest length bucket, and largest step between two buckets, in tokens.
+
+Lengths are rounded up to limit the number of compilations: to a power of two, or to a multiple of
+`MAX_BUCKET_STEP` if that is smaller.
+"""
 
 
 def bucket(length: int) -> int:
-    """`length`, rounded up."""
-    stepped = -(-length // LARGEST_STEP) * LARGEST_STEP
-    return max(SMALLEST, min(1 << (length - 1).bit_length(), stepped))
+    """Returns `length` rounded up to a bucket."""
+    stepped = -(-length // MAX_BUCKET_STEP) * MAX_BUCKET_STEP
+    return max(MIN_BUCKET, min(1 << (length - 1).bit_length(), stepped))
 
 
 class Scorer:
-    """The compiled programs of one backbone.
+    """Scoring with one backbone and its compiled programs.
 
     Args:
-        backbone: its weights are read anew at each call, so training in between is seen.
+        backbone: The backbone. Its weights are read at each call, so training in between counts.
     """
 
     def __init__(self, backbone: GemmaBackbone) -> None:
@@ -59,8 +62,8 @@ class Scorer:
         inputs = read_inputs(token_ids, padding_mask, target_ids, preprocessor, self.config)
         if scoring_mode == "loss" and inputs.target_ids is None:
             raise ValueError(
-                "`target_ids` must be given where scoring_mode='loss': the id that each position "
-                "should have predicted, as `keras.ops.roll(token_ids, -1, axis=1)`."
+                "scoring_mode='loss' needs `target_ids`: the id that each position should predict, "
+                "such as `keras.ops.roll(token_ids, -1, axis=1)`. Received: target_ids=None"
             )
         if scoring_mode == "logits":
             inputs = inputs._replace(target_ids=None)
@@ -71,10 +74,10 @@ class Scorer:
         return ops.where(ops.convert_to_tensor(inputs.counted), scores, 0.0)
 
     def run_hooked(self, inputs: Inputs, taps: dict[str, Callable[[Any], Any]]) -> Any:
-        """Logits `[B, T, V]`, or losses `[B, T]` where there are targets, in plain steps."""
+        """Returns logits `[B, T, V]`, or losses `[B, T]` if there are targets, computed eagerly."""
         config, weights = self.config, constant_weights(self.backbone)
-        look = taps.get("embeddings", lambda x: x)
-        taps = {**taps, "embeddings": lambda x: look(backend.leaf(x))}
+        hook = taps.get("embeddings", lambda x: x)
+        taps = {**taps, "embeddings": lambda x: hook(backend.leaf(x))}
         x = hidden_states(weights, *_tensors(inputs), config, self.backbone.compute_dtype, taps)
         if inputs.target_ids is None:
             return logits_of(x, weights, config, taps)
@@ -84,16 +87,16 @@ class Scorer:
         return losses_in_chunks(x, target_ids, weights["head"]["token_embedding"], config)
 
     def run_compiled(self, inputs: Inputs, taps: Any = None) -> Any:
-        """The same without hooks, in few programs."""
+        """Same as `run_hooked` without hooks, with compiled programs."""
         config, weights = self.config, constant_weights(self.backbone)
         length = inputs.token_ids.shape[1]
-        after = ((0, 0), (0, bucket(length) - length))
+        padding = ((0, 0), (0, bucket(length) - length))
         inputs = inputs._replace(
-            token_ids=np.pad(inputs.token_ids, after), mask=np.pad(inputs.mask, after)
+            token_ids=np.pad(inputs.token_ids, padding), mask=np.pad(inputs.mask, padding)
         )
         x = self.program("hidden", self._hidden)(weights, *_tensors(inputs))[:, :length]
         if inputs.target_ids is None:
-            # Copied, since PyTorch lets no gradient pass by what it computed without.
+            # Copied, because PyTorch refuses inference tensors in later gradient computations.
             return ops.copy(self.program("logits", self._logits)(weights["head"], x))
         run = self.program("losses", self._losses)
         head, target_ids = weights["head"]["token_embedding"], inputs.target_ids
@@ -109,7 +112,7 @@ class Scorer:
         return chunk_losses(x, target_ids, head, self.config)
 
     def program(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The program of `function`, made when it is first asked for."""
+        """Returns the compiled `function`, which is compiled at its first use."""
         with self.lock:
             if name not in self.programs:
                 self.programs[name] = backend.compile(function)

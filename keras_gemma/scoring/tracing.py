@@ -1,4 +1,4 @@
-"""Activations of one text by the names of their places."""
+"""Activations of one text, by the names of their hook points."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,20 +10,21 @@ from keras_gemma.scoring.inputs import encode_short
 
 
 def trace(lm: Any, text: Any, names: str | Iterable[str]) -> dict[str, Any]:
-    """What stands at some places while `lm` reads a text.
+    """Records the activations at some hook points while `lm` reads a text.
 
     Args:
-        lm: a `GemmaCausalLM`.
-        text: a string, or its ids.
-        names: names or patterns as of `hooks.py`, or one of them.
+        lm: A `GemmaCausalLM`.
+        text: A string, or a list of token ids.
+        names: Name or pattern of hook points, or a list of them. The names are listed in
+            `keras_gemma.scoring.hooks`.
 
     Returns:
-        Tensors of the backend by their names, in the order of the data, each with a batch of 1.
-        No gradient passes through them.
+        Dict from names to backend tensors, in the order of the forward pass. The batch size is 1.
+        No gradient passes through the tensors.
 
     Raises:
-        ValueError: a name or pattern of no place; a text longer than the context.
-        TypeError: `names` that are no strings.
+        ValueError: If a pattern matches no hook point, or the text is longer than the context.
+        TypeError: If `names` are not strings.
 
     Example:
 
@@ -43,11 +44,11 @@ def trace(lm: Any, text: Any, names: str | Iterable[str]) -> dict[str, Any]:
     patterns = [names] if isinstance(names, str) else list(names)
     match(patterns, lm.backbone.config.num_layers, "names")
     ids = encode_short(lm, text)
-    seen = {}
+    activations = {}
 
-    def keep(x: Any, name: str) -> Any:
-        seen[name] = ops.stop_gradient(x)
+    def record(x: Any, name: str) -> Any:
+        activations[name] = ops.stop_gradient(x)
         return x
 
-    lm.score(ids[None], hooks=dict.fromkeys(patterns, keep))
-    return seen
+    lm.score(ids[None], hooks=dict.fromkeys(patterns, record))
+    return activations

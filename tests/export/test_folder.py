@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from keras_gemma import export, samplers
-from keras_gemma.export import subprocess_export as making
+from keras_gemma.export import subprocess_export
 from keras_gemma.export.serving_options import ServingOptions, options_of
 from tests.models import make_lm
 
@@ -49,7 +49,7 @@ def test_a_full_disk_leaves_the_old_export_whole(lm, quickly, tmp_path):
 
 def test_too_small_a_disk_is_found_before_the_work(lm, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(making.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(subprocess_export.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(OSError, match="MB are free"):
         lm.export(tmp_path / "a")
     assert list(tmp_path.iterdir()) == []
@@ -58,7 +58,7 @@ def test_too_small_a_disk_is_found_before_the_work(lm, tmp_path, monkeypatch):
 def test_what_is_no_export_is_never_replaced(lm, quickly, tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "thesis.txt").write_text("text")
-    with pytest.raises(ValueError, match="something else"):
+    with pytest.raises(ValueError, match="replaces only exports"):
         lm.export(tmp_path / "a", "quick", overwrite=True)
     assert (tmp_path / "a" / "thesis.txt").read_text() == "text"
 

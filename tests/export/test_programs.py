@@ -191,6 +191,6 @@ def test_what_another_process_says(tiny_proto, tmp_path, monkeypatch):
     )
     other = "jax" if keras.config.backend() != "jax" else "torch"
     needs(other)
-    with pytest.raises(RuntimeError, match=r"ended with code 1\.(?s:.*)no such thing"):
+    with pytest.raises(RuntimeError, match=r"exited with code 1\.(?s:.*)no such thing"):
         make_lm(proto=tiny_proto).export(tmp_path / "out", format=other)
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""The conditions of all tests of scoring."""
+"""Fixtures of all scoring tests."""
 
 from tests.models import quick
 

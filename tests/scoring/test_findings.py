@@ -1,4 +1,4 @@
-"""Perplexity, logit lens, attention maps, patching, attributions: each against its definition."""
+"""Perplexity, logit lens, attention maps, patching and attribution, each by its definition."""
 
 import numpy as np
 import pytest
@@ -56,7 +56,7 @@ def test_token_scores(lm, ids):
 
 def test_perplexity_in_windows(lm, ids):
     total = []
-    for t in range(1, len(ids)):  # token by token, with what its window holds before it
+    for t in range(1, len(ids)):  # one token at a time, given the tokens before it in its window
         start = 0 if t < 8 else 3 * ((t - 8) // 3 + 1)
         logits = numpy(lm.score(ids[None, start:t]))[0, -1]
         total.append(log_softmax(logits)[ids[t]])
@@ -77,20 +77,20 @@ def test_perplexity_in_windows(lm, ids):
         ({"texts": [TEXT, "die", 3]}, ValueError, r"`texts\[2\]` must be integer ids"),
         ({"texts": [TEXT, ["die"]]}, TypeError, r"`texts\[1\]` must be one string"),
         ({"texts": TEXT, "stride": 0}, ValueError, "stride=0"),
-        ({"texts": ""}, ValueError, "two tokens at least"),
+        ({"texts": ""}, ValueError, "at least two tokens"),
         ({"texts": []}, ValueError, "an empty list"),
         ({"texts": 3}, TypeError, "must be a string, or a list"),
     ],
 )
 def test_perplexity_errors(lm, arguments, error, says):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lm, "score", None)  # errors come before any work
+        patch.setattr(lm, "score", None)  # arguments are checked before scoring
         with pytest.raises(error, match=says):
             lm.perplexity(**arguments)
 
 
 def test_logit_lens(lm, ids):
-    """Its last row is the model's own prediction; the first is the head on the embeddings."""
+    """The last row is the model's prediction; the first applies the head to the embeddings."""
     lens = scoring.logit_lens(lm, TEXT)
     rows, columns = 1 + lm.backbone.config.num_layers, len(ids)
     assert lens.probabilities.shape == (rows, columns) and len(lens.stages) == rows
@@ -117,15 +117,15 @@ def test_attention_maps(lm, ids):
             scoring.attention_maps(lm, TEXT, layer)
 
 
-def test_a_text_of_one_token(lm):
-    """Keras warns of a softmax of one number, and warnings are errors here."""
+def test_text_of_one_token(lm):
+    """Keras warns about a softmax over one element, and warnings are errors in these tests."""
     (weights,) = scoring.trace(lm, [2], "block.0.attention.weights").values()
     assert numpy(weights).tolist() == [[[[1.0]]] * 4]
     assert scoring.logit_lens(lm, [2]).losses.shape == (5, 0)
     assert scoring.gradient_times_input(lm, [2], 40).scores.shape == (1,)
 
 
-def test_patching_against_one_patch_at_a_time(lm, ids):
+def test_patching_matches_single_patches(lm, ids):
     other = ids.copy()
     other[3] = (other[3] + 7) % 512
     grid = scoring.activation_patching(lm, ids, other, 40, place="attention.output")
@@ -141,11 +141,11 @@ def test_patching_against_one_patch_at_a_time(lm, ids):
 
         logits = numpy(lm.score(other[None], hooks={name: patch}))[0, -1]
         assert grid.scores[layer, position] == pytest.approx(log_softmax(logits)[40], abs=1e-4)
-    # Before the prompts differ there is nothing to bring back.
+    # Patches before the first difference have no effect.
     np.testing.assert_allclose(grid.scores[:, :3], grid.corrupted, atol=1e-4)
 
 
-def test_patching_the_end_of_the_residual_brings_all_back(lm, ids):
+def test_patching_the_last_residual_recovers_everything(lm, ids):
     other = ids.copy()
     other[3] = (other[3] + 7) % 512
     grid = scoring.activation_patching(lm, ids, other, 40)
@@ -157,30 +157,30 @@ def test_patching_the_end_of_the_residual_brings_all_back(lm, ids):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"corrupted": "To be"}, "as many tokens"),
+        ({"corrupted": "To be"}, "same number of tokens"),
         ({"answer": "question mark"}, "one token"),
-        ({"answer": "<eos>"}, "by its id"),
-        ({"answer": ["a"]}, r"integer in \[0, 511\], or a text of one token.*answer=\['a'\]"),
+        ({"answer": "<eos>"}, "as ids"),
+        ({"answer": ["a"]}, r"integer in \[0, 511\], or a string of one token.*answer=\['a'\]"),
         ({"answer": 512}, "answer=512"),
-        ({}, "must differ in a token"),
+        ({}, "must differ in at least one token"),
         ({"place": "attention.weights"}, "place='attention.weights'"),
         ({"clean": [600]}, r"`clean` must be in \[0, 511\]"),
     ],
 )
 def test_patching_errors(lm, change, says):
-    given = {"clean": TEXT, "corrupted": TEXT, "answer": 5, **change}
+    arguments = {"clean": TEXT, "corrupted": TEXT, "answer": 5, **change}
     with pytest.raises(ValueError, match=says):
-        scoring.activation_patching(lm, **given)
+        scoring.activation_patching(lm, **arguments)
 
 
 def test_gradient_of_a_function():
     x = np.array([[1.0, 2.0], [3.0, -4.0]], "float32")
-    found = gradient(lambda x: ops.sum(x**3, axis=1), x)
-    np.testing.assert_allclose(found, 3 * x**2, rtol=1e-6)
+    slope = gradient(lambda x: ops.sum(x**3, axis=1), x)
+    np.testing.assert_allclose(slope, 3 * x**2, rtol=1e-6)
 
 
 def test_gradient_times_input_is_a_slope(lm, ids):
-    """Embeddings a little longer, one position at a time."""
+    """Compares with finite differences: scales the embedding of one position at a time."""
     shares = scoring.gradient_times_input(lm, TEXT, 40)
     assert shares.scores.shape == (len(ids),) and shares.baseline is None
     vectors = numpy(lm.backbone.token_embedding(ids[None]))
@@ -197,10 +197,10 @@ def test_gradient_times_input_is_a_slope(lm, ids):
     np.testing.assert_allclose(shares.scores, slopes, rtol=0, atol=0.03 * largest)
 
 
-def test_integrated_gradients_sum_to_the_gain(lm, ids):
+def test_integrated_gradients_sum_to_the_change(lm, ids):
     shares = scoring.integrated_gradients(lm, ids, 40, steps=256)
-    gain = shares.log_probability - shares.baseline
-    assert shares.scores.sum() == pytest.approx(gain, rel=0.02, abs=0.02)
+    change = shares.log_probability - shares.baseline
+    assert shares.scores.sum() == pytest.approx(change, rel=0.02, abs=0.02)
     assert shares.scores[0] == 0  # <bos> is the same in both texts
     for wrong in ({"steps": 0}, {"steps": 2.5}, {"steps": "8"}, {"baseline": 512}):
         ((name, value),) = wrong.items()
@@ -208,7 +208,7 @@ def test_integrated_gradients_sum_to_the_gain(lm, ids):
             scoring.integrated_gradients(lm, TEXT, 40, **wrong)
 
 
-def test_attributions_leave_the_model_alone(lm):
+def test_attribution_does_not_change_the_model(lm):
     before = [numpy(weight).copy() for weight in lm.weights]
     scoring.gradient_times_input(lm, TEXT, 40)
     for weight, value in zip(lm.weights, before, strict=True):

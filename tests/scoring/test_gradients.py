@@ -1,4 +1,4 @@
-"""Gradients through `score`, by each framework's own means, against those of transformers."""
+"""Gradients through `score` with each framework's API, compared with transformers."""
 
 import keras
 import numpy as np
@@ -30,12 +30,12 @@ def by_jax(lm):
 
 def by_torch(lm):
     seen = {}
-    found = lm.score(IDS, layer_intercept_fn=lambda x, i: seen.setdefault(i, x), **LOSS)
-    return torch.autograd.grad(found.sum(), seen[-1])[0]
+    losses = lm.score(IDS, layer_intercept_fn=lambda x, i: seen.setdefault(i, x), **LOSS)
+    return torch.autograd.grad(losses.sum(), seen[-1])[0]
 
 
 def by_tensorflow(lm):
-    """As in KerasHub's documentation of `score`."""
+    """Same as the example in KerasHub's documentation of `score`."""
     import tensorflow as tf
 
     embeddings = None
@@ -48,22 +48,22 @@ def by_tensorflow(lm):
                 tape.watch(embeddings)
             return x
 
-        found = lm.score(IDS, layer_intercept_fn=layer_intercept_fn, **LOSS)
-    return tape.gradient(found, embeddings)
+        losses = lm.score(IDS, layer_intercept_fn=layer_intercept_fn, **LOSS)
+    return tape.gradient(losses, embeddings)
 
 
-def own_gradient(lm):
-    by = {"jax": by_jax, "torch": by_torch, "tensorflow": by_tensorflow}
-    return numpy(by[keras.config.backend()](lm))
+def embedding_gradient(lm):
+    functions = {"jax": by_jax, "torch": by_torch, "tensorflow": by_tensorflow}
+    return numpy(functions[keras.config.backend()](lm))
 
 
 @pytest.mark.parametrize("chunk", [1 << 25, 2048], ids=["whole", "chunks"])
 @pytest.mark.parametrize("name", ["gemma1_multi_query", "gemma2_grouped"])
-def test_they_agree_with_transformers(name, chunk, monkeypatch):
-    """On PyTorch, whatever the backend here: so the backends agree with each other, too."""
+def test_gradients_match_transformers(name, chunk, monkeypatch):
+    """Transformers runs on PyTorch for every backend, so the backends agree as well."""
     monkeypatch.setattr(losses, "LARGEST_CHUNK", chunk)
     configuration = CONFIGURATIONS[name]
-    found = own_gradient(GemmaCausalLM(make_ours(configuration)))
+    actual = embedding_gradient(GemmaCausalLM(make_ours(configuration)))
     theirs = make_theirs(configuration)
     scaled = theirs.get_input_embeddings()(torch.from_numpy(IDS)).detach().requires_grad_()
     logits = theirs(inputs_embeds=scaled, attention_mask=torch.from_numpy(MASK)).logits
@@ -71,13 +71,13 @@ def test_they_agree_with_transformers(name, chunk, monkeypatch):
     loss = torch.nn.functional.cross_entropy(logits.mT, targets, reduction="none")
     (expected,) = torch.autograd.grad(loss.sum(), scaled)
     expected = expected.numpy() * np.float32(configuration["hidden_dim"] ** 0.5)
-    assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+    assert np.abs(actual - expected).max() < 1e-4 * np.abs(expected).max()
 
 
-def test_of_a_long_text_is_the_same_in_chunks(monkeypatch):
-    """Attention in chunks of queries, which computes its logits anew."""
+def test_chunked_attention_gives_the_same_gradient(monkeypatch):
+    """Attention in chunks of queries recomputes its logits in the gradient."""
     lm = make_lm("gemma2_grouped")
-    expected = own_gradient(lm)
+    expected = embedding_gradient(lm)
     monkeypatch.setattr(attention, "LARGEST_CHUNK", 3)
-    found = own_gradient(lm)
-    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+    actual = embedding_gradient(lm)
+    assert np.abs(actual - expected).max() < 1e-5 * np.abs(expected).max()

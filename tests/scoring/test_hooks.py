@@ -1,4 +1,4 @@
-"""Named hooks: what stands at each place, what replacing does, and what a wrong hook gets."""
+"""Named hooks: activations at each hook point, replacement, and errors."""
 
 import re
 
@@ -23,7 +23,7 @@ def run(lm, hooks, **arguments):
     return numpy(lm.score(IDS, MASK, hooks=hooks, **arguments))
 
 
-def test_hooks_see_every_place_once_in_order(lm):
+def test_hooks_are_called_once_at_every_hook_point_in_order(lm):
     seen = []
 
     def look(x, name):
@@ -40,14 +40,14 @@ def test_shapes_and_dtypes(lm):
     sizes |= {"N": c.num_query_heads, "K": c.num_key_value_heads, "H": c.head_dim}
     seen = trace(lm, IDS[0], "block.1.*")
     assert list(seen) == [f"block.1.{place}" for place in BLOCK_PLACES]
-    for place, says in BLOCK_PLACES.items():
-        letters = re.search(r"\[(.*?)\]", says)[1].split(", ")
+    for place, description in BLOCK_PLACES.items():
+        letters = re.search(r"\[(.*?)\]", description)[1].split(", ")
         x = seen[f"block.1.{place}"]
         assert tuple(x.shape) == tuple(sizes[letter] for letter in letters), place
         assert keras.backend.standardize_dtype(x.dtype) == "float32"
 
 
-def test_the_residual_is_a_sum(lm):
+def test_residual_stream_is_a_sum(lm):
     seen = {name: numpy(x) for name, x in trace(lm, IDS[0], "*").items()}
     for i in range(lm.backbone.config.num_layers):
         before, middle, after = (
@@ -61,10 +61,10 @@ def test_the_residual_is_a_sum(lm):
     close(seen["embeddings"] * scale, seen["block.0.residual.before"])
 
 
-def test_weights_by_hand(lm):
-    """From queries and keys in float64, one head and position at a time."""
+def test_attention_weights_match_float64(lm):
+    """Computes them from queries and keys in float64, one head and position at a time."""
     c = lm.backbone.config
-    for layer in (0, 1):  # the second sees all, where the first has a window
+    for layer in (0, 1):  # layer 0 of Gemma 2 has a sliding window, layer 1 does not
         seen = {name: numpy(x)[0] for name, x in trace(lm, IDS[0], f"block.{layer}.*").items()}
         at = f"block.{layer}.attention."
         weights = seen[at + "weights"]
@@ -86,19 +86,22 @@ def test_weights_by_hand(lm):
 
 
 @pytest.mark.parametrize("place", [*(f"block.1.{p}" for p in BLOCK_PLACES), "final_norm", "logits"])
-def test_every_place_can_be_replaced(lm, place):
-    """By another text's; where nothing goes around the place, the rest is that text's too."""
+def test_every_hook_point_can_be_replaced(lm, place):
+    """Replaces activations by those of another text.
+
+    If no path bypasses the hook point, the scores equal those of the other text.
+    """
     other = (IDS[:1] + 100) % 512
-    (wanted,) = trace(lm, other[0], place).values()
-    changed = numpy(lm.score(IDS[:1], hooks={place: lambda x, name: wanted}))
-    all_pass = ("residual.before", "residual.middle", "residual.after", "final_norm", "logits")
-    if place.removeprefix("block.1.") in all_pass:
+    (replacement,) = trace(lm, other[0], place).values()
+    changed = numpy(lm.score(IDS[:1], hooks={place: lambda x, name: replacement}))
+    bottlenecks = ("residual.before", "residual.middle", "residual.after", "final_norm", "logits")
+    if place.removeprefix("block.1.") in bottlenecks:
         close(changed, numpy(lm.score(other)))
     else:
         assert np.abs(changed - numpy(lm.score(IDS[:1]))).max() > 1e-3
 
 
-def test_zeroed_weights_add_nothing(lm):
+def test_zero_attention_weights_give_zero_heads(lm):
     hooks = {"block.0.attention.weights": lambda x, name: 0.0 * x}
     seen = {}
     hooks["block.0.attention.heads"] = lambda x, name: seen.setdefault(name, x)
@@ -106,7 +109,7 @@ def test_zeroed_weights_add_nothing(lm):
     assert not numpy(seen["block.0.attention.heads"]).any()
 
 
-def test_several_hooks_at_one_place_take_turns(lm):
+def test_several_hooks_at_one_hook_point_are_chained(lm):
     order = []
 
     def note(who):
@@ -117,13 +120,13 @@ def test_several_hooks_at_one_place_take_turns(lm):
     assert order[:3] == ["first", "second", "last"]
 
 
-def test_numpy_may_come_back(lm):
+def test_hooks_may_return_numpy_arrays_and_variables(lm):
     close(run(lm, {"embeddings": lambda x, name: numpy(x)}), numpy(lm.score(IDS, MASK)))
-    kept = keras.Variable(np.zeros((2, 7, lm.backbone.config.hidden_dim), "float32"))
-    close(run(lm, {"*.output": lambda x, name: kept}), run(lm, {"*.output": lambda x, n: 0 * x}))
+    zeros = keras.Variable(np.zeros((2, 7, lm.backbone.config.hidden_dim), "float32"))
+    close(run(lm, {"*.output": lambda x, name: zeros}), run(lm, {"*.output": lambda x, n: 0 * x}))
 
 
-def test_a_hook_on_logits_is_seen_by_the_loss(lm):
+def test_loss_uses_hooked_logits(lm):
     hooks = {"logits": lambda x, name: 0.0 * x}
     loss = run(lm, hooks, scoring_mode="loss", target_ids=IDS)
     np.testing.assert_allclose(loss, np.log(512), rtol=1e-5)
@@ -140,13 +143,17 @@ def test_a_hook_on_logits_is_seen_by_the_loss(lm):
         ({("logits",): lambda x, name: x}, TypeError, r"by strings.*\('logits',\)"),
         ([("logits", None)], TypeError, "`hooks` must be a dict"),
         ({"logits": lambda x, n: numpy(x).tolist()}, ValueError, "convert_to_tensor.*type list"),
-        ({"logits": lambda x, n: numpy(x).astype("float64")}, ValueError, "returned float64"),
-        ({"*.middle": lambda x, n: None}, ValueError, "'block.0.residual.middle'.*returned None"),
+        ({"logits": lambda x, n: numpy(x).astype("float64")}, ValueError, "float64 .* as result"),
+        (
+            {"*.middle": lambda x, n: None},
+            ValueError,
+            "'block.0.residual.middle'.*and None of",
+        ),
         ({"logits": lambda x, n: x[:1]}, ValueError, r"'logits'.*\(2, 7, 512\).*\(1, 7, 512\)"),
         (
             {"final_norm": lambda x, n: ops.cast(x, "bfloat16")},
             ValueError,
-            "'final_norm'.*float32.*returned bfloat16",
+            "'final_norm'.*float32.*and bfloat16 .* as result",
         ),
     ],
 )
@@ -155,19 +162,19 @@ def test_errors(lm, hooks, error, says):
         run(lm, hooks)
 
 
-def test_a_tensor_of_another_framework(lm):
+def test_hook_returning_a_tensor_of_another_framework_raises(lm):
     if keras.config.backend() == "torch":
         import tensorflow as other
     else:
         import torch as other
     backend = keras.config.backend()
     with pytest.raises(
-        ValueError, match=rf"one of {backend}, .*returned (?s:.*) of type \w*Tensor"
+        ValueError, match=rf"to a {backend} tensor(?s:.*) of type \w*Tensor as result"
     ):
         run(lm, {"logits": lambda x, name: other.zeros(tuple(x.shape))})
 
 
-def test_what_a_hook_raises_comes_through(lm):
+def test_exceptions_of_hooks_are_not_caught(lm):
     def broken(x, name):
         raise KeyError(name)
 
@@ -178,9 +185,9 @@ def test_what_a_hook_raises_comes_through(lm):
 def test_trace_errors(lm):
     with pytest.raises(TypeError, match="names=None"):
         trace(lm, IDS[0], None)
-    with pytest.raises(TypeError, match=r"`names` must name places by strings.*3"):
+    with pytest.raises(TypeError, match=r"`names` must name hook points by strings.*3"):
         trace(lm, IDS[0], [3])
-    with pytest.raises(ValueError, match="`names` names a place"):
+    with pytest.raises(ValueError, match="`names` names a hook point"):
         trace(lm, IDS[0], "residual")
     with pytest.raises(ValueError, match="no preprocessor"):
         trace(lm, "text", "logits")

@@ -1,4 +1,4 @@
-"""KerasHub's `score` where it is right, and the example of its documentation as it stands."""
+"""Comparison with KerasHub's `score`, and the example of its documentation."""
 
 import re
 import textwrap
@@ -30,19 +30,19 @@ def test_logits_and_losses(pair):
 
 
 def test_layer_intercept_fn(pair):
-    """It sees the same, and what it makes of a block's output goes on; theirs drops layer -1."""
+    """Inputs and replaced block outputs are equal; KerasHub ignores the result at layer -1."""
     seen = [], []
 
-    def intercept(kept):
+    def intercept(calls):
         def hook(x, layer):
-            kept.append((layer, numpy(keras.ops.stop_gradient(x))[REAL]))
+            calls.append((layer, numpy(keras.ops.stop_gradient(x))[REAL]))
             return x if layer < 0 else x * (1.5 - layer)
 
         return hook
 
     hooked = [
-        numpy(keras.ops.stop_gradient(lm.score(IDS, MASK, layer_intercept_fn=intercept(kept))))
-        for lm, kept in zip(pair, seen, strict=True)
+        numpy(keras.ops.stop_gradient(lm.score(IDS, MASK, layer_intercept_fn=intercept(calls))))
+        for lm, calls in zip(pair, seen, strict=True)
     ]
     close(*(logits[REAL] for logits in hooked))
     for (layer, ours), (other, theirs) in zip(*seen, strict=True):
@@ -51,9 +51,9 @@ def test_layer_intercept_fn(pair):
 
 
 @leaves_a_file_open
-@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="The example is TensorFlow's.")
+@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="The example uses TensorFlow.")
 def test_the_documented_example(tmp_path, monkeypatch):
-    """Read from their docstring; in a function, since `nonlocal` stands in it."""
+    """Runs the example in a function, because it uses `nonlocal`."""
     import keras_hub
     import tensorflow as tf
 
@@ -66,12 +66,12 @@ def test_the_documented_example(tmp_path, monkeypatch):
     )
     body = textwrap.dedent(example).replace('"gemma_2b_en"', f'{preset!r}, dtype="float32"')
     code = f"def run():\n{textwrap.indent(body, '    ')}\n    return locals()"
-    found = []
+    results = []
     for library in (keras_gemma, keras_hub):
         names = {"keras_hub": library, "keras": keras, "tf": tf}
         exec(code, names)
-        found.append(names["run"]())
-    ours, theirs = found
+        results.append(names["run"]())
+    ours, theirs = results
     assert ours["generations"] == theirs["generations"]
     mask = numpy(theirs["padding_mask"])
     counted = mask & np.roll(mask, -1, axis=1)

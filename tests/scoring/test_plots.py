@@ -1,4 +1,4 @@
-"""Pictures: what stands on their axes, and that they can be saved; texts in color, as HTML."""
+"""Plots: labels of their axes, and saving; colored texts as HTML."""
 
 import io
 import re
@@ -37,11 +37,11 @@ GRID = scoring.Patching(
     -4.0,
 )
 
-PICTURES = {
+PLOTS = {
     "surprisal": (plots.surprisal, SCORES, ["perplexity"], "surprisal (bits)"),
     "attribution": (plots.attribution, SHARES, ["integrated gradients", "▁be"], "log p (nats)"),
     "logit_lens": (plots.logit_lens, LENS, ["next token"], "residual after"),
-    "attention": (plots.attention, MAPS, ["Block 3"], "looks"),
+    "attention": (plots.attention, MAPS, ["block 3"], "query"),
     "patching": (plots.patching, GRID, ["▁be", "residual.after"], "block"),
 }
 
@@ -56,14 +56,14 @@ def pyplot(monkeypatch):
     return pytest.importorskip("matplotlib.pyplot")
 
 
-@pytest.mark.parametrize("name", PICTURES)
-def test_pictures(name, pyplot):
-    draw, result, title_says, y_label = PICTURES[name]
+@pytest.mark.parametrize("name", PLOTS)
+def test_plots(name, pyplot):
+    draw, result, title_words, y_label = PLOTS[name]
     figure = draw(result)
     assert not pyplot.get_fignums()  # closed, so that a notebook shows it once
     first = figure.axes[0]
     title = figure.get_suptitle() or first.get_title()
-    assert all(word in title for word in title_says)
+    assert all(word in title for word in title_words)
     assert y_label in first.get_ylabel()
     ticked = [axes for axes in figure.axes if len(texts(axes)) == len(TOKENS)]
     assert ticked and all(axes.get_xlabel() for axes in ticked)
@@ -78,22 +78,22 @@ def test_pictures(name, pyplot):
         assert len(buffer.getvalue()) > 1000
 
 
-def test_heads_are_chosen(pyplot):
+def test_attention_plot_of_chosen_heads(pyplot):
     figure = plots.attention(MAPS, heads=[4, 1])
     titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
     assert titles == ["head 4", "head 1"]
     for heads in ([5], [-1], [], [0.0], [True], 3, "0"):
-        with pytest.raises(ValueError, match=rf"heads in \[0, 4\].*heads={re.escape(repr(heads))}"):
+        with pytest.raises(ValueError, match=rf"in \[0, 4\].*heads={re.escape(repr(heads))}"):
             plots.attention(MAPS, heads=heads)
 
 
-def test_results_of_other_functions():
-    """Before matplotlib is asked for."""
-    draws = [(draw, result) for draw, result, *_ in PICTURES.values()]
+def test_wrong_result_types_raise():
+    """Types are checked before matplotlib is imported."""
+    draws = [(draw, result) for draw, result, *_ in PLOTS.values()]
     draws += [(plots.color_surprisal, SCORES), (plots.color_attribution, SHARES)]
     for draw, result in draws:
         other = MAPS if result is not MAPS else GRID
-        with pytest.raises(TypeError, match=f"returns, `{type(result).__name__}`. Received"):
+        with pytest.raises(TypeError, match=f"must be a `{type(result).__name__}`.*Received"):
             draw(other)
 
 
@@ -104,7 +104,7 @@ def test_without_matplotlib(monkeypatch):
 
 
 class Reader(HTMLParser):
-    """The text of a page, and the style and tooltip of each token."""
+    """Parser that collects the text of a page, and the tooltip and style of each token."""
 
     def __init__(self, page):
         super().__init__()
@@ -147,13 +147,13 @@ def test_colors():
     assert color(3.0, 3.0) == "#{:02x}{:02x}{:02x}".format(*MORE)
     assert color(-3.0, 3.0) == "#{:02x}{:02x}{:02x}".format(*LESS)
     assert color(0.0, 3.0) == color(float("nan"), 3.0) == color(0.0, 0.0) == "#ffffff"
-    for end in (MORE, LESS):  # black letters, by WCAG's contrast
+    for end in (MORE, LESS):  # contrast with black text, by WCAG
         linear = [((c / 255 + 0.055) / 1.055) ** 2.4 for c in end]
         luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
         assert (luminance + 0.05) / 0.05 > 7
 
 
-def test_what_is_colored():
+def test_color_functions():
     surprisal = plots.color_surprisal(SCORES)
     assert surprisal.unit == "bits" and "perplexity" in surprisal.title
     np.testing.assert_array_equal(surprisal.values, SCORES.surprisal)

@@ -1,4 +1,4 @@
-"""Logits, losses and the hook, against the model's own forward pass and NumPy."""
+"""Logits, losses and `layer_intercept_fn`, compared with the forward pass and NumPy."""
 
 import keras
 import numpy as np
@@ -22,12 +22,12 @@ def test_logits_are_those_of_predict(lm):
     logits = numpy(lm.score(IDS, MASK))
     assert logits.dtype == "float32" and logits.shape == (2, 7, 512)
     close(logits, expected)
-    # Padding stands behind, where causality hides it: without a mask the text is the same.
+    # Causality hides padding on the right, so results do not depend on the mask.
     close(numpy(lm.score(IDS))[:, :5], expected[:, :5])
     close(numpy(lm.score(IDS.tolist(), MASK.astype("bool"))), expected)
 
 
-def test_the_final_soft_cap_is_in(lm):
+def test_logits_include_the_final_soft_cap(lm):
     cap = lm.backbone.config.final_logit_soft_cap
     largest = np.abs(numpy(lm.score(IDS))).max()
     assert largest > 3 if cap is None else 2 < largest <= cap
@@ -42,7 +42,7 @@ def test_loss(lm):
     np.testing.assert_allclose(numpy(loss), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_hook_sees_every_layer_in_order(lm):
+def test_layer_intercept_fn_is_called_for_every_layer_in_order(lm):
     seen = []
 
     def watch(x, layer):
@@ -62,23 +62,23 @@ def test_the_embeddings_can_be_replaced(lm):
 
 
 def test_the_output_of_every_block_can_be_replaced(lm):
-    """The rest of the way from another text's activations is the rest of that text's way."""
+    """With a block output of another text, the scores equal those of the other text."""
     other = (IDS + 100) % 512
-    kept = {}
+    outputs = {}
 
-    def keep(x, layer):
-        kept[layer] = x
+    def record(x, layer):
+        outputs[layer] = x
         return x
 
-    expected = numpy(lm.score(other, MASK, layer_intercept_fn=keep))
-    for layer in kept:
+    expected = numpy(lm.score(other, MASK, layer_intercept_fn=record))
+    for layer in outputs:
         patched = lm.score(
-            IDS, MASK, layer_intercept_fn=lambda x, i, at=layer: kept[at] if i == at else x
+            IDS, MASK, layer_intercept_fn=lambda x, i, at=layer: outputs[at] if i == at else x
         )
         close(numpy(patched), expected)
 
 
-def test_the_hook_sees_embeddings_before_they_are_scaled(lm):
+def test_layer_intercept_fn_receives_unscaled_embeddings(lm):
     def check(x, layer):
         if layer == -1:
             table = lm.backbone.named_weights()["token_embedding"].numpy()
@@ -92,27 +92,27 @@ def test_the_hook_sees_embeddings_before_they_are_scaled(lm):
     ("arguments", "says"),
     [
         ({"scoring_mode": "probabilities"}, "scoring_mode='probabilities'"),
-        ({"scoring_mode": "loss"}, "`target_ids` must be given"),
+        ({"scoring_mode": "loss"}, "needs `target_ids`"),
         ({"scoring_mode": "loss", "target_ids": IDS[:, 1:]}, r"\(2, 6\).*\(2, 7\)"),
         ({"scoring_mode": "loss", "target_ids": IDS + 500}, r"`target_ids` must be in \[0, 511\]"),
         ({"token_ids": IDS + 500}, r"`token_ids` must be in \[0, 511\].*ids from 500 to 900"),
         ({"token_ids": IDS - 1}, "ids from -1 to 399"),
         ({"padding_mask": MASK[:, 1:]}, r"`padding_mask` must have the shape.*\(2, 6\)"),
-        ({"padding_mask": [[1], [1, 0]]}, "`padding_mask` must have rows of one length"),
-        ({"padding_mask": 1 - 2 * MASK}, "1 or True at tokens, and 0 or False at padding"),
+        ({"padding_mask": [[1], [1, 0]]}, "`padding_mask` must have rows of equal length"),
+        ({"padding_mask": 1 - 2 * MASK}, "1 or True at tokens and 0 or False at padding"),
         ({"padding_mask": MASK * np.nan}, "1 or True"),
         ({"token_ids": [[2, 3], [2]]}, "rows of one length.*padding mask"),
         ({"layer_intercept_fn": lambda x: x}, "two arguments.*layer_intercept_fn=<function"),
         ({"token_ids": IDS[0]}, r"\[batch, tokens\]. Received: shape \(7,\)"),
-        ({"token_ids": np.zeros((2, 0), "int32"), "padding_mask": None}, "a token at least"),
+        ({"token_ids": np.zeros((2, 0), "int32"), "padding_mask": None}, "at least one token"),
         ({"token_ids": "To be", "padding_mask": None}, "no preprocessor"),
-        ({"layer_intercept_fn": lambda x, i: ops.cast(x, "float16")}, "returned float16"),
-        ({"layer_intercept_fn": lambda x, i: None}, "at layer -1, .* returned None"),
+        ({"layer_intercept_fn": lambda x, i: ops.cast(x, "float16")}, "float16 .* as result"),
+        ({"layer_intercept_fn": lambda x, i: None}, "at layer -1, .* and None of .* as result"),
         (
             {"layer_intercept_fn": lambda x, i: x[:, 1:]},
-            r"float32 \(2, 7, 32\) and returned float32 \(2, 6, 32\)",
+            r"float32 \(2, 7, 32\) as input and float32 \(2, 6, 32\) as result",
         ),
-        ({"layer_intercept_fn": lambda x, i: 0.0}, r"returned 0.0"),
+        ({"layer_intercept_fn": lambda x, i: 0.0}, r"and 0.0 of .* as result"),
     ],
 )
 def test_errors(lm, arguments, says):
@@ -121,14 +121,14 @@ def test_errors(lm, arguments, says):
 
 
 def test_ragged_tensors(lm):
-    """Of one length they are ids; of several, nothing says what is padding."""
+    """Ragged tensors of equal lengths are accepted; others are rejected, having no mask."""
     ragged = pytest.importorskip("tensorflow").ragged.constant
     close(numpy(lm.score(ragged(IDS.tolist()))), numpy(lm.score(IDS)))
     with pytest.raises(ValueError, match="`token_ids` must have rows of one length"):
         lm.score(ragged([[2, 3], [2, 3, 4]]))
 
 
-def test_a_text_longer_than_the_context():
+def test_text_longer_than_the_context_raises():
     lm = GemmaCausalLM(make_backbone())
     object.__setattr__(lm.backbone.config, "context_length", 6)
     with pytest.raises(ValueError, match=r"context of 6 tokens.*a text of 7"):
@@ -137,10 +137,10 @@ def test_a_text_longer_than_the_context():
 
 
 def test_padding_at_the_start(lm):
-    """What stands before a text, or behind it, changes nothing."""
+    """Padding on the left or right does not change the scores."""
     ids, plain = IDS[:1], numpy(lm.score(IDS[:1]))
-    for before, behind in ((3, 0), (0, 3), (2, 2)):
-        pads = ((0, 0), (before, behind))
+    for before, after in ((3, 0), (0, 3), (2, 2)):
+        pads = ((0, 0), (before, after))
         padded, mask = np.pad(ids, pads, constant_values=9), np.pad(np.ones_like(ids), pads)
         scores = numpy(lm.score(padded, mask))
         assert np.isfinite(scores).all()
@@ -150,11 +150,11 @@ def test_padding_at_the_start(lm):
         close(numpy(lm.score(padded, mask, **loss))[:, before : before + 7], expected)
 
 
-def test_every_kind_of_array(lm):
+def test_accepted_array_types(lm):
     expected = numpy(lm.score(IDS, MASK, "loss", None, TARGETS))
     for convert in (np.ndarray.tolist, ops.convert_to_tensor, lambda x: x.astype("int64")):
-        found = lm.score(*map(convert, (IDS, MASK)), "loss", None, convert(TARGETS))
-        close(numpy(found), expected)
+        scores = lm.score(*map(convert, (IDS, MASK)), "loss", None, convert(TARGETS))
+        close(numpy(scores), expected)
 
 
 def test_strings(tiny_proto):
@@ -172,7 +172,7 @@ def test_strings(tiny_proto):
         np.testing.assert_allclose(losses[i, : len(ids) - 1], expected, rtol=1e-4, atol=1e-4)
         assert not losses[i, len(ids) - 1 :].any()
     close(numpy(lm.score(texts[0])), logits[:1])
-    with pytest.raises(ValueError, match="Strings bring their own"):
+    with pytest.raises(ValueError, match="are derived from strings"):
         lm.score(texts, padding_mask=MASK)
 
 
@@ -203,7 +203,7 @@ def test_loss_never_holds_all_logits(monkeypatch):
 
 @pytest.mark.parametrize("variant", CONFIGURATIONS)
 def test_hidden_states_of_transformers(variant):
-    """The embeddings and every block's output, padded at its start."""
+    """Compares the embeddings and every block's output, with padding on the left."""
     import torch
 
     configuration = CONFIGURATIONS[variant]
@@ -216,14 +216,14 @@ def test_hidden_states_of_transformers(variant):
     ids, mask_ = torch.from_numpy(IDS), torch.from_numpy(mask)
     with torch.no_grad():
         states = theirs(ids, attention_mask=mask_, output_hidden_states=True).hidden_states
-    # Their last is the final norm's.
+    # Their last hidden state is the output of the final norm.
     for ours, expected in zip(seen[:-1], states[:-1], strict=True):
         real = mask.astype("bool")
         close(ours[real], expected.numpy()[real])
 
 
-def test_no_hooks_no_cost(monkeypatch):
-    """The program is that of a model without places; hooks that change nothing add nothing."""
+def test_unused_hook_points_cost_nothing(monkeypatch):
+    """The program equals that of a model without hook points; identity hooks add no operations."""
     from importlib import import_module
 
     from keras_gemma.model.transformer import hidden_states
@@ -234,7 +234,7 @@ def test_no_hooks_no_cost(monkeypatch):
     lm = make_lm("gemma2_grouped")
     config, weights = lm.backbone.config, lm.backbone.tensors()
     inputs = ops.convert_to_tensor(IDS), ops.convert_to_tensor(MASK.astype("bool"))
-    # The backend shows no attention weights: to look at them is to compute them in plain steps.
+    # Fused attention has no weights to read, so a hook on them changes the program.
     names = [name for name in place_names(config.num_layers) if "attention.weights" not in name]
     taps = read_hooks(dict.fromkeys(names, lambda x, name: x), lambda x, i: x, config.num_layers)
 
@@ -272,7 +272,7 @@ def test_without_hooks_the_compiled_programs_run(monkeypatch):
 
 
 def listing(function, *args):
-    """The program of a function, as its framework writes it."""
+    """Returns the program of a function as text, in its framework's format."""
     if keras.config.backend() == "jax":
         import jax
 
@@ -287,10 +287,10 @@ def listing(function, *args):
     return "\n".join(f"{op.type} {[i.name for i in op.inputs]}" for op in graph.get_operations())
 
 
-def test_programs_are_kept():
+def test_programs_are_cached():
     lm = make_lm()
     lm.score(IDS)
-    kept = dict(lm._scorer.programs)
+    programs = dict(lm._scorer.programs)
     lm.score(IDS, MASK, "loss", None, TARGETS)
     lm.score(IDS)
-    assert kept.items() <= lm._scorer.programs.items() and set(kept) == {"hidden", "logits"}
+    assert programs.items() <= lm._scorer.programs.items() and set(programs) == {"hidden", "logits"}

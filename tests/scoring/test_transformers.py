@@ -1,4 +1,4 @@
-"""Each finding once more from transformers' model of the same weights, by its own means."""
+"""Scoring results compared with those of transformers for the same weights."""
 
 import numpy as np
 import pytest
@@ -39,31 +39,33 @@ def log_probability(logits):
 
 
 def test_logit_lens(configuration, ours, theirs):
-    """The last of transformers' hidden states is normalised already."""
+    """The last hidden state of transformers is already normalized."""
     cap = configuration.get("final_logit_soft_cap")
     with torch.no_grad():
         states = theirs(tensor(IDS), output_hidden_states=True).hidden_states
         normalized = [*(theirs.model.norm(state) for state in states[:-1]), states[-1]]
         logits = torch.cat([theirs.lm_head(state) for state in normalized])
         logits = logits if cap is None else cap * torch.tanh(logits / cap)
-        likelihoods = logits.log_softmax(-1)
+        log_probabilities = logits.log_softmax(-1)
     lens = scoring.logit_lens(ours, IDS)
-    assert lens.predictions == [[str(i) for i in row] for row in likelihoods.argmax(-1).tolist()]
-    np.testing.assert_allclose(lens.probabilities, likelihoods.max(-1)[0].exp(), atol=1e-4)
+    assert lens.predictions == [
+        [str(i) for i in row] for row in log_probabilities.argmax(-1).tolist()
+    ]
+    np.testing.assert_allclose(lens.probabilities, log_probabilities.max(-1)[0].exp(), atol=1e-4)
     follows = tensor(IDS)[:, 1:, None].expand(len(states), -1, 1)
-    close(lens.losses, -likelihoods[:, :-1].gather(-1, follows)[..., 0].numpy())
+    close(lens.losses, -log_probabilities[:, :-1].gather(-1, follows)[..., 0].numpy())
 
 
 def test_attention_maps(ours, theirs):
     with torch.no_grad():
         attentions = theirs(tensor(IDS), output_attentions=True).attentions
     for layer, expected in enumerate(attentions):
-        found = scoring.attention_maps(ours, IDS, layer).weights
-        np.testing.assert_allclose(found, expected[0], atol=1e-4)
+        weights = scoring.attention_maps(ours, IDS, layer).weights
+        np.testing.assert_allclose(weights, expected[0], atol=1e-4)
 
 
 def test_patching(ours, theirs):
-    """One forward hook of PyTorch's for each block and position."""
+    """Uses one PyTorch forward hook for each block and position."""
     grid = scoring.activation_patching(ours, IDS, OTHER, ANSWER)
     layers = theirs.model.layers
     expected = np.zeros(grid.scores.shape)
@@ -71,15 +73,15 @@ def test_patching(ours, theirs):
         clean = theirs(tensor(IDS), output_hidden_states=True)
         assert grid.clean == pytest.approx(log_probability(clean.logits).item(), abs=1e-3)
         for layer, block in enumerate(layers):
-            wanted = []
-            keep = block.register_forward_hook(lambda _, args, y, kept=wanted: kept.append(y))
+            outputs = []
+            recorder = block.register_forward_hook(lambda _, args, y, outs=outputs: outs.append(y))
             theirs(tensor(IDS))
-            keep.remove()
+            recorder.remove()
             for position in range(len(IDS)):
 
-                def patch(module, args, y, kept=wanted, position=position):
+                def patch(module, args, y, clean=outputs, position=position):
                     y = y.clone()
-                    y[:, position] = kept[0][:, position]
+                    y[:, position] = clean[0][:, position]
                     return y
 
                 hook = block.register_forward_hook(patch)
@@ -89,39 +91,39 @@ def test_patching(ours, theirs):
 
 
 def gradients(theirs, embeddings):
-    """Of the answer's log-probability: `[B, T, D]`, and the log-probabilities `[B]`."""
+    """Returns the gradients of the log-probability, `[B, T, D]`, and its values `[B]`."""
     embeddings = embeddings.detach().requires_grad_()
-    found = log_probability(theirs(inputs_embeds=embeddings).logits)
-    return torch.autograd.grad(found.sum(), embeddings)[0], found.detach()
+    values = log_probability(theirs(inputs_embeds=embeddings).logits)
+    return torch.autograd.grad(values.sum(), embeddings)[0], values.detach()
 
 
 def test_gradient_times_input(ours, theirs):
     embeddings = theirs.get_input_embeddings()(tensor(IDS))
-    slope, found = gradients(theirs, embeddings)
+    slope, value = gradients(theirs, embeddings)
     shares = scoring.gradient_times_input(ours, IDS, ANSWER)
     close(shares.scores, (slope * embeddings).sum(-1)[0].detach().numpy())
-    assert shares.log_probability == pytest.approx(found.item(), abs=1e-3)
+    assert shares.log_probability == pytest.approx(value.item(), abs=1e-3)
 
 
 def test_integrated_gradients(ours, theirs):
-    steps = 20  # more than are taken at once
+    steps = 20  # more than one batch
     with torch.no_grad():
         end = theirs.get_input_embeddings()(tensor(IDS))
         start = theirs.get_input_embeddings()(tensor(np.where(IDS == 2, 2, 7)))
-    where = (torch.arange(steps)[:, None, None] + 0.5) / steps
-    slopes, _ = gradients(theirs, start + where * (end - start))
+    fractions = (torch.arange(steps)[:, None, None] + 0.5) / steps
+    slopes, _ = gradients(theirs, start + fractions * (end - start))
     expected = (slopes.mean(0) * (end - start)[0]).sum(-1).numpy()
     shares = scoring.integrated_gradients(ours, IDS, ANSWER, steps=steps, baseline=7)
     close(shares.scores, expected)
-    _, found = gradients(theirs, start)
-    assert shares.baseline == pytest.approx(found.item(), abs=1e-3)
+    _, value = gradients(theirs, start)
+    assert shares.baseline == pytest.approx(value.item(), abs=1e-3)
 
 
 @pytest.mark.parametrize(("stride", "window"), [(3, 8), (4, 100)])
 def test_perplexity(ours, theirs, stride, window):
-    """The loop that is usual with transformers: what a window shares with the last is not counted.
+    """Uses the loop of the transformers documentation: tokens of the previous window do not count.
 
-    Labels of -100 are left out of the loss, and labels are shifted by one within.
+    The model ignores labels of -100 and shifts labels by one.
     """
     ids = np.random.default_rng(0).integers(3, 512, 20)
     losses, before = [], 0
@@ -138,5 +140,5 @@ def test_perplexity(ours, theirs, stride, window):
             break
     total, counted = np.sum(losses, axis=0)
     assert counted == len(ids) - 1
-    found = ours.perplexity([ids], stride=stride, window=window)[0]
-    assert found == pytest.approx(np.exp(total / counted), rel=1e-4)
+    actual = ours.perplexity([ids], stride=stride, window=window)[0]
+    assert actual == pytest.approx(np.exp(total / counted), rel=1e-4)
