@@ -141,8 +141,8 @@ class GenerationSettings:
         filters = [name for name in FILTERS if getattr(self, name) is not None]
         if filters and self.sampler is not None and is_greedy(samplers.get(self.sampler)):
             raise ValueError(
-                f"A greedy sampler does not use `{'`, `'.join(filters)}`. Pass a random sampler, or "
-                f"leave out the setting. Received: sampler={self.sampler!r}"
+                f"A greedy sampler does not use `{'`, `'.join(filters)}`. Pass another sampler, "
+                f"or leave it out. Received: sampler={self.sampler!r}"
             )
 
     @property
