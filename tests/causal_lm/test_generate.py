@@ -145,7 +145,7 @@ def test_bad_prompts(lm, bare):
     refuses("inputs.0.` must be integer ids of shape .tokens.", [[[2, 5, 9]]])
     refuses("must be 'auto', None, or token ids.*'eos'", TEXTS, stop_token_ids="eos")
     refuses(
-        "no preprocessor, which text requires. Pass token ids",
+        "which text requires. Pass token ids",
         TEXTS,
         model=bare,
         stop_token_ids=None,
