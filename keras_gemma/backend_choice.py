@@ -52,8 +52,8 @@ def choose_backend(
 ) -> str:
     """Returns `KERAS_BACKEND`, else the configured backend, else the first installed one.
 
-    A configured backend that is not installed is ignored, because Keras writes "tensorflow" into its
-    configuration on any machine.
+    A configured backend that is not installed is ignored, because Keras writes "tensorflow" into
+    its configuration on any machine.
 
     Args:
         environ: Environment variables.

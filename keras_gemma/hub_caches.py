@@ -114,6 +114,6 @@ def read_index(index: Path) -> dict[str, list[str]]:
 
 def _invalid_index(index: Path, reason: str) -> ValueError:
     return ValueError(
-        f"{index} is not a valid weights index: {reason}. Delete it, and download or save the preset "
-        "again."
+        f"{index} is not a valid weights index: {reason}. Delete it, and download or save the "
+        "preset again."
     )
