@@ -30,7 +30,7 @@ def is_installed(backend: str) -> bool:
 
 
 def configured_backend(environ: Mapping[str, str]) -> str | None:
-    """Returns the backend in the Keras configuration file, or `None` if there is none.
+    """Returns the backend in the Keras configuration file, or `None` if it is not set.
 
     Args:
         environ: Environment variables. `KERAS_HOME` is the folder of `keras.json`.
