@@ -180,7 +180,7 @@ def test_numbers_of_numpy(lm):
 def test_invalid_processors_and_stop_strings(lm):
     with pytest.raises(TypeError, match="`logits_processors` must be a list of functions"):
         lm.generate(IDS, logits_processors=lambda ids, logits: logits)
-    with pytest.raises(TypeError, match="`stop` must be a string"):
+    with pytest.raises(TypeError, match="`stop` must be a non-empty string"):
         lm.generate("To be", stop=5)
     with pytest.raises(ValueError, match=r"nothing must return logits .* Received: None"):
 
