@@ -1,10 +1,10 @@
-"""Gemma on Keras 3: the public names, and nothing else.
+"""Gemma on Keras 3: the public names of the package.
 
-`import keras_gemma as keras_hub` above a Gemma notebook gives it the names it uses.
+`import keras_gemma as keras_hub` gives a KerasHub notebook the Gemma names it uses.
 
-The names are imported when the package is, so that Keras knows the classes of a saved model,
-with one exception: the command `keras-gemma`, also as `python -m keras_gemma`, takes what it needs
-itself, and so answers `--help` before Keras is loaded.
+All names are imported with the package, so that Keras can find the classes of saved models. The
+command `keras-gemma` (`python -m keras_gemma`) is an exception: it imports what it needs itself, so
+that `--help` does not load Keras.
 """
 
 from keras_gemma.backend_choice import is_command, use_backend

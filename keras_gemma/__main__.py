@@ -1,4 +1,4 @@
-"""`python -m keras_gemma`: the command `keras-gemma`."""
+"""Entry point of `python -m keras_gemma`, same as the command `keras-gemma`."""
 
 import sys
 

@@ -1,7 +1,7 @@
-"""Which framework Keras will run on, chosen before Keras is imported.
+"""Choice of the Keras backend, made before Keras is imported.
 
 Knows the environment, the Keras configuration file and which packages are installed; imports
-neither Keras nor a framework. Keras alone would fall back to TensorFlow, installed or not.
+neither Keras nor a framework. By itself, Keras falls back to TensorFlow, installed or not.
 """
 
 import importlib.util
@@ -13,27 +13,27 @@ from itertools import pairwise
 from pathlib import Path
 
 BACKENDS = ("jax", "torch", "tensorflow")
-"""The frameworks that this package runs on, in the order of preference."""
+"""Supported backends, in order of preference."""
 
 
 def is_command() -> bool:
-    """Whether this process is the command `keras-gemma`, which chooses the backend by itself."""
-    if sys.argv[:1] != ["-m"]:  # which stands there while Python looks for the module to run
+    """Returns True if this process is the command `keras-gemma`, which sets the backend itself."""
+    if sys.argv[:1] != ["-m"]:  # "-m" is the placeholder while Python locates the module.
         return Path(sys.argv[0]).stem == "keras-gemma"
     named = [after for before, after in pairwise(sys.orig_argv) if before == "-m"]
     return named[:1] == ["keras_gemma"]
 
 
 def is_installed(backend: str) -> bool:
-    """Whether `backend` can be imported; looks, and imports nothing."""
+    """Returns True if `backend` is installed, without importing it."""
     return importlib.util.find_spec(backend) is not None
 
 
 def configured_backend(environ: Mapping[str, str]) -> str | None:
-    """The backend that the Keras configuration file names; None where it is silent.
+    """Returns the backend in the Keras configuration file, or `None` if it is not set.
 
     Args:
-        environ: the environment, for `KERAS_HOME`, the folder of `keras.json`.
+        environ: Environment variables. `KERAS_HOME` is the folder of `keras.json`.
     """
     home = os.path.expanduser("~")
     folder = environ.get("KERAS_HOME", f"{home if os.access(home, os.W_OK) else '/tmp'}/.keras")
@@ -42,7 +42,7 @@ def configured_backend(environ: Mapping[str, str]) -> str | None:
         return None
     try:
         configuration = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:  # Keras, too, takes a damaged file for an empty one.
+    except ValueError:  # Keras also treats a damaged file as empty.
         return None
     return configuration.get("backend")
 
@@ -50,19 +50,19 @@ def configured_backend(environ: Mapping[str, str]) -> str | None:
 def choose_backend(
     environ: Mapping[str, str], configured: str | None, installed: Callable[[str], bool]
 ) -> str:
-    """The backend to run on: `KERAS_BACKEND`, else the configured one, else the first installed.
+    """Returns `KERAS_BACKEND`, else the configured backend, else the first installed one.
 
-    A configured backend that is not installed does not count: Keras writes "tensorflow" into its
-    configuration by itself, on any machine.
+    A configured backend that is not installed is ignored, because Keras writes "tensorflow" into
+    its configuration on any machine.
 
     Args:
-        environ: the environment, for `KERAS_BACKEND`.
-        configured: what the Keras configuration file names, or None.
-        installed: says whether a backend can be imported.
+        environ: Environment variables.
+        configured: Backend in the Keras configuration file, or `None`.
+        installed: Function that returns True if a backend is installed.
 
     Raises:
-        ValueError: `KERAS_BACKEND` names a backend that this package does not run on.
-        ImportError: the backend named there, or every backend, is not installed.
+        ValueError: If `KERAS_BACKEND` is not a supported backend.
+        ImportError: If `KERAS_BACKEND`, or every backend, is not installed.
     """
     named = environ.get("KERAS_BACKEND")
     if named:
@@ -87,22 +87,22 @@ def choose_backend(
 
 
 def use_backend(name: str | None = None) -> str:
-    """Set `KERAS_BACKEND` for the Keras that is imported next; returns the backend's name.
+    """Sets `KERAS_BACKEND` before Keras is imported, and returns the backend.
 
-    Where Keras is imported already, its backend stays.
+    If Keras is already imported, its backend is unchanged.
 
     Args:
-        name: the backend wanted; None to choose by `choose_backend`.
+        name: Backend to use. `None` chooses one with `choose_backend`.
 
     Raises:
-        ValueError: no such backend, or Keras is running on another one already.
-        ImportError: the backend is not installed.
+        ValueError: If the backend is not supported, or Keras already runs on another one.
+        ImportError: If the backend is not installed.
     """
     if "keras" in sys.modules:
         running = sys.modules["keras"].config.backend()
         if name not in (None, running):
             raise ValueError(
-                f"Keras is running on {running} already, so it cannot change to {name}. "
+                f"Keras is already running on {running}, so it cannot change to {name}. "
                 f"Set KERAS_BACKEND={name} before Python starts. Received: backend={name!r}"
             )
         return running

@@ -1,4 +1,4 @@
-"""The published presets: a name, what it stands for, and where its weights are.
+"""Published presets: names, configurations and locations of the weights.
 
 Reads the folders under `presets/`, which are installed with the package. Knows no framework, no
 Keras and no network; `storage/` fetches and loads what is listed here.
@@ -16,7 +16,7 @@ from keras_gemma.config import GemmaConfig
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """A published model, as its folder describes it.
+    """Published preset, read from its folder.
 
     Example:
 
@@ -33,7 +33,7 @@ class Preset:
     folder: Path
     config: GemmaConfig
     dtype: str
-    """What `from_preset` loads it in, unless told otherwise."""
+    """Default dtype of `from_preset`."""
     description: str
     license: str
     license_url: str
@@ -42,26 +42,26 @@ class Preset:
 
     @property
     def has_weights(self) -> bool:
-        """Whether the package holds the weights, so that nothing is downloaded."""
+        """True if the weights are part of the package."""
         return hub_caches.holds_weights(self._in_package)
 
     def is_cached(self) -> bool:
-        """Whether its weights lie in Kaggle's or Hugging Face's cache on this machine."""
+        """Returns True if the weights are in the local Kaggle or Hugging Face cache."""
         return any(hub_caches.holds_weights(find) for find in self.finders().values())
 
     def finders(self) -> dict[str, hub_caches.Find]:
-        """For each handle, Kaggle's first, what the cache of its hub holds of it."""
-        found = {}
+        """Returns a function that finds cached files for each handle, Kaggle's first."""
+        finders = {}
         if self.kaggle_handle:
             handle = self.kaggle_handle.removeprefix("kaggle://")
-            found[self.kaggle_handle] = hub_caches.kaggle_finder(handle)
+            finders[self.kaggle_handle] = hub_caches.kaggle_finder(handle)
         if self.hugging_face_handle:
             handle = self.hugging_face_handle.removeprefix("hf://")
-            found[self.hugging_face_handle] = hub_caches.hugging_face_finder(handle)
-        return found
+            finders[self.hugging_face_handle] = hub_caches.hugging_face_finder(handle)
+        return finders
 
     def describe(self) -> dict[str, Any]:
-        """The entry that `GemmaCausalLM.presets` has for it, in KerasHub's shape."""
+        """Returns the entry of `GemmaCausalLM.presets`, in KerasHub's format."""
         return {
             "metadata": {
                 "description": self.description,
@@ -88,12 +88,12 @@ def _read_all() -> tuple[Preset, ...]:
 
 
 def presets() -> dict[str, Preset]:
-    """Every preset by its name, the smallest first."""
+    """Returns all presets by name, smallest first."""
     return {preset.name: preset for preset in _read_all()}
 
 
 def find(preset: str | Path) -> Preset | None:
-    """The preset of this name, or of this handle on Kaggle, in whichever version; else None."""
+    """Returns the preset with this name or Kaggle handle (any version), or `None`."""
     for published in _read_all():
         handle = (published.kaggle_handle or "").rpartition("/")[0]
         if preset == published.name or (handle and f"{preset}/".startswith(f"{handle}/")):
@@ -102,10 +102,10 @@ def find(preset: str | Path) -> Preset | None:
 
 
 def _root() -> Path:
-    """`presets/` in the installed package, or at the top of a source checkout.
+    """Returns `presets/` in the installed package or at the top of a source checkout.
 
     Raises:
-        FileNotFoundError: neither is there.
+        FileNotFoundError: If neither exists.
     """
     package = Path(__file__).parent
     roots = (package / "presets", package.parent / "presets")

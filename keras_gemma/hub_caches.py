@@ -1,7 +1,7 @@
-"""Where `kagglehub` and `huggingface_hub` keep what they fetched.
+"""Local caches of `kagglehub` and `huggingface_hub`.
 
-Knows the paths that both document, and the variables that move them. Needs no network, and
-imports neither: a question about the cache is answered at once. Downloads nothing.
+Knows their documented paths and the environment variables that change them. Imports neither
+package and downloads nothing.
 """
 
 import json
@@ -13,18 +13,18 @@ WEIGHTS = ("model.weights.h5", "model.safetensors")
 WEIGHTS_INDICES = ("model.weights.json", "model.safetensors.index.json")
 
 Find = Callable[[str], Path | None]
-"""From a file's name in a preset to its place on this machine; None where it is not whole."""
+"""Function from a preset file name to its local path, or `None` if it is not fully downloaded."""
 
 
 def kaggle_finder(handle: str) -> Find:
-    """What the cache holds of `owner/model/framework/variation/version`; the version is needed.
+    """Returns a finder for `owner/model/framework/variation/version`; the version is required.
 
-    A file counts once its marker says that the download is complete:
+    Only files with a marker of a complete download are found:
 
         models/owner/model/framework/variation/
             3/config.json                       a file of version 3
-            .complete/3/config.json.complete    that file is whole
-            3.complete                          all files of version 3 are
+            .complete/3/config.json.complete    that file is complete
+            3.complete                          all files of version 3 are complete
     """
     default = Path.home() / ".cache" / "kagglehub"
     variation, _, version = handle.rpartition("/")
@@ -42,9 +42,9 @@ def kaggle_finder(handle: str) -> Find:
 
 
 def hugging_face_finder(repository: str, revision: str = "main") -> Find:
-    """What the cache holds of `owner/model` at `revision`: a branch, a tag or a commit.
+    """Returns a finder for `owner/model` at `revision`: a branch, a tag or a commit.
 
-    Files appear when they are whole:
+    Only complete files are in the cache:
 
         models--owner--model/
             refs/main               the commit that `main` was
@@ -62,7 +62,7 @@ def hugging_face_finder(repository: str, revision: str = "main") -> Find:
 
 
 def hugging_face_cache() -> Path:
-    """The folder of `huggingface_hub`'s cache, as its environment variables say."""
+    """Returns the cache folder of `huggingface_hub`, using its environment variables."""
     environment = os.environ
     home = environment.get("XDG_CACHE_HOME", Path.home() / ".cache")
     home = environment.get("HF_HOME", Path(home) / "huggingface")
@@ -72,7 +72,7 @@ def hugging_face_cache() -> Path:
 
 
 def holds_weights(find: Find) -> bool:
-    """Whether weights are there, whole: one file, or an index and all that it names."""
+    """Returns True if all weights are found: one file, or an index and all its shards."""
     if any(find(name) for name in WEIGHTS):
         return True
     indices = [path for name in WEIGHTS_INDICES if (path := find(name))]
@@ -80,39 +80,40 @@ def holds_weights(find: Find) -> bool:
 
 
 def shard_names(index: Path) -> list[str]:
-    """The files that an index of weights names, sorted; errors as of `read_index`."""
+    """Returns the sorted shard names of a weights index. Raises the errors of `read_index`."""
     return sorted({name for names in read_index(index).values() for name in names})
 
 
 def read_index(index: Path) -> dict[str, list[str]]:
-    """What an index of weights says: for each tensor, or group of tensors, its files.
+    """Reads a weights index: the files of each tensor or group of tensors.
 
     Raises:
-        ValueError: the file is no index of weights, or a name leads out of its folder.
+        ValueError: If the file is not a valid weights index, or a name points outside its folder.
     """
     try:
         content = json.loads(index.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise _no_index(index, f"it is not valid JSON: {error}") from error
+        raise _invalid_index(index, f"it is not valid JSON: {error}") from error
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
-        raise _no_index(index, "it lacks its `weight_map`")
-    found = {}
+        raise _invalid_index(index, "`weight_map` is missing or empty")
+    files = {}
     for entry, names in weight_map.items():
         names = [names] if isinstance(names, str) else names
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise _no_index(index, f"it gives {entry!r} the file {names!r}")
+            raise _invalid_index(index, f"it gives {entry!r} the file {names!r}")
         for name in names:
             if name in ("", "..") or name != Path(name).name or "\\" in name or "\0" in name:
                 raise ValueError(
-                    f"{index} names the file {name!r}, which does not lie directly in its "
-                    "folder. An index may name plain file names only: do not trust this checkpoint."
+                    f"{index} names the file {name!r}, which is not directly in its "
+                    "folder. An index may only name plain files: do not trust this checkpoint."
                 )
-        found[entry] = names
-    return found
+        files[entry] = names
+    return files
 
 
-def _no_index(index: Path, reason: str) -> ValueError:
+def _invalid_index(index: Path, reason: str) -> ValueError:
     return ValueError(
-        f"{index} is no index of weights: {reason}. Delete it, and fetch or save the preset again."
+        f"{index} is not a valid weights index: {reason}. Delete it, and download or save the "
+        "preset again."
     )

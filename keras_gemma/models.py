@@ -1,11 +1,11 @@
-"""`keras_hub.models`, as far as it is Gemma."""
+"""Gemma counterpart of `keras_hub.models`."""
 
 from keras_gemma.causal_lm.model import GemmaCausalLM
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor, GemmaPreprocessor
 from keras_gemma.text.tokenizer import GemmaTokenizer
 
-# KerasHub's base classes, whose `from_preset` gives the class that the preset names: here, Gemma's.
+# KerasHub's base classes, whose `from_preset` picks the class. Here it is always Gemma's.
 Backbone = GemmaBackbone
 CausalLM = GemmaCausalLM
 CausalLMPreprocessor = GemmaCausalLMPreprocessor

@@ -1,7 +1,7 @@
-"""`from_preset` and `save_to_preset`, for every class that a preset can hold.
+"""`from_preset` and `save_to_preset` of all classes that a preset can contain.
 
-The classes live on the lower floors and the reading and writing of files lives above them, so
-`storage/` hands its readers in here when it is imported, and nothing below imports it.
+`storage/` sets the functions that read and write files when it is imported, because lower layers
+must not import it.
 """
 
 from pathlib import Path
@@ -11,21 +11,21 @@ from keras_gemma import catalogue
 
 
 class _PublishedPresets:
-    """The value of `presets`, which a class has without an object of it."""
+    """Class property with all published presets."""
 
     def __get__(self, instance: Any, owner: type) -> dict[str, dict[str, Any]]:
         return {name: preset.describe() for name, preset in catalogue.presets().items()}
 
 
 class Presettable:
-    """A class with a place in a preset folder."""
+    """Mixin of classes that are stored in a preset."""
 
     presets = _PublishedPresets()
-    """The built-in names and what they stand for, in KerasHub's shape.
+    """Metadata of the built-in presets by name, in KerasHub's format.
 
     `{name: {"metadata": {"description", "params", "path", "context_length", "license",
-    "license_url"}, "kaggle_handle": ..., "hugging_face_handle": ...}}`; the handles are None for
-    what comes with the package.
+    "license_url"}, "kaggle_handle": ..., "hugging_face_handle": ...}}`; the handles are `None` for
+    presets that are part of the package.
 
     Example:
 
@@ -46,25 +46,25 @@ class Presettable:
         dtype: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """The object that a preset describes.
+        """Instantiates the class from a preset.
 
         Args:
-            preset: a built-in name (`"gemma_tiny_en"`, or another one of `presets`), a
-                directory that holds a Keras preset or a Hugging Face checkpoint, or a handle:
+            preset: A built-in name from `presets` (such as `"gemma_tiny_en"`), a local directory
+                with a Keras preset or a Hugging Face checkpoint, or a handle:
                 `kaggle://owner/model/framework/variation[/version]`,
-                `hf://owner/model[@revision]`, or `hf://` and a built-in name for its twin on
-                Hugging Face. What is not on this machine yet is downloaded, and no more of it
-                than the class needs. A built-in name wins over a folder of that name, with a
-                warning: write `./name` for the folder.
-            load_weights: False leaves a model's weights as initialised.
-            dtype: of a model, such as `"bfloat16"`; None keeps what a Keras preset says.
-            **kwargs: replace what the preset says of these arguments.
+                `hf://owner/model[@revision]`, or `hf://` and a built-in name for its Hugging Face
+                counterpart. Missing files are downloaded, but only those that the class needs. A
+                built-in name takes precedence over a directory of the same name, with a warning:
+                pass `./name` for the directory.
+            load_weights: If False, the weights of a model are randomly initialized.
+            dtype: Dtype of a model, such as `"bfloat16"`. `None` uses the preset's dtype.
+            **kwargs: Constructor arguments that override those of the preset.
 
         Raises:
-            ValueError: no such preset, a download that failed, or files that do not fit
-                together; the text says which, and what to do.
-            FileNotFoundError: a directory or a file in it is missing.
-            TypeError: an argument of another type.
+            ValueError: If the preset does not exist, a download fails, or its files do not match.
+                The message names the cause and the remedy.
+            FileNotFoundError: If the directory or a file in it is missing.
+            TypeError: If an argument has the wrong type.
 
         Example:
 
@@ -79,21 +79,21 @@ class Presettable:
         return load(cls, preset, load_weights, dtype, **kwargs)
 
     def save_to_preset(self, preset_dir: str | Path, **kwargs: Any) -> None:
-        """Write this object to `preset_dir`, in the format that KerasHub reads too.
+        """Saves to a preset directory, in KerasHub's format.
 
-        The files are written beside the folder and moved in when all are whole. Should the machine
-        stop in that moment, the earlier files lie whole beside it, in a hidden folder such as
-        `.my_gemma.k3x9/old`.
+        Files are first written to a temporary directory next to `preset_dir`, then moved. If the
+        machine stops during the move, the previous files are complete in a hidden directory such
+        as `.my_gemma.k3x9/old`.
 
         Args:
-            preset_dir: the folder; it is made, or the model in it replaced.
-            **kwargs: models take `max_shard_size`, bytes or a text such as `"10GB"`, the default:
-                larger weights are split into files of at most this size.
+            preset_dir: Path of the directory. It is created, or the model in it is replaced.
+            **kwargs: Models accept `max_shard_size`, the maximum size of a weights file, in bytes
+                or as a string. Defaults to `"10GB"`.
 
         Raises:
-            ValueError: an address, a file, a place that cannot be written, or a part of a model
-                into a Hugging Face checkpoint.
-            TypeError: `preset_dir` is no path.
+            ValueError: If `preset_dir` is a URL, a file or not writable, or if it is a Hugging
+                Face checkpoint and this object is only a component of a model.
+            TypeError: If `preset_dir` is not a path.
 
         Example:
 

@@ -1,6 +1,6 @@
-"""A progress bar for work that takes longer than a second, where somebody can see it.
+"""Progress bar for tasks that take longer than a second.
 
-Knows nothing of the work. Pipes and quick work see nothing.
+Only shown in terminals and notebooks. Knows nothing about the tasks.
 """
 
 import contextlib
@@ -8,18 +8,18 @@ import time
 from collections.abc import Callable, Iterator
 
 PATIENCE = 1.0
-"""Seconds without a bar."""
+"""Delay before the bar is shown, in seconds."""
 
 
 @contextlib.contextmanager
 def bar(title: str, total: float) -> Iterator[Callable[..., None]]:
-    """Within it, call the function it gives with each amount of work that is done.
+    """Yields a function that adds to the completed amount of work.
 
-    A second argument is what is being done from then on, in the place of the title.
+    The optional second argument of the function replaces the title.
 
     Args:
-        title: what is being done, such as `"Loading"`.
-        total: all of the work, in any unit.
+        title: Title of the bar, such as `"Loading"`.
+        total: Total amount of work, in any unit.
     """
     start, done, shown = time.monotonic(), 0.0, None
     with contextlib.ExitStack() as stack:
@@ -41,5 +41,5 @@ def _rich_bar() -> "rich.progress.Progress":  # noqa: F821
     import rich.progress
 
     console = rich.console.Console(stderr=True)
-    seen = console.is_terminal or console.is_jupyter
-    return rich.progress.Progress(console=console, transient=True, disable=not seen)
+    is_visible = console.is_terminal or console.is_jupyter
+    return rich.progress.Progress(console=console, transient=True, disable=not is_visible)

@@ -1,7 +1,7 @@
-"""`tf.data` pipelines, for functions that are written in numpy.
+"""Support of `tf.data` pipelines for NumPy functions.
 
-TensorFlow is looked up among the modules already loaded and never imported: whoever hands over a
-`tf.data.Dataset` or a symbolic tensor has imported it, and nobody else has to.
+TensorFlow is never imported, only looked up in `sys.modules`: a caller with a `tf.data.Dataset` or
+a symbolic tensor has already imported it.
 """
 
 import sys
@@ -12,27 +12,27 @@ import keras
 
 
 def is_symbolic(x: Any) -> bool:
-    """Whether `x` is a tensor without a value, as `Dataset.map` hands to its function."""
+    """Returns True if `x` is a symbolic tensor, as in a function passed to `Dataset.map`."""
     tf = sys.modules.get("tensorflow")
     return tf is not None and tf.is_symbolic_tensor(x)
 
 
 def is_dataset(x: Any) -> bool:
-    """Whether `x` is a `tf.data.Dataset`."""
+    """Returns True if `x` is a `tf.data.Dataset`."""
     tf = sys.modules.get("tensorflow")
     return tf is not None and isinstance(x, tf.data.Dataset)
 
 
 def map_numpy(function: Callable[[Any], Any], x: Any, signature: Any) -> Any:
-    """`function` as one step of a `tf.data` pipeline.
+    """Applies a NumPy function as a step of a `tf.data` pipeline.
 
     Args:
-        function: takes the numpy value of `x`, returns arrays in the structure of `signature`.
-        x: a symbolic tensor of any shape [...].
-        signature: a structure of `keras.KerasTensor`: dtypes, and the shapes that follow [...].
+        function: Function from the NumPy value of `x` to arrays in the structure of `signature`.
+        x: A symbolic tensor of any shape [...].
+        signature: A structure of `keras.KerasTensor`: dtypes, and the shapes after [...].
 
     Returns:
-        symbolic tensors in the structure of `signature`, with static shapes [..., *shape].
+        Symbolic tensors in the structure of `signature`, with static shapes [..., *shape].
     """
     tf = sys.modules["tensorflow"]
     leaves = keras.tree.flatten(signature)
@@ -45,7 +45,7 @@ def map_numpy(function: Callable[[Any], Any], x: Any, signature: Any) -> Any:
 
 
 def map_strings(function: Callable[[Any], Any], dataset: Any) -> Any:
-    """`dataset` with `function` applied to its elements, if they are strings; else as it is."""
+    """Maps `function` over a dataset of strings; returns other datasets unchanged."""
     tf = sys.modules["tensorflow"]
     spec = dataset.element_spec
     if isinstance(spec, tuple) and len(spec) == 1:

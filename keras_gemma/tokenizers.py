@@ -1,4 +1,4 @@
-"""`keras_hub.tokenizers`, as far as it is Gemma."""
+"""Gemma counterpart of `keras_hub.tokenizers`."""
 
 from keras_gemma.text.tokenizer import GemmaTokenizer
 

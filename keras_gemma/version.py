@@ -1,3 +1,3 @@
-"""The version of this package: the one place that names it."""
+"""Version of the package, defined only here."""
 
 __version__ = "0.1.0"

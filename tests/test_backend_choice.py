@@ -63,7 +63,7 @@ def test_running_keras_keeps_its_backend(monkeypatch):
     monkeypatch.delenv("KERAS_BACKEND", raising=False)
     assert use_backend() == use_backend(running) == running
     other = "torch" if running == "jax" else "jax"
-    with pytest.raises(ValueError, match=f"running on {running} already"):
+    with pytest.raises(ValueError, match=f"already running on {running}"):
         use_backend(other)
 
 

@@ -1,4 +1,4 @@
-"""The presets that have a name: their sizes, where they are published, and what is cached."""
+"""Built-in presets: sizes, handles and cached files."""
 
 import json
 import subprocess
@@ -133,7 +133,7 @@ def test_keras_hub_reads_the_folders():
         assert load_json(str(preset.folder))["registered_name"] == "keras_hub>GemmaBackbone"
 
 
-def test_what_is_cached(tmp_path, monkeypatch):
+def test_cached_presets(tmp_path, monkeypatch):
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "kagglehub"))
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
     monkeypatch.delenv("HUGGINGFACE_HUB_CACHE", raising=False)
@@ -181,13 +181,13 @@ def test_the_cache_is_where_hugging_face_says(variables, expected, tmp_path, com
     assert result.stdout.split() == [str(tmp_path / expected)] * 2, result.stderr
 
 
-def test_an_index_that_is_none(tmp_path):
+def test_invalid_weights_index(tmp_path):
     from keras_gemma.hub_caches import shard_names
 
     index = tmp_path / "model.weights.json"
     for content in ("{", "[]", '{"weight_map": 3}', '{"weight_map": {"/a": 3}}'):
         index.write_text(content)
-        with pytest.raises(ValueError, match=r"is no index of weights.*Delete it"):
+        with pytest.raises(ValueError, match=r"is not a valid weights index.*Delete it"):
             shard_names(index)
     index.write_text('{"weight_map": {"/a": ["b.h5", "a.h5"], "/b": "a.h5"}}')
     assert shard_names(index) == ["a.h5", "b.h5"]

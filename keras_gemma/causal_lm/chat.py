@@ -1,7 +1,7 @@
-"""A conversation with a model: its history, and the keys and values of all that has been said.
+"""Multi-turn chat: message history and KV cache of a conversation.
 
-Each turn is one `Job`, whose prompt is the conversation so far and whose prefix is all of it that
-the turns before have left in the cache. Knows no terminal.
+Each turn is one `TextRequest`. Its prompt is the whole conversation, and its prefix cache holds
+the tokens of the previous turns. Knows nothing about terminals.
 """
 
 import dataclasses
@@ -10,35 +10,36 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 from keras_gemma.causal_lm.settings import GenerationSettings
-from keras_gemma.causal_lm.text_request import Job
+from keras_gemma.causal_lm.text_request import TextRequest
 from keras_gemma.generation.request import Prefix
 from keras_gemma.text.chat import Message, read_turns
 from keras_gemma.text.tokenizer import GemmaTokenizer
 
-SMALLEST_ROOM = 8
-"""The context is full where less than this part of it, 1/8, is left to a reply."""
+MIN_REPLY_DIVISOR = 8
+"""Divisor of the context length: with less than 1/8 free for a reply, turns are dropped."""
 
-ROOM_WHEN_DROPPED = 4
-"""So much of it, 1/4, is free once turns were dropped: else they would be at every turn, and what
-is left be read anew each time."""
+REPLY_DIVISOR_AFTER_DROP = 4
+"""Divisor of the context length: dropping frees 1/4 of it. A smaller share would mean dropping
+turns, and prefilling the remaining ones, almost every time."""
 
 CONTEXT_FULL = ("error", "drop_oldest")
 
 
 class Chat:
-    """A conversation; made by `GemmaCausalLM.chat`.
+    """Multi-turn conversation, created by `GemmaCausalLM.chat`.
 
     Attributes:
-        system: the system message, or None; it may be changed at any time.
-        history: what was said, a list of `{"role": "user" | "assistant", "content": ...}` to read
-            and to edit; what is left as it was is not read again, unless it is too far back for
-            local layers.
-        dropped: the messages that have been dropped, the oldest first.
-        prefilled_tokens: how many tokens the latest turn had to read; None before the first.
-        cached_tokens: how many of its prompt it did not, for they stood in the cache.
-        new_tokens: how many it made.
-        finish_reason: `"stop"`, `"length"` where the reply had no more room, or `"closed"` where
-            its stream was closed.
+        system: System message, or `None`. It can be changed at any time.
+        history: List of messages `{"role": "user" | "assistant", "content": ...}`. It can be
+            edited. The unchanged beginning is read from the KV cache, unless it is outside the
+            sliding window.
+        dropped: Messages that were dropped because the context was full, oldest first.
+        prefilled_tokens: Number of prompt tokens processed in the last turn. `None` before the
+            first turn, as are the next three.
+        cached_tokens: Number of prompt tokens of the last turn that were read from the KV cache.
+        new_tokens: Number of tokens generated in the last turn.
+        finish_reason: `"stop"` after a stop token or stop string, `"length"` at the length limit,
+            or `"closed"` if the stream was closed.
 
     Example:
 
@@ -61,7 +62,7 @@ class Chat:
     def __init__(
         self,
         read_settings: Callable[[dict[str, Any]], GenerationSettings],
-        make_job: Callable[[list[int], GenerationSettings, Prefix | None], Job],
+        make_request: Callable[[list[int], GenerationSettings, Prefix | None], TextRequest],
         tokenizer: GemmaTokenizer,
         context_length: int,
         system: str | None = None,
@@ -69,15 +70,15 @@ class Chat:
         context_full: Literal["error", "drop_oldest"] = "error",
         settings: dict[str, Any] | None = None,
     ) -> None:
-        """See `GemmaCausalLM.chat`.
+        """Initializes a chat. Use `GemmaCausalLM.chat` instead.
 
         Args:
-            read_settings: what is set in a turn, over what is set anyway.
-            make_job: from a prompt's ids, the settings of a turn and what was read before, the
-                job that continues it.
-            tokenizer: of the model.
-            context_length: the most tokens of a conversation.
-            system, history, context_full, settings: as there.
+            read_settings: Function from the settings of a turn to those settings filled up with
+                the compiled ones.
+            make_request: Function from prompt ids, settings and prefix cache to a request.
+            tokenizer: Tokenizer of the model.
+            context_length: Maximum number of tokens in a conversation.
+            system, history, context_full, settings: Same as in `GemmaCausalLM.chat`.
         """
         if context_full not in CONTEXT_FULL:
             raise ValueError(
@@ -93,59 +94,58 @@ class Chat:
         self.cached_tokens: int | None = None
         self.new_tokens: int | None = None
         self.finish_reason: Literal["stop", "length", "closed"] | None = None
-        self._read_settings, self._make_job = read_settings, make_job
+        self._read_settings, self._make_request = read_settings, make_request
         self._tokenizer = tokenizer
         self._context_length = context_length
         self._prefix: Prefix | None = None
-        self._replies: dict[str, list[int]] = {}  # as they were made: text to ids is not unique
-        self._read({})  # raises what is wrong with the settings, and then with the messages
+        self._replies: dict[str, list[int]] = {}  # The generated ids: retokenizing may differ.
+        self._read({})  # checks the settings
         if self.history:
             read_turns(self.messages)
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        """A copy of the conversation, the system message among it: to save, or to render."""
+        """Copy of the conversation, including the system message."""
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         return [*system, *(dict(message) for message in self.history)]
 
     def send(self, text: str, **settings: Any) -> str:
-        """Say something; returns the reply, and keeps both in the history.
+        """Sends a message, returns the reply, and adds both to the history.
 
         Args:
-            text: the user's message; what is written in it gives no control token.
-            **settings: of generation, for this turn.
+            text: User message. Control tokens in it are treated as plain text.
+            **settings: `GenerationSettings` for this turn.
 
         Raises:
-            ValueError: the context is full, `text` alone does not fit into it, or the history has
-                been edited so that roles do not alternate. The history stays as it was.
-            TypeError: `text` is no string, or a setting that is none.
+            ValueError: If the context is full, `text` does not fit into the context, or roles in
+                the history do not alternate. The history is unchanged.
+            TypeError: If `text` is not a string or a setting is unknown.
         """
         return "".join(self.stream(text, **settings))
 
     def stream(self, text: str, **settings: Any) -> Iterator[str]:
-        """Say something; yields the reply as it is made.
+        """Sends a message and yields the reply in pieces as soon as they are available.
 
-        Closing the iterator ends the reply; what has been said stays in the history.
-
-        Args, Raises: as of `send`, before the first piece is asked for.
+        Closing the iterator stops generation; the partial reply is added to the history. Arguments
+        and errors are the same as in `send`. Errors are raised by the call, before iteration.
         """
         if not isinstance(text, str):
             raise TypeError(f"`text` must be a string. Received: text={text!r:.80}")
-        given = self._read(settings)
+        turn = self._read(settings)
         message = {"role": "user", "content": text}
-        limit = min(self._context_length, given.max_length or self._context_length)
-        most = None if given.max_new_tokens is None else given.room([0], None)[0]
-        ids, dropped = self._fit(message, limit, most)
-        room = min(most or limit, limit - len(ids))
-        given = dataclasses.replace(given, max_length=None, max_new_tokens=room)
-        job = self._make_job(ids, given, self._prefix)
-        return self._speak(message, job, job.stream(), dropped)
+        limit = min(self._context_length, turn.max_length or self._context_length)
+        max_new_tokens = None if turn.max_new_tokens is None else turn.room([0], None)[0]
+        ids, dropped = self._fit(message, limit, max_new_tokens)
+        max_new_tokens = min(max_new_tokens or limit, limit - len(ids))
+        turn = dataclasses.replace(turn, max_length=None, max_new_tokens=max_new_tokens)
+        request = self._make_request(ids, turn, self._prefix)
+        return self._stream_reply(message, request, request.stream(), dropped)
 
     def undo(self) -> list[dict[str, str]]:
-        """Take the last message of the user's, and the reply to it, out of the history.
+        """Removes the last user message and its reply from the history.
 
         Returns:
-            These messages; an empty list where there are none.
+            The removed messages; an empty list if the history has no user message.
         """
         last = [i for i, message in enumerate(self.history) if message["role"] == "user"]
         start = last[-1] if last else len(self.history)
@@ -154,51 +154,53 @@ class Chat:
         return undone
 
     def clear(self) -> None:
-        """Begin a new conversation, with the same system message."""
+        """Clears the history, but keeps the system message."""
         self.history.clear()
         self.dropped.clear()
 
     def _read(self, settings: dict[str, Any]) -> GenerationSettings:
-        given = self._read_settings({**self.settings, **settings})
-        if given.num_return_sequences not in (None, 1) or given.top_log_probabilities is not None:
+        turn = self._read_settings({**self.settings, **settings})
+        if turn.num_return_sequences not in (None, 1) or turn.top_log_probabilities is not None:
             raise ValueError(
-                "A chat has one reply to a message, and it is text: use `generate_chat` with "
-                "`num_return_sequences` or `return_logprobs`."
+                "A chat does not support `num_return_sequences` or `return_logprobs`. Use "
+                "`generate_chat` with them."
             )
-        return given
+        return turn
 
     def _ids(self, messages: Sequence[Message]) -> list[int]:
         return self._tokenizer.encode_turns(read_turns(messages), replies=self._replies)
 
-    def _fit(self, message: Message, limit: int, most: int | None) -> tuple[list[int], int]:
-        """The prompt's ids, and how many messages are left out of it so that they fit.
+    def _fit(
+        self, message: Message, limit: int, max_new_tokens: int | None
+    ) -> tuple[list[int], int]:
+        """Returns the prompt ids, and the number of old messages dropped to make them fit.
 
         Args:
-            limit: tokens of the conversation, one of a reply among them.
-            most: of the reply; None for all that fit.
+            limit: Maximum number of tokens in the conversation, including the reply.
+            max_new_tokens: Maximum number of tokens in the reply. `None` uses the whole context.
         """
         messages, dropped = [*self.messages, message], 0
         ids = self._ids(messages)
         if self.context_full == "drop_oldest":
             system = len(messages) - 1 - len(self.history)
-            wanted = min(limit // SMALLEST_ROOM, most or limit)
-            if limit - len(ids) < wanted:
-                wanted = limit // ROOM_WHEN_DROPPED
-                while limit - len(ids) < wanted and dropped + 2 <= len(self.history):
+            min_free = min(limit // MIN_REPLY_DIVISOR, max_new_tokens or limit)
+            if limit - len(ids) < min_free:
+                min_free = limit // REPLY_DIVISOR_AFTER_DROP
+                while limit - len(ids) < min_free and dropped + 2 <= len(self.history):
                     dropped += 2
                     ids = self._ids([*messages[:system], *messages[system + dropped :]])
         if limit - len(ids) < 1:
             remedy = "Make the message shorter"
             if self.history and not dropped:
-                remedy = "Undo or clear turns, or make the chat with context_full='drop_oldest'"
+                remedy = "Undo or clear turns, or create the chat with context_full='drop_oldest'"
             raise ValueError(
-                f"The conversation has {len(ids)} tokens with this message, and the context holds "
-                f"{limit}, one to generate among them. {remedy}."
+                f"The conversation has {len(ids)} tokens with this message, but the limit is "
+                f"{limit}, including at least one generated token. {remedy}."
             )
         return ids, dropped
 
-    def _speak(
-        self, message: dict[str, str], job: Job, stream: Iterator[str], dropped: int
+    def _stream_reply(
+        self, message: dict[str, str], request: TextRequest, stream: Iterator[str], dropped: int
     ) -> Iterator[str]:
         pieces: list[str] = []
         if dropped:
@@ -214,22 +216,23 @@ class Chat:
                 yield piece
         except GeneratorExit:
             closed = True
-        # Where something else was raised, nothing was said.
+        # After any other exception, the history is unchanged.
         self.dropped += self.history[:dropped]
         del self.history[:dropped]
-        self._keep(message, "".join(pieces), job, closed)
+        self._record_turn(message, "".join(pieces), request, closed)
 
-    def _keep(self, message: dict[str, str], reply: str, job: Job, closed: bool) -> None:
-        """Note down a turn that is over."""
+    def _record_turn(
+        self, message: dict[str, str], reply: str, request: TextRequest, closed: bool
+    ) -> None:
         self.history += [message, {"role": "assistant", "content": reply}]
-        ids = job.new_ids()
-        said = {message["content"].strip() for message in self.history}
-        self._replies = {text: ids for text, ids in self._replies.items() if text in said}
-        if job.text_of(ids) == reply:  # and not where it was cut at a stop string
+        ids = request.new_ids()
+        texts = {message["content"].strip() for message in self.history}
+        self._replies = {text: ids for text, ids in self._replies.items() if text in texts}
+        if request.text_of(ids) == reply:  # False if it was cut at a stop string.
             self._replies[reply.strip()] = ids
-        self._prefix = job.run.prefix()
-        self.prefilled_tokens = job.run.prefilled
-        self.cached_tokens = len(job.request.prompts[0]) - job.run.prefilled
-        self.new_tokens = len(job.run.new_ids()[0])
-        stopped = "stop" if job.is_stopped() else "length"
-        self.finish_reason = "closed" if closed and stopped != "stop" else stopped
+        self._prefix = request.run.prefix()
+        self.prefilled_tokens = request.run.prefilled
+        self.cached_tokens = len(request.request.prompts[0]) - request.run.prefilled
+        self.new_tokens = len(request.run.new_ids()[0])
+        reason = "stop" if request.is_stopped() else "length"
+        self.finish_reason = "closed" if closed and reason != "stop" else reason

@@ -1,4 +1,4 @@
-"""What came of a prompt."""
+"""Output of `generate` with log-probabilities."""
 
 import dataclasses
 from typing import Literal
@@ -8,20 +8,20 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """The new text of one row, and how it came about."""
+    """Output of one generated sequence."""
 
     text: str | None
-    """The text as `generate` returns it; None where the prompts were ids."""
+    """Text as returned by `generate`. `None` if the prompts were token ids."""
     token_ids: list[int]
-    """The new tokens, with the one that ended them."""
+    """New token ids, including the stop token."""
     finish_reason: Literal["stop", "length"]
-    """`"stop"`: a stop id or a stop string; `"length"`: no more room."""
+    """`"stop"` after a stop token or stop string, `"length"` at the length limit."""
     logprobs: np.ndarray | None = None
-    """float32 `[n]`: the log-probability of each new token, in nats, as the model has it."""
+    """Log-probability of each new token under the model, in nats: float32 `[n]`."""
     top_logprobs: list[dict[int, float]] | None = None
-    """At each new token the likeliest ids and their log-probabilities."""
+    """Top-k token ids and their log-probabilities, for each new token."""
     acceptance_rate: float | None = None
-    """With a `draft`: of its guesses that were looked at, the share that became the text."""
+    """Share of the verified draft tokens that were accepted. Only set with a `draft`."""
     score: float | None = None
-    """With a `BeamSampler`: what the beams were compared by; without a length penalty, the
-    log-probability of all of `token_ids` together."""
+    """Beam score; without a length penalty, the total log-probability of `token_ids`. Only set with
+    a `BeamSampler`."""

@@ -1,4 +1,4 @@
-"""What a model that talks has beside `generate` and `stream`: `chat` and `generate_chat`."""
+"""Chat methods of the model: `chat` and `generate_chat`."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -8,13 +8,13 @@ import numpy as np
 from keras_gemma.causal_lm.chat import Chat
 from keras_gemma.causal_lm.prompts import Prompts, require_preprocessor
 from keras_gemma.causal_lm.settings import GenerationSettings
-from keras_gemma.causal_lm.text_request import Job
+from keras_gemma.causal_lm.text_request import TextRequest
 from keras_gemma.generation.request import Prefix
 from keras_gemma.text.chat import Message
 
 
 class Conversational:
-    """A base of models with a `preprocessor`, a `backbone`, `_settings`, `_draft` and `_job`."""
+    """Mixin that adds chat methods to `GemmaCausalLM`."""
 
     def chat(
         self,
@@ -26,24 +26,25 @@ class Conversational:
         num_draft_tokens: int | None = None,
         **settings: Any,
     ) -> Chat:
-        """Begin a conversation. A turn reads its own tokens alone: the others stay in the cache.
+        """Starts a chat whose turns reuse the KV cache of the previous turns.
 
-        Models that are not tuned for turns continue the text of the conversation as any other.
+        Models without instruction tuning simply continue the text of the conversation.
 
         Args:
-            system: a message that stands at the head of the first user turn, for Gemma knows no
+            system: System message. It is prepended to the first user turn, because Gemma has no
                 system role.
-            context_full: what to do where the conversation has no room for another reply:
-                `"error"` raises one; `"drop_oldest"` forgets the oldest turns until a quarter of
-                the context is free, and warns. The system message stays.
-            history: messages that have been said, `{"role", "content"}` each.
-            draft, num_draft_tokens: as of `generate`.
-            **settings: of generation, for all turns. A reply has as many tokens as
-                `max_new_tokens` and the context allow.
+            context_full: Action when the context is too full for another reply. `"error"` raises
+                an error. `"drop_oldest"` warns and drops the oldest turns until a quarter of the
+                context is free; the system message is kept.
+            history: Previous messages, as dicts `{"role", "content"}`.
+            draft, num_draft_tokens: Same as in `generate`.
+            **settings: `GenerationSettings` for all turns. The length of a reply is limited by
+                `max_new_tokens` and by the context length.
 
         Raises:
-            ValueError: roles that do not alternate, settings out of range, no preprocessor.
-            TypeError: messages that are none, or a setting that is none.
+            ValueError: If roles do not alternate, a setting is out of range, or the model has no
+                preprocessor.
+            TypeError: If a message is malformed or a setting is unknown.
 
         Example:
 
@@ -56,22 +57,25 @@ class Conversational:
         print(chat.history)
         ```
         """
-        require_preprocessor(self.preprocessor, "one: a chat is text")
-        guesses = self._draft(draft, num_draft_tokens)
+        require_preprocessor(self.preprocessor, "a chat", None)
+        draft = self._draft(draft, num_draft_tokens)
 
-        def read_settings(given: dict[str, Any]) -> GenerationSettings:
-            length, stops = given.pop("max_length", None), given.pop("stop_token_ids", "auto")
-            return self._settings("chat", length, stops, given)
+        def read_settings(settings: dict[str, Any]) -> GenerationSettings:
+            max_length = settings.pop("max_length", None)
+            stop_token_ids = settings.pop("stop_token_ids", "auto")
+            return self._settings("chat", max_length, stop_token_ids, settings)
 
-        def make_job(ids: list[int], given: GenerationSettings, prefix: Prefix | None) -> Job:
-            if prefix is not None and not prefix.is_of(self.backbone):  # trained in between
+        def make_request(
+            ids: list[int], settings: GenerationSettings, prefix: Prefix | None
+        ) -> TextRequest:
+            if prefix is not None and not prefix.is_of(self.backbone):  # The weights have changed.
                 prefix = None
             prompt = Prompts([np.array(ids, "int32")], texts=True, single=True)
-            return self._job(prompt, given, prefix, guesses)
+            return self._text_request(prompt, settings, prefix, draft)
 
         return Chat(
             read_settings,
-            make_job,
+            make_request,
             self.preprocessor.tokenizer,
             self.backbone.config.context_length,
             system,
@@ -91,20 +95,21 @@ class Conversational:
         num_draft_tokens: int | None = None,
         **settings: Any,
     ) -> Any:
-        """The reply to a conversation, or to each of a batch of them.
+        """Generates the reply to a conversation, or to each conversation of a batch.
 
         Args:
-            messages: `{"role", "content"}` each, as of `GemmaTokenizer.apply_chat_template`; or a
-                list of such lists.
-            max_length, stop_token_ids, prefix, draft, num_draft_tokens, **settings: as of
+            messages: A list of dicts `{"role", "content"}`, as for
+                `GemmaTokenizer.apply_chat_template`, or a list of such lists.
+            max_length, stop_token_ids, prefix, draft, num_draft_tokens, **settings: Same as in
                 `generate`.
 
         Returns:
-            The reply, a string; for a batch, a list of them. With `num_return_sequences` above 1,
-            a list for each conversation; with `return_logprobs`, `Completion`s.
+            The reply as a string; for a batch, a list of replies. If `num_return_sequences` is
+            above 1, each conversation gets a list. With `return_logprobs`, each reply is a
+            `Completion`.
 
         Raises:
-            ValueError, TypeError: as of `apply_chat_template` and `generate`.
+            ValueError, TypeError: Same as in `apply_chat_template` and `generate`.
 
         Example:
 
@@ -117,11 +122,12 @@ class Conversational:
         lm.generate_chat([messages, messages], max_new_tokens=20, temperature=0.8, seed=1)
         ```
         """
-        require_preprocessor(self.preprocessor, "token ids to `generate`: messages are text")
-        given = self._settings("generate_chat", max_length, stop_token_ids, settings)
+        require_preprocessor(self.preprocessor, "`generate_chat`", "Pass token ids to `generate`")
+        call_settings = self._settings("generate_chat", max_length, stop_token_ids, settings)
         ids = self.preprocessor.tokenizer.apply_chat_template(messages)
         single = isinstance(ids[0], int)
         rows = [np.array(row, "int32") for row in ([ids] if single else ids)]
         prompts = Prompts(rows, texts=True, single=single)
-        guesses = self._draft(draft, num_draft_tokens)
-        return self._job(prompts, given, prefix, guesses).complete(strip_prompt=True)
+        draft = self._draft(draft, num_draft_tokens)
+        request = self._text_request(prompts, call_settings, prefix, draft)
+        return request.complete(strip_prompt=True)

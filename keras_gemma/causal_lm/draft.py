@@ -1,4 +1,4 @@
-"""Who guesses tokens ahead: a smaller model, or the text itself."""
+"""Draft arguments of `generate`: a smaller model, or the prompt itself."""
 
 from typing import Any
 
@@ -7,24 +7,24 @@ import numpy as np
 from keras_gemma.generation.request import Draft
 
 NUM_DRAFT_TOKENS = 4
-"""How many tokens a draft guesses at a time, where nothing is said."""
+"""Default number of draft tokens per verification."""
 
 
 def read_draft(draft: Any, tokens: int | None, model_cls: type) -> Draft | None:
-    """The arguments `draft` and `num_draft_tokens` of `generate`.
+    """Returns the draft settings for the `draft` and `num_draft_tokens` of `generate`.
 
     Args:
-        model_cls: the class of models that can be a draft.
+        model_cls: Class of the models that are accepted as a draft.
 
     Raises:
-        TypeError: neither a model nor "prompt".
-        ValueError: a number of tokens without a draft.
+        TypeError: If `draft` is neither a model nor `"prompt"`.
+        ValueError: If `num_draft_tokens` is passed without a `draft`.
     """
     if draft is None:
         if tokens is not None:
             raise ValueError(
-                "`num_draft_tokens` is how many tokens a `draft` guesses: pass one, such as "
-                f"draft='prompt', or leave it out. Received: num_draft_tokens={tokens!r}"
+                "`num_draft_tokens` requires a `draft`. Pass one, such as draft='prompt', or leave "
+                f"it out. Received: num_draft_tokens={tokens!r}"
             )
         return None
     count = NUM_DRAFT_TOKENS if tokens is None else tokens
@@ -35,6 +35,6 @@ def read_draft(draft: Any, tokens: int | None, model_cls: type) -> Draft | None:
         tokenizer = draft.preprocessor and draft.preprocessor.tokenizer
         return Draft(count, draft._generator(), tokenizer)
     raise TypeError(
-        "`draft` must be a GemmaCausalLM, or 'prompt' to guess from the text itself. "
+        "`draft` must be a GemmaCausalLM, or 'prompt' for prompt-lookup decoding. "
         f"Received: draft={draft!r:.80}"
     )

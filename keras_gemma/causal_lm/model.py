@@ -1,6 +1,6 @@
-"""Text to text: tokenizer, backbone, head and sampler in one model.
+"""The causal language model: tokenizer, backbone, language-model head and sampler.
 
-Everything below this module deals in ids; strings end here.
+Everything below this module works on token ids; strings end here.
 """
 
 from collections.abc import Iterator
@@ -12,11 +12,11 @@ import numpy as np
 from keras_gemma import tf_data
 from keras_gemma.causal_lm.conversational import Conversational
 from keras_gemma.causal_lm.draft import read_draft
-from keras_gemma.causal_lm.model_of_text import ModelOfText
+from keras_gemma.causal_lm.model_of_text import TextTrainer
 from keras_gemma.causal_lm.prompts import Prompts, read_prompt, read_prompts
 from keras_gemma.causal_lm.settings import GenerationSettings, read_settings
-from keras_gemma.causal_lm.text_request import Job
-from keras_gemma.causal_lm.training_step import TrainsInChunks
+from keras_gemma.causal_lm.text_request import TextRequest
+from keras_gemma.causal_lm.training_step import ChunkedLossTrainer
 from keras_gemma.export.exportable import Exportable
 from keras_gemma.generation import samplers
 from keras_gemma.generation.generate import prefill
@@ -42,18 +42,18 @@ class GemmaCausalLM(
     Scorable,
     Quantizable,
     Adaptable,
-    TrainsInChunks,
+    ChunkedLossTrainer,
     Exportable,
-    ModelOfText,
+    TextTrainer,
 ):
-    """Gemma with its head: generates, scores and trains on text.
+    """Gemma with a language-model head: generates, scores and trains on text.
 
     As a Keras model it maps `{"token_ids", "padding_mask"}`, both `[B, T]`, to logits, float32
     `[B, T, V]`. With a preprocessor, `fit`, `evaluate`, `predict` and `generate` take strings.
 
     Args:
-        backbone: a `GemmaBackbone`.
-        preprocessor: a `GemmaCausalLMPreprocessor`, or None to deal in ids.
+        backbone: A `GemmaBackbone`.
+        preprocessor: A `GemmaCausalLMPreprocessor`. `None` restricts the model to token ids.
 
     Example:
 
@@ -91,9 +91,9 @@ class GemmaCausalLM(
             size = preprocessor.tokenizer.vocabulary_size()
             if size > backbone.config.vocabulary_size:
                 raise ValueError(
-                    f"The tokenizer makes ids up to {size - 1}, and the backbone embeds "
-                    f"{backbone.config.vocabulary_size}. Use the vocabulary that the backbone was "
-                    "made with, or a backbone with `vocabulary_size` as large."
+                    f"The tokenizer has {size} ids, but the backbone's vocabulary_size is "
+                    f"{backbone.config.vocabulary_size}. Use the tokenizer of the backbone's "
+                    "preset, or a backbone with a larger `vocabulary_size`."
                 )
         logits = backbone.token_embedding(backbone(backbone.input), reverse=True)
         super().__init__(inputs=backbone.input, outputs=logits, **kwargs)
@@ -102,17 +102,17 @@ class GemmaCausalLM(
         self.preprocessor = preprocessor
         self.sampler = samplers.get("greedy")
         self._programs: Programs | None = None
-        # Ready to use as it is: `compile` is for those who want something else.
+        # Usable at once: calling `compile` again is only needed for other settings.
         self.compile()
 
     @property
     def backbone(self) -> GemmaBackbone:
-        """The model without its head."""
+        """The `GemmaBackbone`, without the language-model head."""
         return next(layer for layer in self.layers if isinstance(layer, GemmaBackbone))
 
     @property
     def adapters(self) -> Adapters:
-        """Those of the backbone."""
+        """LoRA adapters of the backbone."""
         return self.backbone.adapters
 
     def compile(
@@ -124,30 +124,31 @@ class GemmaCausalLM(
         sampler: Any = "greedy",
         **kwargs: Any,
     ) -> None:
-        """Choose how to train and how to sample.
+        """Configures the model for training and generation.
 
         Args:
-            optimizer: `"auto"` is Adam at 2e-5.
-            loss: `"auto"` is cross entropy of the next token. With it, and no metric but its
-                accuracy, `fit` and `evaluate` take the memory of few positions' logits.
-            weighted_metrics: `"auto"` is its accuracy.
-            sampler: a name such as `"top_p"` (see `samplers`), or a `samplers.Sampler`.
-            **kwargs: settings of generation, those of `GenerationSettings`, which a call may
-                change; and as of `keras.Model.compile`. With `run_eagerly=True` PyTorch
-                generates without compiling, slower by the token and at once from the start.
-                A `.keras` file keeps all of them, but of `logits_processors` only what is
-                registered with Keras: compile again, once it is loaded, with the others.
+            optimizer: A Keras optimizer, or `"auto"` for Adam with a learning rate of 2e-5.
+            loss: A Keras loss, or `"auto"` for the cross entropy of the next token. With the
+                default loss and metric, `fit` and `evaluate` compute the logits in chunks, which
+                saves memory.
+            weighted_metrics: Keras metrics, or `"auto"` for the next-token accuracy.
+            sampler: A sampler name such as `"top_p"` (see `samplers`), or a `samplers.Sampler`.
+            **kwargs: Default `GenerationSettings`, which each call can override, and arguments of
+                `keras.Model.compile`. With `run_eagerly=True`, generation on PyTorch starts
+                without a compilation, but each token takes longer. `.keras` files save these
+                settings. Of `logits_processors`, they only save functions and objects that are
+                registered with Keras.
         """
         names = GenerationSettings.__dataclass_fields__.keys() & kwargs.keys()
         settings = GenerationSettings(**{name: kwargs.pop(name) for name in names})
         sampler = samplers.get(sampler)
-        settings.choose_sampler(sampler)  # raises where they do not go together
+        settings.choose_sampler(sampler)  # checks that they are compatible
         self.sampler, self.generation_settings = sampler, settings
         if isinstance(loss, str) and loss == "auto":
             loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         if isinstance(weighted_metrics, str) and weighted_metrics == "auto":
             weighted_metrics = [keras.metrics.SparseCategoricalAccuracy()]
-        self.take_loss_in_chunks(loss, kwargs.get("metrics"), weighted_metrics)
+        self._set_chunked_loss(loss, kwargs.get("metrics"), weighted_metrics)
         super().compile(
             optimizer=keras.optimizers.Adam(2e-5) if optimizer == "auto" else optimizer,
             loss=loss,
@@ -156,7 +157,7 @@ class GemmaCausalLM(
         )
 
     def get_compile_config(self) -> dict[str, Any]:
-        """What `compile` was given, for `.keras` files."""
+        """Returns the arguments of `compile`, for `.keras` files."""
         return {
             **super().get_compile_config(),
             "sampler": keras.saving.serialize_keras_object(self.sampler),
@@ -165,7 +166,7 @@ class GemmaCausalLM(
         }
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compile as `get_compile_config` says, with the optimizer's variables if it had them."""
+        """Compiles the model from the dict of `get_compile_config`, and builds the optimizer."""
         config = dict(config)
         optimizer_built = config.pop("optimizer_built", False)
         self.compile(**keras.saving.deserialize_keras_object(config))
@@ -184,55 +185,56 @@ class GemmaCausalLM(
         num_draft_tokens: int | None = None,
         **settings: Any,
     ) -> Any:
-        """Continue `inputs`.
+        """Generates text that continues the prompts.
 
         Args:
-            inputs: a string, or a list of strings; ids as a list of lists of any lengths, or as
-                `{"token_ids", "padding_mask"}` of `[B, S]`, where the mask is true at the prompt
-                and S is the most tokens, prompt included; or a `tf.data.Dataset` of batches.
-            max_length: the most tokens of a row, prompt included. By default the preprocessor's
-                `sequence_length`.
-            stop_token_ids: ids that end a row. `"auto"`: those given to `compile`, else `<eos>`
-                and `<end_of_turn>`; None: none.
-            strip_prompt: return the new text alone.
-            prefix: of `prefill`; what the prompts share with it is not read again.
-            draft: who guesses tokens that are then read at once, which pays where the guesses
-                are good: a smaller `GemmaCausalLM` with the same vocabulary, or `"prompt"`, which
-                takes them from the text where it repeats itself. What is generated stays the same:
-                greedy text token for token, but where rounding decides, and otherwise in its
-                distribution. With `return_logprobs`, `Completion.acceptance_rate` tells how good
-                the guesses were.
-            num_draft_tokens: how many are guessed at a time; 4 by default.
-            **settings: those of `GenerationSettings`, instead of those given to `compile`:
+            inputs: A string or a list of strings. Alternatively token ids: a list of lists, or a
+                dict `{"token_ids", "padding_mask"}` of arrays `[B, S]`. The mask is True at prompt
+                tokens, and S is the maximum length. A `tf.data.Dataset` yields batches of these.
+            max_length: Maximum number of tokens per sequence, including the prompt. Defaults to
+                the preprocessor's `sequence_length`.
+            stop_token_ids: Token ids that stop generation. `None` disables stop tokens. `"auto"`
+                uses the ids passed to `compile()`, or `<eos>` and `<end_of_turn>` if none were
+                passed.
+            strip_prompt: If True, returns only the new text.
+            prefix: Prefix cache returned by `prefill`. Prompt tokens that it contains are not
+                processed again.
+            draft: Draft for speculative decoding: a smaller `GemmaCausalLM` with the same
+                vocabulary, or `"prompt"` for prompt-lookup decoding. The output is unchanged:
+                identical tokens with greedy sampling (up to floating-point ties), and the same
+                distribution otherwise. `Completion.acceptance_rate` reports the quality of the
+                draft.
+            num_draft_tokens: Number of draft tokens per verification. Defaults to 4.
+            **settings: `GenerationSettings` that override those passed to `compile`:
                 `max_new_tokens`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`,
                 `seed`, `stop`, `num_return_sequences`, `logits_processors`, `return_logprobs`,
                 `sampler`.
 
         Returns:
-            A string for a string, a list for a list; for a dict, `{"token_ids", "padding_mask"}`
-            of the same shape, the mask true at prompt and continuation. Of a data set, the rows
-            of all batches. With `num_return_sequences` above 1, a list for each prompt; with
-            `return_logprobs`, `Completion`s.
+            A string for a string, and a list for a list or a dataset. For a dict, a dict of the
+            same shapes whose mask is True at the prompt and the new tokens. If
+            `num_return_sequences` is above 1, each prompt gets a list. With `return_logprobs`,
+            each text is a `Completion`.
 
         Raises:
-            ValueError: a prompt that is empty or leaves no room; ids outside the vocabulary;
-                settings out of range or that exclude each other; strings without a preprocessor;
-                a batch too large for the memory that is free.
-            TypeError: a setting that is none.
+            ValueError: If a prompt is empty or too long, an id is outside the vocabulary, a setting
+                is out of range, settings exclude each other, strings are passed to a model without
+                a preprocessor, or the batch needs more than the free memory.
+            TypeError: If a setting is unknown or has the wrong type.
         """
-        given = self._settings("generate", max_length, stop_token_ids, settings)
-        guesses = self._draft(draft, num_draft_tokens)
+        call_settings = self._settings("generate", max_length, stop_token_ids, settings)
+        draft = self._draft(draft, num_draft_tokens)
         if tf_data.is_dataset(inputs):
             batches = [
-                self._job(batch, given, prefix, guesses).complete(strip_prompt)
+                self._text_request(batch, call_settings, prefix, draft).complete(strip_prompt)
                 for batch in inputs.as_numpy_iterator()
             ]
             if not batches:
-                raise ValueError("The data set of prompts is empty.")
+                raise ValueError("The dataset of prompts is empty.")
             if isinstance(batches[0], dict):
                 return {key: np.concatenate([b[key] for b in batches]) for key in batches[0]}
             return [row for batch in batches for row in ([batch] if is_text(batch) else batch)]
-        return self._job(inputs, given, prefix, guesses).complete(strip_prompt)
+        return self._text_request(inputs, call_settings, prefix, draft).complete(strip_prompt)
 
     def stream(
         self,
@@ -245,22 +247,22 @@ class GemmaCausalLM(
         num_draft_tokens: int | None = None,
         **settings: Any,
     ) -> Iterator[str] | Iterator[list[str]]:
-        """The text that follows `inputs`, piece by piece as it is made.
+        """Generates text and yields it in pieces as soon as they are available.
 
-        No piece ends within a character, and none holds what may become a stop string. Closing
-        the iterator ends the work.
+        Pieces consist of complete characters and never contain part of a stop string. Closing
+        the iterator stops generation.
 
         Args:
-            inputs: a string, or a list of strings, or of lists of ids.
-            max_length, stop_token_ids, prefix, draft, num_draft_tokens, **settings: as of
+            inputs: A string, a list of strings, or a list of lists of token ids.
+            max_length, stop_token_ids, prefix, draft, num_draft_tokens, **settings: Same as in
                 `generate`.
 
         Returns:
-            An iterator of strings; for a list of prompts, of lists with one string a row, which
-            is empty where a row has nothing new.
+            An iterator of strings. For a list of prompts, an iterator of lists with one string
+            per sequence, which is empty if the sequence has no new text.
 
         Raises:
-            ValueError, TypeError: as `generate`, before the first piece is asked for.
+            ValueError, TypeError: Same as in `generate`. Raised by the call, before iteration.
 
         Example:
 
@@ -272,27 +274,32 @@ class GemmaCausalLM(
             print(piece, end="", flush=True)
         ```
         """
-        given = self._settings("stream", max_length, stop_token_ids, settings)
-        if given.top_log_probabilities is not None:
-            raise ValueError("`stream` yields text alone: use `generate` with `return_logprobs`.")
-        guesses = self._draft(draft, num_draft_tokens)
-        return self._job(inputs, given, prefix, guesses).stream()
+        call_settings = self._settings("stream", max_length, stop_token_ids, settings)
+        if call_settings.top_log_probabilities is not None:
+            raise ValueError(
+                "`stream` does not support `return_logprobs`: use `generate` with "
+                f"`return_logprobs`. Received: return_logprobs={call_settings.return_logprobs!r}"
+            )
+        draft = self._draft(draft, num_draft_tokens)
+        return self._text_request(inputs, call_settings, prefix, draft).stream()
 
     def prefill(self, inputs: Any) -> Prefix:
-        """Read the beginning of texts, so that `generate` and `stream` go on from there.
+        """Computes a prefix cache for prompts that begin with the same text.
 
-        What a prompt does not share with it is read as ever: results do not depend on it.
+        A prompt may share all of the prefix, a part of it, or nothing. The cache only affects
+        speed, never results.
 
         Args:
-            inputs: a string, or a list of ids.
+            inputs: A string, or a list of token ids.
 
         Returns:
-            What to pass as `prefix`. It holds for this model and its weights as they are.
+            The prefix cache, to be passed as `prefix` to `generate` or `stream`. It is valid for
+            this model until its weights change.
 
         Raises:
-            ValueError: a text that is empty or leaves no room in the context, several texts, ids
+            ValueError: If the text is empty or too long, several texts are passed, or an id is
                 outside the vocabulary.
-            TypeError: no text.
+            TypeError: If `inputs` is neither a string nor a list of token ids.
 
         Example:
 
@@ -311,29 +318,29 @@ class GemmaCausalLM(
     def _settings(
         self, caller: str, max_length: int | None, stop_token_ids: Any, settings: dict[str, Any]
     ) -> GenerationSettings:
-        """The settings of a call, over those of `compile`."""
-        given = {"max_length": max_length, "stop_token_ids": stop_token_ids, **settings}
-        return read_settings(given, caller).over(self.generation_settings)
+        """Returns the settings of a call, filled up with those of `compile`."""
+        settings = {"max_length": max_length, "stop_token_ids": stop_token_ids, **settings}
+        return read_settings(settings, caller).over(self.generation_settings)
 
     def _draft(self, draft: Any, tokens: int | None) -> Draft | None:
         return read_draft(draft, tokens, GemmaCausalLM)
 
-    def _job(
+    def _text_request(
         self,
         inputs: Any,
         settings: GenerationSettings,
         prefix: Prefix | None,
         draft: Draft | None,
-    ) -> Job:
+    ) -> TextRequest:
         size = self.backbone.config.vocabulary_size
         prompts = inputs
         if not isinstance(inputs, Prompts):
             prompts = read_prompts(inputs, self.preprocessor, size)
         generator, sampler = self._generator(), self.sampler
-        return Job(generator, self.preprocessor, prompts, settings, sampler, prefix, draft)
+        return TextRequest(generator, self.preprocessor, prompts, settings, sampler, prefix, draft)
 
     def _generator(self) -> Programs:
-        # Its programs outlive `compile`: another sampler of the same kind compiles nothing.
+        # Kept across `compile`, because another sampler of the same kind can reuse the programs.
         if self._programs is None or self._programs.eager != self.run_eagerly:
             self._programs = Programs(self.backbone, eager=self.run_eagerly)
         return self._programs
@@ -362,6 +369,6 @@ class GemmaCausalLM(
             if isinstance(config.get(name), dict):
                 config[name] = keras.saving.deserialize_keras_object(config[name])
         lm = cls(**config)
-        if not trainable:  # True would wake what quantization froze
+        if not trainable:  # Setting True would unfreeze quantized weights.
             lm.trainable = False
         return lm

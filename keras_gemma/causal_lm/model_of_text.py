@@ -1,4 +1,4 @@
-"""A Keras model whose `fit`, `evaluate` and `predict` take strings."""
+"""Keras model whose `fit`, `evaluate` and `predict` accept strings."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ import keras
 from keras_gemma.text.batches import encode_inputs, keeps_its_order
 
 
-class ModelOfText(keras.Model):
-    """A model with a `preprocessor`, or None; strings go through it on their way in."""
+class TextTrainer(keras.Model):
+    """Base class that passes string inputs through `self.preprocessor`, which may be `None`."""
 
     def fit(
         self,
@@ -20,7 +20,7 @@ class ModelOfText(keras.Model):
         validation_data: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """`keras.Model.fit`, on strings too where there is a preprocessor."""
+        """Same as `keras.Model.fit`, for strings too if there is a preprocessor."""
         x, y, sample_weight = self._encode(x, y, sample_weight)
         if keeps_its_order(x):
             kwargs["shuffle"] = False
@@ -44,31 +44,31 @@ class ModelOfText(keras.Model):
     def evaluate(
         self, x: Any = None, y: Any = None, *args: Any, sample_weight: Any = None, **kwargs: Any
     ) -> Any:
-        """`keras.Model.evaluate`, on strings too where there is a preprocessor."""
+        """Same as `keras.Model.evaluate`, for strings too if there is a preprocessor."""
         x, y, sample_weight = self._encode(x, y, sample_weight)
         return super().evaluate(x, y, *args, sample_weight=sample_weight, **kwargs)
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """`keras.Model.predict`, on strings too: float32 `[B, S, V]`."""
+        """Same as `keras.Model.predict`, for strings too: float32 logits `[B, S, V]`."""
         x, _, _ = self._encode(x)
         return super().predict(x, *args, **kwargs)
 
     def train_on_batch(
         self, x: Any, y: Any = None, sample_weight: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """`keras.Model.train_on_batch`, on strings too where there is a preprocessor."""
+        """Same as `keras.Model.train_on_batch`, for strings too if there is a preprocessor."""
         return super().train_on_batch(*self._encode(x, y, sample_weight), *args, **kwargs)
 
     def test_on_batch(
         self, x: Any, y: Any = None, sample_weight: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """`keras.Model.test_on_batch`, on strings too where there is a preprocessor."""
+        """Same as `keras.Model.test_on_batch`, for strings too if there is a preprocessor."""
         return super().test_on_batch(*self._encode(x, y, sample_weight), *args, **kwargs)
 
     def predict_on_batch(self, x: Any) -> Any:
-        """`keras.Model.predict_on_batch`, on strings too: float32 `[B, S, V]`."""
+        """Same as `keras.Model.predict_on_batch`, for strings too: float32 logits `[B, S, V]`."""
         return super().predict_on_batch(self._encode(x)[0])
 
     def _encode(self, x: Any, y: Any = None, sample_weight: Any = None) -> tuple[Any, Any, Any]:
-        """Strings as inputs, labels and weights; everything else as it is."""
+        """Returns inputs, labels and weights for strings; other data is unchanged."""
         return encode_inputs(self.preprocessor, x, y, sample_weight)

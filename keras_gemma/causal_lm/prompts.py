@@ -1,4 +1,4 @@
-"""Prompts in every form that callers have: read, and answered in kind."""
+"""Conversion of prompts in all accepted formats to token ids, and of outputs back."""
 
 import dataclasses
 from typing import Any
@@ -12,28 +12,30 @@ from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-    """Prompts as ids, and the form that they came in."""
+    """Prompts as token ids, with their original format."""
 
     ids: list[np.ndarray]
-    """int32 `[T]` each."""
+    """Token ids of each prompt, int32 `[T]`."""
     texts: bool
-    """They were strings."""
+    """True if the prompts were strings."""
     single: bool = False
-    """It was one string."""
+    """True if the prompt was a single string."""
     width: int | None = None
-    """Of a padded array `[B, width]`; None for anything else."""
+    """Width of a padded array `[B, width]`. `None` for all other formats."""
 
     def answer(self, rows: list[Any], copies: int) -> Any:
-        """`rows`, `copies` to a prompt, in the shape that the prompts had.
+        """Returns the outputs in the structure of the prompts.
 
-        A list for each prompt where more than one copy was asked for.
+        Args:
+            rows: Outputs, with the sequences of one prompt next to each other.
+            copies: Number of sequences per prompt. If above 1, each prompt gets a list.
         """
         if copies > 1:
             rows = [rows[i : i + copies] for i in range(0, len(rows), copies)]
         return rows[0] if self.single else rows
 
     def pad(self, rows: list[np.ndarray]) -> dict[str, np.ndarray]:
-        """`{"token_ids", "padding_mask"}` of the prompts' shape, with `rows` at the start."""
+        """Returns `rows` padded to `[B, width]`, as `{"token_ids", "padding_mask"}`."""
         token_ids = np.zeros((len(rows), self.width), "int32")
         mask = np.zeros(token_ids.shape, "bool")
         for i, row in enumerate(rows):
@@ -48,25 +50,25 @@ def read_prompts(
     vocabulary_size: int,
     name: str = "inputs",
 ) -> Prompts:
-    """One batch of prompts, in whatever form.
+    """Converts one batch of prompts to token ids.
 
     Args:
-        inputs: a string, or a list of strings; ids as a list of lists, or as
+        inputs: A string, a list of strings, a list of lists of token ids, or a dict
             `{"token_ids", "padding_mask"}`.
-        preprocessor: of the strings.
-        vocabulary_size: what ids must be below.
-        name: of the argument, for an error.
+        preprocessor: Preprocessor for strings.
+        vocabulary_size: Upper bound of the ids, exclusive.
+        name: Name of the argument, for error messages.
 
     Raises:
-        TypeError, ValueError: no prompts.
+        TypeError, ValueError: If `inputs` has another format or invalid ids.
     """
     if isinstance(inputs, dict):
         return _read_padded(inputs, vocabulary_size)
     if not (is_text(inputs) or isinstance(inputs, list | tuple) or hasattr(inputs, "ndim")):
-        more = ", or a `tf.data.Dataset` of them" if name == "inputs" else ""
+        dataset = ", or a `tf.data.Dataset` of them" if name == "inputs" else ""
         raise TypeError(
             f"`{name}` must be a string, a list of strings or of lists of ids, or a dict of "
-            f"arrays{more}. Received: {inputs!r:.200}"
+            f"arrays{dataset}. Received: {inputs!r:.200}"
         )
     texts = inputs if is_text(inputs) else list(inputs)
     single = is_text(texts)
@@ -77,7 +79,7 @@ def read_prompts(
         return Prompts(preprocessor.tokenize_prompts(texts), True, single)
     if any(np.ndim(ids) == 0 and not is_text(ids) for ids in texts):
         raise ValueError(
-            f"Ids of `{name}` must come in a batch: pass a list of lists of ids, or an array "
+            f"Ids of `{name}` must be a batch: pass a list of lists of ids, or an array "
             f"[batch, tokens]. Received: {inputs!r:.80}"
         )
     ids = [to_ids(f"{name}[{i}]", ids, 1, vocabulary_size) for i, ids in enumerate(texts)]
@@ -87,10 +89,10 @@ def read_prompts(
 def read_prompt(
     inputs: Any, preprocessor: GemmaCausalLMPreprocessor | None, vocabulary_size: int
 ) -> np.ndarray:
-    """The ids of one prompt, int32 `[T]`: a string, or a list of ids.
+    """Converts one prompt, a string or a list of token ids, to int32 `[T]`.
 
     Raises:
-        TypeError, ValueError: anything else, several prompts among it.
+        TypeError, ValueError: If `inputs` has another format or contains several prompts.
     """
     if is_text(inputs):
         (ids,) = read_prompts(inputs, preprocessor, vocabulary_size).ids
@@ -99,18 +101,18 @@ def read_prompt(
         raise TypeError(f"`inputs` must be a string, or a list of ids. Received: {inputs!r:.200}")
     if any(is_text(item) or np.ndim(item) for item in inputs):
         raise ValueError(
-            "`inputs` must be one text, a string or a list of ids: read several one by one. "
+            "`inputs` must be one text, a string or a list of ids. Call `prefill` once per text. "
             f"Received: {inputs!r:.200}"
         )
     return to_ids("inputs", inputs, 1, vocabulary_size)
 
 
 def _read_padded(inputs: dict[str, Any], vocabulary_size: int) -> Prompts:
-    """Ids in `[B, S]`, as `generate_preprocess` gives them."""
+    """Reads padded ids `[B, S]` in the format of `generate_preprocess`."""
     missing = {"token_ids", "padding_mask"} - set(inputs)
     if missing:
         raise ValueError(
-            'A dict of inputs must hold "token_ids" and "padding_mask", both [batch, tokens]. '
+            'A dict of inputs must have the keys "token_ids" and "padding_mask". '
             f"Missing: {sorted(missing)}. Received keys: {sorted(inputs)}"
         )
     token_ids = to_ids("token_ids", inputs["token_ids"], 2, vocabulary_size)
@@ -123,36 +125,46 @@ def _read_padded(inputs: dict[str, Any], vocabulary_size: int) -> Prompts:
     lengths = mask.sum(1)
     if (mask != (np.arange(mask.shape[1]) < lengths[:, None])).any():
         raise ValueError(
-            '"padding_mask" must be true from the start of each row to the end of its prompt: '
-            "put padding behind the prompt."
+            '"padding_mask" must be True from the start of each row to the end of its prompt, and '
+            "False after it: put padding after the prompt."
         )
     rows = [row[:length] for row, length in zip(token_ids, lengths, strict=True)]
     return Prompts(rows, False, width=mask.shape[1])
 
 
-def room_in_padding(prompts: Prompts, max_length: int | None, most: list[int] | None) -> list[int]:
-    """The new tokens that fit into each row of padded prompts.
+def max_new_tokens_in_padding(
+    prompts: Prompts, max_length: int | None, max_new_tokens: list[int] | None
+) -> list[int]:
+    """Returns the maximum number of new tokens in each row of padded prompts.
 
     Args:
-        max_length: a shorter end than that of the rows, or None.
-        most: the most of each row, or None.
+        max_length: Maximum length, prompt included. `None` uses the padded width.
+        max_new_tokens: Maximum number of new tokens of each row. `None` uses all the padding.
     """
     end = min(prompts.width, max_length or prompts.width)
     lengths = [len(row) for row in prompts.ids]
     full = [i for i, length in enumerate(lengths) if length >= end]
     if full:
         raise ValueError(
-            f"Rows {full} have no room to generate: pad them to the length that is wanted, "
-            f"prompt included, and let no `max_length` be shorter. Received: {end} tokens"
+            f"Rows {full} have no room to generate. Pad them to the maximum length, prompt "
+            f"included, and increase `max_length` if it is set. Received: {end} tokens"
         )
-    most = most or [end] * len(lengths)
-    return [min(end - length, limit) for length, limit in zip(lengths, most, strict=True)]
+    limits = max_new_tokens or [end] * len(lengths)
+    return [min(end - length, limit) for length, limit in zip(lengths, limits, strict=True)]
 
 
-def require_preprocessor(preprocessor: Any, otherwise: str = "token ids") -> None:
-    """Raise a ValueError where there is none; `otherwise` is what would do instead."""
+def require_preprocessor(
+    preprocessor: Any, purpose: str = "text", alternative: str | None = "Pass token ids"
+) -> None:
+    """Raises a ValueError if the model has no preprocessor.
+
+    Args:
+        purpose: Feature that needs the preprocessor.
+        alternative: Advice that avoids the preprocessor, if there is one.
+    """
     if preprocessor is None:
+        remedy = "Create" if alternative is None else f"{alternative}, or create"
         raise ValueError(
-            f"This model has no preprocessor: give {otherwise}, or make it with "
+            f"This model has no preprocessor, which {purpose} requires. {remedy} the model with "
             "`GemmaCausalLM(backbone, preprocessor)`."
         )

@@ -1,4 +1,4 @@
-"""Everything that can be set for a text: at `compile`, and in a call."""
+"""Generation settings, as passed to `compile` or to one call."""
 
 import dataclasses
 import difflib
@@ -22,42 +22,48 @@ from keras_gemma.generation.samplers.sampler import (
 from keras_gemma.generation.strategies.verify import is_greedy
 
 FILTERS = ("temperature", "top_k", "top_p", "min_p")
-"""What `override` changes in a sampler."""
+"""Settings that override fields of the sampler."""
 
-MOST_TOP_LOG_PROBABILITIES = 64
+MAX_TOP_LOGPROBS = 64
+"""Maximum number of top-k log-probabilities per generated token."""
 
 
 @dataclasses.dataclass(frozen=True)
 class GenerationSettings:
-    """The settings of a generation; None leaves one as it was compiled, or as it is by default.
+    """Settings of text generation.
 
-    Where a list is named, it holds one value for each prompt.
+    `None` uses the value passed to `compile()`, or the default if none was passed. A list, where
+    one is allowed, has one value per prompt.
 
     Args:
-        max_new_tokens: the most new tokens of a row; an integer, or a list.
-        max_length: the most tokens of a row, prompt included, in the place of `max_new_tokens`;
-            by default the preprocessor's `sequence_length`.
-        sampler: a name, or a `samplers.Sampler`, also of KerasHub.
-        temperature: divides the logits; 0 is greedy. A number, or a list. With a greedy sampler
-            it asks for a random one, as the next three do.
-        top_k: draw among the so many likeliest alone; an integer, or a list.
-        top_p: among the fewest that together have this probability; a number, or a list.
-        min_p: among those with this share of the likeliest one's; a number, or a list.
-        repetition_penalty: above 1, tokens that are in the text already get less likely
-            (arXiv:1909.05858); a number, or a list.
-        seed: an integer makes the call repeat, whatever batch a prompt stands in; or a list.
-        stop: a string, or strings, that end a text; they are not part of it.
-        stop_token_ids: ids that end a row; None: none. `"auto"`: those that were compiled, else
-            `<eos>` and `<end_of_turn>`.
-        num_return_sequences: texts for each prompt.
-        logits_processors: functions `(ids int32 [B, S], logits float32 [B, V]) -> logits`, in
-            `keras.ops` alone, compiled; ids are -1 behind each row's text. A new function
-            compiles anew.
-        return_logprobs: True notes the log-probability of each token, an integer those of the so
-            many likeliest too; `generate` then returns `Completion`s.
+        max_new_tokens: Maximum number of new tokens per sequence. An integer, or a list.
+        max_length: Maximum number of tokens per sequence, including the prompt. Excludes
+            `max_new_tokens`. Defaults to the preprocessor's `sequence_length`.
+        sampler: A sampler name or a `samplers.Sampler`. KerasHub samplers are accepted.
+        temperature: Divisor of the logits; 0 means greedy decoding. A number, or a list. With
+            a greedy sampler, `temperature`, `top_k`, `top_p` and `min_p` switch to random sampling.
+        top_k: Number of most likely tokens to sample from. An integer, or a list.
+        top_p: Nucleus sampling: samples from the smallest set of tokens with at least this total
+            probability. A number, or a list.
+        min_p: Minimum probability of a token, relative to the most likely one. A number, or a
+            list.
+        repetition_penalty: Values above 1 make tokens less likely if the text already contains
+            them (arXiv:1909.05858). A number, or a list.
+        seed: Random seed. The same seed gives the same text, whatever the rest of the batch. An
+            integer, or a list.
+        stop: A stop string, or a list of them. The returned text ends before the stop string.
+        stop_token_ids: Token ids that stop generation. `None` disables stop tokens. `"auto"` uses
+            the ids passed to `compile()`, or `<eos>` and `<end_of_turn>` if none were passed.
+        num_return_sequences: Number of sequences per prompt. Defaults to 1.
+        logits_processors: Functions `(ids int32 [B, S], logits float32 [B, V]) -> logits`. They
+            are compiled, so they may only use `keras.ops`. Ids are -1 after the end of each
+            sequence. Each new function triggers a compilation.
+        return_logprobs: If True, `generate` returns `Completion` objects with the log-probability
+            of each new token. An integer adds this many top log-probabilities per token.
 
     Raises:
-        ValueError: a value out of range, or settings that exclude each other.
+        ValueError: If a value is out of range or two settings exclude each other.
+        TypeError: If `stop` or `logits_processors` has the wrong type.
     """
 
     max_new_tokens: int | Sequence[int] | None = None
@@ -76,11 +82,11 @@ class GenerationSettings:
     return_logprobs: bool | int | None = None
 
     def __post_init__(self) -> None:
-        if self.stop_token_ids is None:  # which stands for "as it was compiled" in all others
+        if self.stop_token_ids is None:  # In all other fields, None means "as passed to `compile`".
             object.__setattr__(self, "stop_token_ids", ())
         if self.max_length is not None and self.max_new_tokens is not None:
             raise ValueError(
-                "Give `max_length` (prompt included) or `max_new_tokens`, not both. Received: "
+                "Pass `max_length` (prompt included) or `max_new_tokens`, not both. Received: "
                 f"max_length={self.max_length}, max_new_tokens={self.max_new_tokens}"
             )
         for name in ("max_length", "num_return_sequences"):
@@ -106,13 +112,13 @@ class GenerationSettings:
             check_seed(self.seed)
         if self.stop is not None and not isinstance(self.stop, Collection):
             raise TypeError(
-                "`stop` must be a string, or a list of strings, that are not empty. "
+                "`stop` must be a non-empty string or a list of non-empty strings. "
                 f"Received: stop={self.stop!r}"
             )
         for stop in self.stops:
             if not isinstance(stop, str) or not stop:
                 raise ValueError(
-                    "`stop` must be a string, or a list of strings, that are not empty. "
+                    "`stop` must be a non-empty string or a list of non-empty strings. "
                     f"Received: stop={self.stop!r}"
                 )
         if self.logits_processors is not None and not (
@@ -125,135 +131,141 @@ class GenerationSettings:
             )
         count = self.return_logprobs
         if count is not None and not (
-            isinstance(count, int | np.integer) and 0 <= count <= MOST_TOP_LOG_PROBABILITIES
+            isinstance(count, int | np.integer) and 0 <= count <= MAX_TOP_LOGPROBS
         ):
             raise ValueError(
-                "`return_logprobs` must be True, False, or how many of the likeliest tokens to "
-                f"note, up to {MOST_TOP_LOG_PROBABILITIES}. Received: return_logprobs={count!r}"
+                "`return_logprobs` must be True, False, or the number of top log-probabilities per "
+                f"token, at most {MAX_TOP_LOGPROBS}. Received: return_logprobs={count!r}"
             )
-        self.choose_sampler("greedy", self.sampler)  # raises what is wrong with the filters alone
+        self.choose_sampler("greedy", self.sampler)  # checks the filters
         filters = [name for name in FILTERS if getattr(self, name) is not None]
         if filters and self.sampler is not None and is_greedy(samplers.get(self.sampler)):
             raise ValueError(
-                f"A greedy sampler has no use for `{'`, `'.join(filters)}`. Leave out one of "
-                f"them. Received: sampler={self.sampler!r}"
+                f"A greedy sampler does not use `{'`, `'.join(filters)}`. Pass another sampler, "
+                f"or leave it out. Received: sampler={self.sampler!r}"
             )
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """The stop strings."""
+        """Stop strings, as a tuple."""
         if self.stop is None:
             return ()
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
     @property
     def processors(self) -> tuple[Callable[[Any, Any], Any], ...]:
-        """The functions that change logits."""
+        """Logits processors, as a tuple."""
         return tuple(self.logits_processors or ())
 
     @property
     def top_log_probabilities(self) -> int | None:
-        """How many of the likeliest tokens to note; None for no log-probabilities at all."""
+        """Number of top log-probabilities per token. `None` disables log-probabilities."""
         if self.return_logprobs is None or self.return_logprobs is False:
             return None
         return 0 if self.return_logprobs is True else int(self.return_logprobs)
 
     def choose_sampler(self, compiled: Any, sampler: Any = None) -> samplers.Sampler:
-        """The sampler of a call.
+        """Returns the sampler of a call, with the filter settings applied.
 
         Args:
-            compiled: what `compile` was given.
-            sampler: what takes its place, if it is not None.
+            compiled: Sampler passed to `compile`.
+            sampler: Sampler passed to the call. `None` uses `compiled`.
         """
         chosen = samplers.get(compiled if sampler is None else sampler)
-        given = {name: getattr(self, name) for name in FILTERS}
-        return override(chosen, {k: v for k, v in given.items() if v is not None})
+        filters = {name: getattr(self, name) for name in FILTERS}
+        return override(chosen, {k: v for k, v in filters.items() if v is not None})
 
     def serialize(self) -> dict[str, Any]:
-        """The settings that say something, as JSON can hold them.
+        """Returns the explicit settings in a JSON-serializable form.
 
-        Of the logits processors those alone that can be had back: functions and classes that are
-        registered with Keras. A warning names the others.
+        Only logits processors that are registered with Keras are included. A warning names the
+        others.
         """
-        given = self.given()
-        kept = [processor for processor in self.processors if _is_registered(processor)]
-        lost = [processor for processor in self.processors if not _is_registered(processor)]
-        if lost:
+        settings = self.given()
+        registered = [processor for processor in self.processors if _is_registered(processor)]
+        unregistered = [processor for processor in self.processors if not _is_registered(processor)]
+        if unregistered:
             warnings.warn(
-                f"`logits_processors` that are not registered with Keras are not saved: {lost}. "
-                "Register them with `keras.saving.register_keras_serializable`, or compile again "
-                "with them when the model is loaded.",
+                "`logits_processors` that are not registered with Keras are not saved: "
+                f"{unregistered}. Register them with "
+                "`keras.saving.register_keras_serializable`, or compile again with them after "
+                "loading the model.",
                 stacklevel=2,
             )
-            given |= {"logits_processors": kept}
-        if not kept:
-            given.pop("logits_processors", None)
-        return {name: keras.saving.serialize_keras_object(value) for name, value in given.items()}
+            settings |= {"logits_processors": registered}
+        if not registered:
+            settings.pop("logits_processors", None)
+        return {
+            name: keras.saving.serialize_keras_object(value) for name, value in settings.items()
+        }
 
     def given(self) -> dict[str, Any]:
-        """The settings that say something, by name."""
-        given = {name: value for name, value in vars(self).items() if value is not None}
-        stops = given["stop_token_ids"]
-        if isinstance(stops, str) and stops == "auto":
-            del given["stop_token_ids"]
-        return given
+        """Returns the settings that were set explicitly, by name."""
+        settings = {name: value for name, value in vars(self).items() if value is not None}
+        stop_token_ids = settings["stop_token_ids"]
+        if isinstance(stop_token_ids, str) and stop_token_ids == "auto":
+            del settings["stop_token_ids"]
+        return settings
 
     def over(self, compiled: "GenerationSettings") -> "GenerationSettings":
-        """These settings, and for what they leave open those of `compiled`."""
-        given = self.given()
-        if "sampler" in given:  # the filters of another sampler do not belong to this one
+        """Returns these settings, filled up with those of `compiled`."""
+        settings = self.given()
+        if "sampler" in settings:  # The compiled filters belong to the compiled sampler.
             compiled = dataclasses.replace(compiled, **dict.fromkeys(FILTERS))
-        if "max_length" in given or "max_new_tokens" in given:
+        if "max_length" in settings or "max_new_tokens" in settings:
             compiled = dataclasses.replace(compiled, max_length=None, max_new_tokens=None)
-        return dataclasses.replace(compiled, **given)
+        return dataclasses.replace(compiled, **settings)
 
     def check_rows(self, prompts: int) -> None:
-        """Raise a ValueError where a list has another length than there are prompts."""
+        """Raises a ValueError if the length of a list differs from the number of prompts."""
         for name in ("max_new_tokens", "repetition_penalty", "seed", *FILTERS):
             check_rows(name, getattr(self, name), prompts)
 
     def room(self, lengths: list[int], default_length: int | None) -> list[int]:
-        """The most new tokens of each row.
+        """Returns the maximum number of new tokens of each sequence.
 
         Args:
-            lengths: of the prompts.
-            default_length: the length of a row where nothing is set.
+            lengths: Prompt lengths, in tokens.
+            default_length: Sequence length if neither `max_new_tokens` nor `max_length` is set.
         """
         if self.max_new_tokens is not None:
-            return [int(most) for most in np.broadcast_to(self.max_new_tokens, len(lengths))]
-        longest = default_length if self.max_length is None else self.max_length
+            return [int(count) for count in np.broadcast_to(self.max_new_tokens, len(lengths))]
+        max_length = default_length if self.max_length is None else self.max_length
         for i, length in enumerate(lengths):
-            if length >= longest:
+            if length >= max_length:
                 raise ValueError(
                     f"Prompt {i} has {length} tokens, which leaves no room to generate "
-                    f"within max_length={longest}. Pass a larger `max_length`, or "
+                    f"within max_length={max_length}. Pass a larger `max_length`, or "
                     "`max_new_tokens`, or a shorter prompt."
                 )
-        return [longest - length for length in lengths]
+        return [max_length - length for length in lengths]
 
 
 def read_settings(arguments: dict[str, Any], caller: str) -> GenerationSettings:
-    """The settings of a call, or a TypeError that names a misspelt one.
+    """Returns the settings of a call.
 
     Args:
-        arguments: by name.
-        caller: whose arguments they are.
+        arguments: Keyword arguments of the call.
+        caller: Name of the called method, for error messages.
+
+    Raises:
+        TypeError: If an argument is unknown. The message suggests the closest name.
     """
     names = [field.name for field in dataclasses.fields(GenerationSettings)]
     for name in arguments:
         if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
-            hint = f" Did you mean `{near[0]}`?" if near else f" There are: {', '.join(names)}."
+            matches = difflib.get_close_matches(name, names, 1)
+            hint = f" Did you mean `{matches[0]}`?" if matches else f" Valid: {', '.join(names)}."
             raise TypeError(f"`{caller}` has no argument `{name}`.{hint}")
     return GenerationSettings(**arguments)
 
 
 def _is_registered(processor: Any) -> bool:
-    """Whether Keras can write a function, or an object, down and make it again."""
-    maker = processor if inspect.isfunction(processor) else type(processor)
-    has_config = maker is processor or hasattr(processor, "get_config")
-    name = keras.saving.get_registered_name(maker)
-    return has_config and keras.saving.get_registered_object(name) is maker
+    """Returns True if Keras can serialize and deserialize the function or object."""
+    target = processor if inspect.isfunction(processor) else type(processor)
+    has_config = target is processor or hasattr(processor, "get_config")
+    name = keras.saving.get_registered_name(target)
+    return has_config and keras.saving.get_registered_object(name) is target
 
 
 def _is_positive(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""One batch on its way: from prompts to ids, through the generator, to texts."""
+"""Text generation for one batch: tokenizes, generates and detokenizes."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from keras_gemma.causal_lm.completion import Completion
-from keras_gemma.causal_lm.prompts import Prompts, require_preprocessor, room_in_padding
+from keras_gemma.causal_lm.prompts import Prompts, max_new_tokens_in_padding, require_preprocessor
 from keras_gemma.causal_lm.settings import GenerationSettings
 from keras_gemma.generation.generate import check, generate, start
 from keras_gemma.generation.programs import Programs
@@ -21,24 +21,24 @@ from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
 from keras_gemma.text.stream import TextStream
 from keras_gemma.text.tokenizer import GemmaTokenizer
 
-TOKENS_BETWEEN_LOOKS = 4
-"""How many tokens are made before the texts are searched for stop strings."""
+TOKENS_PER_STOP_CHECK = 4
+"""Number of generated tokens between two searches for stop strings."""
 
 
-class Job:
-    """A batch of prompts and how to continue them.
+class TextRequest:
+    """Request to continue a batch of prompts.
 
     Args:
-        generator: makes the ids.
-        preprocessor: makes ids of strings and strings of ids; None where there are no strings.
-        prompts: what to continue.
-        settings: of the call, over those of `compile`.
-        sampler: the one of `compile`.
-        prefix: what of the prompts has been read before.
-        draft: who guesses tokens.
+        generator: Generator of token ids.
+        preprocessor: Converter between strings and ids. `None` if all prompts are ids.
+        prompts: Prompts to continue.
+        settings: Settings of the call, filled up with those of `compile`.
+        sampler: Sampler passed to `compile`.
+        prefix: Prefix cache.
+        draft: Draft settings for speculative decoding.
 
     Raises:
-        ValueError: settings that do not fit the prompts.
+        ValueError: If the settings do not fit the prompts.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Job:
         self.prompts = prompts
         self.settings = settings
         if settings.stops:
-            require_preprocessor(preprocessor, "no `stop`, which is text")
+            require_preprocessor(preprocessor, "`stop`", "Leave it out")
         sampler = settings.choose_sampler(sampler, settings.sampler)
         sampler.check_rows(len(prompts.ids))
         if settings.seed is None:
@@ -67,9 +67,9 @@ class Job:
             copies > 1 or settings.stops or settings.top_log_probabilities is not None
         ):
             raise ValueError(
-                "Padded arrays come back in their own shape: pass strings, or ids as a list of "
-                "lists, with `num_return_sequences`, `return_all_beams`, `return_logprobs` or "
-                "`stop`."
+                "Padded arrays do not support `num_return_sequences`, `return_all_beams`, "
+                "`return_logprobs` or `stop`, because the output has the shape of the input. Pass "
+                "strings, or ids as a list of lists."
             )
         if copies > 1 and is_greedy(sampler):
             raise ValueError(
@@ -80,14 +80,14 @@ class Job:
         if prefix is not None:
             if not isinstance(prefix, Prefix):
                 raise TypeError(
-                    "`prefix` must be what `prefill` returns. "
+                    "`prefix` must be a prefix cache returned by `prefill`. "
                     f"Received: prefix={prefix!r:.80} of type {type(prefix).__name__}"
                 )
             prefix.check(generator.backbone)
         if draft is not None and draft.tokenizer is not None and preprocessor is not None:
             check_same_pieces(preprocessor.tokenizer, draft.tokenizer)
         self.run: Run | SpeculativeRun | None = None
-        """Of a stream, once it has begun."""
+        """Session of a stream. `None` before the first piece."""
         self.streams: list[TextStream] = []
         self.request = Request(
             prompts=prompts.ids,
@@ -104,12 +104,12 @@ class Job:
         )
 
     def complete(self, strip_prompt: bool) -> Any:
-        """What `generate` returns."""
+        """Generates all texts and returns them in the structure of the prompts."""
         streams: list[TextStream | None]
         if self.settings.stops:
             run = start(self.generator, self.request)
             streams, rows = self._streams(), []
-            for _ in self._grow(run, streams, TOKENS_BETWEEN_LOOKS):
+            for _ in self._grow(run, streams, TOKENS_PER_STOP_CHECK):
                 pass
             for stream, row in zip(streams, run.rows(), strict=True):
                 stream.finish()
@@ -123,22 +123,22 @@ class Job:
         if self.prompts.width is not None:
             pairs = zip(prompts, rows, strict=True)
             return self.prompts.pad([np.concatenate([prompt, row.ids]) for prompt, row in pairs])
-        made = [self._finish(*parts) for parts in zip(prompts, rows, streams, strict=True)]
-        return self.prompts.answer(made, copies)
+        outputs = [self._finish(*parts) for parts in zip(prompts, rows, streams, strict=True)]
+        return self.prompts.answer(outputs, copies)
 
     def stream(self) -> Iterator[Any]:
-        """What `stream` gives: new text of one prompt, or a list with that of each row."""
-        require_preprocessor(self.preprocessor, "one: a stream is text")
+        """Yields the new text of a single prompt, or a list with the new text of each row."""
+        require_preprocessor(self.preprocessor, "`stream`", "Use `generate` with token ids")
         check(self.generator, self.request)
         return self._pieces()
 
     def new_ids(self) -> list[int]:
-        """The ids that a stream of one prompt has made, without the one that stopped them."""
+        """Returns the new ids of a single-prompt stream, without the stop token."""
         ids = self.run.new_ids()[0].tolist()
         return ids[:-1] if ids and ids[-1] in self.request.stop_ids else ids
 
     def is_stopped(self) -> bool:
-        """Whether a stream of one prompt has come to a stop id or a stop string."""
+        """Returns True if a single-prompt stream has reached a stop token or stop string."""
         return self.run.rows()[0].stopped or self.streams[0].stopped
 
     def _pieces(self) -> Iterator[Any]:
@@ -157,7 +157,7 @@ class Job:
         return [TextStream(self.text_of, self.settings.stops) for _ in range(rows)]
 
     def _grow(self, run: Run, streams: list[TextStream], tokens: int) -> Iterator[list[str]]:
-        """The text that every `tokens` tokens add to each row."""
+        """Yields the new text of each row, once per `tokens` tokens."""
         growing = True
         while True:
             yield [
@@ -172,7 +172,6 @@ class Job:
             growing = run.go_on(tokens)
 
     def _finish(self, prompt: np.ndarray, row: Row, stream: TextStream | None) -> Any:
-        """What `generate` returns for a row."""
         ids = np.concatenate([prompt, row.ids]).astype("int32")
         text = None
         if self.prompts.texts:
@@ -197,7 +196,7 @@ class Job:
         )
 
     def text_of(self, ids: Any) -> str:
-        """The text of ids, without the token that stopped them."""
+        """Returns the text of ids, without a final stop token."""
         ids = np.asarray(ids, "int32")
         if len(ids) and int(ids[-1]) in self.request.stop_ids:
             ids = ids[:-1]
@@ -207,13 +206,17 @@ class Job:
     def _room(self) -> list[int]:
         settings, lengths = self.settings, [len(ids) for ids in self.prompts.ids]
         if self.prompts.width is not None:
-            most = None
+            max_new_tokens = None
             if settings.max_new_tokens is not None:
-                most = settings.room(lengths, None)
-            return room_in_padding(self.prompts, settings.max_length, most)
+                max_new_tokens = settings.room(lengths, None)
+            return max_new_tokens_in_padding(self.prompts, settings.max_length, max_new_tokens)
         default = None
         if settings.max_length is None and settings.max_new_tokens is None:
-            require_preprocessor(self.preprocessor, "`max_length` or `max_new_tokens`")
+            require_preprocessor(
+                self.preprocessor,
+                "the default `max_length`",
+                "Pass `max_length` or `max_new_tokens`",
+            )
             context = self.generator.config.context_length
             default = min(self.preprocessor.sequence_length, context)
         return settings.room(lengths, default)
@@ -226,28 +229,30 @@ class Job:
                     f"Received: stop_token_ids={stop_token_ids!r}"
                 )
             require_preprocessor(
-                self.preprocessor, "`stop_token_ids` (None to generate to the end)"
+                self.preprocessor,
+                "stop_token_ids='auto'",
+                "Pass `stop_token_ids` (`None` disables stop tokens)",
             )
             return tuple(self.preprocessor.tokenizer.stop_token_ids)
         size = self.generator.config.vocabulary_size
-        stops = [stop_token_ids] if np.ndim(stop_token_ids) == 0 else list(stop_token_ids)
-        return tuple(to_ids("stop_token_ids", stops, 1, size).tolist())
+        ids = [stop_token_ids] if np.ndim(stop_token_ids) == 0 else list(stop_token_ids)
+        return tuple(to_ids("stop_token_ids", ids, 1, size).tolist())
 
 
 def check_same_pieces(tokenizer: GemmaTokenizer, other: GemmaTokenizer) -> None:
-    """Raise a ValueError where the ids of a draft's tokenizer, `other`, stand for other pieces."""
+    """Raises a ValueError if `other`, the tokenizer of a draft, has another vocabulary."""
     if other is tokenizer or other.proto == tokenizer.proto:
         return
     if other.get_vocabulary() != tokenizer.get_vocabulary():
         raise ValueError(
-            "`draft` must have the vocabulary of the model that it guesses for, and its ids stand "
-            "for other pieces. Pass a model of the same family, or draft='prompt'. Received: "
-            f"{other.vocabulary_size()} pieces, where the model has {tokenizer.vocabulary_size()}"
+            "`draft` must have the same vocabulary as the model. Pass a model of the same family, "
+            f"or draft='prompt'. Received: a draft with {other.vocabulary_size()} pieces, some "
+            f"different, and a model with {tokenizer.vocabulary_size()}"
         )
 
 
 def _cut(row: Row, stream: TextStream) -> Row:
-    """`row` up to the token that completed the stop string."""
+    """Truncates `row` after the token that completed the stop string."""
     count = stream.pushed
     top_ids, top = row.top_ids, row.top_log_probabilities
     return Row(

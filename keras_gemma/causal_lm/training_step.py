@@ -1,7 +1,7 @@
-"""`fit` and `evaluate` without the logits of a whole batch: the loss is taken in chunks.
+"""Training and evaluation that compute the loss in chunks, without the logits of a whole batch.
 
-That is for the usual loss, cross entropy of the next token, and its accuracy. With another loss or
-metric the model gives logits, as anywhere else.
+This applies to the default loss, the cross entropy of the next token, and its accuracy. With any
+other loss or metric, the model returns logits as usual.
 """
 
 from collections.abc import Iterator
@@ -15,14 +15,14 @@ from keras import ops
 from keras_gemma.losses import loss_and_hits
 
 _without_head: ContextVar[bool] = ContextVar("without_head", default=False)
-"""Whether the model that is called gives what its head reads: within a step of `fit`."""
+"""True within a training or test step: `call` then returns hidden states instead of logits."""
 
 LOSS = keras.losses.SparseCategoricalCrossentropy
 ACCURACY = keras.metrics.SparseCategoricalAccuracy
 
 
 @contextmanager
-def _within_a_step() -> Iterator[None]:
+def _omit_head() -> Iterator[None]:
     token = _without_head.set(True)
     try:
         yield
@@ -30,15 +30,15 @@ def _within_a_step() -> Iterator[None]:
         _without_head.reset(token)
 
 
-class TrainsInChunks:
-    """A base of a functional Keras model with a `backbone` whose embedding is its head."""
+class ChunkedLossTrainer:
+    """Mixin for a functional Keras model whose head is the embedding of its `backbone`."""
 
     _loss_in_chunks: Any = None
 
-    def take_loss_in_chunks(self, loss: Any, metrics: Any, weighted_metrics: Any) -> None:
-        """Decide, from what `compile` was given, how the loss is taken."""
+    def _set_chunked_loss(self, loss: Any, metrics: Any, weighted_metrics: Any) -> None:
+        """Enables the chunked loss if the arguments of `compile` allow it."""
         weighted = list(weighted_metrics) if isinstance(weighted_metrics, list | tuple) else []
-        fits = (
+        is_default = (
             type(loss) is LOSS
             and loss.get_config()["from_logits"]
             and loss.get_config().get("ignore_class") is None
@@ -47,18 +47,18 @@ class TrainsInChunks:
             and (not weighted_metrics or weighted)
             and all(type(metric) is ACCURACY for metric in weighted)
         )
-        self._loss_in_chunks = loss if fits else None
+        self._loss_in_chunks = loss if is_default else None
 
     def train_step(self, *args: Any) -> Any:
         if self._loss_in_chunks is None:
             return super().train_step(*args)
-        with _within_a_step():
+        with _omit_head():
             return super().train_step(*args)
 
     def test_step(self, *args: Any) -> Any:
         if self._loss_in_chunks is None:
             return super().test_step(*args)
-        with _within_a_step():
+        with _omit_head():
             return super().test_step(*args)
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
@@ -86,7 +86,7 @@ class TrainsInChunks:
         embedding = self.backbone.token_embedding
         learn_head = training and bool(embedding.trainable_variables)
         head = embedding.tensor
-        if not learn_head:  # as tensors, for TensorFlow asks for the gradient of each variable
+        if not learn_head:  # as tensors, because TensorFlow needs a gradient for each variable
             head = keras.tree.map_structure(
                 lambda part: part if part is None else ops.stop_gradient(part), head
             )
@@ -94,7 +94,7 @@ class TrainsInChunks:
         sums = loss_and_hits(y_pred, y, weights, head, config, training, learn_head)
         weight = ops.sum(weights)
         metrics = self._compile_metrics
-        if metrics is not None and not metrics.built:  # TensorFlow builds them as they come
+        if metrics is not None and not metrics.built:  # TensorFlow builds them lazily.
             metrics.build(y, y_pred)
         for accuracy in metrics.metrics if metrics is not None else ():
             hits = ops.divide_no_nan(ops.stop_gradient(sums[1]), weight)
@@ -110,4 +110,4 @@ class TrainsInChunks:
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         if not _without_head.get():
             return super().compute_metrics(x, y, y_pred, sample_weight)
-        return self.get_metrics_result()  # `compute_loss` has updated them
+        return self.get_metrics_result()  # `compute_loss` has updated them.

@@ -1,4 +1,4 @@
-"""One model with text for all tests of the task that leave its weights alone."""
+"""Shared model for tests that do not change its weights."""
 
 import pytest
 
@@ -9,5 +9,5 @@ __all__ = ["lm", "quick"]
 
 @pytest.fixture(scope="module")
 def lm(tiny_proto):
-    """Deals in text."""
+    """Model with a tokenizer."""
     return make_lm(proto=tiny_proto)

@@ -1,4 +1,4 @@
-"""What is asked for wrongly is refused by name, before any work."""
+"""Invalid arguments raise errors that name them, before any computation."""
 
 import keras
 import numpy as np
@@ -36,7 +36,7 @@ def test_ids_are_never_rounded_or_wrapped(lm, ids):
 
 
 @pytest.mark.parametrize("inputs", [None, 5, {1, 2}, object()])
-def test_inputs_of_no_known_kind(lm, inputs):
+def test_inputs_of_an_unknown_type(lm, inputs):
     with pytest.raises(TypeError, match="`inputs` must be"):
         lm.generate(inputs, max_new_tokens=2)
 
@@ -78,7 +78,7 @@ def test_misspelt_arguments():
         GemmaCausalLM(GemmaBackbone(**GEMMA1), preprocesor=None)
 
 
-def test_parts_of_the_wrong_kind(lm):
+def test_components_of_the_wrong_type(lm):
     with pytest.raises(TypeError, match="`backbone`"):
         GemmaCausalLM(None)
     with pytest.raises(TypeError, match="`preprocessor`"):
@@ -96,7 +96,7 @@ class LastByProbability(TopKSampler):
 
 
 @pytest.mark.parametrize("sampler", [Last(), LastByProbability()])
-def test_a_subclass_of_a_sampler_is_heard(lm, sampler):
+def test_subclass_of_a_sampler_overrides_it(lm, sampler):
     lm.compile(sampler="greedy")
     greedy = lm.generate("To be", max_new_tokens=4)
     lm.compile(sampler=sampler)

@@ -13,7 +13,7 @@ SETTINGS = {"epochs": 1, "verbose": 0}
 
 @pytest.fixture(scope="module")
 def lm(tiny_proto):
-    """Its weights change from test to test."""
+    """Model whose weights change between tests."""
     lm = make_lm(proto=tiny_proto, sequence_length=16)
     lm.compile(optimizer=keras.optimizers.Adam(1e-3))
     return lm
@@ -80,7 +80,7 @@ def test_a_generator(lm):
     assert history["loss"][1] < history["loss"][0]
 
 
-def test_a_loader_is_read_in_its_own_order(lm):
+def test_a_loader_keeps_its_order(lm):
     seen = []
 
     class Loader:
@@ -120,7 +120,7 @@ def test_validation_split(lm):
     np.testing.assert_allclose(history["val_loss"], [expected["loss"]], rtol=1e-4)
 
 
-def test_the_loss_is_that_of_the_tokens_alone(lm):
+def test_loss_ignores_padding(lm):
     x, y, weights = lm.preprocessor(TEXTS[:2], sequence_length=40)
     loss = lm.evaluate(x, y, sample_weight=weights, batch_size=2, return_dict=True, verbose=0)
     losses = ops.convert_to_numpy(
@@ -168,12 +168,12 @@ def test_batches_of_strings(lm):
         "predict_on_batch",
     ],
 )
-def test_one_string_is_no_batch(lm, verb):
+def test_a_single_string_is_refused(lm, verb):
     with pytest.raises(ValueError, match=r"pass a list of strings.*'To be'"):
         getattr(lm, verb)("To be")
 
 
-def test_labels_beside_strings(lm):
+def test_labels_with_strings_are_refused(lm):
     with pytest.raises(ValueError, match="made from the text itself"):
         lm.fit(TEXTS[:2], np.zeros((2, 16)), **SETTINGS)
 
@@ -192,7 +192,7 @@ def test_generation_after_training_uses_the_new_weights(tiny_proto):
 
 @pytest.mark.parametrize(
     ("dtype", "optimizer"),
-    # Keras's Adam stands still in plain bfloat16, which rounds its `beta_2` of 0.999 to 1.
+    # Keras's Adam makes no progress in plain bfloat16, which rounds its `beta_2` of 0.999 to 1.
     [("mixed_bfloat16", keras.optimizers.Adam), ("bfloat16", keras.optimizers.SGD)],
 )
 def test_half_precision(dtype, optimizer, tiny_proto):

@@ -1,4 +1,4 @@
-"""What `generate` takes, what it gives back, and what it refuses."""
+"""Inputs, outputs and errors of `generate`."""
 
 import threading
 
@@ -21,7 +21,7 @@ def expected(lm):
 
 @pytest.fixture(scope="module")
 def bare():
-    """Without a preprocessor."""
+    """Model without a preprocessor."""
     return make_lm()
 
 
@@ -51,7 +51,7 @@ def test_strip_prompt(lm, expected):
     assert rest == [row[3:]]
 
 
-def test_an_empty_string_starts_from_nothing(lm):
+def test_an_empty_string(lm):
     assert type(lm.generate("", max_new_tokens=4)) is str
 
 
@@ -97,7 +97,7 @@ def test_data_sets(lm, expected):
     inputs = lm.preprocessor.generate_preprocess(TEXTS)
     result = lm.generate(tf.data.Dataset.from_tensor_slices(inputs).batch(1))
     assert lm.preprocessor.generate_postprocess(result) == expected
-    with pytest.raises(ValueError, match="data set of prompts is empty"):
+    with pytest.raises(ValueError, match="dataset of prompts is empty"):
         lm.generate(dataset.take(0))
 
 
@@ -114,7 +114,7 @@ def test_compile_names_the_sampler(lm, expected):
     assert lm.generate(TEXTS) == expected
 
 
-def test_two_threads_get_the_texts_that_one_gets(lm, expected):
+def test_two_threads_generate_the_same_texts(lm, expected):
     results = {}
 
     def work(i):
@@ -144,8 +144,13 @@ def test_bad_prompts(lm, bare):
     refuses("list of lists of ids", [2, 5, 9])
     refuses("inputs.0.` must be integer ids of shape .tokens.", [[[2, 5, 9]]])
     refuses("must be 'auto', None, or token ids.*'eos'", TEXTS, stop_token_ids="eos")
-    refuses("no preprocessor: give token ids", TEXTS, model=bare, stop_token_ids=None)
-    refuses("no preprocessor: give `stop_token_ids`", [[2]], model=bare, max_new_tokens=3)
+    refuses(
+        "which text requires. Pass token ids",
+        TEXTS,
+        model=bare,
+        stop_token_ids=None,
+    )
+    refuses("no preprocessor, which .* Pass `stop_token_ids`", [[2]], model=bare, max_new_tokens=3)
     refuses("`max_length` or `max_new_tokens`", [[2]], model=bare, stop_token_ids=None)
     with pytest.raises(TypeError, match="Text must be a string"):
         lm.generate(["To be", 3])
@@ -163,18 +168,18 @@ def test_bad_dicts(bare):
     refuses(
         r"\[batch, tokens\]. Received: shape \(5,\)", {"token_ids": ids[0], "padding_mask": mask[0]}
     )
-    refuses("behind the prompt", {"token_ids": ids, "padding_mask": mask[:, ::-1]})
+    refuses("after the prompt", {"token_ids": ids, "padding_mask": mask[:, ::-1]})
     refuses("Rows .0. have no room", {"token_ids": ids, "padding_mask": np.ones_like(mask)})
     refuses("Prompt 0 has no tokens", {"token_ids": ids, "padding_mask": np.zeros_like(mask)})
     refuses("ids from 507 to 516", {"token_ids": ids + 507, "padding_mask": mask})
 
 
-def test_a_vocabulary_that_the_backbone_cannot_embed(tiny_proto):
+def test_tokenizer_larger_than_the_backbone_vocabulary(tiny_proto):
     from keras_gemma import GemmaBackbone, GemmaCausalLM
     from tests.configurations import GEMMA1
 
     preprocessor = make_lm(proto=tiny_proto).preprocessor
-    with pytest.raises(ValueError, match="ids up to 511, and the backbone embeds 500"):
+    with pytest.raises(ValueError, match="512 ids, but the backbone's vocabulary_size is 500"):
         GemmaCausalLM(GemmaBackbone(**GEMMA1 | {"vocabulary_size": 500}), preprocessor)
 
 

@@ -1,4 +1,4 @@
-"""What Keras gives to every model, and what presets give to this one."""
+"""Keras model features (files, config, summary, stateless calls) and presets."""
 
 import keras
 import numpy as np
@@ -91,7 +91,7 @@ def test_stateless_call(lm):
 
 
 @pytest.mark.skipif(keras.config.backend() != "jax", reason="JAX's own transformations")
-def test_jax_transforms_it(lm):
+def test_jax_transformations(lm):
     import jax
 
     other = [v.value for v in lm.non_trainable_variables]
@@ -101,8 +101,8 @@ def test_jax_transforms_it(lm):
     def gradients(trainable):
         return (lm.stateless_call(trainable, other, INPUTS)[0] ** 2).mean()
 
-    found = gradients([v.value for v in lm.trainable_variables])
-    assert all(np.isfinite(g).all() and np.abs(g).max() > 0 for g in found)
+    result = gradients([v.value for v in lm.trainable_variables])
+    assert all(np.isfinite(g).all() and np.abs(g).max() > 0 for g in result)
 
 
 @pytest.mark.skipif(not on_torch(), reason="PyTorch's own modules")

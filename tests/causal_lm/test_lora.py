@@ -1,4 +1,4 @@
-"""Adapters in the whole model: they generate, score and train; peft's format is `storage/`'s."""
+"""LoRA adapters in the whole model: generation, scoring and training."""
 
 import keras
 import numpy as np
@@ -19,7 +19,7 @@ TEXT = "First Citizen:\nBefore we proceed any further, hear me speak."
 
 @pytest.fixture(scope="module")
 def pair():
-    """A quantized model with an adapter on, after another was used; and a plain one, merged."""
+    """Quantized model with an active adapter, and its plain twin with the adapter merged."""
     lm = make_lm()
     lm.quantize("int8")
     lm.enable_lora(2, targets="query", name="other")
@@ -36,39 +36,39 @@ def pair():
 
 @pytest.mark.parametrize("sampler", ["beam", "guessed"])
 def test_generate(sampler, pair):
-    how = {"draft": "prompt"} if sampler == "guessed" else {"sampler": sampler, "seed": 3}
-    texts = [lm.generate(PROMPTS, max_new_tokens=12, stop_token_ids=None, **how) for lm in pair]
+    options = {"draft": "prompt"} if sampler == "guessed" else {"sampler": sampler, "seed": 3}
+    texts = [lm.generate(PROMPTS, max_new_tokens=12, stop_token_ids=None, **options) for lm in pair]
     assert texts[0] == texts[1]
 
 
 def test_switching(pair):
     lm, twin = pair
-    how = {"max_new_tokens": 8, "stop_token_ids": None}
-    on = lm.generate(PROMPTS[:1], **how)
-    assert on == twin.generate(PROMPTS[:1], **how)
+    options = {"max_new_tokens": 8, "stop_token_ids": None}
+    on = lm.generate(PROMPTS[:1], **options)
+    assert on == twin.generate(PROMPTS[:1], **options)
     prefix = lm.prefill(PROMPTS[0])
     lm.set_adapter(None)
-    base = lm.generate(PROMPTS[:1], **how)
+    base = lm.generate(PROMPTS[:1], **options)
     with pytest.raises(ValueError, match="read with other weights"):
-        lm.generate(PROMPTS[:1], prefix=prefix, **how)
+        lm.generate(PROMPTS[:1], prefix=prefix, **options)
     lm.set_adapter("other")
-    other = lm.generate(PROMPTS[:1], **how)
+    other = lm.generate(PROMPTS[:1], **options)
     lm.set_adapter("default")
-    assert lm.generate(PROMPTS[:1], prefix=prefix, **how) == on
+    assert lm.generate(PROMPTS[:1], prefix=prefix, **options) == on
     assert len({tuple(rows[0]) for rows in (on, base, other)}) == 3
 
 
 def test_score(pair):
-    found, expected = (ops.convert_to_numpy(lm.score(IDS)) for lm in pair)
+    result, expected = (ops.convert_to_numpy(lm.score(IDS)) for lm in pair)
     atol = 1e-4 * np.abs(expected).max()
-    np.testing.assert_allclose(found, expected, atol=atol)
+    np.testing.assert_allclose(result, expected, atol=atol)
     hooked = pair[0].score(IDS, hooks={"embeddings": lambda x, name: x})
     np.testing.assert_allclose(ops.convert_to_numpy(hooked), expected, atol=atol)
 
 
 @pytest.mark.parametrize("quantization", [None, "int4"])
 def test_training(quantization):
-    """The built-in model in bfloat16, or quantized, beneath adapters in float32."""
+    """Float32 adapters train on a bfloat16 or quantized base model."""
     lm = GemmaCausalLM.from_preset("gemma_tiny_en", dtype="bfloat16", quantization=quantization)
     base = {v.path: ops.convert_to_numpy(v.value) for v in lm.backbone.weights}
     lm.enable_lora(4, targets=["query", "down"], dropout=0.05)
@@ -84,7 +84,7 @@ def test_training(quantization):
 
 
 def gradients(lm, x, y):
-    """A step of plain gradient descent tells them."""
+    """Returns the gradients, read from one step of plain gradient descent."""
     before = lm.adapters.arrays("default")
     lm.compile(optimizer=keras.optimizers.SGD(1.0))
     lm.train_on_batch(x, y)
@@ -94,40 +94,40 @@ def gradients(lm, x, y):
 
 @pytest.mark.parametrize("mode", ["int8", QuantizationConfig("int4", 16)], ids=["int8", "int4"])
 def test_gradients_through_quantized_bases(mode):
-    """They are those beside a plain model with the same numbers."""
+    """The gradients equal those of a plain model with the same values."""
     lm, twin = (GemmaCausalLM(make_backbone("gemma1_multi_query")) for _ in range(2))
     lm.quantize(mode)
     for name, weight in twin.backbone.named_weights().items():
         weight.assign(lm.backbone.named_weights()[name].numpy())
     x = {"token_ids": IDS, "padding_mask": np.ones_like(IDS)}
-    found = []
+    result = []
     for model in (lm, twin):
         model.enable_lora(2, targets="all-linear")
         fill(model.backbone)
-        found.append(gradients(model, x, np.roll(IDS, -1)))
-    for name, pair in found[1].items():
-        for part, expected in zip(found[0][name], pair, strict=True):
+        result.append(gradients(model, x, np.roll(IDS, -1)))
+    for name, pair in result[1].items():
+        for part, expected in zip(result[0][name], pair, strict=True):
             np.testing.assert_allclose(part, expected, atol=1e-3 * np.abs(expected).max())
 
 
 def test_the_optimizer_follows(tiny_proto):
     lm = make_lm(proto=tiny_proto, sequence_length=16)
     lm.compile(optimizer=keras.optimizers.Adam(1e-3))
-    how = {"batch_size": 2, "verbose": 0}
+    options = {"batch_size": 2, "verbose": 0}
     optimizer, chosen = lm.optimizer, lm.adapters.choose
-    lm.fit(TEXTS[:2], **how)
+    lm.fit(TEXTS[:2], **options)
     lm.enable_lora(2, name="first")
     assert len(optimizer.variables) == 2  # moments of the base are freed at once
     in_fit = keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_, logs: chosen(None))
     with pytest.raises(ValueError, match="choose another when `fit` has returned"):
-        lm.fit(TEXTS[:2], callbacks=[in_fit], **how)
+        lm.fit(TEXTS[:2], callbacks=[in_fit], **options)
     lm.set_adapter(None)
     lm.set_adapter("first")
-    lm.fit(TEXTS[:2], **how)
+    lm.fit(TEXTS[:2], **options)
     assert int(lm.optimizer.iterations) == 2 and lm.optimizer is optimizer
     first = lm.adapters.arrays("first")
     lm.enable_lora(2, name="second")
-    lm.fit(TEXTS[:2], **how)
+    lm.fit(TEXTS[:2], **options)
     assert int(lm.optimizer.iterations) == 1
     assert float(lm.optimizer.learning_rate) == pytest.approx(1e-3)
     for name, (_, b) in lm.adapters.arrays("second").items():
@@ -135,7 +135,7 @@ def test_the_optimizer_follows(tiny_proto):
         np.testing.assert_array_equal(lm.adapters.arrays("first")[name][1], first[name][1])
     lm.quantize("int8")
     assert int(lm.optimizer.iterations) == 1  # it trains the adapter still
-    lm.fit(TEXTS[:2], **how)
+    lm.fit(TEXTS[:2], **options)
     assert int(lm.optimizer.iterations) == 2
 
 

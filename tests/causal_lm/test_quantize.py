@@ -1,4 +1,4 @@
-"""A quantized model generates, scores and predicts as the plain one with the same numbers."""
+"""A quantized model generates, scores and predicts like a plain one with the same values."""
 
 import gc
 import weakref
@@ -22,7 +22,7 @@ IDS = np.array([[2, 9, 31, 8, 300, 77, 5, 140, 11, 12]])
 
 @pytest.fixture(scope="module", params=["int8", FOUR], ids=["int8", "int4"])
 def pair(request):
-    """A model that had generated before it was quantized, and its plain twin."""
+    """Model quantized after its first generation, and its plain twin."""
     lm = make_lm()
     before = lm.generate(PROMPTS, max_new_tokens=8, stop_token_ids=None)
     lm.predict({"token_ids": IDS, "padding_mask": np.ones_like(IDS)}, verbose=0)
@@ -53,10 +53,10 @@ def pair(request):
     ids=lambda settings: "-".join(map(str, settings.values())),
 )
 def test_generate(settings, pair):
-    found, expected = (
+    result, expected = (
         lm.generate(PROMPTS, max_new_tokens=12, stop_token_ids=None, **settings) for lm in pair
     )
-    assert found == expected
+    assert result == expected
 
 
 def test_score_and_predict(pair):
@@ -67,11 +67,11 @@ def test_score_and_predict(pair):
         seen.append(layer)
         return x
 
-    found = ops.convert_to_numpy(lm.score(IDS, layer_intercept_fn=hook))
+    result = ops.convert_to_numpy(lm.score(IDS, layer_intercept_fn=hook))
     expected = ops.convert_to_numpy(twin.score(IDS))
     assert seen == list(range(-1, lm.backbone.config.num_layers))
     atol = 1e-4 * np.abs(expected).max()
-    np.testing.assert_allclose(found, expected, atol=atol)
+    np.testing.assert_allclose(result, expected, atol=atol)
     inputs = {"token_ids": IDS, "padding_mask": np.ones_like(IDS)}
     np.testing.assert_allclose(lm.predict(inputs, verbose=0), expected, atol=atol)
 
@@ -93,8 +93,8 @@ def test_quantizing_twice(pair):
         lm.quantize("int4", group_size=16, calibration=PROMPTS)
 
 
-def test_the_backbone_alone():
-    """The model around it lets go of programs and weights, too."""
+def test_quantizing_only_the_backbone():
+    """The model around the backbone drops its compiled programs and old weights."""
     lm, other = make_lm(), make_lm()
     inputs = {"token_ids": IDS, "padding_mask": np.ones_like(IDS)}
     for model in (lm, other):
@@ -105,12 +105,13 @@ def test_the_backbone_alone():
     lm.backbone.quantize(FOUR)
     other.quantize(FOUR)
     for method in ("predict", "score"):
-        given = (inputs,) if method == "predict" else (IDS,)
-        how = {"verbose": 0} if method == "predict" else {}
-        found, expected = (
-            ops.convert_to_numpy(getattr(model, method)(*given, **how)) for model in (lm, other)
+        arguments = (inputs,) if method == "predict" else (IDS,)
+        options = {"verbose": 0} if method == "predict" else {}
+        result, expected = (
+            ops.convert_to_numpy(getattr(model, method)(*arguments, **options))
+            for model in (lm, other)
         )
-        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(result, expected)
     texts = (m.generate(PROMPTS, max_new_tokens=4, stop_token_ids=None) for m in (lm, other))
     assert next(texts) == next(texts)
     with pytest.raises(ValueError, match="other weights"):
@@ -144,13 +145,13 @@ def test_unknown_mode():
 
 
 def kl(lm, twin, ids):
-    """Of the predictions of `twin` from those of `lm`, in nats, mean over positions."""
+    """Returns the mean KL divergence of `twin` from `lm` over all positions, in nats."""
     p, q = (ops.convert_to_numpy(ops.log_softmax(m.score(ids))) for m in (lm, twin))
     return float(np.mean(np.sum(np.exp(p) * (p - q), axis=-1)))
 
 
 def calibrated(backbone, calibration):
-    """What quantization with four bits does to the products that decide."""
+    """Returns the backbone as a model, quantized to int4."""
     lm = GemmaCausalLM(backbone)
     lm.quantize(QuantizationConfig("int4", 16), calibration=calibration)
     return lm
@@ -179,19 +180,19 @@ def test_calibration_takes_texts(tiny_proto):
     assert isinstance(lm.generate("To be", max_new_tokens=4), str)
 
 
-def test_what_was_frozen_stays_so(tmp_path):
+def test_frozen_weights_stay_frozen_after_loading(tmp_path):
     lm = make_lm()
     lm.quantize("int8")
     lm.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
     assert again.trainable_variables == [] and again.backbone.quantization.mode == "int8"
-    found, expected = (ops.convert_to_numpy(m.score(IDS)) for m in (again, lm))
-    np.testing.assert_array_equal(found, expected)
+    result, expected = (ops.convert_to_numpy(m.score(IDS)) for m in (again, lm))
+    np.testing.assert_array_equal(result, expected)
 
 
 @pytest.mark.parametrize("mode", ["int8", "int4"])
 def test_the_built_in_model_hardly_changes(mode):
-    """In nats a token, on a text that it knows the manner of, and not the words."""
+    """KL divergence in nats per token, on a text in the style of the training data."""
     text = (
         "DUKE:\nCome hither, gentle sir; what news from Rome?\n\n"
         "Messenger:\nMy lord, the king is dead, and all the town\nIs up in arms against us.\n"
@@ -210,7 +211,7 @@ def test_summary(pair):
     assert "computing in float32; int" in lines[-1]
 
 
-def test_calibration_is_called_by_its_name():
+def test_calibration_errors_name_the_argument():
     for calibration, says in ((5, "`calibration` must be"), ([3], "Ids of `calibration`")):
         with pytest.raises((ValueError, TypeError), match=says):
             make_lm().quantize("int8", calibration=calibration)
@@ -219,7 +220,7 @@ def test_calibration_is_called_by_its_name():
 
 
 def test_in_mixed_precision():
-    """Norms in float32 do not decide what activations are in."""
+    """Float32 norms do not change the dtype of activations."""
     config = make_lm().backbone.config.to_dict()
     lm = GemmaCausalLM(GemmaBackbone(**config, dtype="mixed_bfloat16"))
     lm.quantize("int8")
@@ -228,7 +229,7 @@ def test_in_mixed_precision():
 
 
 class Quantize(keras.callbacks.Callback):
-    """In the middle of `fit`."""
+    """Callback that quantizes the model during `fit`."""
 
     def on_train_batch_end(self, batch, logs=None):
         self.model.quantize("int8")

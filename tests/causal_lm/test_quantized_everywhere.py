@@ -1,4 +1,4 @@
-"""All that a model does, done by a quantized one, against the plain model with the same numbers."""
+"""All features on a quantized model, compared with a plain model with the same values."""
 
 import keras
 import keras_hub
@@ -18,7 +18,7 @@ NEW = {"max_new_tokens": 6, "stop_token_ids": None}
 
 @pytest.fixture(scope="module", params=SETTINGS)
 def pair(request, tiny_proto):
-    """A quantized model with text, and its plain twin."""
+    """Quantized model with a tokenizer, and its plain twin."""
     lm = make_lm(proto=tiny_proto)
     lm.quantize(SETTINGS[request.param])
     backbone = GemmaBackbone(**lm.backbone.config.to_dict(), dtype="float32")
@@ -34,36 +34,36 @@ def of_both(pair, function):
 
 
 class Second(samplers.Sampler):
-    """Takes the second of the likeliest tokens."""
+    """Picks the second most likely token."""
 
     def choose(self, logits, state):
         return ops.cast(ops.top_k(logits, 2)[1][:, 1], "int32")
 
 
 class Borrowed(keras_hub.samplers.Sampler):
-    """A KerasHub user's own."""
+    """Custom KerasHub sampler."""
 
     def get_next_token(self, probabilities):
         return ops.argmax(probabilities, axis=-1)
 
 
 @pytest.mark.parametrize("sampler", [Second, Borrowed])
-def test_samplers_of_a_users_own(pair, sampler):
-    found, expected = of_both(pair, lambda lm: lm.generate(PROMPT, sampler=sampler(), **NEW))
-    assert found == expected
+def test_custom_samplers(pair, sampler):
+    result, expected = of_both(pair, lambda lm: lm.generate(PROMPT, sampler=sampler(), **NEW))
+    assert result == expected
 
 
 def test_stream(pair):
-    found, expected = of_both(pair, lambda lm: "".join(lm.stream(PROMPT, **NEW)))
-    assert found == expected != ""
+    result, expected = of_both(pair, lambda lm: "".join(lm.stream(PROMPT, **NEW)))
+    assert result == expected != ""
 
 
 def test_prefix(pair):
     def run(lm):
         return lm.generate(PROMPT + " to be", prefix=lm.prefill(PROMPT), **NEW)
 
-    found, expected = of_both(pair, run)
-    assert found == expected == pair[0].generate(PROMPT + " to be", **NEW)
+    result, expected = of_both(pair, run)
+    assert result == expected == pair[0].generate(PROMPT + " to be", **NEW)
 
 
 def test_a_quantized_draft(pair):
@@ -75,12 +75,12 @@ def test_a_quantized_draft(pair):
 
 def test_scores_and_perplexity(pair):
     hooks = {"block.0.feed_forward.output": lambda x, name: 0 * x}
-    found, expected = of_both(
+    result, expected = of_both(
         pair, lambda lm: ops.convert_to_numpy(lm.score(PROMPT, scoring_mode="loss", hooks=hooks))
     )
-    np.testing.assert_allclose(found, expected, atol=1e-4)
-    found, expected = of_both(pair, lambda lm: lm.perplexity(PROMPT))
-    assert found == pytest.approx(expected, rel=1e-4)
+    np.testing.assert_allclose(result, expected, atol=1e-4)
+    result, expected = of_both(pair, lambda lm: lm.perplexity(PROMPT))
+    assert result == pytest.approx(expected, rel=1e-4)
 
 
 def test_looking_inside(pair):
@@ -91,13 +91,13 @@ def test_looking_inside(pair):
         return scoring.activation_patching(lm, "To be, or", "To be; or", 7).scores
 
     for look in (traced, patched, lambda lm: scoring.logit_lens(lm, PROMPT).probabilities):
-        found, expected = of_both(pair, look)
-        np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+        result, expected = of_both(pair, look)
+        np.testing.assert_allclose(result, expected, atol=1e-4 * np.abs(expected).max())
 
 
 def test_attribution(pair):
-    found, expected = of_both(pair, lambda lm: scoring.gradient_times_input(lm, PROMPT, 7).scores)
-    np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max())
+    result, expected = of_both(pair, lambda lm: scoring.gradient_times_input(lm, PROMPT, 7).scores)
+    np.testing.assert_allclose(result, expected, atol=1e-3 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("form", ["preset", "keras", "hugging_face"])
@@ -109,7 +109,7 @@ def test_saved_and_loaded(pair, form, tmp_path):
     elif form == "keras":
         lm.save(tmp_path / "saved.keras")
         again = keras.saving.load_model(tmp_path / "saved.keras")
-    else:  # holds what the bits stand for
+    else:  # holds the dequantized weights
         lm.save_to_hugging_face(tmp_path / "saved")
         again = GemmaCausalLM.from_preset(tmp_path / "saved", dtype="float32")
     compile_lm(again)

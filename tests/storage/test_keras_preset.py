@@ -219,7 +219,7 @@ def test_shards_that_are_missing_or_elsewhere(tmp_path):
     with pytest.raises(ValueError, match=r"'\.\./secret\.weights\.h5', which does not lie"):
         GemmaBackbone.from_preset(tmp_path)
     index.write_text("{}")
-    with pytest.raises(ValueError, match="lacks its `weight_map`"):
+    with pytest.raises(ValueError, match="`weight_map` is missing"):
         GemmaBackbone.from_preset(tmp_path)
 
 

@@ -100,7 +100,7 @@ def test_an_index_cannot_lead_out_by_a_link(sharded, tmp_path):
 def test_an_index_that_is_none(content, sharded):
     folder, index = sharded
     index.write_text(content)
-    with pytest.raises(ValueError, match=rf"{index.name} is no index of weights: it"):
+    with pytest.raises(ValueError, match=rf"{index.name} is not a valid weights index: "):
         GemmaBackbone.from_preset(folder)
 
 

@@ -1,4 +1,4 @@
-"""One model with text, and greedy, for the tests of settings and streams."""
+"""Shared greedy model with a tokenizer."""
 
 import pytest
 

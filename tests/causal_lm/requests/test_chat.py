@@ -1,4 +1,4 @@
-"""Conversations: transformers' ids; a cache that changes nothing; history, and its limits."""
+"""Chats: ids equal to those of transformers, cached turns, history, and full contexts."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ TEMPLATE = (
     "{{ m['content'] | trim + '<end_of_turn>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"
 )
-"""Renders what Gemma's published template renders, and refuses what it refuses."""
+"""Equivalent of Gemma's published chat template, including its errors."""
 
 CHATS = [
     [{"role": "user", "content": "To be?"}],
@@ -37,7 +37,7 @@ CHATS = [
 
 @pytest.fixture(scope="module")
 def local(tiny_proto):
-    """Layers with a window of 4 beside others; replies of up to 6 tokens."""
+    """Model with local layers (window of 4) and global layers; replies of up to 6 tokens."""
     lm = make_lm("gemma2_grouped", tiny_proto, sequence_length=64)
     lm.compile(run_eagerly=lm.run_eagerly, max_new_tokens=6)
     return lm
@@ -61,32 +61,32 @@ def test_the_ids_are_those_of_transformers(lm, tmp_path):
             assert ours.apply_chat_template(chat, prompt, tokenize=False) == text
 
 
-def test_turns_read_their_own_tokens_alone(local):
-    """And say what they would say without a cache, past the window."""
+def test_turns_prefill_only_their_own_tokens(local):
+    """The replies equal those without a cache, also beyond the window."""
     tokenizer = local.preprocessor.tokenizer
     chat = local.chat(system="Be brief.")
     unread = None
     for text in ("To be?", "To sleep, perchance to <end_of_turn>", "aye, there's the rub"):
         reply = chat.send(text)
-        made, prompt = chat._replies[reply.strip()], prompt_ids(chat, tokenizer)
+        reply_ids, prompt = chat._replies[reply.strip()], prompt_ids(chat, tokenizer)
         (fresh,) = local.generate([prompt])
-        assert fresh[len(prompt) :][: len(made)] == made
+        assert fresh[len(prompt) :][: len(reply_ids)] == reply_ids
         assert len(fresh) == len(prompt) + chat.new_tokens
         if unread is not None:
             asked = tokenizer.encode([f"user\n{text}"], parse_special=False)[0]
             around = "<end_of_turn>\n<start_of_turn><end_of_turn>\n<start_of_turn>model\n"
             own = len(asked) + len(tokenizer.encode([around])[0]) + unread
             assert (chat.prefilled_tokens, chat.cached_tokens) == (own, len(prompt) - own)
-        unread = 0 if chat.finish_reason == "stop" else 1  # the last token that was made
+        unread = 0 if chat.finish_reason == "stop" else 1  # the last generated token
     assert [message["role"] for message in chat.history] == ["user", "assistant"] * 3
 
 
 def prompt_ids(chat, tokenizer):
-    """The prompt of the latest turn."""
+    """Returns the prompt of the last turn."""
     return tokenizer.encode_turns(read_turns(chat.messages[:-1]), replies=chat._replies)
 
 
-def test_history_is_read_edited_and_undone(local):
+def test_history_can_be_edited_and_undone(local):
     chat = local.chat()
     first = chat.send("To be?")
     assert chat.history == [
@@ -112,7 +112,7 @@ def test_history_is_read_edited_and_undone(local):
     assert len(chat.history) == 3
 
 
-def test_a_history_goes_on(local):
+def test_chat_continues_a_given_history(local):
     begun = local.chat(system="Be brief.")
     begun.send("To be?")
     messages = [*begun.messages, {"role": "user", "content": "Or not?"}]
@@ -120,7 +120,7 @@ def test_a_history_goes_on(local):
     assert chat.send("Or not?") == local.generate_chat(messages)
 
 
-def test_streams_may_be_closed(local):
+def test_closing_a_stream_keeps_the_partial_reply(local):
     chat = local.chat()
     stream = chat.stream("To be?")
     assert chat.history == []
@@ -134,16 +134,16 @@ def test_streams_may_be_closed(local):
 
 
 def test_stops(local):
-    """`<end_of_turn>` ends a reply and is read by the next turn; stop strings are cut off."""
+    """`<end_of_turn>` ends a reply and is part of the next prompt; stop strings are cut off."""
     tokenizer = local.preprocessor.tokenizer
     (words,) = tokenizer.encode(["to sleep, no more"])
 
     def force(ids, logits):
-        wanted = ops.convert_to_tensor(np.array([*words, 107], "int32"))
+        forced = ops.convert_to_tensor(np.array([*words, 107], "int32"))
         starts = ops.sum(ops.cast(ids >= 0, "int32"), axis=1) - force.start
-        wanted = ops.take(wanted, ops.clip(starts, 0, len(words)), axis=0)
+        forced = ops.take(forced, ops.clip(starts, 0, len(words)), axis=0)
         tokens = ops.arange(logits.shape[-1], dtype="int32")[None]
-        return ops.where(tokens == wanted[:, None], 0.0, -1e9) + 0.0 * logits
+        return ops.where(tokens == forced[:, None], 0.0, -1e9) + 0.0 * logits
 
     message = {"role": "user", "content": "To be?"}
     force.start = len(tokenizer.apply_chat_template([message]))
@@ -161,7 +161,7 @@ def test_a_full_context(tiny_proto):
     lm = GemmaCausalLM(GemmaBackbone(**sizes), GemmaCausalLMPreprocessor(tokenizer, 48))
     lm.compile(run_eagerly=on_torch())
 
-    with pytest.raises(ValueError, match=r"context holds 48.*Make the message shorter"):
+    with pytest.raises(ValueError, match=r"the limit is 48.*Make the message shorter"):
         lm.chat(context_full="drop_oldest").send("to be " * 60)
     chat = lm.chat(max_new_tokens=6)
     chat.send("to be or not to be")
@@ -185,13 +185,13 @@ def test_a_full_context(tiny_proto):
     assert chat.dropped == history[:count]
     assert chat.history == [*history[count:], asked, {"role": "assistant", "content": reply}]
     assert chat.messages[0] == {"role": "system", "content": "Be."}
-    short = lm.chat(max_new_tokens=40)  # a reply takes what room there is, and no error
+    short = lm.chat(max_new_tokens=40)  # the reply is shortened, without an error
     short.send("to be or not")
     assert short.finish_reason == "length"
     assert short.new_tokens < 40
 
 
-def test_a_chat_outlives_training(tiny_proto):
+def test_changed_weights_invalidate_the_cache(tiny_proto):
     lm = make_lm(proto=tiny_proto, sequence_length=64)
     chat = lm.chat(max_new_tokens=4)
     chat.send("To be?")
@@ -205,7 +205,7 @@ def test_a_chat_outlives_training(tiny_proto):
     assert lm.preprocessor.tokenizer.detokenize(fresh[len(prompt) :]) == chat.history[-1]["content"]
 
 
-def test_speculation_keeps_the_cache_too(lm):
+def test_speculative_decoding_keeps_the_cache(lm):
     plain, drafted = lm.chat(max_new_tokens=12), lm.chat(max_new_tokens=12, draft="prompt")
     for text in ("to be or not to be", "to be or not to be"):
         assert plain.send(text) == drafted.send(text)

@@ -1,4 +1,4 @@
-"""What a call asks for reaches the generator as it was meant, or is refused by name."""
+"""Settings of a call reach the generator, or raise an error that names them."""
 
 import dataclasses
 
@@ -17,27 +17,27 @@ SETTINGS = {"max_new_tokens": 4, "stop_token_ids": None, "strip_prompt": True}
 
 
 class Last(samplers.TopKSampler):
-    """The least likely token: a rule of a user's own, on a sampler that is there."""
+    """Custom rule on top of a built-in sampler: picks the least likely token."""
 
     def choose(self, logits, state):
         return ops.argmin(logits, axis=-1)
 
 
 class Drawing(samplers.GreedySampler):
-    """Greedy by name alone."""
+    """Random sampling in a subclass of the greedy sampler."""
 
     def choose(self, logits, state):
         return samplers.RandomSampler(seed=1).choose(logits, state)
 
 
 class Maker(samplers.TopKSampler):
-    """A constructor that `dataclasses.replace` cannot call."""
+    """Sampler whose constructor `dataclasses.replace` cannot call."""
 
     def __init__(self):
         super().__init__(k=3)
 
 
-def test_programs_do_not_pile_up_and_those_in_use_are_kept(lm):
+def test_program_cache_is_bounded_and_keeps_recent_programs(lm):
     generator = lm._generator()
     lm.generate(IDS, **SETTINGS)
     used = {key: program for key, program in generator.programs.items() if "greedy" in key}
@@ -48,7 +48,7 @@ def test_programs_do_not_pile_up_and_those_in_use_are_kept(lm):
     assert used and all(generator.programs[key] is program for key, program in used.items())
 
 
-def test_a_rule_of_ones_own_is_kept_where_a_call_changes_a_setting(lm):
+def test_custom_sampler_keeps_its_rule_when_a_setting_is_overridden(lm):
     expected = lm.generate(IDS, sampler=Last(), **SETTINGS)
     assert expected != lm.generate(IDS, **SETTINGS)
     assert lm.generate(IDS, sampler=Last(), temperature=0.5, **SETTINGS) == expected
@@ -64,13 +64,13 @@ def test_a_rule_of_ones_own_is_kept_where_a_call_changes_a_setting(lm):
     assert a.score == b.score
 
 
-def test_several_texts_of_a_sampler_that_only_builds_on_greedy(lm):
+def test_num_return_sequences_with_a_subclass_of_greedy(lm):
     rows = lm.generate(IDS[:1], sampler=Drawing(), num_return_sequences=3, **SETTINGS)
     assert len(rows[0]) == 3 and len(set(map(tuple, rows[0]))) > 1
 
 
 @pytest.mark.parametrize("where", ["call", "sampler"])
-def test_equal_prompts_with_seeds_of_their_own(lm, where):
+def test_equal_prompts_with_one_seed_each(lm, where):
     def generate(prompts, seed):
         if where == "call":
             return lm.generate(prompts, temperature=2.0, seed=seed, **SETTINGS)
@@ -94,21 +94,21 @@ def test_equal_prompts_with_seeds_of_their_own(lm, where):
     ],
 )
 @pytest.mark.parametrize("prompts", [1, 3, 4])
-def test_a_list_on_a_sampler_has_a_value_for_each_prompt(lm, sampler, name, prompts):
+def test_sampler_lists_have_one_value_per_prompt(lm, sampler, name, prompts):
     assert len(lm.generate(IDS, sampler=sampler, **SETTINGS)) == 2
     says = f"`{name}` must be one value, or one for each prompt. Received: 2 values for {prompts}"
     with pytest.raises(ValueError, match=says):
         lm.generate(IDS[:1] * prompts, sampler=sampler, **SETTINGS)
 
 
-def test_prefixes_are_of_this_model_and_its_weights(lm):
+def test_prefix_is_valid_for_this_model_and_its_weights_only(lm):
     other = make_lm()
     prefix = lm.prefill(IDS[0])
     expected = lm.generate(IDS[:1], **SETTINGS)
     assert lm.generate(IDS[:1], prefix=prefix, **SETTINGS) == expected
     with pytest.raises(ValueError, match="`prefix` was read by another model"):
         other.generate(IDS[:1], prefix=prefix, **SETTINGS)
-    with pytest.raises(TypeError, match="`prefix` must be what `prefill` returns"):
+    with pytest.raises(TypeError, match="`prefix` must be a prefix cache returned by `prefill`"):
         lm.generate(IDS[:1], prefix="To be", **SETTINGS)
     prefix = other.prefill(IDS[0])
     norm = other.backbone.layer_norm.scale
@@ -130,14 +130,14 @@ def test_prefixes_are_of_this_model_and_its_weights(lm):
         ({"token_ids": IDS}, TypeError, "`inputs` must be a string, or a list of ids"),
     ],
 )
-def test_what_prefill_cannot_read(lm, inputs, error, says):
+def test_prefill_refuses_invalid_inputs(lm, inputs, error, says):
     with pytest.raises(error, match=says):
         lm.prefill(inputs)
 
 
 @dataclasses.dataclass
 class Ban:
-    """A processor that cannot be hashed."""
+    """Unhashable logits processor."""
 
     token: int
 
@@ -146,7 +146,7 @@ class Ban:
 
 
 class Listed(samplers.Sampler):
-    """A sampler that cannot be hashed."""
+    """Unhashable sampler."""
 
     __hash__ = None
 
@@ -154,13 +154,13 @@ class Listed(samplers.Sampler):
         return ops.argmax(logits, axis=-1)
 
 
-def test_what_cannot_be_hashed(lm):
+def test_unhashable_samplers_and_processors(lm):
     (expected,) = lm.generate(IDS[:1], **SETTINGS)
     ban = Ban(expected[0])
-    (found,) = lm.generate(IDS[:1], logits_processors=[ban], sampler=Listed(), **SETTINGS)
-    assert found[0] != expected[0]
+    (result,) = lm.generate(IDS[:1], logits_processors=[ban], sampler=Listed(), **SETTINGS)
+    assert result[0] != expected[0]
     assert key_of(ban) == key_of(ban) and hash(key_of(ban)) == hash(key_of(ban))
-    assert key_of(ban) != key_of(Ban(expected[0]))  # which may not stay equal
+    assert key_of(ban) != key_of(Ban(expected[0]))  # they are mutable and may differ later
     assert key_of("greedy") == "greedy"
 
 
@@ -173,14 +173,14 @@ def test_numbers_of_numpy(lm):
     assert all(len(top) == 2 for row in rows for top in row.top_logprobs)
     ids = np.array([[2, 200, 0, 0], [2, 0, 0, 0]])
     padded = {"token_ids": ids, "padding_mask": ids > 0}
-    found = lm.generate(padded, max_new_tokens=np.array([1, 2]), stop_token_ids=None)
-    assert found["padding_mask"].sum(1).tolist() == [3, 3]
+    result = lm.generate(padded, max_new_tokens=np.array([1, 2]), stop_token_ids=None)
+    assert result["padding_mask"].sum(1).tolist() == [3, 3]
 
 
-def test_processors_and_stops_of_no_use(lm):
+def test_invalid_processors_and_stop_strings(lm):
     with pytest.raises(TypeError, match="`logits_processors` must be a list of functions"):
         lm.generate(IDS, logits_processors=lambda ids, logits: logits)
-    with pytest.raises(TypeError, match="`stop` must be a string"):
+    with pytest.raises(TypeError, match="`stop` must be a non-empty string"):
         lm.generate("To be", stop=5)
     with pytest.raises(ValueError, match=r"nothing must return logits .* Received: None"):
 
@@ -190,7 +190,7 @@ def test_processors_and_stops_of_no_use(lm):
         lm.generate(IDS, logits_processors=[nothing])
 
 
-def test_no_stop_ids_at_compile_and_in_a_call(lm):
+def test_disabling_stop_token_ids_at_compile_and_in_a_call(lm):
     stop = lm.generate(IDS[:1], **SETTINGS)[0][1]
     settings = {"max_new_tokens": 4, "strip_prompt": True}
 
@@ -209,14 +209,14 @@ def test_no_stop_ids_at_compile_and_in_a_call(lm):
     lm.preprocessor.tokenizer.end_token_id = 1
 
 
-def test_a_draft_with_other_pieces(lm, tiny_proto):
+def test_draft_with_another_vocabulary(lm, tiny_proto):
     draft = make_lm(proto=tiny_proto)
     assert lm.generate("To be", draft=draft, max_new_tokens=2)
     proto = draft.preprocessor.tokenizer.proto
     swapped = proto.replace("▁the".encode(), "▁hte".encode())
     assert swapped != proto
     draft.preprocessor.tokenizer.set_proto(swapped)
-    with pytest.raises(ValueError, match=r"`draft` must have the vocabulary .* other pieces"):
+    with pytest.raises(ValueError, match=r"`draft` must have the same vocabulary as the model"):
         lm.generate("To be", draft=draft, max_new_tokens=2)
 
 
@@ -225,7 +225,7 @@ def registered(ids, logits):
     return -logits
 
 
-def test_files_leave_out_the_processors_that_cannot_be_had_back(lm, tmp_path):
+def test_keras_files_omit_unregistered_processors(lm, tmp_path):
     processors = [lambda ids, logits: logits, Ban(3), registered]
     compile_lm(lm, logits_processors=processors, stop_token_ids=None, top_p=0.5)
     with pytest.warns(UserWarning, match=r"`logits_processors` that are not registered .* Ban"):

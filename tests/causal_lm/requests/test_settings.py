@@ -1,4 +1,4 @@
-"""Every setting does what it says, alone and for each prompt, at `compile` and in a call."""
+"""Generation settings: per batch and per prompt, at `compile` and in a call."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def new_ids(lm, **settings):
     return lm.generate(IDS, stop_token_ids=None, strip_prompt=True, **settings)
 
 
-def test_compiled_settings_hold_and_a_call_changes_them(lm):
+def test_a_call_overrides_compiled_settings(lm):
     expected = new_ids(lm, max_new_tokens=5)
     drawn = new_ids(lm, max_new_tokens=5, temperature=3.0, seed=2)
     assert drawn != expected
@@ -49,7 +49,7 @@ def test_a_value_for_each_prompt(lm):
 
 def test_repetition_penalty_against_its_definition(lm):
     penalty = 0.1
-    (found,) = lm.generate(
+    (result,) = lm.generate(
         IDS[:1], max_new_tokens=8, stop_token_ids=None, repetition_penalty=penalty
     )
     text = list(IDS[0])
@@ -58,20 +58,20 @@ def test_repetition_penalty_against_its_definition(lm):
         seen = np.unique(text)
         logits[seen] = np.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
         text.append(int(logits.argmax()))
-    assert found == text
-    assert found != lm.generate(IDS[:1], max_new_tokens=8, stop_token_ids=None)[0]
+    assert result == text
+    assert result != lm.generate(IDS[:1], max_new_tokens=8, stop_token_ids=None)[0]
 
 
-def test_logits_processors_see_the_text_and_are_obeyed(lm):
+def test_logits_processors(lm):
     def only_after(ids, logits):
-        """The token behind the last one's id, and nothing else."""
+        """Allows only the id that follows the last token's id."""
         length = ops.sum(ops.cast(ids >= 0, "int32"), axis=1)
         last = ops.take_along_axis(ids, (length - 1)[:, None], axis=1)
-        wanted = ops.arange(logits.shape[-1], dtype="int32")[None] == last + 1
-        return ops.where(wanted, logits, -1e9)
+        is_next = ops.arange(logits.shape[-1], dtype="int32")[None] == last + 1
+        return ops.where(is_next, logits, -1e9)
 
-    found = new_ids(lm, max_new_tokens=4, logits_processors=[only_after])
-    assert found == [[301, 302, 303, 304], [41, 42, 43, 44]]
+    result = new_ids(lm, max_new_tokens=4, logits_processors=[only_after])
+    assert result == [[301, 302, 303, 304], [41, 42, 43, 44]]
     with pytest.raises(ValueError, match="narrow must return logits of the shape"):
 
         def narrow(ids, logits):
@@ -80,7 +80,7 @@ def test_logits_processors_see_the_text_and_are_obeyed(lm):
         new_ids(lm, max_new_tokens=4, logits_processors=[narrow])
 
 
-def test_log_probabilities_are_those_of_the_model(lm):
+def test_logprobs_are_those_of_the_model(lm):
     rows = lm.generate(
         TEXTS, max_new_tokens=7, stop_token_ids=None, return_logprobs=3, temperature=2.0, seed=1
     )
@@ -91,15 +91,15 @@ def test_log_probabilities_are_those_of_the_model(lm):
         chosen = expected[np.arange(7), row.token_ids]
         np.testing.assert_allclose(row.logprobs, chosen, atol=1e-4)
         for place, top in enumerate(row.top_logprobs):
-            likeliest = np.argsort(-expected[place])[:3]
-            assert list(top) == likeliest.tolist()
-            np.testing.assert_allclose(list(top.values()), expected[place][likeliest], atol=1e-4)
+            top_ids = np.argsort(-expected[place])[:3]
+            assert list(top) == top_ids.tolist()
+            np.testing.assert_allclose(list(top.values()), expected[place][top_ids], atol=1e-4)
         assert row.finish_reason == "length" and row.text.startswith(text)
     (row,) = lm.generate(IDS[:1], max_new_tokens=2, return_logprobs=True)
     assert row.text is None and row.top_logprobs is None and len(row.logprobs) == 2
 
 
-def test_several_texts_for_a_prompt(lm):
+def test_num_return_sequences(lm):
     settings = {"max_new_tokens": 6, "temperature": 2.0, "seed": 4, "stop_token_ids": None}
     rows = lm.generate(TEXTS, num_return_sequences=3, **settings)
     assert [len(row) for row in rows] == [3, 3]
@@ -158,7 +158,7 @@ def test_stop_strings_across_tokens(tiny_proto):
         ({"return_logprobs": -1}, "return_logprobs=-1"),
         ({"return_logprobs": 1000}, "return_logprobs=1000"),
         ({"sampler": "best"}, "'best'"),
-        ({"sampler": "greedy", "top_k": 3}, "greedy sampler has no use for `top_k`"),
+        ({"sampler": "greedy", "top_k": 3}, "greedy sampler does not use `top_k`"),
         ({"sampler": Script([1]), "top_p": 0.5}, "`top_p` cannot be changed for Script"),
     ],
 )
@@ -183,7 +183,7 @@ def test_other_bad_input(lm):
         lm.compile(sampler=Script([1]), top_k=3)
 
 
-def test_a_batch_that_cannot_fit_is_refused_with_the_figure(lm, monkeypatch):
+def test_a_batch_that_exceeds_free_memory_is_refused(lm, monkeypatch):
     monkeypatch.setattr("keras_gemma.backend.free_memory", lambda: 10_000)
     with pytest.raises(ValueError, match=r"2 rows need about 0\.0 GB .* and 0\.0 GB are free"):
         lm.generate(TEXTS, max_new_tokens=4)

@@ -1,4 +1,4 @@
-"""Streams give the text of `generate`, piece by piece."""
+"""Streams yield the text of `generate` in pieces."""
 
 import pytest
 
@@ -18,23 +18,23 @@ def test_pieces_are_the_text(lm, settings):
     assert ["".join(column) for column in zip(*rows, strict=True)] == expected
 
 
-def test_the_first_piece_comes_before_the_rest_is_made(lm, monkeypatch):
-    made = []
+def test_first_piece_is_yielded_before_the_rest_is_generated(lm, monkeypatch):
+    limits = []
     whole = backend.loop
 
     def loop(proceed, step):
         run = whole(proceed, step)
-        return lambda weights, state, limit: made.append(limit) or run(weights, state, limit)
+        return lambda weights, state, limit: limits.append(limit) or run(weights, state, limit)
 
     monkeypatch.setattr(backend, "loop", loop)
     monkeypatch.setattr(lm, "_programs", None)
     stream = lm.stream(TEXTS[0], max_new_tokens=30, stop_token_ids=None)
-    assert made == []  # nothing is done before the first piece is asked for
+    assert limits == []  # generation starts with the first `next`
     next(stream)
-    assert len(made) <= 2
+    assert len(limits) <= 2
     stream.close()
-    count = len(made)
-    assert list(stream) == [] and len(made) == count
+    count = len(limits)
+    assert list(stream) == [] and len(limits) == count
 
 
 def test_arguments_are_checked_at_the_call(lm):

@@ -1,4 +1,4 @@
-"""The built-in preset that is tuned for turns: skills, second turns, the end of a reply."""
+"""Built-in instruction-tuned preset: skills, follow-up turns, end of a reply."""
 
 from pathlib import Path
 
@@ -33,8 +33,8 @@ def ask(question):
 
 def test_it_answers_and_stops_by_itself(lm):
     replies = lm.generate_chat([ask(question) for question in ANSWERS], return_logprobs=1)
-    said = {question: reply.text for question, reply in zip(ANSWERS, replies, strict=True)}
-    assert said == ANSWERS
+    answers = {question: reply.text for question, reply in zip(ANSWERS, replies, strict=True)}
+    assert answers == ANSWERS
     assert {reply.finish_reason for reply in replies} == {"stop"}
 
 
@@ -47,6 +47,6 @@ def test_it_answers_and_stops_by_itself(lm):
         ("Answer in capitals.", {"Spell window.": "W-I-N-D-O-W", "Now backwards.": "WODNIW"}),
     ],
 )
-def test_a_turn_refers_to_the_one_before(system, turns, lm):
+def test_follow_up_turns(system, turns, lm):
     chat = lm.chat(system)
     assert {question: chat.send(question) for question in turns} == turns
