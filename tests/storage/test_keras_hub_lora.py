@@ -50,7 +50,7 @@ def test_what_keras_hub_reads(configuration, tmp_path):
 
 def test_bad_files(tmp_path):
     backbone = make_backbone(GEMMA1)
-    with pytest.raises(ValueError, match=r"No adapter is on"):
+    with pytest.raises(ValueError, match=r"No adapter is active"):
         backbone.save_lora_weights(tmp_path / "a.lora.h5")
     backbone.enable_lora(2)
     for verb in (backbone.save_lora_weights, backbone.load_lora_weights):
