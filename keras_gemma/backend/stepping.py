@@ -1,4 +1,4 @@
-"""The loop of a backend that steps from Python: one compiled step a turn."""
+"""While loop in Python that calls one compiled step per iteration."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,9 +11,9 @@ def run(
     state: Any,
     limit: int,
 ) -> Any:
-    """`state` after as many steps as `proceed(state)` allows, at most `limit`.
+    """Runs `step` while `proceed(state)` is True, at most `limit` times; returns the state.
 
-    `proceed` must be cheap: its answer is read by Python after each step.
+    `proceed` must be cheap, because Python reads its result before each step.
     """
     for _ in range(limit):
         if not bool(proceed(state)):

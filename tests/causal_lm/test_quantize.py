@@ -124,7 +124,7 @@ def test_the_backbone_calibrates_with_ids():
     for name, weight in lm.backbone.named_weights().items():
         np.testing.assert_array_equal(backbone.named_weights()[name].numpy(), weight.numpy())
     for calibration, says in (
-        (["a text"], "must contain lists of token ids"),
+        (["a text"], "lists of token ids"),
         ([[-1]], "ids from 0 to"),
     ):
         with pytest.raises(ValueError, match=says):

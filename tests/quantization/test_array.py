@@ -32,7 +32,7 @@ def checked_error(weight, *args, **kwargs):
 
 
 def by_maximum(weight, bits, group_size):
-    """Returns the relative error of the usual scaling: the largest number gets the largest value."""
+    """Returns the relative error of scaling the largest number to the largest value."""
     groups = weight.reshape(-1, weight.shape[1] if bits == 8 else group_size).astype("float64")
     top = 127 if bits == 8 else 7
     scales = np.abs(groups).max(1, keepdims=True) / top
