@@ -6,7 +6,7 @@ compiler reads fastest, and nothing above this folder knows that layout.
 
     packed_shape(shape, kind)          shape of a stored weight
     empty(shape, dtype)                aligned host memory for a weight
-    settle(array, dtype)               the array itself if it is aligned, otherwise an aligned copy
+    as_aligned(array, dtype)           the array itself if it is aligned, otherwise an aligned copy
     pack(weight, kind, dtype)          NumPy `[out, in]` -> NumPy in the stored layout and dtype,
                                        without a copy if nothing has to change
     unpack(packed, shape)              inverse of `pack`
@@ -15,7 +15,7 @@ compiler reads fastest, and nothing above this folder knows that layout.
     assign(variable, packed)           gives a variable a packed weight, and shares its memory if
                                        the framework can
     matmul(x, packed)                  `[..., in]` -> `[..., out]`
-    matmul_back(y, packed)             `[..., out]` -> `[..., in]`, the gradient of `matmul`
+    matmul_transposed(y, packed)       `[..., out]` -> `[..., in]`, the gradient of `matmul`
     embed(ids, packed, dtype)          `[...]` -> `[..., D]`, rows of a packed embedding
     quantized_spec, quantized_pack,    counterparts of `packed_shape`, `pack` and `unpack` for int8
     quantized_unpack                   and int4 weights (`quantized.py`), which `matmul` and `embed`
@@ -27,11 +27,11 @@ compiler reads fastest, and nothing above this folder knows that layout.
                                        `[B, R, K, H]`, in place if the framework can
     compile(program, donate=None)      compiles a whole program, which may overwrite the argument
                                        number `donate`
-    fuse(function)                     compiles a part `(x, weights, ...)` that a program calls many
+    jit_part(function)                 compiles a part `(x, weights, ...)` that a program calls many
                                        times
-    leaf(x)                            `x` detached from its graph, with gradients enabled
-    loop(proceed, step)                -> function of (weights, state, limit) that runs
-                                       `step(weights, state)` while `proceed(state)`, at most
+    requires_grad(x)                   `x` detached from its graph, with gradients enabled
+    while_loop(cond, step)             -> function of (weights, state, limit) that runs
+                                       `step(weights, state)` while `cond(state)`, at most
                                        `limit` times
     free_memory()                      free bytes on the device; `None` if unknown
     peak_device_memory()               peak bytes on an accelerator; `None` on CPU
@@ -49,7 +49,7 @@ import numpy as np
 from keras import ops
 
 from keras_gemma.backend import uninitialized as _uninitialized
-from keras_gemma.backend.packing import empty, settle
+from keras_gemma.backend.packing import as_aligned, empty
 from keras_gemma.backend.quantized import Quantized
 
 _name = keras.config.backend()
@@ -66,13 +66,13 @@ else:
         f"one of them before importing Keras. Received: {_name!r}"
     )
 
-WIDENED = 1 << 15
+DEQUANTIZED_ROWS = 1 << 15
 """Rows of a quantized embedding that are dequantized at a time for a gradient."""
 
-SLAB = 1 << 22
+CHUNK = 1 << 22
 """Numbers of a weight that are quantized and packed at a time, at most a hundred megabytes."""
 
-ROWS_TOGETHER = 64
+ROW_ALIGNMENT = 64
 """Row alignment: every layout keeps that many rows together."""
 
 uninitialized = _uninitialized.uninitialized
@@ -85,9 +85,9 @@ attend = _module.attend
 write_cache = _module.write_cache
 compile = _module.compile
 cross_entropy = _module.cross_entropy
-fuse = _module.fuse
-leaf = _module.leaf
-loop = _module.loop
+jit_part = _module.jit_part
+requires_grad = _module.requires_grad
+while_loop = _module.while_loop
 map = _module.map
 free_memory = _module.free_memory
 memory_bandwidth = _module.memory_bandwidth
@@ -120,8 +120,8 @@ def quantized_pack_rows(
         plain_rows: Returns the plain form of a slice of rows. Called from the first to the last.
     """
     out, length = shape
-    rows = max(1, SLAB // length // ROWS_TOGETHER) * ROWS_TOGETHER
-    if out <= rows or out % ROWS_TOGETHER:
+    rows = max(1, CHUNK // length // ROW_ALIGNMENT) * ROW_ALIGNMENT
+    if out <= rows or out % ROW_ALIGNMENT:
         return quantized_pack(plain_rows(slice(None)), kind, bits)
     spec = quantized_spec(shape, kind, bits, group_size, zeros)
     packed = Quantized(*(entry and empty(*entry) for entry in spec))
@@ -147,17 +147,18 @@ def matmul(x: Any, packed: Any) -> Any:
     return product(x, packed)
 
 
-def matmul_back(y: Any, packed: Any) -> Any:
+def matmul_transposed(y: Any, packed: Any) -> Any:
     """Multiplies `y [..., out]` by a transposed embedding `[out, in]` -> `[..., in]`.
 
     This product is the gradient of `matmul` with respect to `x`.
     """
     if not isinstance(packed, Quantized):
-        return _module.matmul_back(y, packed)
+        return _module.matmul_transposed(y, packed)
     dtype, total = keras.backend.standardize_dtype(y.dtype), 0.0
-    for start in range(0, y.shape[-1], WIDENED):
-        ids = ops.arange(start, min(start + WIDENED, y.shape[-1]), dtype="int32")
-        part = _module.matmul_back(y[..., start : start + WIDENED], embed(ids, packed, dtype))
+    for start in range(0, y.shape[-1], DEQUANTIZED_ROWS):
+        stop = min(start + DEQUANTIZED_ROWS, y.shape[-1])
+        rows = embed(ops.arange(start, stop, dtype="int32"), packed, dtype)
+        part = _module.matmul_transposed(y[..., start:stop], rows)
         total = total + ops.cast(part, "float32")
     return ops.cast(total, dtype)
 
@@ -171,11 +172,12 @@ def embed(ids: Any, packed: Any, dtype: str) -> Any:
 
 def assign(variable: keras.Variable, packed: np.ndarray) -> None:
     """Assigns a packed weight of the variable's dtype. `packed` must not be modified afterwards."""
-    _uninitialized.assign(variable, _module.adopt(packed))
+    _uninitialized.assign(variable, _module.from_numpy(packed))
 
 
 __all__ = [
     "Quantized",
+    "as_aligned",
     "assign",
     "attend",
     "compile",
@@ -183,12 +185,10 @@ __all__ = [
     "embed",
     "empty",
     "free_memory",
-    "fuse",
-    "leaf",
-    "loop",
+    "jit_part",
     "map",
     "matmul",
-    "matmul_back",
+    "matmul_transposed",
     "memory_bandwidth",
     "pack",
     "packed_shape",
@@ -197,9 +197,10 @@ __all__ = [
     "quantized_pack_rows",
     "quantized_spec",
     "quantized_unpack",
-    "settle",
+    "requires_grad",
     "to_numpy",
     "uninitialized",
     "unpack",
+    "while_loop",
     "write_cache",
 ]

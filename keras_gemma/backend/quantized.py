@@ -76,7 +76,7 @@ def matmul(x: Any, packed: Quantized) -> Any:
     return ops.matmul(x, ops.transpose(weight))
 
 
-def matmul_back(dy: Any, packed: Quantized) -> Any:
+def matmul_transposed(dy: Any, packed: Quantized) -> Any:
     """Returns the gradient of `matmul` with respect to `x`, from `dy [..., out]`."""
     return ops.matmul(dy, dequantize(packed, keras.backend.standardize_dtype(dy.dtype)))
 

@@ -19,7 +19,7 @@ def matmul(x: Any, weight: Any) -> Any:
     return ops.matmul(x, ops.transpose(weight))
 
 
-def matmul_back(y: Any, weight: Any) -> Any:
+def matmul_transposed(y: Any, weight: Any) -> Any:
     """Multiplies `y [..., out]` by a transposed weight `[out, in]` -> `[..., in]`."""
     return ops.matmul(y, weight)
 

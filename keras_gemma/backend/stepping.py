@@ -5,18 +5,18 @@ from typing import Any
 
 
 def run(
-    proceed: Callable[[Any], Any],
+    cond: Callable[[Any], Any],
     step: Callable[[Any, Any], Any],
     weights: Any,
     state: Any,
     limit: int,
 ) -> Any:
-    """Runs `step` while `proceed(state)` is True, at most `limit` times; returns the state.
+    """Runs `step` while `cond(state)` is True, at most `limit` times; returns the state.
 
-    `proceed` must be cheap, because Python reads its result before each step.
+    `cond` must be cheap, because Python reads its result before each step.
     """
     for _ in range(limit):
-        if not bool(proceed(state)):
+        if not bool(cond(state)):
             break
         state = step(weights, state)
     return state

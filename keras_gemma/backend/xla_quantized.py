@@ -38,12 +38,12 @@ from keras_gemma.backend.quantized import Quantized
 SLICES = 16
 """Slices of an int8 row. 8 slices are up to a quarter slower, 18 or 4 slices a third."""
 
-PASSES = 4
+MAX_ROW_PASSES = 4
 """Maximum rows for which an int4 weight is read once per row. At 4 rows this reads 12 billion
 weights per second, and 4 billion if the weight is dequantized first, which XLA vectorizes
 poorly."""
 
-SLAB = 1024
+MAX_SLAB_ROWS = 1024
 """Maximum rows of a weight that are dequantized at a time: 4.7 MB of bfloat16 at 2304 columns."""
 
 
@@ -89,10 +89,10 @@ def pack(plain: Quantized, kind: str, bits: int) -> Quantized:
 
     def by_block(array: np.ndarray) -> np.ndarray:
         array = array.reshape(out, blocks, -1).swapaxes(0, 1)
-        return packing.settle(array if blocks > 1 else array[0])
+        return packing.as_aligned(array if blocks > 1 else array[0])
 
     return Quantized(
-        packing.settle(pairs if blocks > 1 else pairs[0]),
+        packing.as_aligned(pairs if blocks > 1 else pairs[0]),
         by_block(scales),
         None if zeros is None else by_block(zeros),
     )
@@ -176,9 +176,9 @@ def few_rows(x: Any, packed: Quantized, ones: Callable[[int], Any]) -> Any:
     return ops.concatenate([one_row(x[i : i + 1], packed, ones) for i in range(x.shape[0])])
 
 
-def in_passes(rows: Any, packed: Quantized) -> bool:
+def prefers_row_passes(rows: Any, packed: Quantized) -> bool:
     """Returns True if `few_rows` is faster than `many_rows`."""
-    return isinstance(rows, int) and rows <= (1 if _in_8_bits(packed) else PASSES)
+    return isinstance(rows, int) and rows <= (1 if _in_8_bits(packed) else MAX_ROW_PASSES)
 
 
 def _narrow(numbers: Any, dtype: str) -> Any:
@@ -192,7 +192,7 @@ def _narrow(numbers: Any, dtype: str) -> Any:
     return ops.view(ops.cast(bits, "int16"), "bfloat16")
 
 
-def widen(packed: Quantized, dtype: str) -> list[Any]:
+def dequantize(packed: Quantized, dtype: str) -> list[Any]:
     """Dequantizes a stored weight, or rows of it, to one or two parts per row in `dtype`.
 
     8 bits: only the values `[..., in]`, because the sums are scaled instead. 4 bits: the low and
@@ -210,7 +210,7 @@ def widen(packed: Quantized, dtype: str) -> list[Any]:
 
 
 def split(x: Any, packed: Quantized) -> list[Any]:
-    """Splits `x [rows, in]` into the parts of `widen`, `[blocks, rows, length]` each."""
+    """Splits `x [rows, in]` into the parts of `dequantize`, `[blocks, rows, length]` each."""
     values, scales, _ = packed
     blocks = values.shape[0] if len(values.shape) == 3 else 1
     length = x.shape[1]
@@ -235,11 +235,11 @@ def join(parts: list[Any], packed: Quantized) -> Any:
 
 
 def slab_size(out: int) -> int:
-    """Returns the rows of a slab: the largest divisor of `out` up to `SLAB`."""
-    return next(size for size in range(min(SLAB, out), 0, -1) if out % size == 0)
+    """Returns the rows of a slab: the largest divisor of `out` up to `MAX_SLAB_ROWS`."""
+    return next(size for size in range(min(MAX_SLAB_ROWS, out), 0, -1) if out % size == 0)
 
 
-def turned(
+def matmul_transposed(
     dy: Any,
     packed: Quantized,
     product: Callable[[Any, Any], Any],
@@ -267,7 +267,7 @@ def turned(
 
     def one(dy: Any, values: Any, *groups: Any) -> list[Any]:
         weight = Quantized(values, *(groups or (None,)))
-        return [product(dy, part) for part in widen(weight, dtype)]
+        return [product(dy, part) for part in dequantize(weight, dtype)]
 
     stored = packed[:1] if in_8_bits else [array for array in packed if array is not None]
     dy = ops.swapaxes(ops.reshape(dy, (rows, out // slab, slab)), 0, 1)
@@ -303,7 +303,7 @@ def many_rows(
 
     def one(block: Any, values: Any, *groups: Any) -> Any:
         slab = Quantized(values, *(groups or (None,)))
-        both = zip(parts, widen(slab, dtype), strict=True)
+        both = zip(parts, dequantize(slab, dtype), strict=True)
         return sum(product(part[block], weight) for part, weight in both)
 
     block_of = ops.convert_to_tensor(np.repeat(np.arange(blocks, dtype="int32"), slabs))
@@ -324,7 +324,7 @@ def embed(ids: Any, packed: Quantized, dtype: str) -> Any:
     rows = (None if array is None else ops.take(array, ids, axis=0) for array in packed)
     groups, half = packed.scales.shape[-1], packed.values.shape[-1]
     places = ops.shape(ids)
-    parts = widen(Quantized(*rows), dtype)
+    parts = dequantize(Quantized(*rows), dtype)
     parts = [ops.reshape(part, (*places, half // groups, groups)) for part in parts]
     numbers = ops.swapaxes(ops.concatenate(parts, axis=-2), -1, -2)
     return ops.reshape(numbers, (*places, 2 * half))

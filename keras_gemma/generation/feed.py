@@ -19,7 +19,7 @@ from keras_gemma.model.rope import rotary_angles
 
 
 class Parts(NamedTuple):
-    """The functions that a step calls, as they are or compiled apart (`backend.fuse`)."""
+    """The functions that a step calls, as they are or compiled apart (`backend.jit_part`)."""
 
     block: Callable[..., Any] = decoder_block
     head: Callable[..., Any] = head

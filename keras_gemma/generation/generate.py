@@ -43,7 +43,7 @@ class Generator:
         self.backbone = backbone
         self.eager = eager
         self.config: GemmaConfig = backbone.config
-        self.parts = AS_THEY_ARE if eager else Parts(*map(backend.fuse, AS_THEY_ARE))
+        self.parts = AS_THEY_ARE if eager else Parts(*map(backend.jit_part, AS_THEY_ARE))
         self.programs: OrderedDict[Any, Any] = OrderedDict()  # the latest used is last
         self.lock = threading.Lock()
 

@@ -70,12 +70,12 @@ class Adaptable:
         lora = read_lora(config, rank, alpha, targets, dropout, use_rslora, dtype)
         self.adapters.check_name(name)
         self.adapters.add(name, lora)
-        self.adapters.begin(name, seed)
+        self.adapters.initialize(name, seed)
 
     @property
     def lora_adapters(self) -> list[str]:
         """Names of all adapters."""
-        return list(self.adapters.known)
+        return list(self.adapters.configs)
 
     @property
     def active_adapter(self) -> str | None:
@@ -106,7 +106,7 @@ class Adaptable:
         lm.set_adapter(None)
         ```
         """
-        self.adapters.choose(name)
+        self.adapters.activate(name)
 
     def delete_adapter(self, name: str) -> None:
         """Deletes an adapter.

@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_gemma import backend
 from keras_gemma.lora.config import Lora
-from keras_gemma.lora.low_rank import first_a
+from keras_gemma.lora.low_rank import init_lora_a
 from keras_gemma.model.linear import Linear
 from keras_gemma.model.quantizable import check_not_in_fit, forget_training, let_go
 
@@ -29,7 +29,7 @@ class Adapters:
 
     def __init__(self, backbone: Any) -> None:
         self.backbone = backbone
-        self.known: dict[str, Lora] = {}
+        self.configs: dict[str, Lora] = {}
         self.active: str | None = None
         self._base: dict[str, np.ndarray] | None = None  # the matrices before a merge
         self._frozen: list[keras.Variable] = []
@@ -40,21 +40,23 @@ class Adapters:
         return self._base is not None
 
     @property
-    def added(self) -> str | None:
+    def applied(self) -> str | None:
         """Name of the adapter that is applied in the forward pass, or `None`."""
         return None if self.merged else self.active
 
     def linears(self, name: str) -> dict[str, Linear]:
         """Returns the layers that an adapter changes, by the names of their matrices."""
         holders = self.backbone.holders()
-        return {matrix: holders[matrix] for matrix in self.known[name].sizes}
+        return {matrix: holders[matrix] for matrix in self.configs[name].sizes}
 
     def variables(self) -> list[keras.Variable]:
         """Returns A and B of all adapters."""
-        pairs = [
-            linear.low_ranks[name] for name in self.known for linear in self.linears(name).values()
+        return [
+            variable
+            for name in self.configs
+            for linear in self.linears(name).values()
+            for variable in (linear.low_ranks[name].a, linear.low_ranks[name].b)
         ]
-        return [variable for pair in pairs for variable in (pair.a, pair.b)]
 
     def add(self, name: str, lora: Lora, arrays: Arrays | None = None) -> None:
         """Adds and activates an adapter.
@@ -69,12 +71,12 @@ class Adapters:
         """
         self.check_name(name)
         backbone = self.backbone
-        if not self.known:
+        if not self.configs:
             self._frozen = [variable for variable in backbone.weights if variable.trainable]
         for model in (backbone, *backbone.around):
             if not model.trainable:
                 model.trainable = True  # only the flag: `_changed` sets it for each variable
-        self.known[name] = lora
+        self.configs[name] = lora
         for matrix, linear in self.linears(name).items():
             linear.add_low_rank(name, lora.sizes[matrix][0], lora.scale(matrix), lora.dtype)
         for block in backbone.transformer_layers if lora.dropout else ():
@@ -84,13 +86,13 @@ class Adapters:
         self.active = name
         self._changed()
 
-    def begin(self, name: str, seed: int | None) -> None:
+    def initialize(self, name: str, seed: int | None) -> None:
         """Initializes A of an adapter, with the same values on every backend."""
         # Without a seed, Python's generator, which `keras.utils.set_random_seed` also seeds.
         generator = np.random.default_rng(random.randrange(2**32) if seed is None else seed)
         for linear in self.linears(name).values():
             low_rank = linear.low_ranks[name]
-            low_rank.a.assign(first_a(tuple(low_rank.a.shape), generator))
+            low_rank.a.assign(init_lora_a(tuple(low_rank.a.shape), generator))
 
     def check_name(self, name: str) -> None:
         """Raises a ValueError if an adapter with this name cannot be added."""
@@ -100,13 +102,13 @@ class Adapters:
                 "`name` must be one word of letters, digits and _, because variable names contain "
                 f"it. Received: name={name!r}"
             )
-        if name in self.known:
+        if name in self.configs:
             raise ValueError(
-                f"The model already has an adapter {name!r} ({self.known[name].describe()}). Pass "
-                f"another `name`, or call `delete_adapter({name!r})` first."
+                f"The model already has an adapter {name!r} ({self.configs[name].describe()}). "
+                f"Pass another `name`, or call `delete_adapter({name!r})` first."
             )
 
-    def choose(self, name: str | None) -> None:
+    def activate(self, name: str | None) -> None:
         """Activates an adapter. `None` deactivates all adapters.
 
         Raises:
@@ -127,9 +129,9 @@ class Adapters:
         self._check_not_merged("delete an adapter")
         self.check_known(name)
         for linear in self.linears(name).values():
-            linear.added = None
+            linear.applied = None
             linear.remove_low_rank(name)
-        del self.known[name]
+        del self.configs[name]
         if self.active == name:
             self.active = None
         self._changed()
@@ -153,18 +155,18 @@ class Adapters:
                 "`merge_lora`; or call `save_to_hugging_face`, which writes the merged model in "
                 "floating point."
             )
-        name = self.check_on()
+        name = self.active_name()
         check_finite(self.arrays(name), f"The adapter {name!r}")
         weights = self.backbone.named_weights()
         base = {}
-        for matrix in self.known[name].sizes:
+        for matrix in self.configs[name].sizes:
             weight = weights[matrix]
             merged = weight.numpy()
             if keep_base:
                 base[matrix] = np.array(keras.ops.convert_to_numpy(weight.variable.value))
             weight.assign(merged)
         self._base = base if keep_base else None
-        for adapter in () if keep_base else list(self.known):
+        for adapter in () if keep_base else list(self.configs):
             self.delete(adapter)
         self._changed()
 
@@ -190,7 +192,7 @@ class Adapters:
         """Returns A and B of each matrix of an adapter, in float32."""
         return {m: linear.low_ranks[name].numpy() for m, linear in self.linears(name).items()}
 
-    def check_on(self, name: str | None = None) -> str:
+    def active_name(self, name: str | None = None) -> str:
         """Returns `name`, or the active adapter if `name` is `None`.
 
         Raises:
@@ -202,14 +204,14 @@ class Adapters:
             return name
         advice = (
             f"Activate one of {self.listed()} with `set_adapter`."
-            if self.known
+            if self.configs
             else "Add one with `enable_lora`, or load one with `load_lora`."
         )
         raise ValueError(f"No adapter is active. {advice}")
 
     def check_known(self, name: Any) -> None:
         """Raises a ValueError if there is no adapter with this name."""
-        if not isinstance(name, str) or name not in self.known:
+        if not isinstance(name, str) or name not in self.configs:
             raise ValueError(
                 f"Unknown adapter. The model has {self.listed()}. Add an adapter with "
                 f"`enable_lora`, or load one with `load_lora`. Received: {name!r}"
@@ -219,7 +221,7 @@ class Adapters:
         """Raises a ValueError if an adapter is merged."""
         self._check_not_merged("quantize")
 
-    def base_is_quantized(self) -> None:
+    def on_base_quantized(self) -> None:
         """Called after the base model was quantized: its matrices are no longer trainable."""
         self._frozen = []
 
@@ -230,7 +232,7 @@ class Adapters:
                 f"The adapter {self.active!r} is merged, so training it would have no effect. Call "
                 "`unmerge_lora()` first."
             )
-        if self.known and self.active is None:
+        if self.configs and self.active is None:
             raise ValueError(
                 "The model has no trainable variables: its base is frozen and no adapter is "
                 f"active. Activate one of {self.listed()} with `set_adapter`, or delete all "
@@ -239,9 +241,9 @@ class Adapters:
 
     def check_plain(self) -> None:
         """Raises a ValueError if an active adapter cannot be merged into a quantized base."""
-        if self.added is not None and self.backbone.quantization is not None:
+        if self.applied is not None and self.backbone.quantization is not None:
             raise ValueError(
-                f"The adapter {self.added!r} is active, and a preset of a quantized model cannot "
+                f"The adapter {self.applied!r} is active, and a preset of a quantized model cannot "
                 "hold an adapter. Save the adapter with `save_lora` and the base after "
                 "`set_adapter(None)`; or call `save_to_hugging_face`, which writes the merged "
                 "model in floating point."
@@ -249,25 +251,25 @@ class Adapters:
 
     def check_exportable(self) -> None:
         """Raises a ValueError if an adapter is active and not merged."""
-        if self.added is not None:
+        if self.applied is not None:
             raise ValueError(
-                f"The adapter {self.added!r} is active, and an export cannot hold adapters. Call "
+                f"The adapter {self.applied!r} is active, and an export cannot hold adapters. Call "
                 "`merge_lora()` first, or `set_adapter(None)` to export the base. If the base is "
                 "quantized, load the model in floating point and export with `quantization`."
             )
 
     def listed(self) -> str:
         """Returns the names of the adapters, for a message."""
-        return ", ".join(map(repr, self.known)) or "none"
+        return ", ".join(map(repr, self.configs)) or "none"
 
     def describe(self) -> str:
         """Returns a line for a model summary, or an empty string without adapters."""
-        if not self.known:
+        if not self.configs:
             return ""
         state = "merged" if self.merged else "active"
         parts = [
             f"{name!r}, {lora.describe()}{f' ({state})' if name == self.active else ''}"
-            for name, lora in self.known.items()
+            for name, lora in self.configs.items()
         ]
         trained = sum(int(np.prod(v.shape)) for v in self.backbone.trainable_variables)
         total = self.backbone.config.parameter_count
@@ -276,9 +278,9 @@ class Adapters:
 
     def to_dict(self) -> dict[str, Any] | None:
         """Returns names and settings for JSON; `None` without adapters or if one is merged."""
-        if not self.known or self.merged:
+        if not self.configs or self.merged:
             return None
-        adapters = {name: lora.to_dict() for name, lora in self.known.items()}
+        adapters = {name: lora.to_dict() for name, lora in self.configs.items()}
         return {"active": self.active, "adapters": adapters}
 
     def restore(self, values: dict[str, Any] | None) -> None:
@@ -287,7 +289,7 @@ class Adapters:
             return
         for name, settings in values["adapters"].items():
             self.add(name, Lora.from_dict(settings))
-        self.choose(values["active"])
+        self.activate(values["active"])
 
     def _check_not_merged(self, verb: str) -> None:
         check_not_in_fit([self.backbone, *self.backbone.around], verb)
@@ -302,18 +304,18 @@ class Adapters:
         Keras recompiles its functions for `fit`, `evaluate` and `predict`. Programs for generation
         and scoring take the adapter as an argument.
         """
-        trained = {id(variable) for variable in self._frozen} if not self.known else set()
+        trained = {id(variable) for variable in self._frozen} if not self.configs else set()
         for name, holder in self.backbone.holders().items():
             if not isinstance(holder, Linear):
                 continue
-            is_target = self.active is not None and name in self.known[self.active].sizes
-            holder.added = self.added if is_target else None
+            is_target = self.active is not None and name in self.configs[self.active].sizes
+            holder.applied = self.applied if is_target else None
             holder.saves_low_ranks = not self.merged
-            if holder.added is not None:
-                low_rank = holder.low_ranks[holder.added]
+            if holder.applied is not None:
+                low_rank = holder.low_ranks[holder.applied]
                 trained |= {id(low_rank.a), id(low_rank.b)}
         for block in self.backbone.transformer_layers:
-            block.lora_dropout = self.known[self.active].dropout if self.active else 0.0
+            block.lora_dropout = self.configs[self.active].dropout if self.active else 0.0
         for variable in self.backbone.weights:
             variable.trainable = id(variable) in trained
         for model in (self.backbone, *self.backbone.around):

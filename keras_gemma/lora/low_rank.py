@@ -20,7 +20,7 @@ ROWS = 1024
 """Rows of a matrix that are merged at a time, in float32."""
 
 
-class Adapted(NamedTuple):
+class LoraWeight(NamedTuple):
     """Packed matrix with a low-rank update."""
 
     packed: Any
@@ -37,10 +37,10 @@ class LowRank:
     b: keras.Variable  # [out, r]
     scale: float
 
-    def beside(self, packed: Any, dtype: str) -> Adapted:
+    def with_lora(self, packed: Any, dtype: str) -> LoraWeight:
         """Returns `packed` with this update in `dtype`."""
         b = ops.cast(self.b.value * self.scale, dtype)
-        return Adapted(packed, ops.cast(self.a.value, dtype), b)
+        return LoraWeight(packed, ops.cast(self.a.value, dtype), b)
 
     def numpy(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns A and B in float32."""
@@ -52,7 +52,7 @@ class LowRank:
         self.a.assign(a)
         self.b.assign(b)
 
-    def added_to(self, matrix: np.ndarray) -> np.ndarray:
+    def merged_with(self, matrix: np.ndarray) -> np.ndarray:
         """Returns `matrix + s B A`, `[out, in]`, in the dtype of `matrix`, rounded once."""
         a, b = self.numpy()
         matrix = np.array(matrix)
@@ -62,7 +62,7 @@ class LowRank:
         return matrix
 
 
-def low_rank_product(x: Any, weight: Adapted) -> Any:
+def low_rank_product(x: Any, weight: LoraWeight) -> Any:
     """Returns the update's product with `x [..., in]`: `[..., out]`."""
     if weight.drop is not None:
         x = weight.drop(x)
@@ -74,7 +74,7 @@ def scale_of(rank: int, alpha: float, use_rslora: bool) -> float:
     return alpha / math.sqrt(rank) if use_rslora else alpha / rank
 
 
-def first_a(shape: tuple[int, int], random: np.random.Generator) -> np.ndarray:
+def init_lora_a(shape: tuple[int, int], random: np.random.Generator) -> np.ndarray:
     """Returns an initial A `[r, in]`, as in peft: uniform up to 1 / sqrt(in). B starts at 0."""
     bound = 1 / math.sqrt(shape[1])
     return random.uniform(-bound, bound, shape).astype("float32")

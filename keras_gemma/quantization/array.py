@@ -23,7 +23,7 @@ SHARES = {8: (1.0, 0.8), 4: (1.0, 1.06, 1.12, 0.94, 0.88, 0.8)}
 SHARES_WITH_ZEROS = (1.0, 0.94, 0.88, 0.82)
 """Candidate ranges with zero points, as shares of the largest minus the smallest number."""
 
-SLAB = 1 << 17
+CHUNK = 1 << 17
 """Numbers that are processed at a time. More numbers leave the processor's cache; with fewer, the
 threads mostly wait for Python."""
 
@@ -144,7 +144,7 @@ def _fill(
     """Fills `target`; returns the sums of the squared errors and of the squares."""
     out, length = array.shape
     groups = length // group_size
-    step = max(1, SLAB // length)
+    step = max(1, CHUNK // length)
     size = (step * groups, group_size)
     # Short groups are reduced along the first axis, because NumPy is slow at many short sums.
     axis = 1 if bits == 8 else 0
@@ -154,7 +154,7 @@ def _fill(
         slab = slice(start, min(out, start + step))
         count = (slab.stop - start) * groups
         x, *spare = (w[:count] if axis else w[:, :count] for w in work)
-        rows = widen(array[slab]).reshape(count, group_size)
+        rows = to_float32(array[slab]).reshape(count, group_size)
         x[...] = rows if axis else rows.T
         weight = None
         if importance is not None:
@@ -174,7 +174,7 @@ def _fill(
     return errors, squares
 
 
-def widen(array: np.ndarray) -> np.ndarray:
+def to_float32(array: np.ndarray) -> np.ndarray:
     """Returns `array` in float32. Bit shifts convert bfloat16 several times faster than NumPy."""
     if array.dtype == ml_dtypes.bfloat16:
         return (array.view("uint16").astype("uint32") << 16).view("float32")
@@ -323,13 +323,13 @@ def dequantize_array(plain: Quantized, dtype: Any) -> np.ndarray:
     values, scales, zeros = plain
     out, length = values.shape
     result = np.empty((out, length), dtype)
-    step = max(1, SLAB // length)
+    step = max(1, CHUNK // length)
     for start in range(0, out, step):
         slab = slice(start, start + step)
         numbers = values[slab].astype("float32")
         groups = numbers.reshape(len(numbers), scales[slab].size // len(numbers), -1)
         if zeros is not None:
-            groups -= widen(zeros[slab])[..., None]
-        groups *= widen(scales[slab]).reshape(groups.shape[:2])[..., None]
+            groups -= to_float32(zeros[slab])[..., None]
+        groups *= to_float32(scales[slab]).reshape(groups.shape[:2])[..., None]
         result[slab] = numbers
     return result

@@ -73,7 +73,7 @@ class Scorer:
         """Logits `[B, T, V]`, or losses `[B, T]` where there are targets, in plain steps."""
         config, weights = self.config, constant_weights(self.backbone)
         look = taps.get("embeddings", lambda x: x)
-        taps = {**taps, "embeddings": lambda x: look(backend.leaf(x))}
+        taps = {**taps, "embeddings": lambda x: look(backend.requires_grad(x))}
         x = forward(weights, *_tensors(inputs), config, self.backbone.compute_dtype, taps)
         if inputs.target_ids is None:
             return logits_of(x, weights, config, taps)

@@ -62,7 +62,7 @@ def test_attend_to_a_cache_in_a_compiled_part(kv_heads, dtype):
         return backend.attend(query, cache["key"], cache["value"], mask, scale=0.3, soft_cap=3.0)
 
     cache = {"key": tensor(key, dtype), "value": tensor(value, dtype)}
-    actual = backend.fuse(part)(tensor(query, dtype), cache, ops.convert_to_tensor(mask))
+    actual = backend.jit_part(part)(tensor(query, dtype), cache, ops.convert_to_tensor(mask))
     assert keras.backend.standardize_dtype(actual.dtype) == dtype
     assert_close(actual, attend_by_hand(query, key, value, mask, 0.3, 3.0), dtype)
 
@@ -79,7 +79,7 @@ def test_write_cache(slots, dtype):
     for row, place in np.ndindex(slots.shape):
         expected[row, slots[row, place]] = new[row, place]
     slots = ops.convert_to_tensor(slots)
-    in_a_part = backend.fuse(lambda new, old, at: backend.write_cache(old["cache"], new, at))
+    in_a_part = backend.jit_part(lambda new, old, at: backend.write_cache(old["cache"], new, at))
     for write in (
         reference.write_cache,
         backend.write_cache,

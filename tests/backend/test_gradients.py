@@ -10,9 +10,7 @@ from keras_gemma import backend
 
 @pytest.mark.parametrize("rows", [5, 80])
 @pytest.mark.parametrize("length", [64, 4608])
-@pytest.mark.skipif(
-    keras.config.backend() != "jax", reason="other backends use the framework's gradient"
-)
+@pytest.mark.skipif(keras.config.backend() != "jax", reason="others use the framework's gradient")
 def test_gradient_of_a_bfloat16_product_on_jax(rows, length):
     import jax
 
@@ -32,7 +30,7 @@ def test_gradient_of_a_bfloat16_product_on_jax(rows, length):
 
 @pytest.mark.parametrize("bits", [None, 8])
 def test_gradient_of_an_embedding_product(bits, monkeypatch):
-    monkeypatch.setattr(backend, "WIDENED", 100)
+    monkeypatch.setattr(backend, "DEQUANTIZED_ROWS", 100)
     random = np.random.default_rng(0)
     weight, y = (random.normal(size=shape).astype("float32") for shape in ((256, 64), (2, 3, 256)))
     if bits is None:
@@ -46,5 +44,5 @@ def test_gradient_of_an_embedding_product(bits, monkeypatch):
         packed = backend.Quantized(
             *(None if a is None else ops.convert_to_tensor(a) for a in arrays)
         )
-    actual = ops.convert_to_numpy(backend.matmul_back(ops.convert_to_tensor(y), packed))
+    actual = ops.convert_to_numpy(backend.matmul_transposed(ops.convert_to_tensor(y), packed))
     np.testing.assert_allclose(actual, y @ weight, rtol=1e-4, atol=1e-4)

@@ -36,7 +36,7 @@ def test_matmul(rows, shape, dtype):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("rows", [1, 2, 9, 70])  # all code paths of the backends
-@pytest.mark.parametrize("compile_part", [backend.compile, backend.fuse], ids=["program", "part"])
+@pytest.mark.parametrize("compile_part", [backend.compile, backend.jit_part], ids=["all", "part"])
 def test_matmul_compiled(compile_part, rows, shape, dtype):
     weight, x = normal(*shape, dtype=dtype), normal(rows, shape[1], dtype=dtype, seed=1)
     compiled = compile_part(lambda x, weights: backend.matmul(x, weights["matrix"]))
@@ -50,7 +50,7 @@ def test_matmul_compiled(compile_part, rows, shape, dtype):
 def test_matmul_of_a_published_size(rows):
     weight = np.resize(normal(1_000_003, dtype="bfloat16"), (2304, 9216))
     x = normal(rows, 9216, dtype="bfloat16", seed=1)
-    compiled = backend.fuse(lambda x, weights: backend.matmul(x, weights["matrix"]))
+    compiled = backend.jit_part(lambda x, weights: backend.matmul(x, weights["matrix"]))
     actual = compiled(tensor(x, "bfloat16"), {"matrix": pack(weight, "matrix", "bfloat16")})
     assert_close(actual, x @ weight.T, "bfloat16")
 

@@ -16,13 +16,13 @@ def test_blocks(length, blocks):
     assert packing.count_blocks(shape, "matrix") == blocks
     packed = shape if blocks == 1 else (blocks, 3, length // blocks)
     assert packing.packed_shape(shape, "matrix") == packed
-    assert length // blocks <= packing.LONGEST_BLOCK or blocks == 1
+    assert length // blocks <= packing.MAX_BLOCK_LENGTH or blocks == 1
 
 
 @pytest.mark.parametrize("length", [2048, 3072, 3584, 4608, 9216, 14336, 16384, 24576, 36864])
 def test_published_lengths_are_split(length):
     blocks = packing.count_blocks((8, length), "matrix")
-    assert length % blocks == 0 and length // blocks <= packing.LONGEST_BLOCK
+    assert length % blocks == 0 and length // blocks <= packing.MAX_BLOCK_LENGTH
 
 
 @pytest.mark.parametrize("kind", ["embedding", "norm"])

@@ -10,7 +10,7 @@ from keras_gemma import backend
 from tests.backend.arrays import normal, tensor, to_numpy
 
 
-def proceed(state):
+def cond(state):
     return ops.logical_not(state["done"])
 
 
@@ -20,9 +20,9 @@ def step(weights, state):
     return {"count": count, "x": state["x"] * weights["factor"], "done": count >= 5}
 
 
-@pytest.mark.parametrize(("limit", "turns"), [(0, 0), (1, 1), (3, 3), (5, 5), (50, 5)])
+@pytest.mark.parametrize(("limit", "steps"), [(0, 0), (1, 1), (3, 3), (5, 5), (50, 5)])
 def test_loop_stops(limit, steps):
-    run = backend.loop(proceed, step)
+    run = backend.while_loop(cond, step)
     state = {
         "count": ops.convert_to_tensor(0, dtype="int32"),
         "x": tensor(np.ones((2, 3), "float32")),
@@ -40,7 +40,7 @@ def test_loop_of_a_finished_state():
         "x": tensor(np.ones(1, "float32")),
         "done": ops.convert_to_tensor(True),
     }
-    state = backend.loop(proceed, step)({"factor": tensor(np.float32(2.0))}, state, 9)
+    state = backend.while_loop(cond, step)({"factor": tensor(np.float32(2.0))}, state, 9)
     assert int(to_numpy(state["count"])) == 2
 
 
@@ -60,7 +60,7 @@ def test_fuse_keeps_results():
         return backend.matmul(x, weights["w"]) + offset
 
     x, w = normal(2, 8), normal(3, 8, seed=1)
-    actual = backend.fuse(part)(tensor(x), {"w": tensor(w)}, tensor(np.float32(1.0)))
+    actual = backend.jit_part(part)(tensor(x), {"w": tensor(w)}, tensor(np.float32(1.0)))
     np.testing.assert_allclose(to_numpy(actual), x @ w.T + 1, rtol=1e-5, atol=1e-5)
 
 

@@ -26,7 +26,7 @@ def compiler(monkeypatch):
     """Compiles parts of any size with PyTorch's compiler."""
     import torch
 
-    monkeypatch.setattr("keras_gemma.backend.torch.WORTH_COMPILING", 0)
+    monkeypatch.setattr("keras_gemma.backend.torch.MIN_COMPILED_BYTES", 0)
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
@@ -109,7 +109,8 @@ def test_matmul_compiled(dtype, compiler):
     }
     weights = {key: stored(weight, key[2][0]) for key, weight in plain.items()}
     x = {key[:2]: normal(key[0], key[1][1], dtype=dtype, seed=1) for key in plain}
-    actual = backend.fuse(products)({key: tensor(rows, dtype) for key, rows in x.items()}, weights)
+    inputs = {key: tensor(rows, dtype) for key, rows in x.items()}
+    actual = backend.jit_part(products)(inputs, weights)
     for y, (key, weight) in zip(actual, plain.items(), strict=True):
         check(y, x[key[:2]], weight, dtype)
 
@@ -131,8 +132,8 @@ def test_without_a_compiler_there_is_one_warning(monkeypatch):
     def broken():
         raise Unsupported("no compiler")
 
-    monkeypatch.setattr(torch_quantized, "_compiled_widen_4", broken)
-    monkeypatch.setattr(torch_quantized, "_works", True)
+    monkeypatch.setattr(torch_quantized, "_compiled_dequantize_blocks", broken)
+    monkeypatch.setattr(torch_quantized, "_can_compile", True)
     plain, x = plain_weight(2000, 2048, 32, 4, False), normal(20, 2048)
     with pytest.warns(UserWarning, match=r"int4 weights.*C\+\+ compiler: install one") as records:
         actual = [backend.matmul(tensor(x), stored(plain, 4)) for _ in range(2)]

@@ -56,7 +56,7 @@ def assert_near(actual, expected, dtype):
 
 def in_a_loop(product):
     """Returns `product` as a decode step runs it."""
-    step = backend.loop(lambda y: True, lambda inputs, y: product(*inputs))
+    step = backend.while_loop(lambda y: True, lambda inputs, y: product(*inputs))
 
     def run(x, weight):
         out = weight.values.shape[-2]
@@ -113,7 +113,7 @@ def test_matmul(form, rows, shape):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("rows", [1, 2, 5, 40, 70])
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("where", ["compile", "fuse", "loop"])
+@pytest.mark.parametrize("where", ["compile", "jit_part", "loop"])
 def test_matmul_compiled(where, form, rows, dtype):
     bits, zeros = FORMS[form]
     shapes = {"wide": SHAPES[2], "high": SHAPES[1]}

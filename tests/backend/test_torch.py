@@ -28,7 +28,7 @@ def compiler(monkeypatch):
     """Compiles parts of any size with PyTorch's compiler; returns its counters."""
     import torch
 
-    monkeypatch.setattr("keras_gemma.backend.torch.WORTH_COMPILING", 0)
+    monkeypatch.setattr("keras_gemma.backend.torch.MIN_COMPILED_BYTES", 0)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     yield torch._dynamo.utils.counters["stats"]
@@ -46,7 +46,7 @@ def test_matmul(dtype, compiler):
         for shape in SHAPES
         for count, dims in ((1, 1), (1, 3), (2, 2), (3, 3), (4, 2))
     ]
-    actual = backend.fuse(products)(
+    actual = backend.jit_part(products)(
         [(tensor(x, dtype), shape) for x, shape in rows],
         {shape: tensor(backend.pack(w, "matrix"), dtype) for shape, w in weights.items()},
     )
@@ -61,7 +61,7 @@ def test_attend_for_any_length(soft_cap, compiler):
     def part(query, weights, mask, cache):
         return backend.attend(query, *cache, mask, scale=0.7, soft_cap=soft_cap)
 
-    attend = backend.fuse(part)
+    attend = backend.jit_part(part)
     for dtype in ("float32", "bfloat16"):
         for slots in (16, 40, 300):  # beyond 4096 Inductor compiles once more
             query = 4 * normal(2, 1, 4, 8, dtype=dtype)
@@ -82,7 +82,7 @@ def test_concurrent_threads(compiler):
     def part(x, weights):
         return ops.gelu(backend.matmul(x, weights["w"]))
 
-    run = backend.fuse(part)
+    run = backend.jit_part(part)
     w = normal(12, 32)
 
     def work(rows):
@@ -104,7 +104,7 @@ def test_errors_of_the_part_are_raised(compiler):
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):
-        backend.fuse(part)(tensor(normal(1, 8)), {})
+        backend.jit_part(part)(tensor(normal(1, 8)), {})
 
 
 @pytest.mark.parametrize("compiler", ["/bin/false", "/nowhere/g++"])
@@ -114,8 +114,8 @@ def test_without_a_compiler_parts_run_uncompiled(compiler, command_environment, 
         import torch
         from keras_gemma.backend import torch as backend
 
-        backend.WORTH_COMPILING = 0
-        parts = [backend.fuse(lambda x, weights, i=i: x @ weights["w"] + i) for i in range(2)]
+        backend.MIN_COMPILED_BYTES = 0
+        parts = [backend.jit_part(lambda x, weights, i=i: x @ weights["w"] + i) for i in range(2)]
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             for part in (*parts, *parts):

@@ -114,7 +114,7 @@ def test_the_optimizer_follows(tiny_proto):
     lm = make_lm(proto=tiny_proto, sequence_length=16)
     lm.compile(optimizer=keras.optimizers.Adam(1e-3))
     how = {"batch_size": 2, "verbose": 0}
-    optimizer, chosen = lm.optimizer, lm.adapters.choose
+    optimizer, chosen = lm.optimizer, lm.adapters.activate
     lm.fit(TEXTS[:2], **how)
     lm.enable_lora(2, name="first")
     assert len(optimizer.variables) == 2  # moments of the base are freed at once

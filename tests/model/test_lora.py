@@ -77,7 +77,7 @@ def test_initial_values_are_those_of_peft():
         assert a.shape == (8, 32) and b.shape == (32, 8)
         np.testing.assert_array_equal(a, again)
         assert 0.8 / np.sqrt(32) < np.abs(a).max() <= 1 / np.sqrt(32) and not b.any()
-    assert backbone.adapters.known["default"].scale("layers.0.query") == 1  # KerasHub's
+    assert backbone.adapters.configs["default"].scale("layers.0.query") == 1  # KerasHub's
 
 
 def test_trainable_variables():

@@ -25,7 +25,7 @@ def test_keras_files(mode, tmp_path):
     backbone.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
     assert again.lora_adapters == ["first", "second"] and again.active_adapter == "first"
-    assert again.adapters.known == backbone.adapters.known
+    assert again.adapters.configs == backbone.adapters.configs
     assert len(again.trainable_variables) == len(backbone.trainable_variables)
     np.testing.assert_array_equal(run(again), run(backbone))
     again.set_adapter(None), backbone.set_adapter(None)

@@ -118,7 +118,7 @@ def test_result_is_independent_of_dtype_and_memory_layout(kind, bits, zeros):
 def test_result_is_independent_of_slabs_and_threads(bits, zeros, monkeypatch):
     weight = normal(50, 96)
     expected = quantize_array(weight, bits, 32, zeros)
-    monkeypatch.setattr(module, "SLAB", 96 * 7)
+    monkeypatch.setattr(module, "CHUNK", 96 * 7)
     monkeypatch.setattr(module, "TASK", 96 * 11)
     actual = quantize_array(weight, bits, 32, zeros)
     assert actual[1] == pytest.approx(expected[1])

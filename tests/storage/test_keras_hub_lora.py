@@ -44,7 +44,7 @@ def test_what_keras_hub_reads(configuration, tmp_path):
     theirs.load_lora_weights(str(path))
     assert_close(outputs(ours), outputs(theirs))
     again.load_lora_weights(path)
-    assert {rank for rank, _ in again.adapters.known["default"].sizes.values()} == {2}
+    assert {rank for rank, _ in again.adapters.configs["default"].sizes.values()} == {2}
     assert_close(outputs(again), outputs(ours))
 
 

@@ -71,7 +71,7 @@ def test_what_peft_made(name, tmp_path):
     assert_same(logits(lm), expected)
     assert np.abs(base - expected).max() > 100 * TOLERANCE * np.abs(expected).max()
     settings = ADAPTERS[name]
-    assert lm.adapters.known["default"].dropout == settings.get("lora_dropout", 0.0)
+    assert lm.adapters.configs["default"].dropout == settings.get("lora_dropout", 0.0)
     # And out again: what is written here, peft reads as what it wrote itself.
     lm.save_lora(tmp_path / "again")
     model = peft.PeftModel.from_pretrained(make_theirs(GEMMA2), tmp_path / "again").eval()
@@ -101,7 +101,7 @@ def test_what_peft_reads(configuration, tmp_path):
     found = json.loads((tmp_path / "adapter" / CONFIG).read_text())
     assert found["base_model_name_or_path"] == "me/base"
     assert len(load_file(tmp_path / "adapter" / WEIGHTS)) == 2 * len(
-        lm.adapters.known["mine"].sizes
+        lm.adapters.configs["mine"].sizes
     )
 
 

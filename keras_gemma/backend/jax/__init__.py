@@ -40,7 +40,7 @@ WIDE_VECTORS = {"xla_cpu_prefer_vector_width": 512}
 """Compiler options for decode steps. At a bandwidth of 85 GB/s, one row reads 58 GB/s in 8 bits
 instead of 39, and 68 in bfloat16 instead of 59. Processors without such vectors ignore them."""
 
-FEW_ROWS = 64
+MAX_ROWS_WEIGHT_FIRST = 64
 """Maximum rows for which the library is faster with the weight as its first operand: 36 GB/s
 instead of 26 at 4 rows, 13 instead of 6 at 64. From 128 rows, both reach 800 to 1000 GFLOP/s."""
 
@@ -72,13 +72,13 @@ unpack = packing.unpack
 to_numpy = ops.convert_to_numpy
 
 
-def adopt(packed: np.ndarray) -> jax.Array:
+def from_numpy(packed: np.ndarray) -> jax.Array:
     return jax.device_put(packed)  # unlike `asarray`, without a copy
 
 
 def _few(rows: Any) -> bool:
     """Returns True if there are few rows; False if their number is symbolic, as in an export."""
-    return isinstance(rows, int) and rows <= FEW_ROWS
+    return isinstance(rows, int) and rows <= MAX_ROWS_WEIGHT_FIRST
 
 
 def _one_row(x: jax.Array, packed: jax.Array) -> jax.Array:
@@ -156,7 +156,7 @@ def matmul(x: jax.Array, packed: jax.Array) -> jax.Array:
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
-def matmul_back(y: jax.Array, packed: jax.Array) -> jax.Array:
+def matmul_transposed(y: jax.Array, packed: jax.Array) -> jax.Array:
     return _product("...o,oi->...i", y, packed).astype(y.dtype)
 
 
@@ -194,9 +194,9 @@ def quantized_matmul(x: jax.Array, packed: Quantized) -> jax.Array:
         return quantized.matmul(x, packed)
     rows = x.reshape(-1, x.shape[-1])
     in_8_bits = packed.values.dtype == jnp.int8
-    if rows.shape[0] == 1 and in_8_bits and packed.values.shape[-1] <= packing.LONGEST_BLOCK:
+    if rows.shape[0] == 1 and in_8_bits and packed.values.shape[-1] <= packing.MAX_BLOCK_LENGTH:
         y = _one_row_in_8_bits(rows, packed)
-    elif xla_quantized.in_passes(rows.shape[0], packed):
+    elif xla_quantized.prefers_row_passes(rows.shape[0], packed):
         y = xla_quantized.few_rows(rows, packed, _ones)
     else:
         few = _few(rows.shape[0])
@@ -218,10 +218,10 @@ def _keep_packed(x: jax.Array, packed: Quantized) -> tuple[jax.Array, Quantized]
 
 
 @_compiled_once
-def _quantized_back(packed: Quantized, dy: jax.Array) -> tuple[jax.Array, None]:
+def _quantized_gradient(packed: Quantized, dy: jax.Array) -> tuple[jax.Array, None]:
     """Returns the gradient, which needs only the packed weight. The weight has no gradient."""
     if not _on_cpu():
-        return quantized.matmul_back(dy, packed), None
+        return quantized.matmul_transposed(dy, packed), None
 
     def product(dy: jax.Array, weight: jax.Array) -> jax.Array:
         return _product("rs,bsl->brl", dy, weight)
@@ -235,11 +235,11 @@ def _quantized_back(packed: Quantized, dy: jax.Array) -> tuple[jax.Array, None]:
         return jax.lax.scan(add, zeros, arrays)[0]
 
     rows = dy.reshape(-1, dy.shape[-1])
-    dx = xla_quantized.turned(rows, packed, product, add_up)
+    dx = xla_quantized.matmul_transposed(rows, packed, product, add_up)
     return dx.reshape(*dy.shape[:-1], dx.shape[-1]), None
 
 
-quantized_matmul.defvjp(_keep_packed, _quantized_back)
+quantized_matmul.defvjp(_keep_packed, _quantized_gradient)
 
 
 def embed(ids: jax.Array, packed: jax.Array) -> jax.Array:
@@ -287,21 +287,21 @@ def compile(program: Callable[..., Any], donate: int | None = None) -> Callable[
     return jax.jit(program, compiler_options=options, donate_argnums=donate)
 
 
-def fuse(function: Callable[..., Any]) -> Callable[..., Any]:
+def jit_part(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def loop(
-    proceed: Callable[[Any], Any], step: Callable[[Any, Any], Any]
+def while_loop(
+    cond: Callable[[Any], Any], step: Callable[[Any, Any], Any]
 ) -> Callable[[Any, Any, int], Any]:
     if _on_cpu():
         compiled = jax.jit(step, donate_argnums=1, compiler_options=WIDE_VECTORS)
-        return lambda weights, state, limit: stepping.run(proceed, compiled, weights, state, limit)
+        return lambda weights, state, limit: stepping.run(cond, compiled, weights, state, limit)
 
     def program(weights: Any, state: Any, limit: Any) -> Any:
         def more(carry: Any) -> Any:
             count, state = carry
-            return (count < limit) & proceed(state)
+            return (count < limit) & cond(state)
 
         def turn(carry: Any) -> Any:
             count, state = carry
@@ -312,7 +312,7 @@ def loop(
     return jax.jit(program, donate_argnums=1)
 
 
-def leaf(x: jax.Array) -> jax.Array:
+def requires_grad(x: jax.Array) -> jax.Array:
     return jax.lax.stop_gradient(x)
 
 

@@ -49,7 +49,7 @@ unpack = packing.unpack
 to_numpy = ops.convert_to_numpy
 
 
-def adopt(packed: np.ndarray) -> tf.Tensor:
+def from_numpy(packed: np.ndarray) -> tf.Tensor:
     if packed.ctypes.data % packing.ALIGNMENT or not packed.flags.writeable or not _on_cpu():
         return tf.convert_to_tensor(packed)
     bits = packed.view(f"uint{8 * packed.itemsize}")  # DLPack does not support NumPy's bfloat16
@@ -106,7 +106,7 @@ def matmul(x: tf.Tensor, packed: tf.Tensor) -> tf.Tensor:
     return y
 
 
-def matmul_back(y: tf.Tensor, packed: tf.Tensor) -> tf.Tensor:
+def matmul_transposed(y: tf.Tensor, packed: tf.Tensor) -> tf.Tensor:
     rows = tf.matmul(tf.reshape(y, (-1, y.shape[-1])), packed)
     return tf.reshape(rows, tf.concat([tf.shape(y)[:-1], tf.shape(rows)[-1:]], axis=0))
 
@@ -129,8 +129,8 @@ def _few_rows_quantized(x: tf.Tensor, packed: Quantized) -> tf.Tensor:
     return xla_quantized.few_rows(x, packed, _ones)
 
 
-def _widened(x: tf.Tensor, packed: Quantized) -> list[tf.Tensor]:
-    return xla_quantized.widen(packed, x.dtype.name)
+def _dequantized(x: tf.Tensor, packed: Quantized) -> list[tf.Tensor]:
+    return xla_quantized.dequantize(packed, x.dtype.name)
 
 
 def _rows_quantized_in_xla(x: tf.Tensor, packed: Quantized) -> tf.Tensor:
@@ -151,7 +151,7 @@ def _rows_quantized(x: tf.Tensor, packed: Quantized) -> tf.Tensor:
     XLA dequantizes the weight, and oneDNN multiplies.
     """
     with tf.control_dependencies([x]):  # otherwise all weights are dequantized at the start
-        weights = _compiled(_widened)(x, packed)
+        weights = _compiled(_dequantized)(x, packed)
     y = 0.0
     for part, weight in zip(xla_quantized.split(x, packed), weights, strict=True):
         weight = weight if weight.shape.rank == 3 else weight[None]
@@ -162,15 +162,15 @@ def _rows_quantized(x: tf.Tensor, packed: Quantized) -> tf.Tensor:
     return tf.cast(y, x.dtype)
 
 
-def _quantized_back(dy: tf.Tensor, packed: Quantized) -> tf.Tensor:
+def _quantized_gradient(dy: tf.Tensor, packed: Quantized) -> tf.Tensor:
     """Returns the gradient of `_quantized_product` with respect to `x`, in a plain graph."""
     if not _on_cpu():
-        return quantized.matmul_back(dy, packed)
+        return quantized.matmul_transposed(dy, packed)
     rows = tf.reshape(dy, (-1, dy.shape[-1]))
     if packed.values.dtype == tf.int8:
         rows = tf.cast(tf.cast(rows, tf.float32) * packed.scales, dy.dtype)
     with tf.control_dependencies([dy]):  # as in `_rows_quantized`
-        weights = _compiled(_widened)(rows, packed)
+        weights = _compiled(_dequantized)(rows, packed)
     weights = [weight if weight.shape.rank == 3 else weight[None] for weight in weights]
     parts = [tf.matmul(rows, weight) for weight in weights]
     dx = xla_quantized.join(parts, packed)
@@ -185,7 +185,7 @@ def quantized_matmul(x: tf.Tensor, packed: Quantized) -> tf.Tensor:
     @tf.custom_gradient
     def product(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
         # The gradient needs only the packed weight, which has no gradient itself.
-        return _quantized_product(x, packed), lambda dy: _quantized_back(dy, packed)
+        return _quantized_product(x, packed), lambda dy: _quantized_gradient(dy, packed)
 
     return product(x)
 
@@ -194,7 +194,7 @@ def _quantized_product(x: tf.Tensor, packed: Quantized) -> tf.Tensor:
     if not _on_cpu():
         return quantized.matmul(x, packed)
     rows = tf.reshape(x, (-1, x.shape[-1]))
-    if xla_quantized.in_passes(rows.shape[0], packed):
+    if xla_quantized.prefers_row_passes(rows.shape[0], packed):
         y = (_few_rows_quantized if _in_xla.get() else _compiled(_few_rows_quantized))(rows, packed)
     elif _in_xla.get():
         y = _rows_quantized_in_xla(rows, packed)
@@ -266,19 +266,19 @@ def _by_xla(function: Callable[..., Any]) -> Callable[..., Any]:
     return tf.function(traced, jit_compile=True, autograph=False)
 
 
-def fuse(function: Callable[..., Any]) -> Callable[..., Any]:
+def jit_part(function: Callable[..., Any]) -> Callable[..., Any]:
     # XLA compiles a decode step as a whole, so only the output head of a prefill benefits.
     return _by_xla(function)
 
 
-def loop(
-    proceed: Callable[[Any], Any], step: Callable[[Any, Any], Any]
+def while_loop(
+    cond: Callable[[Any], Any], step: Callable[[Any, Any], Any]
 ) -> Callable[[Any, Any, int], Any]:
     compiled = _by_xla(step)
-    return lambda weights, state, limit: stepping.run(proceed, compiled, weights, state, limit)
+    return lambda weights, state, limit: stepping.run(cond, compiled, weights, state, limit)
 
 
-def leaf(x: tf.Tensor) -> tf.Tensor:
+def requires_grad(x: tf.Tensor) -> tf.Tensor:
     return tf.stop_gradient(x)
 
 

@@ -1,6 +1,6 @@
 """Implementation of the contract on PyTorch.
 
-Decoding compiles one block and calls it for every layer (`fuse`), so compile time does not grow
+Decoding compiles one block and calls it for every layer (`jit_part`), so compile time does not grow
 with depth. In that block, one row times a matrix is an elementwise product and a sum. Inductor
 turns both into one parallel loop over the weight, at twice the speed of the library's product on
 CPU. Prefill runs without compilation, because the library is fast for many rows.
@@ -24,19 +24,19 @@ from torch.utils._pytree import tree_leaves
 
 from keras_gemma.backend import host, packing, reference, stepping
 from keras_gemma.backend.torch import quantized as torch_quantized
-from keras_gemma.backend.torch.quantized import NOT_COMPILED, written_out
+from keras_gemma.backend.torch.quantized import NOT_COMPILED, materialize
 
-FEW_ROWS = 4
+MAX_ROWS_IN_LOOP = 4
 """Maximum rows for which Inductor's product and sum are faster than the library's product."""
 
 WEIGHT_FIRST = range(16, 65)
 """Rows for which the library is faster with the weight as its first operand: 630 to 830 GFLOP/s
 instead of 370 to 540 at 16 and 32 rows. From 128 rows, both reach 800 to 950."""
 
-IN_CACHE = 1 << 20
+LOGITS_PER_CHUNK = 1 << 20
 """Logits that a loss processes at a time: 4 MB of float32, which stay in the processor's cache."""
 
-WORTH_COMPILING = 16 << 20
+MIN_COMPILED_BYTES = 16 << 20
 """Minimum bytes of a block to be compiled. For smaller blocks, 10 to 20 seconds of compilation
 save only a few milliseconds per token."""
 
@@ -52,7 +52,7 @@ def unpack(packed: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return packed
 
 
-def adopt(packed: np.ndarray) -> torch.Tensor:
+def from_numpy(packed: np.ndarray) -> torch.Tensor:
     if packed.dtype.name != "bfloat16":
         return torch.from_numpy(packed)
     return torch.from_numpy(packed.view("int16")).view(torch.bfloat16)
@@ -101,8 +101,8 @@ def matmul(x: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
     if torch.compiler.is_exporting():  # for any number of rows
         return F.linear(x, packed)
     rows = x.numel() // x.shape[-1]
-    if rows <= FEW_ROWS and _for_inductor(x):
-        y = _few_rows(written_out(x.reshape(rows, -1)), packed)
+    if rows <= MAX_ROWS_IN_LOOP and _for_inductor(x):
+        y = _few_rows(materialize(x.reshape(rows, -1)), packed)
         return y.reshape(*x.shape[:-1], packed.shape[0])
     if rows in WEIGHT_FIRST and x.device.type == "cpu" and x.dtype == torch.bfloat16:
         y = torch.mm(packed, x.reshape(rows, -1).T).T.contiguous()
@@ -112,7 +112,7 @@ def matmul(x: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
     return F.linear(x.reshape(rows, -1), packed).reshape(*x.shape[:-1], packed.shape[0])
 
 
-def matmul_back(y: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
+def matmul_transposed(y: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
     return y @ packed
 
 
@@ -157,7 +157,7 @@ def cross_entropy(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     rows, targets = products.flatten(0, -2), target_ids.flatten()[:, None].long()
     on_cpu = rows.device.type == "cpu"
-    at_a_time = max(1, IN_CACHE // rows.shape[1]) if on_cpu else len(rows)
+    at_a_time = max(1, LOGITS_PER_CHUNK // rows.shape[1]) if on_cpu else len(rows)
     parts = zip(rows.split(at_a_time), targets.split(at_a_time), strict=True)
     results = torch.cat([_cross_entropy(*part, soft_cap) for part in parts])
     losses, hits = results.reshape(*target_ids.shape, 2).unbind(-1)
@@ -199,7 +199,7 @@ def compile(program: Callable[..., Any], donate: int | None = None) -> Callable[
     return run
 
 
-_compiled_code = threading.Lock()
+_compile_lock = threading.Lock()
 """Lock for running compiled code, so that two threads do not compile the same code."""
 
 
@@ -221,7 +221,7 @@ def _let_grow(args: tuple[Any, ...]) -> None:
             maybe_mark_dynamic(tensor, axis)
 
 
-def fuse(function: Callable[..., Any]) -> Callable[..., Any]:
+def jit_part(function: Callable[..., Any]) -> Callable[..., Any]:
     @cache  # created on first use, because the compiler takes seconds to load
     def compiled(in_4_bits: bool) -> Callable[..., Any]:
         # Beyond the limit, 8 shapes by default, new batch sizes run uncompiled; with
@@ -242,10 +242,10 @@ def fuse(function: Callable[..., Any]) -> Callable[..., Any]:
     def run(x: torch.Tensor, weights: dict[str, torch.Tensor], *args: Any) -> Any:
         nonlocal works
         arrays = [array for array in tree_leaves(weights) if array is not None]
-        if works and sum(array.nbytes for array in arrays) >= WORTH_COMPILING:
+        if works and sum(array.nbytes for array in arrays) >= MIN_COMPILED_BYTES:
             _let_grow(args)
             try:
-                with _compiled_code:
+                with _compile_lock:
                     return compiled(torch_quantized.any_in_4_bits(arrays))(x, weights, *args)
             except NOT_COMPILED:
                 works = False
@@ -255,17 +255,17 @@ def fuse(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def loop(
-    proceed: Callable[[Any], Any], step: Callable[[Any, Any], Any]
+def while_loop(
+    cond: Callable[[Any], Any], step: Callable[[Any, Any], Any]
 ) -> Callable[[Any, Any, int], Any]:
     def run(weights: Any, state: Any, limit: int) -> Any:
         with torch.inference_mode():
-            return stepping.run(proceed, step, weights, state, limit)
+            return stepping.run(cond, step, weights, state, limit)
 
     return run
 
 
-def leaf(x: torch.Tensor) -> torch.Tensor:
+def requires_grad(x: torch.Tensor) -> torch.Tensor:
     return x.detach().requires_grad_() if torch.is_grad_enabled() else x
 
 

@@ -35,7 +35,7 @@ NOT_COMPILED = (BackendCompilerFailed, InternalTorchDynamoError, Unsupported)
 LANES = 16
 """Interleaved rows in 4 bits: one cache line, and one vector of AVX-512."""
 
-FEW_ROWS = {8: 8, 4: 4}
+MAX_ROWS_IN_LOOP = {8: 8, 4: 4}
 """Maximum rows by bits for which products and sums beat dequantization. Milliseconds in 8 and 4
 bits for a matrix 9216 x 2304: 0.7 and 1.0 for 4 rows (bf16 1.3), 1.4 and 2.1 for 8 rows (bf16
 1.4)."""
@@ -58,7 +58,7 @@ def any_in_4_bits(arrays: list[torch.Tensor]) -> bool:
     return any(array.dtype == torch.int32 for array in arrays)
 
 
-def written_out(x: torch.Tensor) -> torch.Tensor:
+def materialize(x: torch.Tensor) -> torch.Tensor:
     """Returns `x` and makes Inductor store it.
 
     Otherwise Inductor repeats the computation of `x`, such as a norm, for each row of the weight:
@@ -194,12 +194,12 @@ def _few_rows_4(
     places = 16.0 ** -torch.arange(8, dtype=torch.float32, device=rows.device)
     products = []
     for row in rows.view(-1, count, together, 8):
-        placed = written_out(row * places).flatten(1)
+        placed = materialize(row * places).flatten(1)
         highest, total = row[..., 7].sum(-1), row.sum((-1, -2))
         if zeros is None:
-            sums = [written_out(8 * (highest - total))[:, None]]
+            sums = [materialize(8 * (highest - total))[:, None]]
         else:
-            sums = [written_out(8 * highest)[:, None] - zeros * written_out(total)[:, None]]
+            sums = [materialize(8 * highest)[:, None] - zeros * materialize(total)[:, None]]
         sums += [0.0] * 3
         for i, weight in enumerate(weights):
             sums[i % 4] = sums[i % 4] + weight * placed[:, i, None]
@@ -208,7 +208,7 @@ def _few_rows_4(
     return torch.stack(products)
 
 
-def _widen_4(
+def _dequantize_blocks(
     values: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, dtype: torch.dtype
 ) -> torch.Tensor:
     """Dequantizes blocks of an int4 weight -> `[in, out]`, which keeps lanes adjacent."""
@@ -220,43 +220,44 @@ def _widen_4(
     return numbers.to(dtype).flatten(3).flatten(0, 2)
 
 
-_widening = threading.Lock()
-"""Lock for running `_compiled_widen_4`, because its first call compiles."""
+_compile_lock = threading.Lock()
+"""Lock for running `_compiled_dequantize_blocks`, because its first call compiles."""
 
 
 @cache
-def _compiled_widen_4() -> Any:
-    return torch.compile(_widen_4, dynamic=True)
+def _compiled_dequantize_blocks() -> Any:
+    return torch.compile(_dequantize_blocks, dynamic=True)
 
 
-_works = True
+_can_compile = True
 
 
-def _widen(values: Any, scales: Any, zeros: Any, dtype: torch.dtype) -> torch.Tensor:
-    """Same as `_widen_4`, compiled if possible: 2 ms for a matrix instead of 10 to 40."""
-    global _works
+def _dequantize_fast(values: Any, scales: Any, zeros: Any, dtype: torch.dtype) -> torch.Tensor:
+    """Same as `_dequantize_blocks`, compiled if possible: 2 ms for a matrix instead of 10 to 40."""
+    global _can_compile
     worth = values.device.type == "cpu" and values.nbytes >= 1 << 18
-    if _works and worth and not torch.compiler.is_exporting():
+    if _can_compile and worth and not torch.compiler.is_exporting():
         try:
-            with _widening:
-                return _compiled_widen_4()(values, scales, zeros, dtype)
+            with _compile_lock:
+                return _compiled_dequantize_blocks()(values, scales, zeros, dtype)
         except NOT_COMPILED:
-            _works = False
+            _can_compile = False
             warnings.warn(
                 "PyTorch could not compile the dequantization of int4 weights, so prefill is at "
                 "least five times slower. Compilation needs a C++ compiler: install one, such as "
                 "g++, or set the environment variable CXX. Set TORCH_LOGS=dynamo to see the cause.",
                 stacklevel=2,
             )
-    return _widen_4(values, scales, zeros, dtype)
+    return _dequantize_blocks(values, scales, zeros, dtype)
 
 
-def _widened_slice(
+def _dequantize_slice(
     start: int, values: Any, scales: Any, zeros: Any, dtype: torch.dtype
 ) -> torch.Tensor:
     """Dequantizes `SLICE` rows of an int4 weight from block `start` on -> `[in, rows]`."""
     part = slice(start, start + SLICE[4] // values.shape[-1])
-    return _widen(values[part], scales[part], None if zeros is None else zeros[part], dtype)
+    zeros = None if zeros is None else zeros[part]
+    return _dequantize_fast(values[part], scales[part], zeros, dtype)
 
 
 def _many_rows(
@@ -272,7 +273,7 @@ def _many_rows(
             products.append(torch.mm(weight.to(x.dtype), x.T))
         return (torch.cat(products).T * scales).to(x.dtype).contiguous()
     for start in range(0, len(values), SLICE[4] // values.shape[-1]):
-        products.append(torch.mm(x, _widened_slice(start, values, scales, zeros, x.dtype)))
+        products.append(torch.mm(x, _dequantize_slice(start, values, scales, zeros, x.dtype)))
     return torch.cat(products, 1)
 
 
@@ -289,7 +290,7 @@ def _(x: Any, values: Any, scales: Any, zeros: Any) -> torch.Tensor:
     return x.new_empty(len(x), scales.numel() if scales.ndim == 1 else _out(values))
 
 
-def _turned(
+def _matmul_transposed(
     dy: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None
 ) -> torch.Tensor:
     """Multiplies `dy [R, out]` by the transposed weight -> `[R, in]`, the gradient of `matmul`."""
@@ -302,20 +303,20 @@ def _turned(
     else:
         starts = range(0, len(values), SLICE[4] // values.shape[-1])
         for start, part in zip(starts, dy.split(SLICE[4], 1), strict=True):
-            weight = _widened_slice(start, values, scales, zeros, dtype)
+            weight = _dequantize_slice(start, values, scales, zeros, dtype)
             total = total + torch.mm(part, weight.T).float()
     return total.to(dtype)
 
 
-@torch.library.custom_op("keras_gemma::quantized_product_turned", mutates_args=())
-def _opaque_turned(
+@torch.library.custom_op("keras_gemma::quantized_product_transposed", mutates_args=())
+def _opaque_transposed(
     dy: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None
 ) -> torch.Tensor:
-    """Same as `_turned`, as one operation."""
-    return _turned(dy, values, scales, zeros)
+    """Same as `_matmul_transposed`, as one operation."""
+    return _matmul_transposed(dy, values, scales, zeros)
 
 
-@_opaque_turned.register_fake
+@_opaque_transposed.register_fake
 def _(dy: Any, values: Any, scales: Any, zeros: Any) -> torch.Tensor:
     in_8_bits = values.dtype == torch.int8
     return dy.new_empty(len(dy), values.shape[1] if in_8_bits else 8 * math.prod(values.shape[1:3]))
@@ -326,11 +327,11 @@ def _keep_packed(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> Non
     ctx.save_for_backward(*inputs[1:])
 
 
-def _back(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-    return _opaque_turned(dy.contiguous(), *ctx.saved_tensors), None, None, None
+def _gradient(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+    return _opaque_transposed(dy.contiguous(), *ctx.saved_tensors), None, None, None
 
 
-_opaque_many_rows.register_autograd(_back, setup_context=_keep_packed)
+_opaque_many_rows.register_autograd(_gradient, setup_context=_keep_packed)
 
 
 def _out(values: torch.Tensor) -> int:
@@ -347,8 +348,8 @@ def matmul(x: torch.Tensor, packed: Quantized) -> torch.Tensor:
     compiling = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
     if x.requires_grad and torch.is_grad_enabled():
         y = _opaque_many_rows(rows, values, scales, zeros)
-    elif compiling and len(rows) <= FEW_ROWS[bits]:
-        floats = written_out(rows.float())
+    elif compiling and len(rows) <= MAX_ROWS_IN_LOOP[bits]:
+        floats = materialize(rows.float())
         if bits == 8:
             y = _few_rows_8(floats, values, scales)
         else:
@@ -358,7 +359,7 @@ def matmul(x: torch.Tensor, packed: Quantized) -> torch.Tensor:
         if bits == 8:
             weight = (values.float() * scales[:, None]).to(x.dtype)
         else:
-            weight = _widen_4(values, scales, zeros, x.dtype).T
+            weight = _dequantize_blocks(values, scales, zeros, x.dtype).T
         y = F.linear(rows, weight)
     else:
         y = (_opaque_many_rows if compiling else _many_rows)(rows, values, scales, zeros)
