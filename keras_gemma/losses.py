@@ -130,7 +130,7 @@ def _with_gradient(
     losses, hits, change = backend.cross_entropy(
         backend.matmul(x, head), target_ids, config.final_logit_soft_cap
     )
-    x_gradient = backend.matmul_back(change, head)
+    x_gradient = backend.matmul_transposed(change, head)
     factor = ops.cast(weights, keras.backend.standardize_dtype(x.dtype))[..., None]
     sums = ops.stack([ops.sum(weights * losses), ops.sum(weights * hits)])
     return sums, x_gradient * factor, change

@@ -1,40 +1,44 @@
-"""The work that differs from framework to framework, behind one contract.
+"""Operations that differ between frameworks, behind one contract.
 
-Keras's chosen backend decides which module serves; it is chosen once, here. Shapes are in the
-alphabet of `keras_gemma.config`. A weight is *packed* when it is stored: the module picks the
-layout that its compiler reads fastest, and nothing above this folder knows it.
+This module selects the implementation once, by Keras's backend. Shapes use the alphabet of
+`keras_gemma.config`. A stored weight is *packed*: each implementation chooses the layout that its
+compiler reads fastest, and nothing above this folder knows that layout.
 
-    packed_shape(shape, kind)          the shape a weight is stored in
-    empty(shape, dtype)                host memory for a weight that is about to be read
-    settle(array, dtype)               an array in such memory: itself, or a copy
+    packed_shape(shape, kind)          shape of a stored weight
+    empty(shape, dtype)                aligned host memory for a weight
+    as_aligned(array, dtype)           the array itself if it is aligned, otherwise an aligned copy
     pack(weight, kind, dtype)          NumPy `[out, in]` -> NumPy in the stored layout and dtype,
-                                       the same memory where nothing has to change
-    unpack(packed, shape)              the way back
-    to_numpy(tensor)                   what a variable holds, copied to the host
-    uninitialized()                    within it, new variables take no memory, until
-    assign(variable, packed)           gives one a packed weight, whose memory it takes over where
+                                       without a copy if nothing has to change
+    unpack(packed, shape)              inverse of `pack`
+    to_numpy(tensor)                   copy of a tensor in host memory
+    uninitialized()                    context manager: new variables allocate no memory until
+    assign(variable, packed)           gives a variable a packed weight, and shares its memory if
                                        the framework can
     matmul(x, packed)                  `[..., in]` -> `[..., out]`
-    matmul_back(y, packed)             `[..., out]` -> `[..., in]`, the gradient of a product
+    matmul_transposed(y, packed)       `[..., out]` -> `[..., in]`, the gradient of `matmul`
     embed(ids, packed, dtype)          `[...]` -> `[..., D]`, rows of a packed embedding
-    quantized_spec, quantized_pack,    what the first and the next two of these are to a weight in
-    quantized_unpack                   8 or 4 bits (`quantized.py`); `matmul` and `embed` take both
-    attend(q, k, v, mask, scale, cap)  `[B, T, N, H]`, soft cap and mask included
-    cross_entropy(products, ids, cap)  losses `[...]`, hits, and the gradient by `products [..., V]`
+    quantized_spec, quantized_pack,    counterparts of `packed_shape`, `pack` and `unpack` for int8
+    quantized_unpack                   and int4 weights (`quantized.py`), which `matmul` and `embed`
+                                       also accept
+    attend(q, k, v, mask, scale, cap)  attention with soft cap and mask -> `[B, T, N, H]`
+    cross_entropy(products, ids, cap)  losses `[...]`, hits, and the gradient of `products [..., V]`
     map(function, arrays)              `function` of each element along the first axis, in order
-    write_cache(cache, new, slots)     `[B, R, K, H]` with `new [B, T, K, H]` at `slots [B, T]`,
-                                       in place where the framework can
-    compile(program, donate=None)      a whole program; it may use up its argument `donate`
-    fuse(function)                     `(x, weights, ...)`, a part that a program calls many times
-    leaf(x)                            `x` as a constant that gradients can be asked for
-    loop(proceed, step)                -> a function of (weights, state, limit): `step(weights,
-                                       state)` while `proceed(state)`, at most `limit` times
-    free_memory()                      bytes left on the device, or None where nobody says
-    peak_device_memory()               bytes at most on an accelerator so far; None on CPU
-    memory_bandwidth()                 bytes/s that plain reading reaches on this machine
+    write_cache(cache, new, slots)     writes `new [B, T, K, H]` to `slots [B, T]` of a cache
+                                       `[B, R, K, H]`, in place if the framework can
+    compile(program, donate=None)      compiles a whole program, which may overwrite the argument
+                                       number `donate`
+    jit_part(function)                 compiles a part `(x, weights, ...)` that a program calls many
+                                       times
+    requires_grad(x)                   `x` detached from its graph, with gradients enabled
+    while_loop(cond, step)             -> function of (weights, state, limit) that runs
+                                       `step(weights, state)` while `cond(state)`, at most
+                                       `limit` times
+    free_memory()                      free bytes on the device; `None` if unknown
+    peak_device_memory()               peak bytes on an accelerator; `None` on CPU
+    memory_bandwidth()                 measured read bandwidth of this machine, in bytes/s
 
-`reference.py` says what matmul, embed, attend, cross_entropy, map and write_cache mean, in
-`keras.ops` alone; the tests compare every backend with it.
+`reference.py` implements matmul, embed, attend, cross_entropy, map and write_cache in plain
+`keras.ops`. The tests compare every backend with it.
 """
 
 from collections.abc import Callable
@@ -45,7 +49,7 @@ import numpy as np
 from keras import ops
 
 from keras_gemma.backend import uninitialized as _uninitialized
-from keras_gemma.backend.packing import empty, settle
+from keras_gemma.backend.packing import as_aligned, empty
 from keras_gemma.backend.quantized import Quantized
 
 _name = keras.config.backend()
@@ -58,18 +62,18 @@ elif _name == "tensorflow":
     from keras_gemma.backend import tensorflow as _module
 else:
     raise ImportError(
-        f"keras_gemma runs on the Keras backends jax, torch and tensorflow. Received: {_name!r}. "
-        "Set KERAS_BACKEND to one of them before Keras is imported."
+        "keras_gemma supports the Keras backends jax, torch and tensorflow. Set KERAS_BACKEND to "
+        f"one of them before importing Keras. Received: {_name!r}"
     )
 
-WIDENED = 1 << 15
-"""Rows of a quantized embedding that stand in floating point at once for a gradient."""
+DEQUANTIZED_ROWS = 1 << 15
+"""Rows of a quantized embedding that are dequantized at a time for a gradient."""
 
-SLAB = 1 << 22
-"""Numbers of a weight that are quantized and packed at a time, a hundred megabytes at most."""
+CHUNK = 1 << 22
+"""Numbers of a weight that are quantized and packed at a time, at most a hundred megabytes."""
 
-ROWS_TOGETHER = 64
-"""Rows that no layout parts from one another."""
+ROW_ALIGNMENT = 64
+"""Row alignment: every layout keeps that many rows together."""
 
 uninitialized = _uninitialized.uninitialized
 packed_shape = _module.packed_shape
@@ -81,9 +85,9 @@ attend = _module.attend
 write_cache = _module.write_cache
 compile = _module.compile
 cross_entropy = _module.cross_entropy
-fuse = _module.fuse
-leaf = _module.leaf
-loop = _module.loop
+jit_part = _module.jit_part
+requires_grad = _module.requires_grad
+while_loop = _module.while_loop
 map = _module.map
 free_memory = _module.free_memory
 memory_bandwidth = _module.memory_bandwidth
@@ -92,12 +96,12 @@ memory_bandwidth = _module.memory_bandwidth
 def quantized_spec(
     shape: tuple[int, int], kind: str, bits: int, group_size: int, zeros: bool = False
 ) -> Quantized:
-    """Shape and dtype of each array that a weight `[out, in]` in 8 or 4 bits is stored in."""
+    """Returns shape and dtype of each array of a stored int8 or int4 weight `[out, in]`."""
     return _module.quantized_layout().spec(shape, kind, bits, group_size, zeros)
 
 
 def quantized_pack(plain: Quantized, kind: str, bits: int) -> Quantized:
-    """NumPy arrays in the plain form -> in the stored layout."""
+    """Packs NumPy arrays from the plain form into the stored layout."""
     return _module.quantized_layout().pack(plain, kind, bits)
 
 
@@ -109,14 +113,15 @@ def quantized_pack_rows(
     zeros: bool,
     plain_rows: Callable[[slice], Quantized],
 ) -> Quantized:
-    """A weight `[out, in]` in the stored layout, with a slab of its plain form at a time.
+    """Packs a weight `[out, in]` with one slab of its plain form in memory at a time.
 
     Args:
-        plain_rows: the plain form of some rows; slabs are asked for from the first to the last.
+        shape, kind, bits, group_size, zeros: Same as in `quantized_spec`.
+        plain_rows: Returns the plain form of a slice of rows. Called from the first to the last.
     """
     out, length = shape
-    rows = max(1, SLAB // length // ROWS_TOGETHER) * ROWS_TOGETHER
-    if out <= rows or out % ROWS_TOGETHER:
+    rows = max(1, CHUNK // length // ROW_ALIGNMENT) * ROW_ALIGNMENT
+    if out <= rows or out % ROW_ALIGNMENT:
         return quantized_pack(plain_rows(slice(None)), kind, bits)
     spec = quantized_spec(shape, kind, bits, group_size, zeros)
     packed = Quantized(*(entry and empty(*entry) for entry in spec))
@@ -124,7 +129,7 @@ def quantized_pack_rows(
         slab = quantized_pack(plain_rows(slice(start, start + rows)), kind, bits)
         for whole, part in zip(packed, slab, strict=True):
             if part is not None:
-                # The axis that goes along `out` is the one that is longer in the whole.
+                # `out` is the only axis that is longer in the whole.
                 axis = next(i for i, n in enumerate(part.shape) if n != whole.shape[i])
                 first = whole.shape[axis] * start // out
                 whole.swapaxes(0, axis)[first : first + part.shape[axis]] = part.swapaxes(0, axis)
@@ -132,45 +137,47 @@ def quantized_pack_rows(
 
 
 def quantized_unpack(packed: Quantized, shape: tuple[int, int]) -> Quantized:
-    """The way back."""
+    """Inverse of `quantized_pack`."""
     return _module.quantized_layout().unpack(packed, shape)
 
 
 def matmul(x: Any, packed: Any) -> Any:
-    """`x [..., in]` times a packed weight `[out, in]`, of whatever bits -> `[..., out]`."""
+    """Multiplies `x [..., in]` by a packed weight `[out, in]` -> `[..., out]`."""
     product = _module.quantized_matmul if isinstance(packed, Quantized) else _module.matmul
     return product(x, packed)
 
 
-def matmul_back(y: Any, packed: Any) -> Any:
-    """`y [..., out]` times an embedding `[out, in]`, of whatever bits -> `[..., in]`.
+def matmul_transposed(y: Any, packed: Any) -> Any:
+    """Multiplies `y [..., out]` by a transposed embedding `[out, in]` -> `[..., in]`.
 
-    What the gradient of `matmul` is by its first factor, where that of the second is not asked for.
+    This product is the gradient of `matmul` with respect to `x`.
     """
     if not isinstance(packed, Quantized):
-        return _module.matmul_back(y, packed)
+        return _module.matmul_transposed(y, packed)
     dtype, total = keras.backend.standardize_dtype(y.dtype), 0.0
-    for start in range(0, y.shape[-1], WIDENED):
-        ids = ops.arange(start, min(start + WIDENED, y.shape[-1]), dtype="int32")
-        part = _module.matmul_back(y[..., start : start + WIDENED], embed(ids, packed, dtype))
+    for start in range(0, y.shape[-1], DEQUANTIZED_ROWS):
+        stop = min(start + DEQUANTIZED_ROWS, y.shape[-1])
+        rows = embed(ops.arange(start, stop, dtype="int32"), packed, dtype)
+        part = _module.matmul_transposed(y[..., start:stop], rows)
         total = total + ops.cast(part, "float32")
     return ops.cast(total, dtype)
 
 
 def embed(ids: Any, packed: Any, dtype: str) -> Any:
-    """Rows `ids [...]` of a packed embedding `[V, D]`, of whatever bits -> `[..., D]`."""
+    """Looks up rows `ids [...]` of a packed embedding `[V, D]` -> `[..., D]`."""
     if isinstance(packed, Quantized):
         return _module.quantized_layout().embed(ids, packed, dtype)
     return _module.embed(ids, packed)
 
 
 def assign(variable: keras.Variable, packed: np.ndarray) -> None:
-    """Give `variable` a packed weight of its dtype, which must not be changed afterwards."""
-    _uninitialized.assign(variable, _module.adopt(packed))
+    """Assigns a packed weight of the variable's dtype. `packed` must not be modified afterwards."""
+    _uninitialized.assign(variable, _module.from_numpy(packed))
 
 
 __all__ = [
     "Quantized",
+    "as_aligned",
     "assign",
     "attend",
     "compile",
@@ -178,12 +185,10 @@ __all__ = [
     "embed",
     "empty",
     "free_memory",
-    "fuse",
-    "leaf",
-    "loop",
+    "jit_part",
     "map",
     "matmul",
-    "matmul_back",
+    "matmul_transposed",
     "memory_bandwidth",
     "pack",
     "packed_shape",
@@ -192,9 +197,10 @@ __all__ = [
     "quantized_pack_rows",
     "quantized_spec",
     "quantized_unpack",
-    "settle",
+    "requires_grad",
     "to_numpy",
     "uninitialized",
     "unpack",
+    "while_loop",
     "write_cache",
 ]

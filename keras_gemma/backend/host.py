@@ -1,4 +1,4 @@
-"""The machine: its free memory, and where programs that were compiled for it are kept."""
+"""Host machine: free memory, and the folder of its compiled programs."""
 
 import hashlib
 import os
@@ -7,17 +7,17 @@ from pathlib import Path
 
 MEMINFO = Path("/proc/meminfo")
 GROUP = Path("/proc/self/cgroup")
-"""The control groups of this process, a line each: `number:controllers:/path` (cgroups(7))."""
+"""Control groups of this process, one per line: `number:controllers:/path` (cgroups(7))."""
 GROUPS = Path("/sys/fs/cgroup")
 
 
 def free_memory() -> int | None:
-    """Bytes that programs can still have, or None where the system does not say (Linux does).
+    """Returns the free memory in bytes, or `None` if unknown (on systems other than Linux).
 
-    What the machine has available, or what a container may still take, if that is less.
+    A container's limit counts if it leaves less than the machine has available.
     """
-    known = [free for free in (_available(), *_left_to_groups()) if free is not None]
-    return max(0, min(known)) if known else None
+    limits = [free for free in (_available(), *_left_to_groups()) if free is not None]
+    return max(0, min(limits)) if limits else None
 
 
 def _available() -> int | None:
@@ -28,10 +28,10 @@ def _available() -> int | None:
 
 
 def _left_to_groups() -> list[int]:
-    """Bytes left to each control group that this process is in and that has a limit.
+    """Returns the bytes left to each control group of this process that has a limit.
 
-    A group's parents limit it too. In a container the path may be that of the host, and its own
-    group stand at the root.
+    The parents of a group also limit it. In a container the path may be the host's path, and the
+    root may be the container's own group.
     """
     left = []
     for line in _lines(GROUP):
@@ -52,20 +52,20 @@ def _left_to_groups() -> list[int]:
 
 
 def _number(file: Path) -> int | None:
-    """The number in a file; None where there is no file, or it says `max`: no limit."""
+    """Returns the number in a file; `None` if the file is missing or says `max` (no limit)."""
     text = "".join(_lines(file)).strip()
     return int(text) if text.isdecimal() else None
 
 
 def _field(file: Path, name: str) -> int:
-    """What `name` counts in a file of names and numbers; 0 where it is not there."""
+    """Returns the number after `name` in a file, or 0 if the name is missing."""
     return next((int(line.split()[1]) for line in _lines(file) if line.split()[0] == name), 0)
 
 
 def program_cache(framework: str) -> Path:
-    """A folder for compiled programs, of this kind of processor alone.
+    """Returns the folder of compiled programs for this processor type.
 
-    `$XDG_CACHE_HOME/keras_gemma`, by default in `~/.cache`.
+    The folder is in `$XDG_CACHE_HOME/keras_gemma`, by default `~/.cache/keras_gemma`.
     """
     cpuinfo = _lines(Path("/proc/cpuinfo"))
     features = next((line for line in cpuinfo if line.startswith("flags")), "")
@@ -75,5 +75,5 @@ def program_cache(framework: str) -> Path:
 
 
 def _lines(file: Path) -> list[str]:
-    """The lines of a file of Linux's; none where there is no such file, or it may not be read."""
+    """Returns the lines of a file, or an empty list if the file cannot be read."""
     return file.read_text().splitlines() if os.access(file, os.R_OK) and file.is_file() else []

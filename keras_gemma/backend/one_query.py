@@ -1,9 +1,8 @@
-"""Attention of one position a row over its cache, for XLA on CPU.
+"""Attention of one query per sequence over its KV cache, for XLA on CPU.
 
-`reference.attend` widens the cache to float32 and moves its heads apart: several copies of what
-need only be read. Here the cache stays as it lies, `[B, S, K * H]`, and a product of bfloat16
-with sums in float32 reads it once. Each query is spread over all key heads, with zeros in those
-that are not its own:
+`reference.attend` converts the cache to float32 and transposes its heads, which copies it several
+times. Here the cache keeps its layout, `[B, S, K * H]`, and one bfloat16 product with float32 sums
+reads it once. Each query is spread over all key heads, with zeros for the heads of other groups:
 
     K = 2, N = 4      key head      0   1
                       query head 0  q   0
@@ -11,7 +10,7 @@ that are not its own:
                                  2  0   q
                                  3  0   q
 
-The K-fold arithmetic is free, for reading the cache is what takes the time.
+The K-fold arithmetic is free, because reading the cache takes most of the time.
 """
 
 from collections.abc import Callable
@@ -32,11 +31,12 @@ def attend(
     soft_cap: float | None,
     product: Callable[[Any, Any, bool], Any],
 ) -> Any:
-    """What `reference.attend` means, for T = 1 and bfloat16.
+    """Same as `reference.attend`, for T = 1 and bfloat16.
 
     Args:
-        product: `[B, M, I]` times `[B, I, R]`, or `[B, R, I]` where its third argument is true,
-            -> float32 `[B, M, R]`.
+        query, key, value, mask, scale, soft_cap: Same as in `reference.attend`.
+        product: Multiplies `[B, M, I]` by `[B, I, R]`, or by `[B, R, I]` if its third argument is
+            True -> float32 `[B, M, R]`.
     """
     b, _, n, h = ops.shape(query)
     s, k = ops.shape(key)[1:3]
@@ -50,7 +50,7 @@ def attend(
     logits = ops.transpose(logits, (0, 2, 1))  # (B, N, S)
     weights = ops.softmax(ops.where(mask, logits, LOWEST), axis=-1)
     weights = ops.where(mask, weights, 0.0)
-    # Two bfloat16 numbers hold a weight to 16 bits.
+    # Two bfloat16 numbers represent a weight with 16 bits of precision.
     coarse = ops.cast(weights, value.dtype)
     fine = ops.cast(weights - ops.cast(coarse, "float32"), value.dtype)
     both = ops.concatenate([coarse, fine], axis=1)

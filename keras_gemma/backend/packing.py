@@ -1,16 +1,16 @@
-"""Layouts of a stored weight: host memory that frameworks take over, and blocks for XLA on CPU.
+"""Layouts of stored weights: aligned host memory, and blocks for XLA on CPU.
 
-The host's memory is made so that a framework uses it as it is, instead of copying it: a model is
-then read from its files into the very place where it is used.
+Frameworks use aligned host memory without a copy, so weights are read from files directly into
+their final place.
 
-XLA on CPU multiplies one row with a matrix `[out, in]` in a single parallel loop only while `in`
-is a few thousand; past that it first writes the matrix out in float32, twenty times slower. A
-longer matrix is therefore stored as blocks along `in`, `[blocks, out, in / blocks]`, and its
-products are summed.
+XLA on CPU multiplies one row by a matrix `[out, in]` in a single parallel loop only if `in` is at
+most a few thousand. For longer rows it first writes the matrix out in float32, which is twenty
+times slower. Longer matrices are therefore stored as blocks along `in`, `[blocks, out, in /
+blocks]`, whose products are summed.
 
     [out, in = 9216]  ->  4 x [out, 2304]
 
-Blocks are for matrices alone: a lookup needs whole rows of the embedding.
+Only matrices have blocks, because a lookup needs whole rows of the embedding.
 """
 
 import math
@@ -20,22 +20,22 @@ import ml_dtypes  # noqa: F401  # teaches numpy the name "bfloat16"
 import numpy as np
 
 ALIGNMENT = 64
-"""Bytes: where an array must begin for JAX and TensorFlow to use it as it is."""
+"""Alignment of arrays in bytes. JAX and TensorFlow copy arrays with a smaller alignment."""
 
 TILE = (512, 64)
 """Rows and columns that are transposed at a time."""
 
-LONGEST_BLOCK = 2304
-"""The longest `in` of a block. XLA 0.10 on a CPU with AVX-512 reads bf16 rows of 2304 at 53 GB/s,
-of 3072 at 38, of 3584 at 33, and of 4096 at 2."""
+MAX_BLOCK_LENGTH = 2304
+"""Maximum `in` of a block. XLA 0.10 on a CPU with AVX-512 reads bf16 rows of 2304 at 53 GB/s, of
+3072 at 38, of 3584 at 33, and of 4096 at 2."""
 
 
 def count_blocks(shape: tuple[int, ...], kind: str) -> int:
-    """How many blocks a weight `[out, in]` is stored in; 1 means as it is."""
+    """Returns the number of blocks of a stored weight `[out, in]`; 1 means no blocks."""
     length = shape[-1]
-    if kind != "matrix" or length <= LONGEST_BLOCK:
+    if kind != "matrix" or length <= MAX_BLOCK_LENGTH:
         return 1
-    fewest = math.ceil(length / LONGEST_BLOCK)
+    fewest = math.ceil(length / MAX_BLOCK_LENGTH)
     for blocks in range(fewest, 2 * fewest + 1):
         if length % (64 * blocks) == 0:
             return blocks
@@ -43,13 +43,13 @@ def count_blocks(shape: tuple[int, ...], kind: str) -> int:
 
 
 def packed_shape(shape: tuple[int, ...], kind: str) -> tuple[int, ...]:
-    """The stored shape of a weight `[out, in]`: itself, or `[blocks, out, in / blocks]`."""
+    """Returns the stored shape of a weight: `[out, in]` or `[blocks, out, in / blocks]`."""
     blocks = count_blocks(shape, kind)
     return shape if blocks == 1 else (blocks, shape[0], shape[1] // blocks)
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """A new array without content that `settle` leaves where it is."""
+    """Returns a new uninitialized array with the alignment of `as_aligned`."""
     dtype = np.dtype(dtype)
     size = math.prod(shape) * dtype.itemsize
     memory = np.empty(size + ALIGNMENT, "uint8")
@@ -57,8 +57,8 @@ def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def settle(array: np.ndarray, dtype: Any = None) -> np.ndarray:
-    """`array` contiguous, aligned, writable and in `dtype`: itself if it is so, else a copy."""
+def as_aligned(array: np.ndarray, dtype: Any = None) -> np.ndarray:
+    """Returns a contiguous, aligned and writable array in `dtype`; copies only if necessary."""
     dtype = array.dtype if dtype is None else np.dtype(dtype)
     aligned = array.ctypes.data % ALIGNMENT == 0
     if aligned and array.dtype == dtype and array.flags.c_contiguous and array.flags.writeable:
@@ -69,7 +69,7 @@ def settle(array: np.ndarray, dtype: Any = None) -> np.ndarray:
 
 
 def _copy(target: np.ndarray, source: np.ndarray) -> None:
-    """Copy in tiles where `source` is transposed: at twice the speed of NumPy's own loop."""
+    """Copies a transposed `source` in tiles, at twice the speed of NumPy's own loop."""
     if source.ndim == 3:
         for target_part, source_part in zip(target, source, strict=True):
             _copy(target_part, source_part)
@@ -84,21 +84,21 @@ def _copy(target: np.ndarray, source: np.ndarray) -> None:
 
 
 def pack_rows(weight: np.ndarray, kind: str, dtype: Any = None) -> np.ndarray:
-    """A weight `[out, in]` as it is, in `dtype`."""
-    return settle(weight, dtype)
+    """Packs a weight `[out, in]` in `dtype`, without blocks."""
+    return as_aligned(weight, dtype)
 
 
 def pack(weight: np.ndarray, kind: str, dtype: Any = None) -> np.ndarray:
-    """A weight `[out, in]` in blocks and in `dtype`, by one copy at most."""
+    """Packs a weight `[out, in]` in blocks and in `dtype`, with at most one copy."""
     blocks = count_blocks(weight.shape, kind)
     if blocks > 1:
         out, length = weight.shape
         weight = weight.reshape(out, blocks, length // blocks).swapaxes(0, 1)
-    return settle(weight, dtype)
+    return as_aligned(weight, dtype)
 
 
 def unpack(packed: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The weight `shape` back from its stored layout."""
+    """Inverse of `pack`; returns a weight of this `shape`."""
     if packed.ndim == len(shape):
         return packed
     return packed.swapaxes(0, 1).reshape(shape)

@@ -1,8 +1,7 @@
-"""A weight in 8 or 4 bits: the arrays it is made of, and what a product with it means.
+"""Reference implementation of int8 and int4 weights in plain `keras.ops`.
 
-`weight[o, i] = scales[o, g] * (values[o, i] - zeros[o, g])`, where `g = i // group_size`; in 8 bits
-a row is one group. The functions here are plain and right in `keras.ops`; a backend that knows
-faster forms has its own, and its own layout.
+`weight[o, i] = scales[o, g] * (values[o, i] - zeros[o, g])` with `g = i // group_size`. In 8 bits,
+each row is one group. A backend may have its own layout and faster functions.
 """
 
 from typing import Any, NamedTuple
@@ -13,22 +12,22 @@ from keras import ops
 
 
 class Quantized(NamedTuple):
-    """A weight `[out, in]`. How many bits it has, `values` says: int8 holds 8, all others 4.
+    """Quantized weight `[out, in]`. A stored weight has 8 bits if `values` is int8, otherwise 4.
 
-    A backend may store 4 bits in another layout, such as words of eight.
-    In the plain form, that of files and of the mathematics, `values` is int8 `[out, in]` for both:
-    -127 to 127, or -8 to 7, or, with zero points, 0 to 15.
+    A backend may store 4 bits in its own layout, such as words of eight numbers. In the plain form,
+    which files use, `values` is int8 `[out, in]`: -127 to 127 in 8 bits, -8 to 7 in 4 bits, or 0
+    to 15 with zero points.
     """
 
     values: Any  # int8 [out, in]; uint8 [out, in / 2], low half bytes are the first half of a row
     scales: Any  # float32 [out] in 8 bits; bfloat16 [out, in / group_size] in 4
-    zeros: Any = None  # like the scales of 4 bits; None where zero stands for zero
+    zeros: Any = None  # zero points, like the scales of 4 bits; None if all zero points are 0
 
 
 def spec(
     shape: tuple[int, int], kind: str, bits: int, group_size: int, zeros: bool = False
 ) -> Quantized:
-    """Shape and dtype of each array of a stored weight `[out, in]`."""
+    """Returns shape and dtype of each array of a stored weight `[out, in]`."""
     out, length = shape
     if bits == 8:
         return Quantized((shape, "int8"), ((out,), "float32"))
@@ -37,7 +36,7 @@ def spec(
 
 
 def pack(plain: Quantized, kind: str, bits: int) -> Quantized:
-    """NumPy arrays in the plain form -> in the stored layout."""
+    """Packs NumPy arrays from the plain form into the stored layout."""
     if bits == 8:
         return plain
     low, high = np.split(plain.values.view("uint8") & 15, 2, axis=1)
@@ -45,7 +44,7 @@ def pack(plain: Quantized, kind: str, bits: int) -> Quantized:
 
 
 def unpack(packed: Quantized, shape: tuple[int, int]) -> Quantized:
-    """The way back."""
+    """Inverse of `pack`."""
     if packed.values.dtype == np.int8:
         return packed
     values = np.concatenate([packed.values & 15, packed.values >> 4], axis=1).view("int8")
@@ -55,7 +54,7 @@ def unpack(packed: Quantized, shape: tuple[int, int]) -> Quantized:
 
 
 def dequantize(packed: Quantized, dtype: str) -> Any:
-    """Rows of a stored weight `[..., in]` in `dtype`."""
+    """Returns rows of a stored weight, `[..., in]` in `dtype`."""
     values, scales, zeros = packed
     if keras.backend.standardize_dtype(values.dtype) == "int8":
         return ops.cast(ops.cast(values, "float32") * scales[..., None], dtype)
@@ -72,17 +71,17 @@ def dequantize(packed: Quantized, dtype: str) -> Any:
 
 
 def matmul(x: Any, packed: Quantized) -> Any:
-    """`x [..., in]` times the weight -> `[..., out]`."""
+    """Multiplies `x [..., in]` by the weight -> `[..., out]`."""
     weight = dequantize(packed, keras.backend.standardize_dtype(x.dtype))
     return ops.matmul(x, ops.transpose(weight))
 
 
-def matmul_back(dy: Any, packed: Quantized) -> Any:
-    """The gradient of `matmul` with respect to `x`: `dy [..., out]` times the weight, turned."""
+def matmul_transposed(dy: Any, packed: Quantized) -> Any:
+    """Returns the gradient of `matmul` with respect to `x`, from `dy [..., out]`."""
     return ops.matmul(dy, dequantize(packed, keras.backend.standardize_dtype(dy.dtype)))
 
 
 def embed(ids: Any, packed: Quantized, dtype: str) -> Any:
-    """Rows `ids [...]` of the weight `[V, D]` -> `[..., D]` in `dtype`."""
+    """Looks up rows `ids [...]` of the weight `[V, D]` -> `[..., D]` in `dtype`."""
     rows = (None if array is None else ops.take(array, ids, axis=0) for array in packed)
     return dequantize(Quantized(*rows), dtype)

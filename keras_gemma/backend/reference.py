@@ -1,7 +1,7 @@
-"""What the contract's functions mean, in `keras.ops` alone: slow, plain, and right.
+"""Reference implementation of the contract in plain `keras.ops`, written for clarity.
 
-The tests hold every backend against these. `attend` also serves the backends that have found
-nothing better for a shape.
+The tests compare every backend with this module. Backends also use its `attend` for shapes that
+have no faster form.
 """
 
 from collections.abc import Callable
@@ -11,38 +11,38 @@ import keras
 from keras import ops
 
 LOWEST = -(2.0**127)
-"""Stands for minus infinity in masked logits; finite, so that a fully masked row has no NaN."""
+"""Value of masked logits. Finite, so that a fully masked row has no NaN."""
 
 
 def matmul(x: Any, weight: Any) -> Any:
-    """`x [..., in]` times a weight `[out, in]` -> `[..., out]`."""
+    """Multiplies `x [..., in]` by a weight `[out, in]` -> `[..., out]`."""
     return ops.matmul(x, ops.transpose(weight))
 
 
-def matmul_back(y: Any, weight: Any) -> Any:
-    """`y [..., out]` times a weight `[out, in]` -> `[..., in]`."""
+def matmul_transposed(y: Any, weight: Any) -> Any:
+    """Multiplies `y [..., out]` by a transposed weight `[out, in]` -> `[..., in]`."""
     return ops.matmul(y, weight)
 
 
 def embed(ids: Any, weight: Any) -> Any:
-    """Rows `ids [...]` of `weight [V, D]` -> `[..., D]`."""
+    """Looks up rows `ids [...]` of `weight [V, D]` -> `[..., D]`."""
     return ops.take(weight, ids, axis=0)
 
 
 def attend(
     query: Any, key: Any, value: Any, mask: Any, *, scale: float, soft_cap: float | None
 ) -> Any:
-    """Attention of N query heads over K key/value heads, G = N / K of them to each.
+    """Computes grouped-query attention: N query heads, K key/value heads, G = N / K.
 
-    The order is Gemma 2's: scale the query, multiply, cap, mask, softmax in float32. A query
-    that may see nothing gives zeros.
+    Follows Gemma 2's order: scale the query, multiply, soft cap, mask, softmax in float32. A fully
+    masked query gives zeros.
 
     Args:
         query: `[B, T, N, H]`.
         key, value: `[B, S, K, H]`.
-        mask: bool `[B, T, S]`; True where the query may look.
-        scale: factor of the query.
-        soft_cap: `c` of `c * tanh(logits / c)`, or None.
+        mask: Bool `[B, T, S]`; True for visible positions.
+        scale: Factor of the query.
+        soft_cap: `c` of `c * tanh(logits / c)`. `None` disables the soft cap.
 
     Returns:
         `[B, T, N, H]`, in the dtype of `value`.
@@ -54,7 +54,7 @@ def attend(
 def attention_weights(
     query: Any, key: Any, mask: Any, *, scale: float, soft_cap: float | None
 ) -> Any:
-    """The first half of `attend`: float32 `[B, K, G, T, S]`, zeros where the mask is False."""
+    """Returns the attention weights of `attend`: float32 `[B, K, G, T, S]`, zero if masked."""
     b, t, n, h = ops.shape(query)
     k = ops.shape(key)[2]
     query = ops.reshape(ops.cast(query, "float32") * scale, (b, t, k, n // k, h))
@@ -62,14 +62,14 @@ def attention_weights(
     if soft_cap is not None:
         logits = ops.tanh(logits / soft_cap) * soft_cap
     mask = ops.expand_dims(ops.expand_dims(mask, 1), 1)  # (B, 1, 1, T, S)
-    if logits.shape[-1] == 1:  # Keras warns of a softmax of one
+    if logits.shape[-1] == 1:  # Keras warns about a softmax of one number
         return ops.where(mask, ops.ones_like(logits), 0.0)
     weights = ops.softmax(ops.where(mask, logits, LOWEST), axis=-1)
     return ops.where(mask, weights, 0.0)
 
 
 def weigh(weights: Any, value: Any) -> Any:
-    """The second half: `weights [B, K, G, T, S]` of `value [B, S, K, H]` -> `[B, T, N, H]`."""
+    """Sums `value [B, S, K, H]` with `weights [B, K, G, T, S]` -> `[B, T, N, H]`."""
     b, k, g, t, _ = ops.shape(weights)
     h = ops.shape(value)[3]
     dtype = keras.backend.standardize_dtype(value.dtype)
@@ -78,11 +78,16 @@ def weigh(weights: Any, value: Any) -> Any:
 
 
 def cross_entropy(products: Any, target_ids: Any, soft_cap: float | None) -> tuple[Any, Any, Any]:
-    """Cross entropy in nats of `products [..., V]`, capped, at ids `[...]`; may use them up.
+    """Computes the cross entropy, in nats, of `products [..., V]` and its gradient.
+
+    Args:
+        products: Logits before the soft cap, `[..., V]`. A backend may overwrite them.
+        target_ids: `[...]`.
+        soft_cap: Same as in `attend`.
 
     Returns:
-        Losses, float32 `[...]`; whether the target has the largest logit, float32 `[...]`; and the
-        losses' gradient by the products, `[..., V]` in their dtype.
+        Losses, float32 `[...]`; hits, float32 `[...]`, 1 if the target has the largest logit; and
+        the gradient of the losses with respect to `products`, `[..., V]` in their dtype.
     """
     dtype = keras.backend.standardize_dtype(products.dtype)
     logits = ops.cast(products, "float32")
@@ -102,13 +107,13 @@ def cross_entropy(products: Any, target_ids: Any, soft_cap: float | None) -> tup
 
 
 def map(function: Callable[[Any], Any], arrays: Any) -> Any:
-    """`function` of `[...]` from each of `arrays [N, ...]`, in order, its answers stacked."""
+    """Applies `function` to the elements of `arrays [N, ...]` in order and stacks the results."""
     return ops.map(function, arrays)
 
 
 def write_cache(cache: Any, new: Any, slots: Any) -> Any:
-    """`cache [B, R, K, H]` with `new [B, T, K, H]` at slots `slots [B, T]` of each row."""
+    """Returns `cache [B, R, K, H]` with `new [B, T, K, H]` written to `slots [B, T]`."""
     for i in range(slots.shape[1]):
-        here = ops.arange(ops.shape(cache)[1])[None, :] == slots[:, i : i + 1]
-        cache = ops.where(here[:, :, None, None], new[:, i : i + 1], cache)
+        is_slot = ops.arange(ops.shape(cache)[1])[None, :] == slots[:, i : i + 1]
+        cache = ops.where(is_slot[:, :, None, None], new[:, i : i + 1], cache)
     return cache

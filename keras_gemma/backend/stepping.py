@@ -1,22 +1,22 @@
-"""The loop of a backend that steps from Python: one compiled step a turn."""
+"""While loop in Python that calls one compiled step per iteration."""
 
 from collections.abc import Callable
 from typing import Any
 
 
 def run(
-    proceed: Callable[[Any], Any],
+    cond: Callable[[Any], Any],
     step: Callable[[Any, Any], Any],
     weights: Any,
     state: Any,
     limit: int,
 ) -> Any:
-    """`state` after as many steps as `proceed(state)` allows, at most `limit`.
+    """Runs `step` while `cond(state)` is True, at most `limit` times; returns the state.
 
-    `proceed` must be cheap: its answer is read by Python after each step.
+    `cond` must be cheap, because Python reads its result before each step.
     """
     for _ in range(limit):
-        if not bool(proceed(state)):
+        if not bool(cond(state)):
             break
         state = step(weights, state)
     return state

@@ -1,26 +1,27 @@
-"""Weights in 8 and 4 bits for XLA on CPU: a layout, one row as one loop, many rows slab by slab.
+"""Int8 and int4 weights for XLA on CPU: one row as one loop, many rows slab by slab.
 
-XLA on CPU fuses an operand of a product into one parallel loop that LLVM vectorises only if the
-other operand is a single row. So the whole product of one row is written as that operand, and the
-other one is a row of ones: `y[o] = sum(ones[l] * terms[o, l])`. Each lane `l` holds several weights
-of output `o` times their activations, added by hand, and lanes next to each other are next to each
-other in memory, so the loop loads, widens and multiplies whole vectors.
+XLA on CPU fuses an operand of a product into one parallel loop, which LLVM vectorizes only if the
+other operand is a single row. A one-row product is therefore written as that operand, times a row
+of ones: `y[o] = sum(ones[l] * terms[o, l])`. Each lane `l` explicitly sums several weights of
+output `o` times their activations. Adjacent lanes are adjacent in memory, so the loop loads,
+converts and multiplies whole vectors.
 
-- 8 bits: a row `[in]` is `[slices, lanes]`, as it lies.
-- 4 bits: a lane is a group, with its scale and zero. A group of 32 is 16 bytes; the first bytes of
-  all groups come first, then the second ones. Low half bytes are the first half of a group.
+- 8 bits: a row `[in]` is `[slices, lanes]`, in the same order.
+- 4 bits: a lane is a group, with its scale and zero point. A group of 32 is 16 bytes. The first
+  bytes of all groups come first, then the second ones. Low half bytes are the first half of a
+  group.
 
       [out, in / 2] = [out, 16, groups]     byte j of group g: weights j and 16 + j of the group
 
-  With no zeros, half bytes are 0 to 15 and zero is 8.
+  Without zero points, half bytes are 0 to 15 and 8 represents zero.
 
 A matrix whose rows are longer than a few thousand is stored in blocks along `in`, as in
 `packing.py`: the activations of a block then stay in the nearest cache. Measured, GB/s of stored
 bytes on JAX at a bandwidth of 50 and 2304 x 9216: 43 against 32 without blocks in 8 bits, 28
 against 11 in 4 bits; on TensorFlow 35 and 22.
 
-More rows go to the library's product of bfloat16, a slab of the weight at a time, so that the
-widened slab is read back from the cache. Knows nothing of frameworks but `keras.ops`.
+More rows use the library's bfloat16 product, one slab of the weight at a time, so that the
+dequantized slab is read back from the cache. Knows no framework, only `keras.ops`.
 """
 
 import math
@@ -35,14 +36,15 @@ from keras_gemma.backend import packing, quantized
 from keras_gemma.backend.quantized import Quantized
 
 SLICES = 16
-"""Of a row in 8 bits. 8 slices read up to a quarter less, 18 or 4 a third."""
+"""Slices of an int8 row. 8 slices are up to a quarter slower, 18 or 4 slices a third."""
 
-PASSES = 4
-"""Up to so many rows a weight in 4 bits is read once a row: 12 billion weights a second at 4 rows,
-against 4 where it is widened first, which XLA does in a loop that it does not vectorise well."""
+MAX_ROW_PASSES = 4
+"""Maximum rows for which an int4 weight is read once per row. At 4 rows this reads 12 billion
+weights per second, and 4 billion if the weight is dequantized first, which XLA vectorizes
+poorly."""
 
-SLAB = 1024
-"""Rows of a weight that are widened at a time, at most: 4.7 MB of bfloat16 at 2304 columns."""
+MAX_SLAB_ROWS = 1024
+"""Maximum rows of a weight that are dequantized at a time: 4.7 MB of bfloat16 at 2304 columns."""
 
 
 def _count_blocks(shape: tuple[int, int], kind: str, group_size: int = 1) -> int:
@@ -53,14 +55,14 @@ def _count_blocks(shape: tuple[int, int], kind: str, group_size: int = 1) -> int
 def spec(
     shape: tuple[int, int], kind: str, bits: int, group_size: int, zeros: bool = False
 ) -> Quantized:
-    """Shape and dtype of each array of a stored weight `[out, in]`."""
+    """Returns shape and dtype of each array of a stored weight `[out, in]`."""
     out, length = shape
     if bits == 8:
         return Quantized((packing.packed_shape(shape, kind), "int8"), ((out,), "float32"))
     if group_size % 2:
         raise ValueError(
-            "`group_size` must be even: two weights of a group share a byte. "
-            f"Received: {group_size}. Choose 32, 64 or 128."
+            "`group_size` must be even, because two weights of a group share a byte. Choose 32, 64 "
+            f"or 128. Received: group_size={group_size}"
         )
     blocks = _count_blocks(shape, kind, group_size)
 
@@ -72,7 +74,7 @@ def spec(
 
 
 def pack(plain: Quantized, kind: str, bits: int) -> Quantized:
-    """NumPy arrays in the plain form -> in the stored layout."""
+    """Packs NumPy arrays from the plain form into the stored layout."""
     if bits == 8:
         return plain._replace(values=packing.pack(plain.values, kind))
     values, scales, zeros = plain
@@ -87,17 +89,17 @@ def pack(plain: Quantized, kind: str, bits: int) -> Quantized:
 
     def by_block(array: np.ndarray) -> np.ndarray:
         array = array.reshape(out, blocks, -1).swapaxes(0, 1)
-        return packing.settle(array if blocks > 1 else array[0])
+        return packing.as_aligned(array if blocks > 1 else array[0])
 
     return Quantized(
-        packing.settle(pairs if blocks > 1 else pairs[0]),
+        packing.as_aligned(pairs if blocks > 1 else pairs[0]),
         by_block(scales),
         None if zeros is None else by_block(zeros),
     )
 
 
 def unpack(packed: Quantized, shape: tuple[int, int]) -> Quantized:
-    """The way back."""
+    """Inverse of `pack`."""
     values, scales, zeros = packed
     if values.dtype == np.int8:
         return packed._replace(values=packing.unpack(values, shape))
@@ -122,17 +124,19 @@ def _in_8_bits(packed: Quantized) -> bool:
 
 
 def _halves(pairs: Any) -> tuple[Any, Any]:
-    """Half bytes as float32. By way of int32: 26 GB/s, and 22 if masked as they are."""
+    """Returns low and high half bytes in float32. Via int32: 26 GB/s instead of 22."""
     pairs = ops.cast(pairs, "int32")
     low, high = ops.bitwise_and(pairs, 15), ops.right_shift(pairs, 4)
     return ops.cast(low, "float32"), ops.cast(high, "float32")
 
 
 def one_row(x: Any, packed: Quantized, ones: Callable[[int], Any]) -> Any:
-    """`x [1, in]` -> `[1, out]`.
+    """Multiplies one row `x [1, in]` by the weight -> `[1, out]`.
 
     Args:
-        ones: makes a float32 row `[1, lanes]` of ones that the compiler takes for numbers.
+        x: `[1, in]`.
+        packed: Stored weight.
+        ones: Returns a float32 row `[1, lanes]` of ones that the compiler cannot simplify.
     """
     values, scales, zeros = packed
     blocks = values.shape[0] if len(values.shape) == 3 else 1
@@ -168,19 +172,19 @@ def one_row(x: Any, packed: Quantized, ones: Callable[[int], Any]) -> Any:
 
 
 def few_rows(x: Any, packed: Quantized, ones: Callable[[int], Any]) -> Any:
-    """`x [rows, in]` -> `[rows, out]`, one pass over the weight for each row."""
+    """Multiplies `x [rows, in]` -> `[rows, out]`, with one pass over the weight per row."""
     return ops.concatenate([one_row(x[i : i + 1], packed, ones) for i in range(x.shape[0])])
 
 
-def in_passes(rows: Any, packed: Quantized) -> bool:
-    """Whether `few_rows` is faster than `many_rows`."""
-    return isinstance(rows, int) and rows <= (1 if _in_8_bits(packed) else PASSES)
+def prefers_row_passes(rows: Any, packed: Quantized) -> bool:
+    """Returns True if `few_rows` is faster than `many_rows`."""
+    return isinstance(rows, int) and rows <= (1 if _in_8_bits(packed) else MAX_ROW_PASSES)
 
 
 def _narrow(numbers: Any, dtype: str) -> Any:
-    """Finite float32 in `dtype`; to bfloat16 by hand, where halves go away from zero.
+    """Rounds finite float32 to `dtype`. Conversion to bfloat16 rounds halves away from zero.
 
-    XLA on CPU minds numbers that are none: with a cast, a matrix takes a third longer to widen.
+    A cast would handle NaN too, and converting a matrix would take a third longer on XLA on CPU.
     """
     if dtype != "bfloat16":
         return ops.cast(numbers, dtype)
@@ -188,11 +192,11 @@ def _narrow(numbers: Any, dtype: str) -> Any:
     return ops.view(ops.cast(bits, "int16"), "bfloat16")
 
 
-def widen(packed: Quantized, dtype: str) -> list[Any]:
-    """A stored weight, or rows of it, `[..., in]`, in `dtype`, as one or two parts of each row.
+def dequantize(packed: Quantized, dtype: str) -> list[Any]:
+    """Dequantizes a stored weight, or rows of it, to one or two parts per row in `dtype`.
 
-    8 bits: the values alone, for their scales belong to the sums. 4 bits: the low and the high half
-    bytes, `[..., in / 2]` each, times their scales. `split` puts activations into the same order.
+    8 bits: only the values `[..., in]`, because the sums are scaled instead. 4 bits: the low and
+    the high half bytes, `[..., in / 2]` each, scaled. `split` gives activations the same order.
     """
     values, scales, zeros = packed
     if _in_8_bits(packed):
@@ -206,7 +210,7 @@ def widen(packed: Quantized, dtype: str) -> list[Any]:
 
 
 def split(x: Any, packed: Quantized) -> list[Any]:
-    """`x [rows, in]` -> the parts that `widen` makes of a weight, `[blocks, rows, length]` each."""
+    """Splits `x [rows, in]` into the parts of `dequantize`, `[blocks, rows, length]` each."""
     values, scales, _ = packed
     blocks = values.shape[0] if len(values.shape) == 3 else 1
     length = x.shape[1]
@@ -220,7 +224,7 @@ def split(x: Any, packed: Quantized) -> list[Any]:
 
 
 def join(parts: list[Any], packed: Quantized) -> Any:
-    """The way back from `split`: parts `[blocks, rows, length]` -> `[rows, in]`."""
+    """Inverse of `split`: parts `[blocks, rows, length]` -> `[rows, in]`."""
     blocks, _, length = parts[0].shape
     if _in_8_bits(packed):
         return ops.reshape(ops.swapaxes(parts[0], 0, 1), (-1, blocks * length))
@@ -231,22 +235,24 @@ def join(parts: list[Any], packed: Quantized) -> Any:
 
 
 def slab_size(out: int) -> int:
-    """How many rows of a weight are widened at a time: of what divides `out`, the most."""
-    return next(size for size in range(min(SLAB, out), 0, -1) if out % size == 0)
+    """Returns the rows of a slab: the largest divisor of `out` up to `MAX_SLAB_ROWS`."""
+    return next(size for size in range(min(MAX_SLAB_ROWS, out), 0, -1) if out % size == 0)
 
 
-def turned(
+def matmul_transposed(
     dy: Any,
     packed: Quantized,
     product: Callable[[Any, Any], Any],
     add_up: Callable[..., Any],
 ) -> Any:
-    """`dy [rows, out]` times the weight as it lies -> `[rows, in]`: the gradient of a product.
+    """Multiplies `dy [rows, out]` by the transposed weight -> `[rows, in]`, the gradient by `x`.
 
     Args:
-        product: of `dy [rows, slab]` and a slab `[blocks, slab, length]` -> float32 `[blocks,
-            rows, length]`.
-        add_up: applies a function to each element of some arrays, and adds up what it gives.
+        dy: `[rows, out]`.
+        packed: Stored weight.
+        product: Multiplies `dy [rows, slab]` by a slab `[blocks, slab, length]` -> float32
+            `[blocks, rows, length]`.
+        add_up: Applies a function to each element of some arrays and sums the results.
     """
     dtype = keras.backend.standardize_dtype(dy.dtype)
     rows, out = dy.shape
@@ -261,7 +267,7 @@ def turned(
 
     def one(dy: Any, values: Any, *groups: Any) -> list[Any]:
         weight = Quantized(values, *(groups or (None,)))
-        return [product(dy, part) for part in widen(weight, dtype)]
+        return [product(dy, part) for part in dequantize(weight, dtype)]
 
     stored = packed[:1] if in_8_bits else [array for array in packed if array is not None]
     dy = ops.swapaxes(ops.reshape(dy, (rows, out // slab, slab)), 0, 1)
@@ -275,12 +281,15 @@ def many_rows(
     each: Callable[..., Any],
     weight_first: bool,
 ) -> Any:
-    """`x [rows, in]` -> `[rows, out]`, never with more than a slab of the weight widened.
+    """Multiplies `x [rows, in]` -> `[rows, out]`, dequantizing one slab of the weight at a time.
 
     Args:
-        product: of `x [rows, length]` and a slab `[slab, length]` -> float32 `[slab, rows]`, or
-            `[rows, slab]` if not `weight_first`.
-        each: applies a function to each element of some arrays, one after the other.
+        x: `[rows, in]`.
+        packed: Stored weight.
+        product: Multiplies `x [rows, length]` by a slab `[slab, length]` -> float32 `[slab, rows]`
+            if `weight_first`, otherwise `[rows, slab]`.
+        each: Applies a function to each element of some arrays, in order.
+        weight_first: If True, `product` takes the weight as its first operand.
     """
     dtype = keras.backend.standardize_dtype(x.dtype)
     rows, out = ops.shape(x)[0], packed.values.shape[-2]
@@ -294,7 +303,7 @@ def many_rows(
 
     def one(block: Any, values: Any, *groups: Any) -> Any:
         slab = Quantized(values, *(groups or (None,)))
-        both = zip(parts, widen(slab, dtype), strict=True)
+        both = zip(parts, dequantize(slab, dtype), strict=True)
         return sum(product(part[block], weight) for part, weight in both)
 
     block_of = ops.convert_to_tensor(np.repeat(np.arange(blocks, dtype="int32"), slabs))
@@ -309,13 +318,13 @@ def many_rows(
 
 
 def embed(ids: Any, packed: Quantized, dtype: str) -> Any:
-    """Rows `ids [...]` of the weight `[V, D]` -> `[..., D]` in `dtype`."""
+    """Looks up rows `ids [...]` of the weight `[V, D]` -> `[..., D]` in `dtype`."""
     if _in_8_bits(packed):
         return quantized.embed(ids, packed, dtype)
     rows = (None if array is None else ops.take(array, ids, axis=0) for array in packed)
     groups, half = packed.scales.shape[-1], packed.values.shape[-1]
     places = ops.shape(ids)
-    parts = widen(Quantized(*rows), dtype)
+    parts = dequantize(Quantized(*rows), dtype)
     parts = [ops.reshape(part, (*places, half // groups, groups)) for part in parts]
     numbers = ops.swapaxes(ops.concatenate(parts, axis=-2), -1, -2)
     return ops.reshape(numbers, (*places, 2 * half))

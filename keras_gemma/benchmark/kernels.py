@@ -39,10 +39,10 @@ class Form(NamedTuple):
 FORMS = {
     "packed": Form(backend.pack, backend.matmul),
     "x @ W.T": Form(
-        lambda weight, kind, dtype: backend.settle(weight, dtype),
+        lambda weight, kind, dtype: backend.as_aligned(weight, dtype),
         lambda x, weight: ops.matmul(x, ops.transpose(weight)),
     ),
-    "x @ W": Form(lambda weight, kind, dtype: backend.settle(weight.T, dtype), ops.matmul),
+    "x @ W": Form(lambda weight, kind, dtype: backend.as_aligned(weight.T, dtype), ops.matmul),
 }
 
 
@@ -131,8 +131,8 @@ def _seconds_a_pass(
             x = x + ops.mean(matmul(x, packed), axis=-1, keepdims=True) * 1e-3
         return x
 
-    part = backend.fuse(_as_new_code(one_after_the_other))
-    run = backend.loop(lambda x: True, lambda weights, x: part(x, weights))
+    part = backend.jit_part(_as_new_code(one_after_the_other))
+    run = backend.while_loop(lambda x: True, lambda weights, x: part(x, weights))
     x = ops.convert_to_tensor(random_array(shape, dtype))
 
     def time_passes(count: int) -> float:

@@ -39,7 +39,7 @@ class Programs:
         self.backbone = backbone
         self.eager = eager
         self.config: GemmaConfig = backbone.config
-        self.parts = EAGER if eager else BlockFunctions(*map(backend.fuse, EAGER))
+        self.parts = EAGER if eager else BlockFunctions(*map(backend.jit_part, EAGER))
         self.programs: OrderedDict[Any, Any] = OrderedDict()  # the latest used is last
         self.lock = threading.Lock()
 

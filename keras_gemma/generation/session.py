@@ -110,7 +110,7 @@ class Run:
         def turn(weights: Any, state: DecodeState) -> DecodeState:
             return step(weights, state, config, sampler, processors, parts)
 
-        return generator.program(("step", *self.rules()), lambda: backend.loop(proceed, turn))
+        return generator.program(("step", *self.rules()), lambda: backend.while_loop(proceed, turn))
 
     def rules(self) -> tuple[Any, ...]:
         """What of the request is compiled in."""

@@ -1,8 +1,8 @@
-"""Low-rank adapters (LoRA) of a backbone.
+"""LoRA adapters.
 
-config.py               settings of an adapter: target matrices, rank and scale
-low_rank.py             the product of one adapter and its matrix
-adapters.py             the adapters of a model by name: add, activate, merge, delete
-adaptable.py            LoRA methods of both models
-adaptable_backbone.py   LoRA methods of the backbone with KerasHub's arguments and files
+config.py              settings of an adapter and their validation
+low_rank.py            low-rank update of one matrix
+adapters.py            adapters of a backbone
+adaptable.py           LoRA methods of both models
+adaptable_backbone.py  KerasHub-compatible LoRA methods of the backbone
 """

@@ -1,4 +1,4 @@
-"""What the two models, with and without a head, share where they have adapters (LoRA)."""
+"""LoRA methods that `GemmaBackbone` and `GemmaCausalLM` share."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,11 +7,11 @@ from keras_gemma.lora.config import read_lora
 from keras_gemma.model.quantizable import start_anew, trained_by
 
 NAME = "default"
-"""Of an adapter, where nothing is said."""
+"""Default adapter name."""
 
 
 class Adaptable:
-    """A base of Keras models with `adapters`, those of their backbone."""
+    """Mixin of LoRA methods for a Keras model with `adapters`, the `Adapters` of its backbone."""
 
     def enable_lora(
         self,
@@ -25,31 +25,33 @@ class Adaptable:
         dtype: str = "float32",
         seed: int | None = None,
     ) -> None:
-        """Freeze the model, and train products of low rank beside some of its matrices (LoRA).
+        """Freezes the base model and adds a trainable LoRA adapter.
 
-        Beside a matrix W, quantized or not, stands `alpha / rank * B A`, where B begins as 0: at
-        first nothing changes. `fit` then trains A and B alone. Enabled under another name, a
-        second adapter stands beside the first, of which one is on at a time.
+        The adapter adds `alpha / rank * B A` to each target matrix W, quantized or not. B is
+        initialized to zero, so the output does not change until `fit` trains A and B. Call
+        `enable_lora` again with another `name` to add another adapter. One adapter is active at a
+        time.
 
-        While an adapter is on, `save_to_preset`, `save_to_hugging_face` and `save_to_gguf` write
-        the model with it merged; `save_lora` writes the adapter alone, and a `.keras` file
-        keeps base and adapters apart.
+        While an adapter is active, `save_to_preset`, `save_to_hugging_face` and `save_to_gguf`
+        write the merged model. `save_lora` writes only the adapter, and a `.keras` file stores the
+        base model and its adapters separately.
 
         Args:
-            rank: rows of A and columns of B.
-            alpha: what the adapter counts, times `rank`.
-            targets: kinds of matrices, `"query"`, `"key"`, `"value"`, `"output"`, `"gate"`,
-                `"up"`, `"down"`, or as peft calls them, `"q_proj"`; patterns of names, as
-                `"layers.[0-3].*"`; or `"all-linear"`.
-            dropout: the share of a matrix's input that A does not see in training.
-            name: of the adapter.
-            use_rslora: count `alpha / sqrt(rank)` instead, which suits large ranks.
-            dtype: of A and B. Training needs float32; products are in the model's own dtype.
-            seed: of A; by default that of `keras.utils.set_random_seed`.
+            rank: Rank of the update: rows of A and columns of B. Defaults to 8.
+            alpha: Scale of the update, divided by `rank`. Defaults to 16.
+            targets: Matrices to adapt: kinds (`"query"`, `"key"`, `"value"`, `"output"`, `"gate"`,
+                `"up"`, `"down"`), their peft names such as `"q_proj"`, name patterns such as
+                `"layers.[0-3].*"`, or `"all-linear"`. Defaults to `("query", "value")`.
+            dropout: Dropout rate of the input of A in training. Defaults to 0.
+            name: Adapter name. Defaults to `"default"`.
+            use_rslora: If True, scales by `alpha / sqrt(rank)`, which suits large ranks.
+            dtype: Dtype of A and B. Products use the model's compute dtype. Defaults to
+                `"float32"`, which training needs.
+            seed: Random seed for A. `None` uses the seed of `keras.utils.set_random_seed`.
 
         Raises:
-            ValueError: a name that is taken, a number out of range, an unknown target, the
-                embedding as a target, or an adapter that is merged.
+            ValueError: If the name is already in use, a number is out of range, a target is
+                unknown or is the embedding, or an adapter is merged.
 
         Example:
 
@@ -68,29 +70,29 @@ class Adaptable:
         lora = read_lora(config, rank, alpha, targets, dropout, use_rslora, dtype)
         self.adapters.check_name(name)
         self.adapters.add(name, lora)
-        self.adapters.begin(name, seed)
+        self.adapters.initialize(name, seed)
 
     @property
     def lora_adapters(self) -> list[str]:
-        """The names of the adapters."""
-        return list(self.adapters.known)
+        """Names of all adapters."""
+        return list(self.adapters.configs)
 
     @property
     def active_adapter(self) -> str | None:
-        """The adapter that is on, merged or not; None for none."""
+        """Name of the active adapter, merged or not, or `None`."""
         return self.adapters.active
 
     def set_adapter(self, name: str | None) -> None:
-        """Put another adapter on; None is the base alone. Nothing is loaded or copied.
+        """Activates an adapter. Loads and copies nothing.
 
-        The adapter that is on is what `fit` trains. An optimizer that has trained another begins
-        anew with the settings that it has.
+        `fit` trains the active adapter. An optimizer that has trained another adapter is reset and
+        keeps its settings.
 
         Args:
-            name: one of `lora_adapters`, or None.
+            name: One of `lora_adapters`. `None` deactivates all adapters.
 
         Raises:
-            ValueError: an unknown name, or an adapter is merged.
+            ValueError: If the name is unknown or an adapter is merged.
 
         Example:
 
@@ -104,13 +106,18 @@ class Adaptable:
         lm.set_adapter(None)
         ```
         """
-        self.adapters.choose(name)
+        self.adapters.activate(name)
 
     def delete_adapter(self, name: str) -> None:
-        """Let an adapter go. Without any, the model is trained as it was before there were.
+        """Deletes an adapter.
+
+        Deleting the last adapter makes the base model trainable again, as it was before.
+
+        Args:
+            name: One of `lora_adapters`.
 
         Raises:
-            ValueError: an unknown name, or an adapter is merged.
+            ValueError: If the name is unknown or an adapter is merged.
 
         Example:
 
@@ -125,18 +132,18 @@ class Adaptable:
         self.adapters.delete(name)
 
     def merge_lora(self, keep_base: bool = True) -> None:
-        """Add the adapter that is on into the matrices, so that it costs nothing any more.
+        """Merges the active adapter into the base model, which removes its runtime cost.
 
-        Logits stay the same but for the rounding of the merged matrices. What is saved while an
-        adapter is on is merged in any case.
+        Logits stay the same up to the rounding of the merged matrices. Saving does not need this
+        method: the `save_to_*` methods merge the active adapter themselves.
 
         Args:
-            keep_base: keep a copy of the matrices that change, for `unmerge_lora`. With False
-                there is no way back, and no adapter is left: the model is a plain one.
+            keep_base: If True, keeps a copy of the changed matrices for `unmerge_lora`. If False,
+                the merge is permanent and all adapters are deleted. Defaults to True.
 
         Raises:
-            ValueError: no adapter is on, one is merged, the model is quantized, or the adapter
-                holds numbers that are not finite.
+            ValueError: If no adapter is active, an adapter is merged, the model is quantized, or
+                the adapter contains NaN or infinity.
 
         Example:
 
@@ -152,22 +159,22 @@ class Adaptable:
         self.adapters.merge(keep_base)
 
     def unmerge_lora(self) -> None:
-        """Put back the matrices as they were before `merge_lora`, number for number.
+        """Restores the exact matrices from before `merge_lora`.
 
         Raises:
-            ValueError: no adapter is merged.
+            ValueError: If no adapter is merged.
         """
         self.adapters.unmerge()
 
     def make_train_function(self, force: bool = False) -> Any:
-        """As `keras.Model.make_train_function`, with an optimizer for the adapter that is on."""
+        """Same as `keras.Model.make_train_function`, after `renew_optimizer`."""
         renew_optimizer(self)
         return super().make_train_function(force)
 
 
 def renew_optimizer(model: Any) -> None:
-    """Where the optimizer's variables are those of others than `model` trains now, begin anew."""
-    known, trained = trained_by(model.optimizer), model.trainable_variables
-    if known and [id(variable) for variable in known] != [id(variable) for variable in trained]:
+    """Rebuilds the optimizer if it was built for variables that `model` no longer trains."""
+    built, trained = trained_by(model.optimizer), model.trainable_variables
+    if built and [id(variable) for variable in built] != [id(variable) for variable in trained]:
         start_anew(model.optimizer)
         model.optimizer.build(trained)

@@ -1,4 +1,4 @@
-"""Adapters of a backbone by the names and in the files of KerasHub."""
+"""KerasHub-compatible LoRA methods of the backbone."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,7 +7,7 @@ from keras_gemma.lora.adaptable import Adaptable
 
 
 class AdaptableBackbone(Adaptable):
-    """A base of the model without a head."""
+    """Mixin of `GemmaBackbone` with the LoRA methods of KerasHub's backbones."""
 
     def enable_lora(
         self,
@@ -21,17 +21,18 @@ class AdaptableBackbone(Adaptable):
         dtype: str = "float32",
         seed: int | None = None,
     ) -> None:
-        """Freeze the model, and train products of low rank beside some of its matrices.
+        """Freezes the base model and adds a trainable LoRA adapter.
 
-        As KerasHub's, so `alpha` is `rank` by default. `GemmaCausalLM.enable_lora` says what the
-        other arguments are.
+        Follows KerasHub's method, so `alpha` defaults to `rank`. All other arguments are the same
+        as in `GemmaCausalLM.enable_lora`.
 
         Args:
-            rank: of the products.
-            target_layer_names: the `targets` there; by default queries and values.
+            rank: Rank of the update.
+            target_layer_names: Same as `targets` in `GemmaCausalLM.enable_lora`. `None` adapts
+                queries and values.
 
         Raises:
-            ValueError: see there.
+            ValueError: Same as in `GemmaCausalLM.enable_lora`.
 
         Example:
 
@@ -44,37 +45,38 @@ class AdaptableBackbone(Adaptable):
         ```
         """
         targets = ("query", "value") if target_layer_names is None else target_layer_names
-        how = {"name": name, "use_rslora": use_rslora, "dtype": dtype, "seed": seed}
-        super().enable_lora(rank, rank if alpha is None else alpha, targets, dropout, **how)
+        options = {"name": name, "use_rslora": use_rslora, "dtype": dtype, "seed": seed}
+        super().enable_lora(rank, rank if alpha is None else alpha, targets, dropout, **options)
 
     def save_lora_weights(self, filepath: str | Path) -> None:
-        """Write the adapter that is on in KerasHub's format; `GemmaCausalLM.save_lora` is peft's.
+        """Writes the active adapter in KerasHub's format.
 
-        KerasHub has one A for each head, and one rank for all matrices: its rank is larger.
+        `GemmaCausalLM.save_lora` writes peft's format. KerasHub's rank may be larger, because
+        KerasHub stores one A per head and one rank for all matrices.
 
         Args:
-            filepath: ends in `.lora.h5`.
+            filepath: Path that ends in `.lora.h5`.
 
         Raises:
-            ValueError: no adapter is on, or another ending.
+            ValueError: If no adapter is active or the path does not end in `.lora.h5`.
         """
         from keras_gemma.storage.adapters.keras_hub_lora import save_lora_weights
 
         save_lora_weights(self, filepath)
 
     def load_lora_weights(self, filepath: str | Path) -> None:
-        """Read an adapter that KerasHub's `save_lora_weights` wrote, and put it on.
+        """Loads and activates an adapter that KerasHub's `save_lora_weights` wrote.
 
-        It is called "default" and takes the place of one of that name. KerasHub has one A for each
-        head, so here its rank is that for each head times their number.
+        The adapter is named `"default"` and replaces an adapter of that name. KerasHub stores one
+        A per head, so the rank here is KerasHub's rank times the number of heads.
 
         Args:
-            filepath: ends in `.lora.h5`.
+            filepath: Path that ends in `.lora.h5`.
 
         Raises:
-            FileNotFoundError: no such file.
-            ValueError: no file of KerasHub's adapters, one of another model, or an adapter is
-                merged.
+            FileNotFoundError: If the file does not exist.
+            ValueError: If the file does not hold a KerasHub adapter, the adapter belongs to
+                another model, or an adapter is merged.
 
         Example:
 

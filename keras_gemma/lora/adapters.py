@@ -1,7 +1,7 @@
-"""A backbone's adapters by name: made, chosen, merged and deleted.
+"""Adapters of a backbone: adding, activating, merging and deleting them.
 
-While there are any, the base is frozen, and the adapter that is on is what trains. Files are
-`storage/`'s.
+While a backbone has adapters, its base is frozen and only the active adapter is trained. Knows
+nothing about files.
 """
 
 import random
@@ -12,67 +12,71 @@ import numpy as np
 
 from keras_gemma import backend
 from keras_gemma.lora.config import Lora
-from keras_gemma.lora.low_rank import first_a
+from keras_gemma.lora.low_rank import init_lora_a
 from keras_gemma.model.linear import Linear
 from keras_gemma.model.quantizable import check_not_in_fit, forget_training, let_go
 
 Arrays = dict[str, tuple[np.ndarray, np.ndarray]]
-"""A `[r, in]` and B `[out, r]` by the name of their matrix."""
+"""A `[r, in]` and B `[out, r]` by the name of the adapted matrix."""
 
 
 class Adapters:
-    """The adapters of one backbone.
+    """Adapters of one backbone.
 
     Args:
-        backbone: a `GemmaBackbone`.
+        backbone: A `GemmaBackbone`.
     """
 
     def __init__(self, backbone: Any) -> None:
         self.backbone = backbone
-        self.known: dict[str, Lora] = {}
+        self.configs: dict[str, Lora] = {}
         self.active: str | None = None
-        self._base: dict[str, np.ndarray] | None = None  # what stood where an adapter is merged
+        self._base: dict[str, np.ndarray] | None = None  # the matrices before a merge
         self._frozen: list[keras.Variable] = []
 
     @property
     def merged(self) -> bool:
-        """Whether the adapter that is on stands in the matrices themselves."""
+        """True if the active adapter is merged into the base."""
         return self._base is not None
 
     @property
-    def added(self) -> str | None:
-        """The adapter whose products are added while the model runs."""
+    def applied(self) -> str | None:
+        """Name of the adapter that is applied in the forward pass, or `None`."""
         return None if self.merged else self.active
 
     def linears(self, name: str) -> dict[str, Linear]:
-        """The layers that an adapter is beside, by the names of their matrices."""
+        """Returns the layers that an adapter changes, by the names of their matrices."""
         holders = self.backbone.holders()
-        return {matrix: holders[matrix] for matrix in self.known[name].sizes}
+        return {matrix: holders[matrix] for matrix in self.configs[name].sizes}
 
     def variables(self) -> list[keras.Variable]:
-        """A and B of all adapters."""
-        pairs = [
-            linear.low_ranks[name] for name in self.known for linear in self.linears(name).values()
+        """Returns A and B of all adapters."""
+        return [
+            variable
+            for name in self.configs
+            for linear in self.linears(name).values()
+            for variable in (linear.low_ranks[name].a, linear.low_ranks[name].b)
         ]
-        return [variable for pair in pairs for variable in (pair.a, pair.b)]
 
     def add(self, name: str, lora: Lora, arrays: Arrays | None = None) -> None:
-        """Make an adapter and put it on.
+        """Adds and activates an adapter.
 
         Args:
-            arrays: what it holds; None is untrained: A is random and B is 0.
+            name: Adapter name.
+            lora: Settings of the adapter.
+            arrays: Values of A and B. `None` leaves both at zero.
 
         Raises:
-            ValueError: a name that is taken or none, or an adapter is merged.
+            ValueError: If the name is invalid or in use, or an adapter is merged.
         """
         self.check_name(name)
         backbone = self.backbone
-        if not self.known:
+        if not self.configs:
             self._frozen = [variable for variable in backbone.weights if variable.trainable]
         for model in (backbone, *backbone.around):
             if not model.trainable:
-                model.trainable = True  # the flag alone: `_changed` says what of it is trained
-        self.known[name] = lora
+                model.trainable = True  # only the flag: `_changed` sets it for each variable
+        self.configs[name] = lora
         for matrix, linear in self.linears(name).items():
             linear.add_low_rank(name, lora.sizes[matrix][0], lora.scale(matrix), lora.dtype)
         for block in backbone.transformer_layers if lora.dropout else ():
@@ -82,97 +86,101 @@ class Adapters:
         self.active = name
         self._changed()
 
-    def begin(self, name: str, seed: int | None) -> None:
-        """Fill A of an adapter with what training starts from, alike on every backend."""
-        # Where there is no seed, from Python's, which `keras.utils.set_random_seed` sets too.
+    def initialize(self, name: str, seed: int | None) -> None:
+        """Initializes A of an adapter, with the same values on every backend."""
+        # Without a seed, Python's generator, which `keras.utils.set_random_seed` also seeds.
         generator = np.random.default_rng(random.randrange(2**32) if seed is None else seed)
         for linear in self.linears(name).values():
             low_rank = linear.low_ranks[name]
-            low_rank.a.assign(first_a(tuple(low_rank.a.shape), generator))
+            low_rank.a.assign(init_lora_a(tuple(low_rank.a.shape), generator))
 
     def check_name(self, name: str) -> None:
-        """Raise a ValueError where no adapter called `name` can be added."""
+        """Raises a ValueError if an adapter with this name cannot be added."""
         self._check_not_merged("add an adapter")
         if not isinstance(name, str) or not name.isidentifier():
             raise ValueError(
-                "`name` must be one word of letters, digits and _, as it is a part of the names of "
-                f"variables. Received: name={name!r}"
+                "`name` must be one word of letters, digits and _, because variable names contain "
+                f"it. Received: name={name!r}"
             )
-        if name in self.known:
+        if name in self.configs:
             raise ValueError(
-                f"The model has an adapter {name!r} already ({self.known[name].describe()}). Pass "
-                f"another `name`, or `delete_adapter({name!r})` first."
+                f"The model already has an adapter {name!r} ({self.configs[name].describe()}). "
+                f"Pass another `name`, or call `delete_adapter({name!r})` first."
             )
 
-    def choose(self, name: str | None) -> None:
-        """Put an adapter on, or with None all off.
+    def activate(self, name: str | None) -> None:
+        """Activates an adapter. `None` deactivates all adapters.
 
         Raises:
-            ValueError: an unknown name, or an adapter is merged.
+            ValueError: If the name is unknown or an adapter is merged.
         """
-        self._check_not_merged("choose another")
+        self._check_not_merged("activate another adapter")
         if name is not None:
             self.check_known(name)
         self.active = name
         self._changed()
 
     def delete(self, name: str) -> None:
-        """Let an adapter go; with the last one, the base is trained again as it was before.
+        """Deletes an adapter. Deleting the last one makes the base trainable again, as before.
 
         Raises:
-            ValueError: an unknown name, or an adapter is merged.
+            ValueError: If the name is unknown or an adapter is merged.
         """
         self._check_not_merged("delete an adapter")
         self.check_known(name)
         for linear in self.linears(name).values():
-            linear.added = None
+            linear.applied = None
             linear.remove_low_rank(name)
-        del self.known[name]
+        del self.configs[name]
         if self.active == name:
             self.active = None
         self._changed()
 
     def merge(self, keep_base: bool) -> None:
-        """Add the adapter that is on into the matrices themselves.
+        """Merges the active adapter into the base.
+
+        Args:
+            keep_base: If False, the merge is permanent and all adapters are deleted.
 
         Raises:
-            ValueError: none is on, one is merged, the model is quantized, or the adapter holds
-                numbers that are not finite.
+            ValueError: If no adapter is active, an adapter is merged, the model is quantized, or
+                the adapter contains NaN or infinity.
         """
         self._check_not_merged("merge")
         quantization = self.backbone.quantization
         if quantization is not None:
             raise ValueError(
-                f"The matrices are {quantization.describe()}, which cannot take an adapter in "
-                "without loss. Load the model in floating point, `load_lora` and merge there; or "
-                "`save_to_hugging_face`, which writes the merged model in floating point."
+                f"The base model is quantized ({quantization.describe()}), and merging into it "
+                "would lose precision. Load the model in floating point, then call `load_lora` and "
+                "`merge_lora`; or call `save_to_hugging_face`, which writes the merged model in "
+                "floating point."
             )
-        name = self.check_on()
+        name = self.active_name()
         check_finite(self.arrays(name), f"The adapter {name!r}")
         weights = self.backbone.named_weights()
         base = {}
-        for matrix in self.known[name].sizes:
+        for matrix in self.configs[name].sizes:
             weight = weights[matrix]
             merged = weight.numpy()
             if keep_base:
                 base[matrix] = np.array(keras.ops.convert_to_numpy(weight.variable.value))
             weight.assign(merged)
         self._base = base if keep_base else None
-        for known in () if keep_base else list(self.known):
-            self.delete(known)
+        for adapter in () if keep_base else list(self.configs):
+            self.delete(adapter)
         self._changed()
 
     def unmerge(self) -> None:
-        """Put back the matrices as they were.
+        """Restores the matrices from before `merge`.
 
         Raises:
-            ValueError: nothing is merged.
+            ValueError: If no adapter is merged.
         """
         check_not_in_fit([self.backbone, *self.backbone.around], "unmerge")
         if self._base is None:
             raise ValueError(
-                "No adapter is merged. `merge_lora` merges the one that is on, and with "
-                "`keep_base=False` it keeps nothing to go back to: load the model again."
+                "No adapter is merged. `merge_lora` merges the active adapter. A merge with "
+                "`keep_base=False` cannot be undone: load the model again."
             )
         weights = self.backbone.named_weights()
         for matrix, array in self._base.items():
@@ -181,132 +189,133 @@ class Adapters:
         self._changed()
 
     def arrays(self, name: str) -> Arrays:
-        """What an adapter holds, float32."""
+        """Returns A and B of each matrix of an adapter, in float32."""
         return {m: linear.low_ranks[name].numpy() for m, linear in self.linears(name).items()}
 
-    def check_on(self, name: str | None = None) -> str:
-        """`name`, or by default the adapter that is on.
+    def active_name(self, name: str | None = None) -> str:
+        """Returns `name`, or the active adapter if `name` is `None`.
 
         Raises:
-            ValueError: there is none.
+            ValueError: If the name is unknown or no adapter is active.
         """
         name = self.active if name is None else name
         if name is not None:
             self.check_known(name)
             return name
-        how = (
-            f"`set_adapter` puts one of {self.listed()} on"
-            if self.known
-            else "`enable_lora` makes one, `load_lora` reads one"
+        advice = (
+            f"Activate one of {self.listed()} with `set_adapter`."
+            if self.configs
+            else "Add one with `enable_lora`, or load one with `load_lora`."
         )
-        raise ValueError(f"No adapter is on: {how}.")
+        raise ValueError(f"No adapter is active. {advice}")
 
     def check_known(self, name: Any) -> None:
-        """Raise a ValueError where no adapter is called `name`."""
-        if not isinstance(name, str) or name not in self.known:
+        """Raises a ValueError if there is no adapter with this name."""
+        if not isinstance(name, str) or name not in self.configs:
             raise ValueError(
-                f"The model has no adapter {name!r}; it has {self.listed()}. `enable_lora` makes "
-                "one, `load_lora` reads one."
+                f"Unknown adapter. The model has {self.listed()}. Add an adapter with "
+                f"`enable_lora`, or load one with `load_lora`. Received: {name!r}"
             )
 
     def check_quantizable(self) -> None:
-        """Raise a ValueError where the matrices are not the base's."""
+        """Raises a ValueError if an adapter is merged."""
         self._check_not_merged("quantize")
 
-    def base_is_quantized(self) -> None:
-        """Be told that the base's matrices are others now, none of which is ever trained."""
+    def on_base_quantized(self) -> None:
+        """Called after the base model was quantized: its matrices are no longer trainable."""
         self._frozen = []
 
     def check_trainable(self) -> None:
-        """Raise a ValueError where there are adapters and none can be trained."""
+        """Raises a ValueError if there are adapters but none can be trained."""
         if self.merged:
             raise ValueError(
-                f"The adapter {self.active!r} is merged, so training it would change nothing: "
+                f"The adapter {self.active!r} is merged, so training it would have no effect. Call "
                 "`unmerge_lora()` first."
             )
-        if self.known and self.active is None:
+        if self.configs and self.active is None:
             raise ValueError(
-                "Nothing of this model can be trained: its base is frozen, and no adapter is on. "
-                f"`set_adapter` puts one of {self.listed()} on; without adapters, "
-                "`delete_adapter`, the base is trained."
+                "The model has no trainable variables: its base is frozen and no adapter is "
+                f"active. Activate one of {self.listed()} with `set_adapter`, or delete all "
+                "adapters with `delete_adapter` to train the base."
             )
 
     def check_plain(self) -> None:
-        """Raise a ValueError where matrices in 8 or 4 bits would have to take an adapter in."""
-        if self.added is not None and self.backbone.quantization is not None:
+        """Raises a ValueError if an active adapter cannot be merged into a quantized base."""
+        if self.applied is not None and self.backbone.quantization is not None:
             raise ValueError(
-                f"The adapter {self.added!r} is on, and a preset of a quantized model has no place "
-                "for it. Save the adapter by `save_lora` and the base after `set_adapter(None)`; "
-                "or `save_to_hugging_face`, which writes both as one in floating point."
+                f"The adapter {self.applied!r} is active, and a preset of a quantized model cannot "
+                "hold an adapter. Save the adapter with `save_lora` and the base after "
+                "`set_adapter(None)`; or call `save_to_hugging_face`, which writes the merged "
+                "model in floating point."
             )
 
     def check_exportable(self) -> None:
-        """Raise a ValueError where an adapter stands beside the matrices."""
-        if self.added is not None:
+        """Raises a ValueError if an adapter is active and not merged."""
+        if self.applied is not None:
             raise ValueError(
-                f"The adapter {self.added!r} is on, and an export holds plain matrices alone: "
-                "`merge_lora()` first, or `set_adapter(None)` for the base. Where those are in 8 "
-                "or 4 bits, load the model in floating point, and export with `quantization`."
+                f"The adapter {self.applied!r} is active, and an export cannot hold adapters. Call "
+                "`merge_lora()` first, or `set_adapter(None)` to export the base. If the base is "
+                "quantized, load the model in floating point and export with `quantization`."
             )
 
     def listed(self) -> str:
-        """The names, for a message."""
-        return ", ".join(map(repr, self.known)) or "none"
+        """Returns the names of the adapters, for a message."""
+        return ", ".join(map(repr, self.configs)) or "none"
 
     def describe(self) -> str:
-        """A line for a summary; empty without adapters."""
-        if not self.known:
+        """Returns a line for a model summary, or an empty string without adapters."""
+        if not self.configs:
             return ""
-        state = "merged" if self.merged else "on"
+        state = "merged" if self.merged else "active"
         parts = [
             f"{name!r}, {lora.describe()}{f' ({state})' if name == self.active else ''}"
-            for name, lora in self.known.items()
+            for name, lora in self.configs.items()
         ]
         trained = sum(int(np.prod(v.shape)) for v in self.backbone.trainable_variables)
         total = self.backbone.config.parameter_count
-        share = f"{trained:,} numbers are trained, {trained / total:.2%} of the base's {total:,}"
+        share = f"{trained:,} trainable parameters ({trained / total:.2%} of the base's {total:,})"
         return f" LoRA: {'; '.join(parts)}; {share}"
 
     def to_dict(self) -> dict[str, Any] | None:
-        """Names and settings as JSON. Merged adapters are no adapters any more to a file."""
-        if not self.known or self.merged:
+        """Returns names and settings for JSON; `None` without adapters or if one is merged."""
+        if not self.configs or self.merged:
             return None
-        known = {name: lora.to_dict() for name, lora in self.known.items()}
-        return {"active": self.active, "adapters": known}
+        adapters = {name: lora.to_dict() for name, lora in self.configs.items()}
+        return {"active": self.active, "adapters": adapters}
 
     def restore(self, values: dict[str, Any] | None) -> None:
-        """Make the adapters that `to_dict` told of, with zeros in them."""
+        """Adds the adapters of a `to_dict` result, filled with zeros."""
         if values is None:
             return
         for name, settings in values["adapters"].items():
             self.add(name, Lora.from_dict(settings))
-        self.choose(values["active"])
+        self.activate(values["active"])
 
     def _check_not_merged(self, verb: str) -> None:
         check_not_in_fit([self.backbone, *self.backbone.around], verb)
         if self.merged:
             raise ValueError(
-                f"The adapter {self.active!r} is merged: `unmerge_lora()` before you {verb}."
+                f"The adapter {self.active!r} is merged. Call `unmerge_lora()` before you {verb}."
             )
 
     def _changed(self) -> None:
-        """Tell the layers which adapter is added, and every variable whether it is trained.
+        """Updates the applied adapter of each layer and `trainable` of each variable.
 
-        What Keras compiled for `fit`, `evaluate` and `predict` is compiled anew; programs that
-        generate and score take the adapter as an argument.
+        Keras recompiles its functions for `fit`, `evaluate` and `predict`. Programs for generation
+        and scoring take the adapter as an argument.
         """
-        trained = {id(variable) for variable in self._frozen} if not self.known else set()
+        trained = {id(variable) for variable in self._frozen} if not self.configs else set()
         for name, holder in self.backbone.holders().items():
             if not isinstance(holder, Linear):
                 continue
-            here = self.active is not None and name in self.known[self.active].sizes
-            holder.added = self.added if here else None
+            is_target = self.active is not None and name in self.configs[self.active].sizes
+            holder.applied = self.applied if is_target else None
             holder.saves_low_ranks = not self.merged
-            if holder.added is not None:
-                low_rank = holder.low_ranks[holder.added]
+            if holder.applied is not None:
+                low_rank = holder.low_ranks[holder.applied]
                 trained |= {id(low_rank.a), id(low_rank.b)}
         for block in self.backbone.transformer_layers:
-            block.lora_dropout = self.known[self.active].dropout if self.active else 0.0
+            block.lora_dropout = self.configs[self.active].dropout if self.active else 0.0
         for variable in self.backbone.weights:
             variable.trainable = id(variable) in trained
         for model in (self.backbone, *self.backbone.around):
@@ -315,7 +324,7 @@ class Adapters:
 
 
 def check_finite(arrays: Arrays, what: str) -> None:
-    """Raise a ValueError where an adapter holds numbers that are not finite, and name all."""
+    """Raises a ValueError that names the matrices of an adapter that contain NaN or infinity."""
     bad = [
         f"{matrix} {part}"
         for matrix, pair in arrays.items()
@@ -324,7 +333,7 @@ def check_finite(arrays: Arrays, what: str) -> None:
     ]
     if bad:
         raise ValueError(
-            f"{what} holds numbers that are not finite, in {', '.join(bad[:20])}"
+            f"{what} contains NaN or infinity in {', '.join(bad[:20])}"
             f"{' and others' if len(bad) > 20 else ''}. Train it again with a smaller learning "
-            "rate, or go back to an earlier one."
+            "rate, or use an earlier checkpoint."
         )

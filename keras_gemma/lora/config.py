@@ -1,6 +1,6 @@
-"""What an adapter consists of: which matrices, of what rank and scale. Settings, checked.
+"""Settings of a LoRA adapter and their validation.
 
-Knows the names of a model's matrices and no weights.
+Knows the names of a model's matrices. Knows nothing about weights.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ MATRICES = {
     "up": ("up_proj", "ffw_gating_2", "gating_ffw_2"),
     "down": ("down_proj", "ffw_linear"),
 }
-"""The matrices of a block, and what peft and KerasHub call them."""
+"""Matrices of a block, each with its names in peft and KerasHub."""
 
 EMBEDDINGS = ("token_embedding", "embed_tokens", "lm_head", "embedding")
 ALL_LINEAR = "all-linear"
@@ -33,41 +33,41 @@ _KINDS = {other: kind for kind, others in MATRICES.items() for other in (kind, *
 
 @dataclasses.dataclass(frozen=True)
 class Lora:
-    """An adapter's settings: what `.keras` files keep of it beside its variables."""
+    """Settings of an adapter, as stored in `.keras` files."""
 
     sizes: dict[str, tuple[int, float]]
     """Rank and alpha of each adapted matrix, by its name in `GemmaConfig.weight_shapes`."""
     dropout: float = 0.0
-    """The share of a matrix's input that its product of low rank does not see in training."""
+    """Dropout rate of the adapter's input in training."""
     use_rslora: bool = False
-    """Scale by `alpha / sqrt(rank)` instead of `alpha / rank`."""
+    """If True, the scale is `alpha / sqrt(rank)` instead of `alpha / rank`."""
     dtype: str = "float32"
-    """Of the variables."""
+    """Dtype of A and B."""
 
     def scale(self, name: str) -> float:
-        """The factor of the product of low rank beside a matrix."""
+        """Returns the scale of the update of the matrix `name`."""
         return scale_of(*self.sizes[name], self.use_rslora)
 
     def describe(self) -> str:
-        """In a few words."""
+        """Returns a short description, such as "rank 4 on 28 matrices"."""
         ranks = sorted({rank for rank, _ in self.sizes.values()})
         return f"rank {', '.join(map(str, ranks))} on {len(self.sizes)} matrices"
 
     def describe_all(self) -> str:
-        """In more words: two adapters of which they are the same are trained alike."""
+        """Returns a full description. Equal descriptions mean identical training setups."""
         kinds = ", ".join(sorted({name.split(".")[-1] for name in self.sizes}))
         alphas = ", ".join(f"{a:g}" for a in sorted({alpha for _, alpha in self.sizes.values()}))
         scaled = f"alpha {alphas}{', rsLoRA' if self.use_rslora else ''}"
         return f"{self.describe()} ({kinds}), {scaled}, dropout {self.dropout:g}, {self.dtype}"
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """Returns the settings as JSON-compatible values."""
         sizes = {name: list(size) for name, size in self.sizes.items()}
         return {**dataclasses.asdict(self), "sizes": sizes}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Lora":
-        """The way back."""
+        """Inverse of `to_dict`."""
         sizes = {name: tuple(size) for name, size in values["sizes"].items()}
         return cls(**{**values, "sizes": sizes})
 
@@ -81,10 +81,10 @@ def read_lora(
     use_rslora: bool,
     dtype: str,
 ) -> Lora:
-    """The settings of `enable_lora`, checked.
+    """Returns the validated settings of an `enable_lora` call.
 
     Raises:
-        ValueError: one that is out of range, or a target that no model has.
+        ValueError: If a setting is out of range or a target matches no matrix.
     """
     check_numbers(rank, alpha, dropout)
     if dtype not in DTYPES:
@@ -94,33 +94,33 @@ def read_lora(
 
 
 def check_numbers(rank: Any, alpha: Any, dropout: Any) -> None:
-    """Raise a ValueError where an adapter's number is out of range."""
+    """Raises a ValueError if a setting of an adapter is out of range."""
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise ValueError(
-            "`rank` must be a whole number from 1 on: the rows of A and the columns of B. 8 is a "
-            f"good start. Received: rank={rank!r}"
+            "`rank` must be a positive integer, such as 8: the rows of A and the columns of B. "
+            f"Received: rank={rank!r}"
         )
     if not _is_number(alpha) or not (math.isfinite(alpha) and alpha > 0):
         raise ValueError(
-            "`alpha` must be a number above 0: the adapter counts alpha / rank, and with 0 it "
-            f"would do nothing. Received: alpha={alpha!r}"
+            "`alpha` must be a positive finite number: the adapter is scaled by alpha / rank. "
+            f"Received: alpha={alpha!r}"
         )
     if not _is_number(dropout) or not 0 <= dropout < 1:
         raise ValueError(
-            "`dropout` must be a share from 0 on and below 1, such as 0.05. "
+            "`dropout` must be at least 0 and less than 1, such as 0.05. "
             f"Received: dropout={dropout!r}"
         )
 
 
 def target_names(config: GemmaConfig, targets: str | Iterable[str]) -> list[str]:
-    """The adapted matrices in the order of the data, from what a user calls them.
+    """Returns the names of the matrices that `targets` selects, in the order of `weight_shapes`.
 
     Args:
-        targets: `"all-linear"`; or kinds of matrices, as `"query"` or peft's `"q_proj"`; or
-            patterns of names, as `"layers.[0-3].*"`.
+        config: Configuration of the model.
+        targets: Same as in `GemmaCausalLM.enable_lora`.
 
     Raises:
-        ValueError: no targets, an unknown one, or the embedding.
+        ValueError: If `targets` is empty, or a target is unknown or the embedding.
     """
     matrices = [name for name in config.weight_shapes() if name.split(".")[-1] in MATRICES]
     if isinstance(targets, str):
@@ -128,15 +128,15 @@ def target_names(config: GemmaConfig, targets: str | Iterable[str]) -> list[str]
     targets = list(targets)
     if not targets:
         raise ValueError(
-            "`targets` must name a matrix at least, as ('query', 'value'), or be 'all-linear'. "
-            f"Received: targets={targets!r}"
+            "`targets` must name at least one matrix, such as ('query', 'value'), or be "
+            f"'all-linear'. Received: targets={targets!r}"
         )
     chosen: set[str] = set()
     for target in targets:
-        found = matrices if target == ALL_LINEAR else _match(matrices, target)
-        if not found:
+        matches = matrices if target == ALL_LINEAR else _match(matrices, target)
+        if not matches:
             raise ValueError(_unknown(target))
-        chosen.update(found)
+        chosen.update(matches)
     return [name for name in matrices if name in chosen]
 
 
@@ -155,16 +155,15 @@ def _match(matrices: list[str], target: Any) -> list[str]:
 def _unknown(target: Any) -> str:
     if target in EMBEDDINGS:
         return (
-            "The embedding is also the head's matrix, so an adapter of one would be half of one: "
-            "it cannot be adapted. Choose matrices of the blocks, or targets='all-linear'. "
-            f"Received: {target!r} in `targets`"
+            "The embedding cannot be adapted, because the output head shares its matrix. Choose "
+            f"matrices of the blocks, or targets='all-linear'. Received: {target!r} in `targets`"
         )
     near = difflib.get_close_matches(str(target), list(_KINDS), 3)
     hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
     return (
-        f"`targets` names what no block has. {hint}The matrices are {', '.join(MATRICES)}; peft's "
-        "names such as 'q_proj', patterns such as 'layers.[0-3].*' and 'all-linear' serve too. "
-        f"Received: {target!r}"
+        f"A target matches no matrix. {hint}The matrices are {', '.join(MATRICES)}. `targets` also "
+        "accepts peft's names such as 'q_proj', patterns such as 'layers.[0-3].*', and "
+        f"'all-linear'. Received: {target!r}"
     )
 
 

@@ -255,7 +255,7 @@ class GemmaBackbone(Presettable, Quantizable, AdaptableBackbone, keras.Model):
         for name, holder in matrices.items():
             holder.check_quantizes(name, config)
         importance = mean_squares(self, rows)
-        self.adapters.base_is_quantized()
+        self.adapters.on_base_quantized()
         for model in models:
             let_go(model)
         for name, holder in matrices.items():

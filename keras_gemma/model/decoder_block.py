@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from keras_gemma.config import GemmaConfig
-from keras_gemma.lora.low_rank import Adapted
+from keras_gemma.lora.low_rank import LoraWeight
 from keras_gemma.model.attention import GemmaAttention, causal_mask
 from keras_gemma.model.block import decoder_block
 from keras_gemma.model.linear import Linear
@@ -108,7 +108,7 @@ class GemmaDecoderBlock(keras.layers.Layer):
             return self.tensors()
         drop = partial(keras.random.dropout, rate=self.lora_dropout, seed=self.lora_seed)
         return {
-            name: tensor._replace(drop=drop) if isinstance(tensor, Adapted) else tensor
+            name: tensor._replace(drop=drop) if isinstance(tensor, LoraWeight) else tensor
             for name, tensor in self.tensors().items()
         }
 

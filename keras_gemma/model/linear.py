@@ -21,7 +21,7 @@ class Linear(MatrixLayer):
         super().__init__(quantization, **kwargs)
         self.out_dim = out_dim
         self.low_ranks: dict[str, LowRank] = {}
-        self.added: str | None = None
+        self.applied: str | None = None
         self.saves_low_ranks = True
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -33,15 +33,15 @@ class Linear(MatrixLayer):
 
     @property
     def tensor(self) -> Any:
-        """The packed matrix in the compute dtype or quantized, `Adapted` where one is added."""
+        """The packed matrix in the compute dtype or quantized, `LoraWeight` where one is added."""
         packed = super().tensor
-        if self.added is None:
+        if self.applied is None:
             return packed
-        return self.low_ranks[self.added].beside(packed, self.compute_dtype)
+        return self.low_ranks[self.applied].with_lora(packed, self.compute_dtype)
 
     def adapted(self, matrix: np.ndarray) -> np.ndarray:
         """`matrix [out, in]` with what is added to it."""
-        return matrix if self.added is None else self.low_ranks[self.added].added_to(matrix)
+        return matrix if self.applied is None else self.low_ranks[self.applied].merged_with(matrix)
 
     def add_low_rank(self, name: str, rank: int, scale: float, dtype: str) -> None:
         """Make the variables of an adapter, zero, and not added yet."""

@@ -12,7 +12,7 @@ from keras import ops
 
 from keras_gemma import backend
 from keras_gemma.backend import quantized
-from keras_gemma.lora.low_rank import Adapted, low_rank_product
+from keras_gemma.lora.low_rank import LoraWeight, low_rank_product
 from keras_gemma.model.initialization import initializer
 from keras_gemma.quantization import (
     QuantizationConfig,
@@ -37,7 +37,7 @@ def matmul(x: Any, weight: Any) -> Any:
     if isinstance(weight, Observed):
         weight.see(x)
         weight = weight.packed
-    if isinstance(weight, Adapted):
+    if isinstance(weight, LoraWeight):
         return backend.matmul(x, weight.packed) + low_rank_product(x, weight)
     return backend.matmul(x, weight)
 

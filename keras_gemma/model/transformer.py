@@ -24,7 +24,7 @@ from keras_gemma.model.rope import rotary_angles
 
 
 class BlockFunctions(NamedTuple):
-    """The two functions of a decode step, plain or compiled separately by `backend.fuse`."""
+    """The two functions of a decode step, plain or compiled separately by `backend.jit_part`."""
 
     block: Callable[..., Any] = decoder_block
     head: Callable[..., Any] = head

@@ -1,11 +1,11 @@
-"""What 8 and 4 bits mean: settings, scales and values, errors.
+"""Quantization of weights to int8 and int4.
 
-    config.py  which weight has how many bits, and in groups of what size
-    array.py   a matrix to scales and values
-    report.py  what it did to a model
+    config.py       mode, group size and bits of each weight
+    array.py        fitting of scales and values to one matrix
+    calibration.py  activation statistics that weight the quantization error
+    report.py       size and error of each weight of a model
 
-How a quantized matrix is stored and multiplied is `backend/`'s; the layers that hold one are
-`model/`'s.
+`backend/` stores and multiplies quantized matrices. `model/` has the layers that hold them.
 """
 
 from keras_gemma.quantization.array import (

@@ -1,9 +1,9 @@
-"""One matrix in 8 or 4 bits: the scales with the least squared error, and the values they give.
+"""Quantization of one matrix to 8 or 4 bits with the least squared error.
 
-A scale is searched among a few shares of the largest number, which cut the rest off, then fitted
-by least squares to the values that it gives, rounded to the dtype that it is stored in, and only
-then are the values chosen. Works on slabs that stay in the processor's cache, in threads. Knows
-arrays, and neither a layer nor a file.
+For each group, the best of a few clipping ranges gives a first scale. Least squares fits the scale
+to the resulting values, and the scale is rounded to its stored dtype. Only then are the values
+chosen. Threads work on slabs that stay in the processor's cache. Knows arrays. Knows nothing about
+layers and files.
 """
 
 import os
@@ -17,25 +17,25 @@ import numpy as np
 from keras_gemma.backend import Quantized
 
 SHARES = {8: (1.0, 0.8), 4: (1.0, 1.06, 1.12, 0.94, 0.88, 0.8)}
-"""Of the largest number, by bits: what becomes the end of the range. In 4 bits the end is -8, so
-that a share of 8 / 7 uses -7 to 7."""
+"""Candidate clipping ranges by bits, as shares of the largest number. In 4 bits the range ends at
+-8, so a share of 8 / 7 uses -7 to 7."""
 
 SHARES_WITH_ZEROS = (1.0, 0.94, 0.88, 0.82)
-"""The same, of the distance between the largest number and the least."""
+"""Candidate ranges with zero points, as shares of the largest minus the smallest number."""
 
-SLAB = 1 << 17
-"""Numbers that are worked on at a time: more, and they leave the processor's cache; fewer, and
-threads wait for Python more than they work."""
+CHUNK = 1 << 17
+"""Numbers that are processed at a time. More numbers leave the processor's cache; with fewer, the
+threads mostly wait for Python."""
 
 TASK = 1 << 19
 """Numbers that a thread takes at a time."""
 
 LARGEST = 1e16
-"""Of larger numbers the squares of a row may add up to infinity in float32."""
+"""Largest number that can be quantized: sums of larger squares may overflow float32."""
 
 NO_NUMBERS = (
-    "The matrix holds NaN, infinity or numbers beyond 1e16, which no scale covers. "
-    "Load the weights again, or go back to those from before training failed."
+    "The matrix contains NaN, infinity or numbers beyond 1e16, which cannot be quantized. "
+    "Load the weights again, or use a checkpoint from before training diverged."
 )
 
 
@@ -46,23 +46,25 @@ def quantize_array(
     zeros: bool = False,
     importance: np.ndarray | None = None,
 ) -> tuple[Quantized, float]:
-    """A matrix in the plain form of `backend.Quantized`, and how far it is from the matrix.
+    """Quantizes a matrix to the plain form of `backend.Quantized`.
 
-    Takes the memory of the result and a few megabytes.
+    Needs the memory of the result and a few megabytes.
 
     Args:
-        array: float `[out, in]`, in any layout; not changed.
-        bits: 8, with a scale a row; or 4, with one for each `group_size` numbers of a row.
-        group_size: of 4 bits; it divides `in`.
-        zeros: of 4 bits: groups have zero points too.
-        importance: `[in]`, what a squared error in each column counts; by default all the same.
+        array: Float `[out, in]` in any memory layout. Not modified.
+        bits: 8 for one scale per row, or 4 for one scale per group.
+        group_size: Numbers of a row that share a scale in 4 bits. Must divide `in`. Defaults to 32.
+        zeros: If True, groups have zero points in 4 bits. Defaults to False.
+        importance: `[in]`, the weight of a squared error in each column. `None` weights all columns
+            equally.
 
     Returns:
-        The matrix, and its relative error: the norm of the difference over that of `array`.
+        The quantized matrix, and its relative error: the norm of the difference over the norm of
+        `array`.
 
     Raises:
-        ValueError: other bits, a group size that does not divide, or numbers that are not finite
-            or too large to be squared.
+        ValueError: If `bits` is not 8 or 4, `group_size` does not divide `in`, or `array` contains
+            NaN, infinity or numbers beyond 1e16.
 
     Example:
 
@@ -80,7 +82,7 @@ def quantize_array(
 
 
 def relative_error(sums: np.ndarray) -> float:
-    """The square root of the squared errors' sum over the squares' sum, `[2]`."""
+    """Returns the relative error from `sums [2]`: of the squared errors and of the squares."""
     errors, squares = sums
     return float(np.sqrt(errors / squares)) if squares else 0.0
 
@@ -92,7 +94,7 @@ def quantize_rows(
     zeros: bool = False,
     importance: np.ndarray | None = None,
 ) -> tuple[Quantized, np.ndarray]:
-    """As `quantize_array`; the sums of the squared errors and of the squares, float64 `[2]`."""
+    """Same as `quantize_array`, but returns float64 `[2]`: sums of squared errors and squares."""
     if bits not in SHARES:
         raise ValueError(f"`bits` must be 8 or 4. Received: bits={bits!r}")
     out, length = array.shape
@@ -114,10 +116,10 @@ def quantize_rows(
     rows = max(1, TASK // length)
 
     def part(start: int) -> tuple[float, float]:
-        here = slice(start, start + rows)
-        target = Quantized(*(None if a is None else a[here] for a in result))
-        with np.errstate(over="ignore", invalid="ignore"):  # the sums tell
-            return _fill(array[here], target, bits, group_size, importance)
+        part_rows = slice(start, start + rows)
+        target = Quantized(*(None if a is None else a[part_rows] for a in result))
+        with np.errstate(over="ignore", invalid="ignore"):  # the sums are checked below
+            return _fill(array[part_rows], target, bits, group_size, importance)
 
     total = np.sum(_in_threads(part, range(0, out, rows)), axis=0)
     if not np.isfinite(total).all():
@@ -139,20 +141,20 @@ def _fill(
     group_size: int,
     importance: np.ndarray | None,
 ) -> tuple[float, float]:
-    """Fill `target`; the sums of the squared errors and of the squares."""
+    """Fills `target`; returns the sums of the squared errors and of the squares."""
     out, length = array.shape
     groups = length // group_size
-    step = max(1, SLAB // length)
+    step = max(1, CHUNK // length)
     size = (step * groups, group_size)
-    # Reduced along the first axis where groups are short: NumPy is slow at many short sums.
+    # Short groups are reduced along the first axis, because NumPy is slow at many short sums.
     axis = 1 if bits == 8 else 0
     work = [np.empty(size if axis else size[::-1], "float32") for _ in range(4)]
     errors = squares = 0.0
     for start in range(0, out, step):
-        here = slice(start, min(out, start + step))
-        count = (here.stop - start) * groups
+        slab = slice(start, min(out, start + step))
+        count = (slab.stop - start) * groups
         x, *spare = (w[:count] if axis else w[:, :count] for w in work)
-        rows = widen(array[here]).reshape(count, group_size)
+        rows = to_float32(array[slab]).reshape(count, group_size)
         x[...] = rows if axis else rows.T
         weight = None
         if importance is not None:
@@ -161,26 +163,26 @@ def _fill(
         fit = _fit_with_zeros if target.zeros is not None else _fit
         scales, zeros = fit(x, axis, bits, weight, target.scales.dtype, spare)
         q, e = _values(x, scales, zeros, axis, _range(bits, zeros), spare)
-        values = target.values[here].reshape(count, group_size)
+        values = target.values[slab].reshape(count, group_size)
         values[...] = q if axis else q.T
-        target.scales[here] = scales.reshape(target.scales[here].shape)
+        target.scales[slab] = scales.reshape(target.scales[slab].shape)
         if zeros is not None:
-            target.zeros[here] = zeros.reshape(target.zeros[here].shape)
-        # In float32 within a group, in float64 beyond.
+            target.zeros[slab] = zeros.reshape(target.zeros[slab].shape)
+        # Sums within a group are float32, sums over groups float64.
         errors += float(np.dot(_squares(e, axis, None, e).astype("float64"), scales**2.0))
         squares += float(_squares(x, axis, None, e).sum(dtype="float64"))
     return errors, squares
 
 
-def widen(array: np.ndarray) -> np.ndarray:
-    """`array` in float32; bfloat16 by its bits, several times faster than by NumPy's loop."""
+def to_float32(array: np.ndarray) -> np.ndarray:
+    """Returns `array` in float32. Bit shifts convert bfloat16 several times faster than NumPy."""
     if array.dtype == ml_dtypes.bfloat16:
         return (array.view("uint16").astype("uint32") << 16).view("float32")
     return array.astype("float32", copy=False)
 
 
 def _range(bits: int, zeros: Any) -> tuple[int, int]:
-    """The least and the largest value."""
+    """Returns the smallest and the largest value."""
     if zeros is not None:
         return 0, 15
     return (-127, 127) if bits == 8 else (-8, 7)
@@ -198,7 +200,7 @@ def _values(
     ends: tuple[int, int],
     spare: list[np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest values, and by how much they miss, in units of the scale."""
+    """Returns the nearest values and their errors, in units of the scale."""
     y, q = spare[0], spare[1]
     np.multiply(x, _along(np.float32(1) / scales, axis), out=y)
     if zeros is not None:
@@ -210,7 +212,7 @@ def _values(
 
 
 def _squares(e: np.ndarray, axis: int, weight: np.ndarray | None, out: np.ndarray) -> np.ndarray:
-    """For each group, the sum of `weight * e**2`; `out` is where the terms go."""
+    """Returns the sum of `weight * e**2` of each group; the terms are written to `out`."""
     np.multiply(e, e, out=out)
     if weight is not None:
         out *= weight
@@ -234,20 +236,20 @@ def _best(
     weight: np.ndarray | None,
     spare: list[np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Of some scales and zero points, for each group those with the least squared error."""
-    best = found = None
+    """Returns the scales and zero points of `trials` with the least squared error, by group."""
+    least_error = best = None
     for trial in trials:
         scales, zeros = trial
         _, e = _values(x, scales, zeros, axis, ends, spare)
         error = _squares(e, axis, weight, spare[2]) * scales**2
         if best is None:
-            best, found = error, trial
+            least_error, best = error, trial
             continue
-        better = error < best
-        best = np.where(better, error, best)
-        pairs = zip(trial, found, strict=True)
-        found = tuple(None if a is None else np.where(better, a, b) for a, b in pairs)
-    return found
+        better = error < least_error
+        least_error = np.where(better, error, least_error)
+        pairs = zip(trial, best, strict=True)
+        best = tuple(None if a is None else np.where(better, a, b) for a, b in pairs)
+    return best
 
 
 def _fit(
@@ -258,10 +260,10 @@ def _fit(
     dtype: Any,
     spare: list[np.ndarray],
 ) -> tuple[np.ndarray, None]:
-    """The scale of each group, where zero stands for zero."""
+    """Fits the scale of each group, without zero points."""
     ends, terms = _range(bits, None), spare[2]
     largest, least = x.max(axis), x.min(axis)
-    # In 4 bits the end of the range is -8: the sign of a scale brings the larger end there.
+    # In 4 bits the range ends at -8. A negative scale maps a positive largest number to that end.
     end = np.where(largest > -least, largest, least) / np.float32(ends[0])
     end = np.where(np.abs(end) < np.finfo("float32").tiny, np.float32(1), end)
     trials = ((end * np.float32(share), None) for share in SHARES[bits])
@@ -282,7 +284,7 @@ def _fit_with_zeros(
     dtype: Any,
     spare: list[np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The scale and the zero point of each group, from the line that fits its values best."""
+    """Fits the scale and the zero point of each group by linear regression."""
     terms = spare[2]
     ends = _range(bits, 0)
     largest, least = x.max(axis), x.min(axis)
@@ -300,7 +302,7 @@ def _fit_with_zeros(
     above, below = _dot(x, q, axis, weight, terms), _dot(q, q, axis, weight, terms)
     fitted = np.where(below > 0, above / np.maximum(below, np.float32(1e-30)), scales)
     fitted = np.where(fitted == 0, scales, fitted)
-    # One number alone: a scale of itself, and 1 stands for it.
+    # A constant group: its number is the scale, and its values are 1.
     fitted = np.where(flat, np.where(middle == 0, np.float32(1), middle), fitted)
     fitted = _store(fitted, dtype)
     zeros = np.where(flat, np.float32(0), mean_q - mean_x / fitted)
@@ -312,22 +314,22 @@ def _sum(a: np.ndarray, weight: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _store(numbers: np.ndarray, dtype: Any) -> np.ndarray:
-    """`numbers` as `dtype` holds them, in float32."""
+    """Rounds `numbers` to `dtype`; returns float32."""
     return numbers.astype(dtype).astype("float32")
 
 
 def dequantize_array(plain: Quantized, dtype: Any) -> np.ndarray:
-    """The matrix `[out, in]` that the plain form stands for, in `dtype`, rounded from float32."""
+    """Returns the matrix `[out, in]` of a plain form in `dtype`, rounded from float32."""
     values, scales, zeros = plain
     out, length = values.shape
     result = np.empty((out, length), dtype)
-    step = max(1, SLAB // length)
+    step = max(1, CHUNK // length)
     for start in range(0, out, step):
-        here = slice(start, start + step)
-        numbers = values[here].astype("float32")
-        groups = numbers.reshape(len(numbers), scales[here].size // len(numbers), -1)
+        slab = slice(start, start + step)
+        numbers = values[slab].astype("float32")
+        groups = numbers.reshape(len(numbers), scales[slab].size // len(numbers), -1)
         if zeros is not None:
-            groups -= widen(zeros[here])[..., None]
-        groups *= widen(scales[here]).reshape(groups.shape[:2])[..., None]
-        result[here] = numbers
+            groups -= to_float32(zeros[slab])[..., None]
+        groups *= to_float32(scales[slab]).reshape(groups.shape[:2])[..., None]
+        result[slab] = numbers
     return result

@@ -1,4 +1,4 @@
-"""How large the numbers are that each matrix is multiplied with, on given ids."""
+"""Calibration: mean squared activations of each matrix on representative token ids."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -12,15 +12,16 @@ from keras_gemma.model.transformer import hidden_states
 
 
 def read_rows(calibration: Any, config: GemmaConfig) -> list[np.ndarray]:
-    """Lists of ids, int32 `[1, T]` each; what is longer than the context is cut there.
+    """Returns int32 `[1, T]` for each list of ids, truncated to the context length.
 
     Raises:
-        ValueError: strings, nothing, a list of one id, or ids outside the vocabulary.
-        TypeError: no lists.
+        ValueError: If `calibration` is empty or contains strings, a list of one id, or ids outside
+            the vocabulary.
+        TypeError: If `calibration` is not iterable.
     """
     if not isinstance(calibration, Iterable):
         raise TypeError(
-            "`calibration` must be a few texts, or lists of ids, or None. "
+            "`calibration` must be an iterable of texts or of lists of token ids, or None. "
             f"Received: calibration={calibration!r:.80}"
         )
     rows = []
@@ -29,40 +30,40 @@ def read_rows(calibration: Any, config: GemmaConfig) -> list[np.ndarray]:
         size = config.vocabulary_size
         if row.ndim != 1 or not row.size or row.dtype.kind not in "iu":
             raise ValueError(
-                "`calibration` of a backbone must be lists of ids; a GemmaCausalLM with a "
-                f"preprocessor takes texts. Received: {ids!r:.80}"
+                "`calibration` of a backbone must contain lists of token ids. Only a GemmaCausalLM "
+                f"with a preprocessor accepts texts. Received: {ids!r:.80}"
             )
         if row.min() < 0 or row.max() >= size:
             raise ValueError(
-                f"`calibration` must hold ids from 0 to {size - 1}. Received: {ids!r:.80}"
+                f"`calibration` must contain ids from 0 to {size - 1}. Received: {ids!r:.80}"
             )
         if len(row) < 2:
             raise ValueError(
-                "`calibration` must hold texts of two tokens or more, or lists of as many ids. "
-                f"Received: one of the ids {row.tolist()} alone"
+                "Each text or list of ids in `calibration` must have at least two tokens. "
+                f"Received: {row.tolist()}"
             )
         rows.append(row[None, : config.context_length].astype("int32"))
     if not rows:
         raise ValueError(
-            "`calibration` must hold a few texts, or lists of ids; leave it out to quantize "
-            "without. Received: none"
+            "`calibration` must not be empty. Omit it to quantize without calibration. "
+            f"Received: calibration={calibration!r:.80}"
         )
     return rows
 
 
 def mean_squares(backbone: Any, batches: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
-    """The mean square of each column's factor, by the name of the matrix.
+    """Returns the mean squared input of each column, by the name of the matrix.
 
-    An error in column `i` of a matrix changes a product by it times `x[i]`: where that is large,
-    quantization should be careful. After Lin et al., 2023, arXiv:2306.00978, who rescale such
-    columns; here their errors count more.
+    An error in column `i` of a matrix is multiplied by `x[i]`, so errors in columns with large
+    inputs matter most. Lin et al., 2023, arXiv:2306.00978, rescale such columns; here their errors
+    get a larger weight.
 
     Args:
-        backbone: a `GemmaBackbone` in floating point.
-        batches: ids, int `[B, T]`, without padding.
+        backbone: A `GemmaBackbone` in floating point.
+        batches: Token ids, int `[B, T]`, without padding.
 
     Returns:
-        For each matrix but the embedding, float32 `[in]`.
+        Float32 `[in]` for each matrix except the embedding.
     """
     sums: dict[str, Any] = {}
     rows = 0

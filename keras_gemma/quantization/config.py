@@ -1,6 +1,6 @@
-"""What 8 and 4 bits are to mean for a model: the mode, its groups, and which matrix has which.
+"""Settings of quantization: mode, group size and bits of each matrix.
 
-Knows the names and shapes of weights; no numbers.
+Knows names and shapes of weights. Knows nothing about their values.
 """
 
 import dataclasses
@@ -10,18 +10,26 @@ from typing import Any
 MODES = ("int8", "int4")
 
 EMBEDDING = "token_embedding"
-"""The weight that is both the lookup of ids and the head, and so may have bits of its own."""
+"""Name of the embedding, which is also the output head and can have its own number of bits."""
 
 
 @dataclasses.dataclass(frozen=True)
 class QuantizationConfig:
-    """How the matrices of a model are quantized. Norms keep the model's dtype.
+    """Settings for the quantization of a model's matrices. Norms keep the model's dtype.
 
-    In `"int8"` a row has one scale. In `"int4"` each `group_size` numbers of a row have one and,
-    with `zeros`, a zero point too.
+    `"int8"` has one scale per row. `"int4"` has one scale per group of `group_size` numbers of a
+    row and, with `zeros`, one zero point per group.
+
+    Args:
+        mode: `"int8"` or `"int4"`.
+        group_size: Numbers of a row that share a scale (int4 only). Defaults to 32.
+        zeros: If True, groups have zero points (int4 only). Reduces the error and adds 6 % memory.
+            Defaults to False.
+        embedding: Mode of the embedding, `"int8"`, or `"int4"` with mode `"int4"`. Logits are
+            most sensitive to this weight. Defaults to `"int8"`.
 
     Raises:
-        ValueError: an unknown mode, or settings that do not fit it.
+        ValueError: If the mode is unknown or the settings do not match it.
 
     Example:
 
@@ -35,11 +43,8 @@ class QuantizationConfig:
 
     mode: str
     group_size: int = 32
-    """Of 4 bits: how many numbers of a row share a scale."""
     zeros: bool = False
-    """Of 4 bits: whether groups have a zero point; a smaller error, and 6 % more memory."""
     embedding: str = "int8"
-    """Bits of the embedding, on which logits depend most: `"int8"`, or with that mode `"int4"`."""
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -56,22 +61,22 @@ class QuantizationConfig:
             )
         if self.mode == "int8" and (self.zeros or self.embedding == "int4"):
             raise ValueError(
-                "`zeros` and `embedding='int4'` belong to mode='int4'. Received: mode='int8', "
+                "`zeros` and `embedding='int4'` require mode='int4'. Received: mode='int8', "
                 f"zeros={self.zeros}, embedding={self.embedding!r}"
             )
 
     def bits(self, kind: str) -> int:
-        """Bits of a weight of `kind`, `"matrix"` or `"embedding"`."""
+        """Returns the bits of a weight of `kind`, `"matrix"` or `"embedding"`."""
         return 4 if (self.embedding if kind == "embedding" else self.mode) == "int4" else 8
 
     def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Raise where the groups do not fill the rows of a matrix.
+        """Checks that groups fill the rows of all int4 matrices.
 
         Args:
-            shapes: of all weights by their names, as `GemmaConfig.weight_shapes()`.
+            shapes: Shapes of all weights by name, as in `GemmaConfig.weight_shapes()`.
 
         Raises:
-            ValueError: rows of a length that `group_size` does not divide; each is named.
+            ValueError: If `group_size` does not divide a row length. Names each such length.
         """
         lengths: dict[int, str] = {}
         for name, shape in shapes.items():
@@ -80,45 +85,45 @@ class QuantizationConfig:
             if len(shape) == 2 and self.bits(kind) == 4 and odd:
                 lengths.setdefault(shape[-1], name)
         if lengths:
-            wrong = ", ".join(f"{length} ({name})" for length, name in lengths.items())
+            invalid = ", ".join(f"{length} ({name})" for length, name in lengths.items())
             raise ValueError(
-                "`group_size` must divide the length of every row, an even number. Received: "
-                f"group_size={self.group_size}, and rows of {wrong}"
+                "`group_size` must divide the length of every row, and lengths must be even. "
+                f"Received: group_size={self.group_size}, and rows of {invalid}"
             )
 
     def describe(self) -> str:
-        """In a few words, for people."""
+        """Returns a short description, such as "int8, one scale per row"."""
         if self.mode == "int8":
-            return "int8, a scale a row"
+            return "int8, one scale per row"
         zeros = " with zero points" * self.zeros
         return f"int4 in groups of {self.group_size}{zeros}, embedding {self.embedding}"
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields, for JSON."""
+        """Returns the fields as JSON-compatible values."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "QuantizationConfig":
-        """The way back.
+        """Inverse of `to_dict`.
 
         Raises:
-            ValueError: fields that it does not have, or no `mode`.
+            ValueError: If a field is unknown or `mode` is missing.
         """
         names = {field.name for field in dataclasses.fields(cls)}
         if "mode" not in values or set(values) - names:
             raise ValueError(
-                f"`quantization` takes `mode` and, where needed, {_or(sorted(names - {'mode'}))}. "
+                f"`quantization` requires `mode` and accepts {_or(sorted(names - {'mode'}))}. "
                 f"Received: {dict(values)!r}"
             )
         return cls(**values)
 
 
 def to_config(value: Any) -> QuantizationConfig | None:
-    """What a `quantization` argument means: None, a mode, a dictionary, or the config itself.
+    """Converts a `quantization` argument: `None`, a mode, a dictionary or a config.
 
     Raises:
-        ValueError: an unknown mode or setting.
-        TypeError: something else.
+        ValueError: If a mode or setting is unknown.
+        TypeError: If the argument has another type.
     """
     if value is None or isinstance(value, QuantizationConfig):
         return value

@@ -1,54 +1,55 @@
-"""What quantization did to a model: bytes before and after, errors, and what it left alone.
+"""Report on a quantized model: bytes before and after, errors, and weights that were not quantized.
 
-Knows a model by `backbone.named_weights()`, and no layer.
+Reads `backbone.named_weights()`. Knows nothing about layers.
 """
 
 import dataclasses
 import io
 from typing import Any
 
-NORM = "a norm: small, and everything is multiplied by it"
+NORM = "norm weights are small and sensitive"
 PLAIN = "the model is not quantized"
 
 
 @dataclasses.dataclass(frozen=True)
 class WeightReport:
-    """One weight."""
+    """Size and quantization error of one weight."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
-    """`"int8"`, `"int4"`, or the floating-point dtype that it has."""
+    """`"int8"`, `"int4"`, or a floating-point dtype."""
     bytes_before: int
-    """In the dtype that the model keeps its other weights in."""
+    """Bytes in the dtype of the model's unquantized weights."""
     bytes_after: int
+    """Bytes including scales and zero points."""
     relative_error: float | None
-    """The norm of the difference over that of the weight; 0 where nothing was changed, None where
-    nobody knows what the weight was."""
+    """Norm of the difference over the norm of the weight. 0 if the weight is not quantized, `None`
+    if the original weight is unknown."""
     kept: str | None
-    """Why it is not quantized; None where it is."""
+    """Reason why the weight is not quantized; `None` if it is quantized."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """All weights of a model; `str(report)` is a table."""
+    """Sizes and quantization errors of all weights of a model. `str(report)` is a table."""
 
     quantization: str
-    """In words."""
+    """Description of the quantization."""
     weights: tuple[WeightReport, ...]
 
     @property
     def bytes_before(self) -> int:
-        """Of all weights, in the dtype that the model keeps its other weights in."""
+        """Bytes of all weights in the dtype of the model's unquantized weights."""
         return sum(weight.bytes_before for weight in self.weights)
 
     @property
     def bytes_after(self) -> int:
-        """Of all weights, with their scales and zero points."""
+        """Bytes of all weights including scales and zero points."""
         return sum(weight.bytes_after for weight in self.weights)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, for JSON."""
+        """Returns weights and totals as JSON-compatible values."""
         totals = {"bytes_before": self.bytes_before, "bytes_after": self.bytes_after}
         return {**dataclasses.asdict(self), **totals}
 
@@ -57,7 +58,7 @@ class Report:
         from rich.table import Table
 
         table = Table(box=None, pad_edge=False)
-        for column in ("weight", "shape", "dtype", "MB before", "MB after", "error", "kept"):
+        for column in ("weight", "shape", "dtype", "MB before", "MB after", "error", "note"):
             number = column.startswith("MB") or column == "error"
             table.add_column(column, justify="right" if number else "left", no_wrap=True)
         for weight in self.weights:
@@ -68,7 +69,7 @@ class Report:
                 weight.dtype,
                 f"{weight.bytes_before / 1e6:.3f}",
                 f"{weight.bytes_after / 1e6:.3f}",
-                "not known" if error is None else f"{error:.2%}",
+                "unknown" if error is None else f"{error:.2%}",
                 weight.kept or "",
             )
         out = io.StringIO()
@@ -80,16 +81,16 @@ class Report:
 
 
 def report(model: Any) -> Report:
-    """What the weights of a model take, and what quantization cost them.
+    """Returns the size and quantization error of each weight of a model.
 
     Args:
-        model: a `GemmaCausalLM` or a `GemmaBackbone`.
+        model: A `GemmaCausalLM` or a `GemmaBackbone`.
 
     Returns:
-        Figures by weight; `print` shows a table.
+        A `Report`. Printing it shows a table.
 
     Raises:
-        TypeError: `model` is something else.
+        TypeError: If `model` has another type.
 
     Example:
 
@@ -97,8 +98,8 @@ def report(model: Any) -> Report:
     import keras_gemma
 
     lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en", quantization="int4")
-    found = keras_gemma.quantization.report(lm)
-    found.bytes_after / found.bytes_before, found.weights[0].relative_error
+    report = keras_gemma.quantization.report(lm)
+    report.bytes_after / report.bytes_before, report.weights[0].relative_error
     ```
     """
     backbone = getattr(model, "backbone", model)
@@ -109,7 +110,7 @@ def report(model: Any) -> Report:
     weights = []
     for name, weight in backbone.named_weights().items():
         quantized = weight.dtype in ("int8", "int4")
-        kept = None if quantized else NORM if weight.kind == "norm" else PLAIN
+        reason = None if quantized else NORM if weight.kind == "norm" else PLAIN
         weights.append(
             WeightReport(
                 name=name,
@@ -118,7 +119,7 @@ def report(model: Any) -> Report:
                 bytes_before=weight.plain_bytes,
                 bytes_after=weight.bytes,
                 relative_error=weight.relative_error if quantized else 0.0,
-                kept=kept,
+                kept=reason,
             )
         )
     config = backbone.quantization

@@ -77,7 +77,7 @@ class Scorer:
         """Returns logits `[B, T, V]`, or losses `[B, T]` if there are targets, computed eagerly."""
         config, weights = self.config, constant_weights(self.backbone)
         hook = taps.get("embeddings", lambda x: x)
-        taps = {**taps, "embeddings": lambda x: hook(backend.leaf(x))}
+        taps = {**taps, "embeddings": lambda x: hook(backend.requires_grad(x))}
         x = hidden_states(weights, *_tensors(inputs), config, self.backbone.compute_dtype, taps)
         if inputs.target_ids is None:
             return logits_of(x, weights, config, taps)

@@ -124,7 +124,7 @@ class Run:
         settings = dataclasses.asdict(self.settings)
         del settings["sample_tokens"]  # changes nothing but what is printed
         backbone = self.lm.backbone
-        adapter = backbone.adapters.known.get(backbone.adapters.active)
+        adapter = backbone.adapters.configs.get(backbone.adapters.active)
         return {
             **settings,
             "backend": keras.config.backend(),

@@ -1,4 +1,4 @@
-"""Random arrays, and tensors of the chosen backend as float32 NumPy arrays."""
+"""Random arrays, and conversion between tensors and float32 NumPy arrays."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from keras import ops
 
 
 def normal(*shape: int, dtype: str = "float32", seed: int = 0) -> np.ndarray:
-    """Normal numbers that `dtype` holds exactly, as float32."""
+    """Returns normal numbers in float32 that `dtype` represents exactly."""
     array = np.random.default_rng(seed).normal(size=shape).astype("float32")
     return array.astype(ml_dtypes.bfloat16).astype("float32") if dtype == "bfloat16" else array
 
@@ -21,9 +21,9 @@ def tensor(array: np.ndarray, dtype: str = "float32") -> Any:
     return ops.convert_to_tensor(array, dtype=dtype)
 
 
-def assert_close(found: Any, expected: np.ndarray, dtype: str) -> None:
-    """As near to `expected` as sums in float32, or one block after the other in bfloat16, are."""
-    found = to_numpy(found)
-    assert found.shape == expected.shape
+def assert_close(actual: Any, expected: np.ndarray, dtype: str) -> None:
+    """Checks equality up to the rounding of float32 sums, or of bfloat16 sums over blocks."""
+    actual = to_numpy(actual)
+    assert actual.shape == expected.shape
     tolerance = {"float32": 1e-5, "bfloat16": 2**-7}[dtype] * np.abs(expected).max()
-    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)

@@ -1,4 +1,4 @@
-"""Attention and the cache against NumPy written out head by head."""
+"""Attention and cache updates, compared with NumPy loops over heads."""
 
 import keras
 import numpy as np
@@ -11,20 +11,20 @@ from tests.backend.arrays import assert_close, normal, tensor, to_numpy
 
 
 def attend_by_hand(query, key, value, mask, scale, soft_cap):
-    """One row, head and position at a time, in float64."""
-    found = np.zeros(query.shape)
+    """Computes one sequence, head and position at a time, in float64."""
+    output = np.zeros(query.shape)
     heads_for_each_key = query.shape[2] // key.shape[2]
     for b, t, n in np.ndindex(query.shape[:3]):
         k = n // heads_for_each_key
-        seen = np.flatnonzero(mask[b, t])
-        if seen.size == 0:
+        visible = np.flatnonzero(mask[b, t])
+        if visible.size == 0:
             continue
-        logits = key[b, seen, k].astype("float64") @ (query[b, t, n] * scale)
+        logits = key[b, visible, k].astype("float64") @ (query[b, t, n] * scale)
         if soft_cap is not None:
             logits = soft_cap * np.tanh(logits / soft_cap)
         weights = np.exp(logits - logits.max())
-        found[b, t, n] = weights / weights.sum() @ value[b, seen, k]
-    return found
+        output[b, t, n] = weights / weights.sum() @ value[b, visible, k]
+    return output
 
 
 @pytest.mark.parametrize("module", [backend, reference], ids=["backend", "reference"])
@@ -37,17 +37,17 @@ def test_attend(queries, kv_heads, soft_cap, dtype, module):
     key = normal(2, 5, kv_heads, 8, dtype=dtype, seed=1)
     value = normal(2, 5, kv_heads, 8, dtype=dtype, seed=2)
     mask = np.random.default_rng(3).random((2, queries, 5)) < 0.6
-    mask[0, 0] = False  # a query that may see nothing
+    mask[0, 0] = False  # a fully masked query
     mask[1, 0] = True
-    found = module.attend(
+    actual = module.attend(
         *(tensor(x, dtype) for x in (query, key, value)),
         ops.convert_to_tensor(mask),
         scale=0.7,
         soft_cap=soft_cap,
     )
-    assert keras.backend.standardize_dtype(found.dtype) == dtype
-    assert_close(found, attend_by_hand(query, key, value, mask, 0.7, soft_cap), dtype)
-    np.testing.assert_array_equal(to_numpy(found)[0, 0], 0)
+    assert keras.backend.standardize_dtype(actual.dtype) == dtype
+    assert_close(actual, attend_by_hand(query, key, value, mask, 0.7, soft_cap), dtype)
+    np.testing.assert_array_equal(to_numpy(actual)[0, 0], 0)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -62,9 +62,9 @@ def test_attend_to_a_cache_in_a_compiled_part(kv_heads, dtype):
         return backend.attend(query, cache["key"], cache["value"], mask, scale=0.3, soft_cap=3.0)
 
     cache = {"key": tensor(key, dtype), "value": tensor(value, dtype)}
-    found = backend.fuse(part)(tensor(query, dtype), cache, ops.convert_to_tensor(mask))
-    assert keras.backend.standardize_dtype(found.dtype) == dtype
-    assert_close(found, attend_by_hand(query, key, value, mask, 0.3, 3.0), dtype)
+    actual = backend.jit_part(part)(tensor(query, dtype), cache, ops.convert_to_tensor(mask))
+    assert keras.backend.standardize_dtype(actual.dtype) == dtype
+    assert_close(actual, attend_by_hand(query, key, value, mask, 0.3, 3.0), dtype)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -79,19 +79,19 @@ def test_write_cache(slots, dtype):
     for row, place in np.ndindex(slots.shape):
         expected[row, slots[row, place]] = new[row, place]
     slots = ops.convert_to_tensor(slots)
-    in_a_part = backend.fuse(lambda new, old, at: backend.write_cache(old["cache"], new, at))
+    in_a_part = backend.jit_part(lambda new, old, at: backend.write_cache(old["cache"], new, at))
     for write in (
         reference.write_cache,
         backend.write_cache,
         lambda cache, new, slots: in_a_part(new, {"cache": cache}, slots),
-    ):  # the backend's may consume the cache
-        found = write(tensor(cache.copy(), dtype), tensor(new, dtype), slots)
-        np.testing.assert_array_equal(to_numpy(found), expected)
+    ):  # the backend may overwrite the cache
+        actual = write(tensor(cache.copy(), dtype), tensor(new, dtype), slots)
+        np.testing.assert_array_equal(to_numpy(actual), expected)
 
 
 @pytest.mark.skipif(keras.config.backend() != "torch", reason="only PyTorch writes in place")
 def test_write_cache_in_place():
     cache = tensor(normal(2, 6, 2, 3))
     slots = ops.convert_to_tensor(np.array([[1], [2]], "int32"))
-    found = backend.write_cache(cache, tensor(normal(2, 1, 2, 3)), slots)
-    assert found.data_ptr() == cache.data_ptr()
+    actual = backend.write_cache(cache, tensor(normal(2, 1, 2, 3)), slots)
+    assert actual.data_ptr() == cache.data_ptr()

@@ -1,4 +1,4 @@
-"""Gradients of products, against products in float64."""
+"""Gradients of products, compared with float64."""
 
 import keras
 import numpy as np
@@ -10,8 +10,8 @@ from keras_gemma import backend
 
 @pytest.mark.parametrize("rows", [5, 80])
 @pytest.mark.parametrize("length", [64, 4608])
-@pytest.mark.skipif(keras.config.backend() != "jax", reason="others take the framework's own")
-def test_of_a_product_in_bfloat16_on_jax(rows, length):
+@pytest.mark.skipif(keras.config.backend() != "jax", reason="others use the framework's gradient")
+def test_gradient_of_a_bfloat16_product_on_jax(rows, length):
     import jax
 
     random = np.random.default_rng(0)
@@ -22,15 +22,15 @@ def test_of_a_product_in_bfloat16_on_jax(rows, length):
     by_x, by_weight = (np.array(g) for g in back(ops.convert_to_tensor(change)))
     x, change, weight = (a.astype("float64") for a in (x, change, weight))
     pairs = (by_x, change @ weight), (backend.unpack(by_weight, weight.shape), change.T @ x)
-    for found, expected in pairs:
+    for actual, expected in pairs:
         np.testing.assert_allclose(
-            found.astype("float64"), expected, rtol=1e-2, atol=1e-2 * np.abs(expected).max()
+            actual.astype("float64"), expected, rtol=1e-2, atol=1e-2 * np.abs(expected).max()
         )
 
 
 @pytest.mark.parametrize("bits", [None, 8])
-def test_back_through_an_embedding(bits, monkeypatch):
-    monkeypatch.setattr(backend, "WIDENED", 100)
+def test_gradient_of_an_embedding_product(bits, monkeypatch):
+    monkeypatch.setattr(backend, "DEQUANTIZED_ROWS", 100)
     random = np.random.default_rng(0)
     weight, y = (random.normal(size=shape).astype("float32") for shape in ((256, 64), (2, 3, 256)))
     if bits is None:
@@ -44,5 +44,5 @@ def test_back_through_an_embedding(bits, monkeypatch):
         packed = backend.Quantized(
             *(None if a is None else ops.convert_to_tensor(a) for a in arrays)
         )
-    found = ops.convert_to_numpy(backend.matmul_back(ops.convert_to_tensor(y), packed))
-    np.testing.assert_allclose(found, y @ weight, rtol=1e-4, atol=1e-4)
+    actual = ops.convert_to_numpy(backend.matmul_transposed(ops.convert_to_tensor(y), packed))
+    np.testing.assert_allclose(actual, y @ weight, rtol=1e-4, atol=1e-4)

@@ -1,4 +1,4 @@
-"""What the machine, and the container around this process, still have."""
+"""Free memory of the machine and of the container of this process."""
 
 import pytest
 
@@ -9,7 +9,7 @@ GB = 1 << 30
 
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
-    """Lays out the files of a machine with 8 GB free; `files` are those of its groups."""
+    """Returns a function that writes the files of a machine with 8 GB free and its groups."""
     monkeypatch.setattr(host, "MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr(host, "GROUP", tmp_path / "cgroup")
     monkeypatch.setattr(host, "GROUPS", tmp_path / "groups")
@@ -30,20 +30,20 @@ def test_no_groups(machine):
     assert host.free_memory() == 8 * GB
 
 
-def test_a_system_that_does_not_say(machine):
+def test_unknown_free_memory(machine):
     machine("", {}, meminfo="")
     assert host.free_memory() is None
 
 
-def test_version_2(machine):
+def test_cgroups_version_2(machine):
     files = {
         "a/b/memory.max": 3 * GB,
         "a/b/memory.current": 2 * GB,
-        "a/b/memory.stat": f"anon 5\ninactive_file {GB // 2}",  # which can be given up
+        "a/b/memory.stat": f"anon 5\ninactive_file {GB // 2}",  # can be reclaimed
     }
     machine("0::/a/b\n", files)
     assert host.free_memory() == 3 * GB // 2
-    machine("0::/a/b\n", {"a/memory.max": 4 * GB, "a/memory.current": 3 * GB})  # its parent
+    machine("0::/a/b\n", {"a/memory.max": 4 * GB, "a/memory.current": 3 * GB})  # the parent's limit
     assert host.free_memory() == GB
     machine("0::/a/b\n", {"a/memory.max": "max", "a/b/memory.max": "max"})
     assert host.free_memory() == 8 * GB
@@ -51,12 +51,12 @@ def test_version_2(machine):
     assert host.free_memory() == 0
 
 
-def test_a_container_that_stands_at_the_root(machine):
+def test_container_group_at_the_root(machine):
     machine("0::/of/the/host\n", {"memory.max": 3 * GB, "memory.current": GB})
     assert host.free_memory() == 2 * GB
 
 
-def test_version_1(machine):
+def test_cgroups_version_1(machine):
     files = {
         "memory/a/memory.limit_in_bytes": 2 * GB,
         "memory/a/memory.usage_in_bytes": GB,

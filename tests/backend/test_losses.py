@@ -1,4 +1,4 @@
-"""Cross entropy of a chunk and its gradient, and `map`, against NumPy in float64."""
+"""Cross entropy with its gradient, and `map`, compared with NumPy in float64."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from tests.backend.arrays import assert_close, normal, tensor, to_numpy
 @pytest.mark.parametrize("soft_cap", [None, 2.0])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_cross_entropy(dtype, soft_cap, monkeypatch):
-    monkeypatch.setattr(backend._module, "IN_CACHE", 1500, raising=False)  # 2 rows, on PyTorch
+    monkeypatch.setattr(backend._module, "LOGITS_PER_CHUNK", 1500, raising=False)  # 2 rows
     products = 2 * normal(3, 5, 700, dtype=dtype)
     ids = np.random.default_rng(1).integers(0, 700, (3, 5)).astype("int32")
     ids[1] = products[1].argmax(-1)

@@ -1,4 +1,4 @@
-"""The layout in blocks, whatever the backend."""
+"""Layout in blocks, on any backend."""
 
 import numpy as np
 import pytest
@@ -16,13 +16,13 @@ def test_blocks(length, blocks):
     assert packing.count_blocks(shape, "matrix") == blocks
     packed = shape if blocks == 1 else (blocks, 3, length // blocks)
     assert packing.packed_shape(shape, "matrix") == packed
-    assert length // blocks <= packing.LONGEST_BLOCK or blocks == 1
+    assert length // blocks <= packing.MAX_BLOCK_LENGTH or blocks == 1
 
 
 @pytest.mark.parametrize("length", [2048, 3072, 3584, 4608, 9216, 14336, 16384, 24576, 36864])
-def test_every_published_length_is_split(length):
+def test_published_lengths_are_split(length):
     blocks = packing.count_blocks((8, length), "matrix")
-    assert length % blocks == 0 and length // blocks <= packing.LONGEST_BLOCK
+    assert length % blocks == 0 and length // blocks <= packing.MAX_BLOCK_LENGTH
 
 
 @pytest.mark.parametrize("kind", ["embedding", "norm"])
@@ -31,7 +31,7 @@ def test_only_matrices_are_split(kind):
 
 
 @pytest.mark.parametrize("shape", [(3, 32), (8, 4608), (5, 9216)], ids=str)
-def test_products_of_the_blocks_add_up(shape):
+def test_sum_of_block_products(shape):
     weight, x = normal(*shape), normal(2, shape[1], seed=1)
     packed = packing.pack(weight, "matrix")
     assert packed.shape == packing.packed_shape(shape, "matrix")

@@ -1,5 +1,4 @@
-"""Gradients through products with weights of 8 and 4 bits: those of the widened weight, from no
-more memory than the packed one's."""
+"""Gradients of products with int8 and int4 weights: values, and memory of saved tensors."""
 
 import keras
 import ml_dtypes
@@ -13,7 +12,7 @@ from tests.backend.arrays import assert_close, normal, tensor
 
 NAME = keras.config.backend()
 
-# Of one slab, of several, and in blocks that cut no group; groups of 32.
+# One slab, several slabs, and blocks of whole groups; groups of 32.
 SHAPES = [(48, 96), (2064, 128), (16, 2560)]
 FORMS = {"int8": (8, False), "int4": (4, False), "int4_zeros": (4, True)}
 
@@ -21,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning
 
 
 def plain_form(shape, bits, zeros):
-    """A random weight, with a scale unlike the next one's."""
+    """Returns a random weight in the plain form with different scales."""
     rng = np.random.default_rng(0)
     if bits == 8:
         values = rng.integers(-127, 128, shape, dtype="int8")
@@ -34,8 +33,8 @@ def plain_form(shape, bits, zeros):
     )
 
 
-def widened(plain):
-    """`[out, in]` in float64, from the definition."""
+def dequantized(plain):
+    """Returns `[out, in]` in float64, from the definition."""
     values, scales, zeros = (None if part is None else part.astype("float64") for part in plain)
     if scales.ndim == 1:
         return values * scales[:, None]
@@ -49,7 +48,7 @@ def stored(plain, bits):
 
 
 def compiled(function):
-    """By the framework's own compiler."""
+    """Compiles a function with the framework's compiler."""
     if NAME == "jax":
         import jax
 
@@ -64,7 +63,7 @@ def compiled(function):
 
 
 def gradient(function, x, compile_all=False):
-    """Of the sum of `function(x)`."""
+    """Returns the gradient of the sum of `function(x)`."""
     if NAME == "jax":
         import jax
 
@@ -89,7 +88,7 @@ def gradient(function, x, compile_all=False):
 @pytest.mark.parametrize("rows", [(1,), (2, 20)], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("form", FORMS)
-def test_is_that_of_the_widened_weight(form, shape, rows, dtype):
+def test_gradient_is_that_of_the_dequantized_weight(form, shape, rows, dtype):
     bits, zeros = FORMS[form]
     plain = plain_form(shape, bits, zeros)
     weight, cotangent = stored(plain, bits), normal(*rows, shape[0], dtype=dtype, seed=2)
@@ -98,13 +97,13 @@ def test_is_that_of_the_widened_weight(form, shape, rows, dtype):
     def function(x):
         return backend.matmul(x, weight) * factor
 
-    found = gradient(function, tensor(normal(*rows, shape[1], dtype=dtype), dtype))
-    assert keras.backend.standardize_dtype(found.dtype) == dtype
-    assert_close(found, cotangent @ widened(plain), dtype)
+    actual = gradient(function, tensor(normal(*rows, shape[1], dtype=dtype), dtype))
+    assert keras.backend.standardize_dtype(actual.dtype) == dtype
+    assert_close(actual, cotangent @ dequantized(plain), dtype)
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_compiled(form):
+def test_compiled_gradient(form):
     bits, zeros = FORMS[form]
     plain = plain_form(SHAPES[0], bits, zeros)
     weight, cotangent = stored(plain, bits), normal(3, SHAPES[0][0], seed=2)
@@ -114,39 +113,39 @@ def test_compiled(form):
         return ops.tanh(backend.matmul(ops.sin(x), weight)) * factor
 
     x = normal(3, SHAPES[0][1])
-    y = np.tanh(np.sin(x) @ widened(plain).T)
-    expected = ((1 - y**2) * cotangent) @ widened(plain) * np.cos(x)
+    y = np.tanh(np.sin(x) @ dequantized(plain).T)
+    expected = ((1 - y**2) * cotangent) @ dequantized(plain) * np.cos(x)
     assert_close(gradient(function, tensor(x), compile_all=True), expected, "float32")
 
 
-@pytest.mark.skipif(NAME != "jax", reason="JAX's way to look at what is kept")
+@pytest.mark.skipif(NAME != "jax", reason="inspects JAX's residuals")
 @pytest.mark.parametrize("form", FORMS)
-def test_what_jax_keeps(form):
+def test_jax_saves_only_the_packed_weight(form):
     import jax
 
     weight = stored(plain_form(SHAPES[1], *FORMS[form]), FORMS[form][0])
     _, back = jax.vjp(lambda x: backend.matmul(x, weight), tensor(normal(40, SHAPES[1][1])))
-    kept = sum(leaf.nbytes for leaf in jax.tree.leaves(back))
-    assert kept <= sum(part.nbytes for part in weight if part is not None)
+    saved_bytes = sum(array.nbytes for array in jax.tree.leaves(back))
+    assert saved_bytes <= sum(part.nbytes for part in weight if part is not None)
 
 
-@pytest.mark.skipif(NAME != "torch", reason="PyTorch's way to look at what is kept")
+@pytest.mark.skipif(NAME != "torch", reason="inspects PyTorch's saved tensors")
 @pytest.mark.parametrize("form", FORMS)
-def test_what_torch_keeps(form):
+def test_torch_saves_only_the_packed_weight(form):
     import torch
 
     weight = stored(plain_form(SHAPES[1], *FORMS[form]), FORMS[form][0])
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         backend.matmul(tensor(normal(40, SHAPES[1][1])).requires_grad_(), weight)
     parts = {part.data_ptr() for part in weight if part is not None}
-    assert {tensor.data_ptr() for tensor in kept} <= parts
+    assert {tensor.data_ptr() for tensor in saved} <= parts
 
 
-@pytest.mark.skipif(NAME != "tensorflow", reason="TensorFlow's way to look at what is kept")
+@pytest.mark.skipif(NAME != "tensorflow", reason="inspects TensorFlow's graph")
 @pytest.mark.parametrize("form", FORMS)
-def test_what_tensorflow_keeps(form):
-    """Its graph widens the weight, and again for the gradient: no more than a product remains."""
+def test_tensorflow_saves_only_the_packed_weight(form):
+    """The graph dequantizes the weight again for the gradient and passes on only the product."""
     import tensorflow as tf
 
     weight = stored(plain_form(SHAPES[1], *FORMS[form]), FORMS[form][0])

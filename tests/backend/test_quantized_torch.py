@@ -1,4 +1,4 @@
-"""Weights of 8 and 4 bits on PyTorch: each form of their product against NumPy in float64."""
+"""Int8 and int4 weights on PyTorch: all code paths, compared with NumPy in float64."""
 
 import keras
 import ml_dtypes
@@ -11,11 +11,11 @@ from keras_gemma.backend import Quantized, quantized
 from tests.backend.arrays import normal, tensor, to_numpy
 
 pytestmark = [
-    pytest.mark.skipif(keras.config.backend() != "torch", reason="PyTorch's own layout"),
+    pytest.mark.skipif(keras.config.backend() != "torch", reason="PyTorch's layout"),
     pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),  # PyTorch's own
 ]
 
-# (out, in, group size): whole lanes, fewer, one; groups of one word, of four and of sixteen.
+# (out, in, group size): full lanes, fewer, one; groups of one word, of four and of sixteen.
 SHAPES = [(48, 96, 32), (24, 64, 16), (3, 40, 8), (32, 256, 128)]
 FORMATS = [(8, False), (4, False), (4, True)]
 format_names = ["8", "4", "4 with zeros"]
@@ -23,17 +23,17 @@ format_names = ["8", "4", "4 with zeros"]
 
 @pytest.fixture
 def compiler(monkeypatch):
-    """PyTorch's compiler, used for parts of any size."""
+    """Compiles parts of any size with PyTorch's compiler."""
     import torch
 
-    monkeypatch.setattr("keras_gemma.backend.torch.WORTH_COMPILING", 0)
+    monkeypatch.setattr("keras_gemma.backend.torch.MIN_COMPILED_BYTES", 0)
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
 
 
 def plain_weight(out, length, group_size, bits, zeros):
-    """A random weight in the plain form."""
+    """Returns a random weight in the plain form."""
     random = np.random.default_rng(out)
     if bits == 8:
         values = random.integers(-127, 128, (out, length)).astype("int8")
@@ -47,7 +47,7 @@ def plain_weight(out, length, group_size, bits, zeros):
 
 
 def dequantized(plain):
-    """`[out, in]` in float64, from the definition."""
+    """Returns `[out, in]` in float64, from the definition."""
     values = plain.values.astype("float64")
     if plain.scales.ndim == 1:
         return values * plain.scales[:, None].astype("float64")
@@ -57,7 +57,7 @@ def dequantized(plain):
 
 
 def stored(plain, bits):
-    """On the device."""
+    """Returns a packed weight on the device."""
     packed = backend.quantized_pack(plain, "matrix", bits)
     return Quantized(
         *(None if array is None else tensor(array, array.dtype.name) for array in packed)
@@ -66,7 +66,7 @@ def stored(plain, bits):
 
 @pytest.mark.parametrize(("bits", "zeros"), FORMATS, ids=format_names)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_packing_is_undone(shape, bits, zeros):
+def test_unpack_inverts_pack(shape, bits, zeros):
     plain = plain_weight(*shape, bits, zeros)
     packed = backend.quantized_pack(plain, "matrix", bits)
     specified = backend.quantized_spec(shape[:2], "matrix", bits, shape[2], zeros)
@@ -81,8 +81,8 @@ def test_packing_is_undone(shape, bits, zeros):
             np.testing.assert_array_equal(after, before)
 
 
-def test_groups_of_odd_sizes_are_refused():
-    with pytest.raises(ValueError, match=r"group_size must be a multiple of 8.*group_size=20"):
+def test_group_size_must_be_a_multiple_of_8():
+    with pytest.raises(ValueError, match=r"`group_size` must be a multiple of 8.*group_size=20"):
         backend.quantized_spec((16, 40), "matrix", 4, 20)
 
 
@@ -109,21 +109,22 @@ def test_matmul_compiled(dtype, compiler):
     }
     weights = {key: stored(weight, key[2][0]) for key, weight in plain.items()}
     x = {key[:2]: normal(key[0], key[1][1], dtype=dtype, seed=1) for key in plain}
-    found = backend.fuse(products)({key: tensor(rows, dtype) for key, rows in x.items()}, weights)
-    for y, (key, weight) in zip(found, plain.items(), strict=True):
+    inputs = {key: tensor(rows, dtype) for key, rows in x.items()}
+    actual = backend.jit_part(products)(inputs, weights)
+    for y, (key, weight) in zip(actual, plain.items(), strict=True):
         check(y, x[key[:2]], weight, dtype)
 
 
 @pytest.mark.parametrize(("bits", "zeros"), FORMATS, ids=format_names)
 @pytest.mark.parametrize("shape", [(2000, 512, 32)], ids=str)
 def test_many_slices(shape, bits, zeros, compiler):
-    """More rows of the weight than are widened at once, and enough that a compiler does it."""
+    """The weight has more rows than one slice, and is large enough for compiled dequantization."""
     plain = plain_weight(*shape, bits, zeros)
     x = normal(20, shape[1], dtype="bfloat16")
     check(backend.matmul(tensor(x, "bfloat16"), stored(plain, bits)), x, plain, "bfloat16")
 
 
-def test_without_a_compiler_it_says_so_once_and_goes_on(monkeypatch):
+def test_without_a_compiler_there_is_one_warning(monkeypatch):
     from torch._dynamo.exc import Unsupported
 
     from keras_gemma.backend.torch import quantized as torch_quantized
@@ -131,13 +132,13 @@ def test_without_a_compiler_it_says_so_once_and_goes_on(monkeypatch):
     def broken():
         raise Unsupported("no compiler")
 
-    monkeypatch.setattr(torch_quantized, "_compiled_widen_4", broken)
-    monkeypatch.setattr(torch_quantized, "_works", True)
+    monkeypatch.setattr(torch_quantized, "_compiled_dequantize_blocks", broken)
+    monkeypatch.setattr(torch_quantized, "_can_compile", True)
     plain, x = plain_weight(2000, 2048, 32, 4, False), normal(20, 2048)
-    with pytest.warns(UserWarning, match=r"weights in 4 bits.*C\+\+ compiler: install one") as said:
-        found = [backend.matmul(tensor(x), stored(plain, 4)) for _ in range(2)]
-    assert len(said) == 1
-    for y in found:
+    with pytest.warns(UserWarning, match=r"int4 weights.*C\+\+ compiler: install one") as records:
+        actual = [backend.matmul(tensor(x), stored(plain, 4)) for _ in range(2)]
+    assert len(records) == 1
+    for y in actual:
         check(y, x, plain, "float32")
 
 
@@ -159,24 +160,24 @@ def test_gradient(bits, zeros):
 def test_embed(shape, bits, zeros, ids):
     plain = plain_weight(*shape, bits, zeros)
     ids = np.array(ids) % shape[0]
-    found = backend.embed(ops.convert_to_tensor(ids), stored(plain, bits), "float32")
-    np.testing.assert_allclose(to_numpy(found), dequantized(plain)[ids], rtol=1e-6)
+    actual = backend.embed(ops.convert_to_tensor(ids), stored(plain, bits), "float32")
+    np.testing.assert_allclose(to_numpy(actual), dequantized(plain)[ids], rtol=1e-6)
 
 
-def check(found, x, plain, dtype):
-    """As near as sums in float32 are, or weights and results rounded to bfloat16."""
-    assert keras.backend.standardize_dtype(found.dtype) == dtype
+def check(actual, x, plain, dtype):
+    """Checks equality up to the rounding of float32 sums, or of weights and results in bfloat16."""
+    assert keras.backend.standardize_dtype(actual.dtype) == dtype
     expected = x.astype("float64") @ dequantized(plain).T
-    found = to_numpy(found)
-    assert found.shape == expected.shape
+    actual = to_numpy(actual)
+    assert actual.shape == expected.shape
     tolerance = {"float32": 1e-5, "bfloat16": 2**-7}[dtype] * np.abs(expected).max()
-    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
 
 
-def test_the_plain_meaning_is_the_same():
-    """What other backends do with the plain layout, and the definition."""
+def test_reference_dequantization():
+    """Compares the layout of other backends with the definition."""
     plain = plain_weight(*SHAPES[0], 4, True)
     packed = quantized.pack(plain, "matrix", 4)
     arrays = Quantized(*(tensor(array, array.dtype.name) for array in packed))
-    found = to_numpy(quantized.dequantize(arrays, "float32"))
-    np.testing.assert_allclose(found, dequantized(plain), rtol=1e-6)
+    actual = to_numpy(quantized.dequantize(arrays, "float32"))
+    np.testing.assert_allclose(actual, dequantized(plain), rtol=1e-6)

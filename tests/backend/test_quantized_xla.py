@@ -1,4 +1,4 @@
-"""Weights in 8 and 4 bits on XLA: its layout and its products against float64 in NumPy."""
+"""Int8 and int4 weights on XLA: layout and products, compared with NumPy in float64."""
 
 import keras
 import ml_dtypes
@@ -10,16 +10,16 @@ from keras_gemma import backend
 from keras_gemma.backend import Quantized, packing, xla_quantized
 from tests.backend.arrays import normal, tensor, to_numpy
 
-pytestmark = pytest.mark.skipif(keras.config.backend() == "torch", reason="forms for XLA alone")
+pytestmark = pytest.mark.skipif(keras.config.backend() == "torch", reason="XLA's layout")
 
-# Of one slab, of several slabs, of four blocks, and of blocks that cut no group.
+# One slab, several slabs, four blocks, and blocks of whole groups.
 SHAPES = [(6, 64), (2050, 128), (5, 9216), (3, 2560)]
 FORMS = {"int8": (8, False), "int4": (4, False), "int4_zeros": (4, True)}
 GROUP_SIZE = 32
 
 
 def random_plain(shape, bits, zeros, group_size=GROUP_SIZE, seed=0) -> Quantized:
-    """In the plain form, with a scale unlike the next one's."""
+    """Returns a random weight in the plain form with different scales."""
     rng = np.random.default_rng(seed)
     if bits == 8:
         values = rng.integers(-127, 128, shape, dtype="int8")
@@ -47,16 +47,16 @@ def stored(plain: Quantized, kind: str, bits: int) -> Quantized:
     return Quantized(*(None if part is None else ops.convert_to_tensor(part) for part in packed))
 
 
-def assert_near(found, expected, dtype):
-    found = to_numpy(found)
-    assert found.shape == expected.shape
+def assert_near(actual, expected, dtype):
+    actual = to_numpy(actual)
+    assert actual.shape == expected.shape
     tolerance = {"float32": 1e-5, "bfloat16": 2**-7}[dtype] * np.abs(expected).max()
-    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
 
 
 def in_a_loop(product):
-    """As a step of decoding multiplies."""
-    step = backend.loop(lambda y: True, lambda inputs, y: product(*inputs))
+    """Returns `product` as a decode step runs it."""
+    step = backend.while_loop(lambda y: True, lambda inputs, y: product(*inputs))
 
     def run(x, weight):
         out = weight.values.shape[-2]
@@ -84,8 +84,8 @@ def test_layout(form, shape, kind, group_size):
         np.testing.assert_array_equal(array, expected)
 
 
-def test_odd_groups():
-    with pytest.raises(ValueError, match=r"`group_size` must be even.*Received: 3"):
+def test_odd_group_size_is_an_error():
+    with pytest.raises(ValueError, match=r"`group_size` must be even.*Received: group_size=3"):
         xla_quantized.spec((2, 9), "matrix", 4, 3)
 
 
@@ -95,9 +95,9 @@ def test_embed(form, dtype):
     bits, zeros = FORMS[form]
     plain = random_plain((10, 64), bits, zeros)
     ids = np.array([[3, 0, 9], [9, 1, 1]], "int32")
-    found = backend.embed(tensor(ids, "int32"), stored(plain, "embedding", bits), dtype)
-    assert keras.backend.standardize_dtype(found.dtype) == dtype
-    assert_near(found, dequantized(plain)[ids], dtype)
+    actual = backend.embed(tensor(ids, "int32"), stored(plain, "embedding", bits), dtype)
+    assert keras.backend.standardize_dtype(actual.dtype) == dtype
+    assert_near(actual, dequantized(plain)[ids], dtype)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -106,39 +106,39 @@ def test_embed(form, dtype):
 def test_matmul(form, rows, shape):
     bits, zeros = FORMS[form]
     plain, x = random_plain(shape, bits, zeros), normal(*rows, shape[1])
-    found = backend.matmul(tensor(x), stored(plain, "matrix", bits))
-    assert_near(found, x @ dequantized(plain).T, "float32")
+    actual = backend.matmul(tensor(x), stored(plain, "matrix", bits))
+    assert_near(actual, x @ dequantized(plain).T, "float32")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("rows", [1, 2, 5, 40, 70])
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("where", ["compile", "fuse", "loop"])
+@pytest.mark.parametrize("where", ["compile", "jit_part", "loop"])
 def test_matmul_compiled(where, form, rows, dtype):
     bits, zeros = FORMS[form]
     shapes = {"wide": SHAPES[2], "high": SHAPES[1]}
-    if where == "loop":  # prompts run outside of it
+    if where == "loop":  # prefill does not run in a loop
         if rows > 5:
-            pytest.skip("a step has a few rows")
+            pytest.skip("a decode step has few rows")
         compile_product = in_a_loop
     else:
         compile_product = getattr(backend, where)
     product = compile_product(lambda x, weight: backend.matmul(x, weight))
     for shape in shapes.values():
         plain, x = random_plain(shape, bits, zeros), normal(rows, shape[1], dtype=dtype, seed=1)
-        found = product(tensor(x, dtype), stored(plain, "matrix", bits))
-        assert keras.backend.standardize_dtype(found.dtype) == dtype
-        assert_near(found, x @ dequantized(plain).T, dtype)
+        actual = product(tensor(x, dtype), stored(plain, "matrix", bits))
+        assert keras.backend.standardize_dtype(actual.dtype) == dtype
+        assert_near(actual, x @ dequantized(plain).T, dtype)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_memory_is_taken_as_it_is(bits):
+def test_packed_arrays_are_aligned(bits):
     packed = backend.quantized_pack(random_plain((3, 9216), bits, False), "matrix", bits)
     assert packed.values.ctypes.data % packing.ALIGNMENT == 0
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_layout_of_an_accelerator(form, monkeypatch):
+def test_layout_on_an_accelerator(form, monkeypatch):
     from importlib import import_module
 
     module = import_module(f"keras_gemma.backend.{keras.config.backend()}")
@@ -152,9 +152,9 @@ def test_layout_of_an_accelerator(form, monkeypatch):
     assert_near(rows, dequantized(plain)[[4, 0]], "float32")
 
 
-@pytest.mark.skipif(keras.config.backend() != "jax", reason="TensorFlow's steps compile nothing.")
+@pytest.mark.skipif(keras.config.backend() != "jax", reason="eager TensorFlow compiles nothing")
 @pytest.mark.parametrize("form", FORMS)
-def test_steps_outside_of_a_program_compile_once(form, caplog):
+def test_eager_products_compile_once(form, caplog):
     import jax
 
     bits, zeros = FORMS[form]

@@ -1,4 +1,4 @@
-"""What PyTorch compiles: the same results, for any length of the cache, from any thread."""
+"""Parts compiled by PyTorch: results, cache lengths, threads and missing compilers."""
 
 import subprocess
 import sys
@@ -19,16 +19,16 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),  # PyTorch's own
 ]
 
-# Short, in two blocks, in four, and of a number of rows that four does not divide.
+# One block, two blocks, four blocks, and a number of rows that is not a multiple of four.
 SHAPES = [(16, 128), (8, 4608), (12, 9216), (6, 128)]
 
 
 @pytest.fixture
 def compiler(monkeypatch):
-    """PyTorch's compiler, used for parts of any size; it counts its work."""
+    """Compiles parts of any size with PyTorch's compiler; returns its counters."""
     import torch
 
-    monkeypatch.setattr("keras_gemma.backend.torch.WORTH_COMPILING", 0)
+    monkeypatch.setattr("keras_gemma.backend.torch.MIN_COMPILED_BYTES", 0)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     yield torch._dynamo.utils.counters["stats"]
@@ -46,12 +46,12 @@ def test_matmul(dtype, compiler):
         for shape in SHAPES
         for count, dims in ((1, 1), (1, 3), (2, 2), (3, 3), (4, 2))
     ]
-    found = backend.fuse(products)(
+    actual = backend.jit_part(products)(
         [(tensor(x, dtype), shape) for x, shape in rows],
         {shape: tensor(backend.pack(w, "matrix"), dtype) for shape, w in weights.items()},
     )
     assert compiler["unique_graphs"] == 1
-    for y, (x, shape) in zip(found, rows, strict=True):
+    for y, (x, shape) in zip(actual, rows, strict=True):
         assert keras.backend.standardize_dtype(y.dtype) == dtype
         assert_close(y, x @ weights[shape].T, dtype)
 
@@ -61,61 +61,61 @@ def test_attend_for_any_length(soft_cap, compiler):
     def part(query, weights, mask, cache):
         return backend.attend(query, *cache, mask, scale=0.7, soft_cap=soft_cap)
 
-    attend = backend.fuse(part)
+    attend = backend.jit_part(part)
     for dtype in ("float32", "bfloat16"):
         for slots in (16, 40, 300):  # beyond 4096 Inductor compiles once more
             query = 4 * normal(2, 1, 4, 8, dtype=dtype)
             cache = [normal(2, slots, 2, 8, dtype=dtype, seed=seed) for seed in (1, 2)]
             mask = np.random.default_rng(3).random((2, 1, slots)) < 0.6
-            mask[1] = False  # a query that may see nothing
+            mask[1] = False  # a fully masked query
             mask = ops.convert_to_tensor(mask)
-            found = attend(tensor(query, dtype), {}, mask, [tensor(x, dtype) for x in cache])
+            actual = attend(tensor(query, dtype), {}, mask, [tensor(x, dtype) for x in cache])
             expected = reference.attend(
                 tensor(query), *map(tensor, cache), mask, scale=0.7, soft_cap=soft_cap
             )
-            assert keras.backend.standardize_dtype(found.dtype) == dtype
-            assert_close(found, to_numpy(expected), dtype)
-    assert compiler["unique_graphs"] == 2  # one a dtype
+            assert keras.backend.standardize_dtype(actual.dtype) == dtype
+            assert_close(actual, to_numpy(expected), dtype)
+    assert compiler["unique_graphs"] == 2  # one per dtype
 
 
-def test_threads_compile_and_run_at_once(compiler):
+def test_concurrent_threads(compiler):
     def part(x, weights):
         return ops.gelu(backend.matmul(x, weights["w"]))
 
-    run = backend.fuse(part)
+    run = backend.jit_part(part)
     w = normal(12, 32)
 
     def work(rows):
         x = normal(rows, 32, seed=rows)
-        found = [to_numpy(run(tensor(x), {"w": tensor(w)})) for _ in range(20)]
-        return x, found
+        actual = [to_numpy(run(tensor(x), {"w": tensor(w)})) for _ in range(20)]
+        return x, actual
 
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(work, [1, 2, 5, 1, 2, 5]))
     assert compiler["unique_graphs"] == 3
-    for x, found in results:
+    for x, actual in results:
         expected = to_numpy(ops.gelu(tensor(x @ w.T)))
-        for y in found:
+        for y in actual:
             np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_an_error_of_the_part_itself_is_raised(compiler):
+def test_errors_of_the_part_are_raised(compiler):
     def part(x, weights):
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):
-        backend.fuse(part)(tensor(normal(1, 8)), {})
+        backend.jit_part(part)(tensor(normal(1, 8)), {})
 
 
 @pytest.mark.parametrize("compiler", ["/bin/false", "/nowhere/g++"])
-def test_without_a_compiler_parts_run_as_they_are(compiler, command_environment, tmp_path):
+def test_without_a_compiler_parts_run_uncompiled(compiler, command_environment, tmp_path):
     program = """
         import warnings
         import torch
         from keras_gemma.backend import torch as backend
 
-        backend.WORTH_COMPILING = 0
-        parts = [backend.fuse(lambda x, weights, i=i: x @ weights["w"] + i) for i in range(2)]
+        backend.MIN_COMPILED_BYTES = 0
+        parts = [backend.jit_part(lambda x, weights, i=i: x @ weights["w"] + i) for i in range(2)]
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             for part in (*parts, *parts):

@@ -114,12 +114,12 @@ def test_the_optimizer_follows(tiny_proto):
     lm = make_lm(proto=tiny_proto, sequence_length=16)
     lm.compile(optimizer=keras.optimizers.Adam(1e-3))
     options = {"batch_size": 2, "verbose": 0}
-    optimizer, chosen = lm.optimizer, lm.adapters.choose
+    optimizer, chosen = lm.optimizer, lm.adapters.activate
     lm.fit(TEXTS[:2], **options)
     lm.enable_lora(2, name="first")
     assert len(optimizer.variables) == 2  # moments of the base are freed at once
     in_fit = keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_, logs: chosen(None))
-    with pytest.raises(ValueError, match="choose another when `fit` has returned"):
+    with pytest.raises(ValueError, match="activate another adapter when `fit` has"):
         lm.fit(TEXTS[:2], callbacks=[in_fit], **options)
     lm.set_adapter(None)
     lm.set_adapter("first")
@@ -143,10 +143,10 @@ def test_nothing_to_train(tiny_proto):
     lm = make_lm(proto=tiny_proto)
     lm.enable_lora()
     lm.set_adapter(None)
-    with pytest.raises(ValueError, match=r"no adapter is on.*'default'"):
+    with pytest.raises(ValueError, match=r"no adapter is active.*'default'"):
         lm.fit(TEXTS[:2])
     lm.set_adapter("default")
-    with pytest.raises(ValueError, match="an export holds plain matrices alone"):
+    with pytest.raises(ValueError, match="an export cannot hold adapters"):
         lm.export("nowhere")
     lm.merge_lora()
     with pytest.raises(ValueError, match=r"'default' is merged, so training it"):

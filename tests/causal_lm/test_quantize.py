@@ -124,7 +124,10 @@ def test_the_backbone_calibrates_with_ids():
     backbone.quantize(FOUR, calibration=PROMPTS)
     for name, weight in lm.backbone.named_weights().items():
         np.testing.assert_array_equal(backbone.named_weights()[name].numpy(), weight.numpy())
-    for calibration, says in ((["a text"], "must be lists of ids"), ([[-1]], "ids from 0 to")):
+    for calibration, says in (
+        (["a text"], "lists of token ids"),
+        ([[-1]], "ids from 0 to"),
+    ):
         with pytest.raises(ValueError, match=says):
             make_lm().backbone.quantize("int8", calibration=calibration)
 

@@ -66,7 +66,7 @@ def dynamo(monkeypatch):
         pytest.skip("a trait of PyTorch's compiler")
     import torch
 
-    monkeypatch.setattr("keras_gemma.backend.torch.WORTH_COMPILING", 0)
+    monkeypatch.setattr("keras_gemma.backend.torch.MIN_COMPILED_BYTES", 0)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     yield torch._dynamo.utils.counters["stats"]

@@ -1,4 +1,4 @@
-"""What `enable_lora` and its kin are told: targets, and bad input."""
+"""Arguments of `enable_lora` and the other LoRA methods: targets and invalid input."""
 
 import pytest
 
@@ -23,14 +23,14 @@ FOUR = QuantizationConfig("int4", 16, embedding="int4")
 )
 def test_targets(targets, expected):
     if expected is None:
-        with pytest.raises(ValueError, match=r"what no block has.*'layers.3.\*_'"):
+        with pytest.raises(ValueError, match=r"matches no matrix.*'layers.3.\*_'"):
             target_names(CONFIG, targets)
         return
-    found = target_names(CONFIG, targets)
-    assert [name for name in found if name != "layers.0.query"] == [
+    names = target_names(CONFIG, targets)
+    assert [name for name in names if name != "layers.0.query"] == [
         name for name in expected if name != "layers.0.query"
     ]
-    assert len(found) == len(set(found)) and found == target_names(CONFIG, found[::-1])
+    assert len(names) == len(set(names)) and names == target_names(CONFIG, names[::-1])
 
 
 def test_all_linear():
@@ -40,25 +40,25 @@ def test_all_linear():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rank": 0}, r"`rank` must be a whole number from 1 on.*rank=0"),
+        ({"rank": 0}, r"`rank` must be a positive integer.*rank=0"),
         ({"rank": 2.0}, r"`rank` .*rank=2.0"),
         ({"rank": True}, r"`rank` .*rank=True"),
-        ({"alpha": 0}, r"`alpha` must be a number above 0.*alpha=0"),
+        ({"alpha": 0}, r"`alpha` must be a positive finite number.*alpha=0"),
         ({"alpha": float("nan")}, r"`alpha` .*alpha=nan"),
         ({"alpha": "16"}, r"`alpha` .*alpha='16'"),
-        ({"dropout": 1.0}, r"`dropout` must be a share from 0 on and below 1.*dropout=1.0"),
+        ({"dropout": 1.0}, r"`dropout` must be at least 0 and less than 1.*dropout=1.0"),
         ({"dropout": -0.1}, r"`dropout` .*dropout=-0.1"),
-        ({"targets": ()}, r"`targets` must name a matrix"),
+        ({"targets": ()}, r"`targets` must name at least one matrix"),
         ({"targets": ["querry"]}, r"Did you mean 'query'.*Received: 'querry'"),
-        ({"targets": "embed_tokens"}, r"also the head's matrix.*'embed_tokens'"),
-        ({"targets": [3]}, r"what no block has.*Received: 3"),
-        ({"targets": ["pre_ffw_norm"]}, r"what no block has"),
+        ({"targets": "embed_tokens"}, r"output head shares its matrix.*'embed_tokens'"),
+        ({"targets": [3]}, r"matches no matrix.*Received: 3"),
+        ({"targets": ["pre_ffw_norm"]}, r"matches no matrix"),
         ({"dtype": "int8"}, r"`dtype` must be one of float32.*dtype='int8'"),
         ({"name": "a/b"}, r"`name` must be one word.*name='a/b'"),
-        ({"name": "taken"}, r"an adapter 'taken' already \(rank 2 on 4 matrices\)"),
+        ({"name": "taken"}, r"already has an adapter 'taken' \(rank 2 on 4 matrices\)"),
     ],
 )
-def test_bad_input(settings, message, taken):
+def test_invalid_arguments(settings, message, taken):
     settings = {"rank": 4, **settings}
     settings["target_layer_names"] = settings.pop("targets", None)
     with pytest.raises(ValueError, match=message):
@@ -74,10 +74,10 @@ def taken():
 
 
 def test_unknown_adapters(taken):
-    for verb in (taken.set_adapter, taken.delete_adapter):
-        with pytest.raises(ValueError, match=r"no adapter 'other'; it has 'taken'"):
-            verb("other")
+    for method in (taken.set_adapter, taken.delete_adapter):
+        with pytest.raises(ValueError, match=r"The model has 'taken'.*Received: 'other'"):
+            method("other")
     with pytest.raises(ValueError, match="No adapter is merged"):
         taken.unmerge_lora()
-    with pytest.raises(ValueError, match=r"No adapter is on: `enable_lora` makes one"):
+    with pytest.raises(ValueError, match=r"No adapter is active. Add one with `enable_lora`"):
         GemmaBackbone(**GEMMA1).merge_lora()

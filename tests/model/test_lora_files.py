@@ -1,4 +1,4 @@
-"""Adapters in files of Keras and in presets."""
+"""Adapters in Keras files and in presets."""
 
 import keras
 import numpy as np
@@ -25,14 +25,14 @@ def test_keras_files(mode, tmp_path):
     backbone.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
     assert again.lora_adapters == ["first", "second"] and again.active_adapter == "first"
-    assert again.adapters.known == backbone.adapters.known
+    assert again.adapters.configs == backbone.adapters.configs
     assert len(again.trainable_variables) == len(backbone.trainable_variables)
     np.testing.assert_array_equal(run(again), run(backbone))
     again.set_adapter(None), backbone.set_adapter(None)
     np.testing.assert_array_equal(run(again), run(backbone))
 
 
-def test_files_of_merged_models(tmp_path):
+def test_keras_file_of_a_merged_model(tmp_path):
     backbone = make_ours(GEMMA1)
     backbone.enable_lora(2)
     fill(backbone)
@@ -58,7 +58,7 @@ def test_weights_files(tmp_path):
     np.testing.assert_array_equal(run(other), run(backbone))
 
 
-def test_presets_hold_what_the_model_computes(tmp_path):
+def test_presets_hold_the_merged_model(tmp_path):
     backbone = make_ours(GEMMA2)
     plain = run(backbone)
     backbone.enable_lora(4, "all-linear")

@@ -1,4 +1,4 @@
-"""A quantized backbone means the plain one that holds the numbers it stands for."""
+"""Quantized backbones, compared with unquantized ones that hold the dequantized weights."""
 
 import warnings
 import weakref
@@ -32,7 +32,7 @@ def run(backbone):
 
 
 def plain_twin(backbone):
-    """A plain backbone that holds the same numbers."""
+    """Returns an unquantized backbone with the dequantized weights of `backbone`."""
     twin = GemmaBackbone(**backbone.config.to_dict(), dtype="float32")
     for name, weight in backbone.named_weights().items():
         twin.named_weights()[name].assign(weight.numpy())
@@ -40,19 +40,19 @@ def plain_twin(backbone):
 
 
 @MODE
-def test_means_its_plain_twin(mode):
+def test_output_is_that_of_dequantized_weights(mode):
     backbone = make_backbone(GEMMA2)
     original = run(backbone)
     backbone.quantize(MODES[mode])
-    found, expected = run(backbone), run(plain_twin(backbone))
-    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
-    off = np.linalg.norm(found - original) / np.linalg.norm(original)
-    assert 1e-4 < off < (0.05 if mode == "int8" else 0.5)
+    actual, expected = run(backbone), run(plain_twin(backbone))
+    np.testing.assert_allclose(actual, expected, atol=1e-4 * np.abs(expected).max())
+    error = np.linalg.norm(actual - original) / np.linalg.norm(original)
+    assert 1e-4 < error < (0.05 if mode == "int8" else 0.5)
 
 
 @MODE
-def test_made_quantized_and_filled(mode):
-    """As loading does it: no plain weight is ever there."""
+def test_quantized_construction_and_assignment(mode):
+    """Loads as storage does: no unquantized weight is ever allocated."""
     expected = make_backbone(GEMMA2)
     numbers = {name: weight.numpy() for name, weight in expected.named_weights().items()}
     expected.quantize(MODES[mode])
@@ -77,10 +77,10 @@ def test_names_shapes_and_bytes():
         assert weights["layers.0.gate"].dtype == mode
         assert weights["token_embedding"].dtype == "int8"
         assert weights["final_norm"].dtype == weights["layers.0.gate"].plain_dtype == "bfloat16"
-        found = report(backbone)
-        assert found.bytes_before == backbone.config.weight_bytes("bfloat16")
-        if keras.config.backend() == "torch":  # others may pad what they store
-            assert found.bytes_after == backbone.config.weight_bytes(mode)
+        sizes_report = report(backbone)
+        assert sizes_report.bytes_before == backbone.config.weight_bytes("bfloat16")
+        if keras.config.backend() == "torch":  # other backends may pad stored weights
+            assert sizes_report.bytes_after == backbone.config.weight_bytes(mode)
 
 
 def test_report():
@@ -89,29 +89,29 @@ def test_report():
     plain = report(backbone)
     assert plain.bytes_before == plain.bytes_after and "not quantized" in str(plain)
     backbone.quantize(MODES["int4"])
-    found = report(backbone)
+    quantized = report(backbone)
     weights = backbone.named_weights()
-    for entry in found.weights:
+    for entry in quantized.weights:
         if entry.name.endswith("norm"):
             assert "norm" in entry.kept and entry.relative_error == 0
             continue
-        off = weights[entry.name].numpy() - numbers[entry.name]
-        expected = np.linalg.norm(off) / np.linalg.norm(numbers[entry.name])
+        difference = weights[entry.name].numpy() - numbers[entry.name]
+        expected = np.linalg.norm(difference) / np.linalg.norm(numbers[entry.name])
         assert entry.relative_error == pytest.approx(expected, rel=1e-2)
         assert entry.kept is None and entry.bytes_after < entry.bytes_before / 2
-    lines = str(found).splitlines()
+    lines = str(quantized).splitlines()
     assert "int4 in groups of 16" in lines[0] and "MB after" in lines[0]
     assert len(lines) == 2 + len(weights)
-    assert found.to_dict()["bytes_after"] == found.bytes_after
+    assert quantized.to_dict()["bytes_after"] == quantized.bytes_after
 
 
-def test_nothing_is_left_of_the_plain_weights():
+def test_unquantized_weights_are_freed():
     backbone = make_backbone(GEMMA1)
     plain = [w.variable for w in backbone.named_weights().values() if w.kind != "norm"]
     alive = [weakref.ref(variable) for variable in plain]
     backbone.quantize("int8")
-    held = {id(variable) for variable in backbone.variables}
-    assert not held & set(map(id, plain))
+    variable_ids = {id(variable) for variable in backbone.variables}
+    assert not variable_ids & set(map(id, plain))
     if keras.config.backend() == "torch":
         assert sum(p.numel() for p in backbone.parameters()) == backbone.count_params()
     assert backbone.trainable_variables == []
@@ -122,7 +122,7 @@ def test_nothing_is_left_of_the_plain_weights():
 @pytest.mark.parametrize(
     ("group_size", "number"), [(16, np.nan), (16, -np.inf), (16, 3e38), (1, 0.0)]
 )
-def test_a_model_is_quantized_whole_or_not_at_all(group_size, number):
+def test_failed_quantization_changes_nothing(group_size, number):
     backbone = make_backbone(GEMMA2)
     weight = backbone.named_weights()["layers.1.down"]
     array = weight.numpy().copy()
@@ -137,33 +137,33 @@ def test_a_model_is_quantized_whole_or_not_at_all(group_size, number):
 
 
 @pytest.mark.parametrize("extra", [{"group_size": 16}, {"zeros": True}, {"embedding": "int4"}])
-def test_settings_beside_a_config(extra):
+def test_settings_together_with_a_config_are_an_error(extra):
     for mode in (QuantizationConfig("int4"), {"mode": "int4"}):
         with pytest.raises(ValueError, match=r"`mode` is a config.* put .*there"):
             make_backbone(GEMMA1).quantize(mode, **extra)
 
 
 @pytest.mark.parametrize(
-    ("calibration", "error", "says"),
+    ("calibration", "error", "message"),
     [
-        ([], ValueError, "`calibration` must hold a few texts.*Received: none"),
-        ([[5]], ValueError, r"two tokens or more.*\[5\] alone"),
+        ([], ValueError, r"`calibration` must not be empty.*Received: calibration=\[\]"),
+        ([[5]], ValueError, r"at least two tokens.*Received: \[5\]"),
         (5, TypeError, "Received: calibration=5"),
     ],
 )
-def test_calibration_that_says_nothing(calibration, error, says):
-    with pytest.raises(error, match=says):
+def test_invalid_calibration(calibration, error, message):
+    with pytest.raises(error, match=message):
         make_backbone(GEMMA1).quantize("int8", calibration=calibration)
 
 
 @pytest.mark.parametrize("model", [None, 5, "gemma_tiny_en"])
-def test_a_report_of_something_else(model):
+def test_report_of_another_type_is_an_error(model):
     with pytest.raises(TypeError, match="`model` must be a GemmaCausalLM or a GemmaBackbone"):
         report(model)
 
 
-def test_weights_of_other_bits(tmp_path):
-    """Read as they are, values with zero points would stand for other numbers where none are."""
+def test_weights_of_other_settings_are_an_error(tmp_path):
+    """Values with zero points would be wrong in a model without zero points, and vice versa."""
     modes = [None, "int8", QuantizationConfig("int4", 16), QuantizationConfig("int4", 16, True)]
     models = [make_backbone(GEMMA2) for _ in modes]
     for i, mode in enumerate(modes):
@@ -176,15 +176,15 @@ def test_weights_of_other_bits(tmp_path):
             warnings.catch_warnings(),
             pytest.raises(ValueError, match=r"Load weights that were saved .* the same way"),
         ):
-            warnings.simplefilter("ignore")  # Keras's, of what it skips
+            warnings.simplefilter("ignore")  # Keras warns about skipped layers
             model.load_weights(tmp_path / f"{other}.weights.h5")
         model.load_weights(tmp_path / f"{i}.weights.h5")
 
 
 @pytest.mark.parametrize("mode", ["float8", "gptq", "int2", None, 8])
 def test_unknown_modes(mode):
-    says = f"`mode` must be 'int8' or 'int4'. Received: mode={mode!r}"
-    with pytest.raises(ValueError, match=says):
+    message = f"`mode` must be 'int8' or 'int4'. Received: mode={mode!r}"
+    with pytest.raises(ValueError, match=message):
         GemmaBackbone(**GEMMA1).quantize(mode)
 
 
@@ -195,7 +195,7 @@ def test_quantizing_twice():
         backbone.quantize("int4", group_size=16)
 
 
-def test_groups_that_do_not_divide():
+def test_group_size_must_divide_rows():
     backbone = make_backbone(GEMMA1)
     with pytest.raises(ValueError, match=r"group_size=32, and rows of 48 \(layers.0.down\)"):
         backbone.quantize("int4")
@@ -215,7 +215,7 @@ def test_keras_files(mode, tmp_path):
     np.testing.assert_array_equal(run(again), run(backbone))
 
 
-def test_layers_say_how_they_are_quantized():
+def test_layer_configs_hold_the_quantization():
     backbone = make_backbone(GEMMA2)
     block = backbone.transformer_layers[1]
     assert "quantization" not in block.get_config()
@@ -226,15 +226,15 @@ def test_layers_say_how_they_are_quantized():
 
 def test_mean_squares():
     backbone = make_backbone(GEMMA2)
-    found = mean_squares(backbone, [IDS[:1], IDS[1:]])
+    means = mean_squares(backbone, [IDS[:1], IDS[1:]])
     shapes = backbone.config.weight_shapes()
     matrices = {n for n, shape in shapes.items() if len(shape) == 2 and n != "token_embedding"}
-    assert found.keys() == matrices
-    assert all(found[name].shape == shapes[name][1:] for name in matrices)
+    assert means.keys() == matrices
+    assert all(means[name].shape == shapes[name][1:] for name in matrices)
     x = backbone.token_embedding(IDS) * np.sqrt(np.float32(32))
     x = ops.convert_to_numpy(backbone.transformer_layers[0].pre_attention_norm(x))
     expected = np.mean(x.astype("float64") ** 2, axis=(0, 1))
-    np.testing.assert_allclose(found["layers.0.query"], expected, rtol=1e-4)
+    np.testing.assert_allclose(means["layers.0.query"], expected, rtol=1e-4)
     hidden = without_cache(backbone, IDS)
     np.testing.assert_allclose(hidden, run(backbone), atol=1e-4)
 

@@ -1,4 +1,4 @@
-"""Scales against brute force, and errors against scales by the maximum alone."""
+"""Quantization of a matrix, compared with brute force and with scaling by the maximum."""
 
 import ml_dtypes
 import numpy as np
@@ -17,21 +17,22 @@ def normal(*shape, seed=0, tails=False):
 
 
 def squared_error(weight, scale, low, high, zero=0.0):
-    """Of one group with the nearest values, in float64."""
+    """Returns the squared error of one group with the nearest values, in float64."""
     values = np.clip(np.rint(weight / scale + zero), low, high)
     return np.sum((weight - scale * (values - zero)) ** 2)
 
 
-def found_error(weight, *args, **kwargs):
+def checked_error(weight, *args, **kwargs):
+    """Returns the reported relative error, after a comparison with the actual one."""
     plain, error = quantize_array(weight, *args, **kwargs)
-    found = dequantize_array(plain, "float32").astype("float64")
-    expected = np.linalg.norm(found - weight) / np.linalg.norm(weight)
+    dequantized = dequantize_array(plain, "float32").astype("float64")
+    expected = np.linalg.norm(dequantized - weight) / np.linalg.norm(weight)
     assert error == pytest.approx(expected, rel=1e-3)
     return error
 
 
 def by_maximum(weight, bits, group_size):
-    """The relative error of the usual way: the largest number is the largest value."""
+    """Returns the relative error of scaling the largest number to the largest value."""
     groups = weight.reshape(-1, weight.shape[1] if bits == 8 else group_size).astype("float64")
     top = 127 if bits == 8 else 7
     scales = np.abs(groups).max(1, keepdims=True) / top
@@ -39,7 +40,7 @@ def by_maximum(weight, bits, group_size):
 
 
 @pytest.mark.parametrize("tails", [False, True])
-def test_four_bits_come_near_brute_force(tails):
+def test_int4_error_is_close_to_brute_force(tails):
     weight = normal(6, 64, tails=tails).astype("float64")
     plain, error = quantize_array(weight.astype("float32"), 4, 32)
     best = 0.0
@@ -51,7 +52,7 @@ def test_four_bits_come_near_brute_force(tails):
     assert plain.values.min() >= -8 and plain.values.max() <= 7
 
 
-def test_four_bits_with_zeros_come_near_brute_force():
+def test_int4_error_with_zero_points_is_close_to_brute_force():
     weight = normal(2, 32).astype("float64") + 0.05
     _, error = quantize_array(weight.astype("float32"), 4, 32, zeros=True)
     best = 0.0
@@ -65,7 +66,7 @@ def test_four_bits_with_zeros_come_near_brute_force():
     assert error <= 1.1 * np.sqrt(best) / np.linalg.norm(weight)
 
 
-def test_eight_bits_come_near_brute_force():
+def test_int8_error_is_close_to_brute_force():
     weight = normal(5, 96, tails=True).astype("float64")
     _, error = quantize_array(weight.astype("float32"), 8)
     best = 0.0
@@ -77,57 +78,57 @@ def test_eight_bits_come_near_brute_force():
 
 @pytest.mark.parametrize("tails", [False, True])
 @pytest.mark.parametrize("bits", [8, 4])
-def test_better_than_by_the_maximum(bits, tails):
+def test_error_is_below_that_of_maximum_scaling(bits, tails):
     weight = normal(64, 256, tails=tails)
-    assert found_error(weight, bits) < by_maximum(weight, bits, 32) * (0.92 if bits == 4 else 1)
+    assert checked_error(weight, bits) < by_maximum(weight, bits, 32) * (0.92 if bits == 4 else 1)
 
 
-def test_zero_points_pay():
+def test_zero_points_reduce_the_error():
     weight = normal(64, 256)
-    assert found_error(weight, 4, zeros=True) < found_error(weight, 4)
-    assert found_error(weight + 0.05, 4, zeros=True) < 0.6 * found_error(weight + 0.05, 4)
+    assert checked_error(weight, 4, zeros=True) < checked_error(weight, 4)
+    assert checked_error(weight + 0.05, 4, zeros=True) < 0.6 * checked_error(weight + 0.05, 4)
 
 
 @BOTH
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("kind", ["bfloat16", "float16", "float64", "transposed", "read-only"])
-def test_any_array_gives_the_same(kind, bits, zeros):
+def test_result_is_independent_of_dtype_and_memory_layout(kind, bits, zeros):
     if bits == 8 and zeros:
         pytest.skip("8 bits have no zero points")
     weight = normal(24, 64).astype(ml_dtypes.bfloat16).astype("float32")
-    given = weight.copy()
+    array = weight.copy()
     if kind == "transposed":
-        given = np.asfortranarray(weight.astype(ml_dtypes.bfloat16))
+        array = np.asfortranarray(weight.astype(ml_dtypes.bfloat16))
     elif kind == "read-only":
-        given.flags.writeable = False
+        array.flags.writeable = False
     else:
-        given = weight.astype(kind)
-    before = given.copy()
-    expected, _ = quantize_array(weight if kind != "float16" else given, bits, 32, zeros)
-    found, _ = quantize_array(given, bits, 32, zeros)
-    for one, other in zip(found, expected, strict=True):
+        array = weight.astype(kind)
+    before = array.copy()
+    expected, _ = quantize_array(weight if kind != "float16" else array, bits, 32, zeros)
+    actual, _ = quantize_array(array, bits, 32, zeros)
+    for one, other in zip(actual, expected, strict=True):
         assert (one is None) == (other is None)
         if one is not None:
             np.testing.assert_array_equal(one, other)
-    np.testing.assert_array_equal(given, before)
+    np.testing.assert_array_equal(array, before)
 
 
 @BOTH
 @pytest.mark.parametrize("bits", [8, 4])
-def test_slabs_and_threads_change_nothing(bits, zeros, monkeypatch):
+def test_result_is_independent_of_slabs_and_threads(bits, zeros, monkeypatch):
     weight = normal(50, 96)
     expected = quantize_array(weight, bits, 32, zeros)
-    monkeypatch.setattr(module, "SLAB", 96 * 7)
+    monkeypatch.setattr(module, "CHUNK", 96 * 7)
     monkeypatch.setattr(module, "TASK", 96 * 11)
-    found = quantize_array(weight, bits, 32, zeros)
-    assert found[1] == pytest.approx(expected[1])
-    for one, other in zip(found[0], expected[0], strict=True):
+    actual = quantize_array(weight, bits, 32, zeros)
+    assert actual[1] == pytest.approx(expected[1])
+    for one, other in zip(actual[0], expected[0], strict=True):
         assert (one is None and other is None) or np.array_equal(one, other)
 
 
 @BOTH
-def test_exact_numbers_stay(zeros):
-    """What the bits can say they say: constant rows, zeros, and a grid."""
+def test_representable_numbers_are_exact(zeros):
+    """Constant rows, zeros and a regular grid have no error."""
     weight = np.zeros((4, 32), "float32")
     weight[1] = 0.375
     weight[2] = -0.375
@@ -137,13 +138,13 @@ def test_exact_numbers_stay(zeros):
     assert error < 1e-6
 
 
-def test_zeros_in_eight_bits():
+def test_int8_of_zeros():
     plain, error = quantize_array(np.zeros((3, 8), "float32"), 8)
     assert error == 0 and not plain.values.any() and np.isfinite(plain.scales).all()
 
 
 @pytest.mark.parametrize("zeros", [False, True])
-def test_important_columns_are_closer(zeros):
+def test_importance_reduces_the_error_of_columns(zeros):
     weight, importance = normal(256, 64), np.ones(64, "float32")
     importance[::8] = 100
     plain, _ = quantize_array(weight, 4, 32, zeros)
@@ -159,14 +160,14 @@ def test_important_columns_are_closer(zeros):
 
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
-def test_numbers_that_are_not_finite(number, bits):
+def test_nan_and_infinity_are_errors(number, bits):
     weight = normal(8, 64)
     weight[3, 5] = number
     with pytest.raises(ValueError, match="NaN, infinity"):
         quantize_array(weight, bits)
 
 
-def test_bad_arguments():
+def test_invalid_arguments():
     with pytest.raises(ValueError, match=r"`bits` must be 8 or 4. Received: bits=2"):
         quantize_array(normal(4, 64), 2)
     with pytest.raises(ValueError, match=r"`group_size` must divide .* 64. Received: .*24"):
@@ -174,12 +175,12 @@ def test_bad_arguments():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_numbers_that_no_scale_covers(dtype):
+def test_too_large_numbers_are_errors(dtype):
     array = np.random.default_rng(0).normal(size=(3, 64)).astype(dtype)
     for bad in (np.nan, np.inf, -np.inf, *([] if dtype == "float16" else [3e38, -1e17])):
-        wrong = array.copy()
-        wrong[1, 2] = bad
-        for bits in (8, 4):  # and without a warning
+        invalid = array.copy()
+        invalid[1, 2] = bad
+        for bits in (8, 4):  # warnings are errors
             if abs(bad) != 1e17:
                 with pytest.raises(ValueError, match="NaN, infinity"):
-                    quantize_array(wrong, bits)
+                    quantize_array(invalid, bits)

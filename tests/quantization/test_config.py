@@ -1,4 +1,4 @@
-"""Settings of quantization, and what they refuse."""
+"""Quantization settings: validation and conversion."""
 
 import json
 
@@ -10,19 +10,19 @@ from tests.configurations import GEMMA2
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         ({"mode": "int2"}, "`mode` must be 'int8' or 'int4'. Received: mode='int2'"),
         ({"mode": "int4", "group_size": 0}, "group_size=0"),
         ({"mode": "int4", "group_size": True}, "group_size=True"),
         ({"mode": "int4", "zeros": 1}, "zeros=1"),
         ({"mode": "int4", "embedding": "bfloat16"}, "embedding='bfloat16'"),
-        ({"mode": "int8", "embedding": "int4"}, "belong to mode='int4'"),
-        ({"mode": "int8", "zeros": True}, "belong to mode='int4'"),
+        ({"mode": "int8", "embedding": "int4"}, "require mode='int4'"),
+        ({"mode": "int8", "zeros": True}, "require mode='int4'"),
     ],
 )
-def test_bad_settings(arguments, says):
-    with pytest.raises(ValueError, match=says):
+def test_invalid_settings(arguments, message):
+    with pytest.raises(ValueError, match=message):
         QuantizationConfig(**arguments)
 
 
@@ -31,7 +31,7 @@ def test_to_and_from_a_dictionary():
     assert to_config(json.loads(json.dumps(config.to_dict()))) == config
     assert to_config("int8") == QuantizationConfig("int8")
     assert to_config(None) is None and to_config(config) is config
-    with pytest.raises(ValueError, match=r"takes `mode` and.*group_size.*bits"):
+    with pytest.raises(ValueError, match=r"requires `mode` and accepts.*group_size.*bits"):
         to_config({"mode": "int4", "bits": 4})
     with pytest.raises(TypeError, match=r"`quantization` must be 'int8' or 'int4'.*Received: 8"):
         to_config(8)

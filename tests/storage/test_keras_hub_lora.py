@@ -44,13 +44,13 @@ def test_what_keras_hub_reads(configuration, tmp_path):
     theirs.load_lora_weights(str(path))
     assert_close(outputs(ours), outputs(theirs))
     again.load_lora_weights(path)
-    assert {rank for rank, _ in again.adapters.known["default"].sizes.values()} == {2}
+    assert {rank for rank, _ in again.adapters.configs["default"].sizes.values()} == {2}
     assert_close(outputs(again), outputs(ours))
 
 
 def test_bad_files(tmp_path):
     backbone = make_backbone(GEMMA1)
-    with pytest.raises(ValueError, match=r"No adapter is on"):
+    with pytest.raises(ValueError, match=r"No adapter is active"):
         backbone.save_lora_weights(tmp_path / "a.lora.h5")
     backbone.enable_lora(2)
     for verb in (backbone.save_lora_weights, backbone.load_lora_weights):

@@ -71,7 +71,7 @@ def test_what_peft_made(name, tmp_path):
     assert_same(logits(lm), expected)
     assert np.abs(base - expected).max() > 100 * TOLERANCE * np.abs(expected).max()
     settings = ADAPTERS[name]
-    assert lm.adapters.known["default"].dropout == settings.get("lora_dropout", 0.0)
+    assert lm.adapters.configs["default"].dropout == settings.get("lora_dropout", 0.0)
     # And out again: what is written here, peft reads as what it wrote itself.
     lm.save_lora(tmp_path / "again")
     model = peft.PeftModel.from_pretrained(make_theirs(GEMMA2), tmp_path / "again").eval()
@@ -101,7 +101,7 @@ def test_what_peft_reads(configuration, tmp_path):
     found = json.loads((tmp_path / "adapter" / CONFIG).read_text())
     assert found["base_model_name_or_path"] == "me/base"
     assert len(load_file(tmp_path / "adapter" / WEIGHTS)) == 2 * len(
-        lm.adapters.known["mine"].sizes
+        lm.adapters.configs["mine"].sizes
     )
 
 
@@ -170,7 +170,7 @@ A = "base_model.model.model.layers.{}.self_attn.{}_proj.lora_A.weight"
         ({"novelty": 3}, r"novelty=3"),
         ({"peft_type": "IA3"}, r"of the kind 'IA3'"),
         ({"init_lora_weights": "pissa_niter_4"}, r"changes the base's own matrices"),
-        ({"lora_alpha": 0}, r"adapter_config.json: `alpha` must be a number above 0"),
+        ({"lora_alpha": 0}, r"adapter_config.json: `alpha` must be a positive finite number"),
         ({"r": "8"}, r"r='8', not int"),
         ({"lora_dropout": 1.5}, r"`dropout` must be"),
         ({"alpha_pattern": {"(": 1}}, r"no regular expression: '\('"),
@@ -194,7 +194,7 @@ def test_adapters_that_are_not_read(config, message, changed, plain):
             r"\n  shape: .*layers.2.*\(2, 31\), expected \(2, 32\)\n  unexpected: x.lora_A",
         ),
         ({A.format(9, "q"): np.ones((2, 32))}, r"unexpected: .*layers.9"),
-        ({A.format(1, "v"): np.full((2, 32), np.nan)}, r"not finite, in layers.1.value A"),
+        ({A.format(1, "v"): np.full((2, 32), np.nan)}, r"NaN or infinity in layers.1.value A"),
     ],
     ids=["several", "more layers", "nan"],
 )
@@ -228,17 +228,17 @@ def test_missing_files(plain, saved, tmp_path):
 
 def test_what_cannot_be_saved(saved, tmp_path):
     lm = make_lm()
-    with pytest.raises(ValueError, match=r"No adapter is on: `enable_lora`"):
+    with pytest.raises(ValueError, match=r"No adapter is active. Add one with `enable_lora`"):
         lm.save_lora(tmp_path)
     lm.load_lora(saved)
-    with pytest.raises(ValueError, match=r"an adapter 'default' already.*another `name`"):
+    with pytest.raises(ValueError, match=r"already has an adapter 'default'.*another `name`"):
         lm.load_lora(saved)
-    with pytest.raises(ValueError, match=r"no adapter 'other'; it has 'default'"):
+    with pytest.raises(ValueError, match=r"The model has 'default'.*Received: 'other'"):
         lm.save_lora(tmp_path, name="other")
     low_rank = lm.adapters.linears("default")["layers.0.query"].low_ranks["default"]
     a, b = low_rank.numpy()
     low_rank.assign(a, b + np.inf)
-    with pytest.raises(ValueError, match=r"'default' holds numbers that are not finite"):
+    with pytest.raises(ValueError, match=r"'default' contains NaN or infinity"):
         lm.save_lora(tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
     assert lm.backbone.config.vocabulary_size == VOCABULARY_SIZE

@@ -1,13 +1,13 @@
-"""The contract on JAX.
+"""Implementation of the contract on JAX.
 
-XLA on CPU knows two fast products of bfloat16, and many slow ones:
+XLA on CPU has two fast bfloat16 products and many slow ones:
 
-- one row times a matrix is one parallel loop over the stored weight, but only in this form: weight
-  `[out, in]`, `in` a few thousand (`packing.py`), no wider accumulator asked for, and outside of a
-  `while` (inside, the same product is four times slower). So decoding on CPU steps from Python; on
-  an accelerator it is one program.
-- more rows go to a library (YNNPACK) that reads bfloat16 and sums in float32, but only where
-  float32 is asked for. Otherwise XLA writes the whole weight out in float32 first.
+- One row times a matrix is one parallel loop over the stored weight, but only in this form: weight
+  `[out, in]`, `in` at most a few thousand (`packing.py`), no wider accumulator, and outside of a
+  `while` loop. Inside a `while` loop, the same product is four times slower. Decoding on CPU
+  therefore steps from Python; on an accelerator it is one program.
+- More rows use a library (YNNPACK) that reads bfloat16 and sums in float32, but only if float32
+  results are requested. Otherwise XLA first writes the whole weight out in float32.
 """
 
 import time
@@ -33,20 +33,20 @@ from keras_gemma.backend import (
 from keras_gemma.backend.quantized import Quantized
 
 LEAST_MEMORY = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
-"""For float32 sums XLA on CPU widens what its library does not take. Left to its default order it
-widens that of all layers beforehand."""
+"""Compiler options for programs. For float32 sums, XLA on CPU converts the operands that its
+library does not accept. Its default scheduler converts those of all layers in advance."""
 
 WIDE_VECTORS = {"xla_cpu_prefer_vector_width": 512}
-"""For steps, where the processor has such vectors: at a bandwidth of 85 GB/s one row reads 58 in 8
-bits instead of 39, and 68 in bfloat16 instead of 59. Others ignore it."""
+"""Compiler options for decode steps. At a bandwidth of 85 GB/s, one row reads 58 GB/s in 8 bits
+instead of 39, and 68 in bfloat16 instead of 59. Processors without such vectors ignore them."""
 
-FEW_ROWS = 64
-"""Up to so many rows, the library is faster with the weight as its first operand: 36 GB/s against
-26 at 4 rows, 13 against 6 at 64. From 128 on, both reach 800 to 1000 GFLOP/s."""
+MAX_ROWS_WEIGHT_FIRST = 64
+"""Maximum rows for which the library is faster with the weight as its first operand: 36 GB/s
+instead of 26 at 4 rows, 13 instead of 6 at 64. From 128 rows, both reach 800 to 1000 GFLOP/s."""
 
 
 def _keep_programs() -> None:
-    """Compile what has been compiled on this machine before from files, unless told otherwise."""
+    """Enables a persistent cache of compiled programs, unless the user configured one."""
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(host.program_cache("jax")))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -72,17 +72,17 @@ unpack = packing.unpack
 to_numpy = ops.convert_to_numpy
 
 
-def adopt(packed: np.ndarray) -> jax.Array:
+def from_numpy(packed: np.ndarray) -> jax.Array:
     return jax.device_put(packed)  # unlike `asarray`, without a copy
 
 
 def _few(rows: Any) -> bool:
-    """Whether there are few rows; how many, nobody knows while a program for any is exported."""
-    return isinstance(rows, int) and rows <= FEW_ROWS
+    """Returns True if there are few rows; False if their number is symbolic, as in an export."""
+    return isinstance(rows, int) and rows <= MAX_ROWS_WEIGHT_FIRST
 
 
 def _one_row(x: jax.Array, packed: jax.Array) -> jax.Array:
-    """`x [1, in]` -> `[1, out]`."""
+    """Multiplies `x [1, in]` -> `[1, out]`."""
     if packed.ndim == 2:
         return x @ packed.T
     blocks, _, length = packed.shape
@@ -95,7 +95,7 @@ def _product(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _rows(x: jax.Array, packed: jax.Array) -> jax.Array:
-    """`x [rows, in]`, at least two, -> `[rows, out]`, by the library's products."""
+    """Multiplies at least two rows, `x [rows, in]` -> `[rows, out]`, with the library."""
     few = _few(x.shape[0])
     if packed.ndim == 3:
         blocks, _, length = packed.shape
@@ -108,16 +108,16 @@ def _rows(x: jax.Array, packed: jax.Array) -> jax.Array:
         y = _product("oi,ri->or", packed, x)
     else:
         y = _product("ri,oi->ro", x, packed)
-    # Rounded before it is transposed: XLA would turn a bare transposition into the other order.
+    # Rounded before it is transposed: XLA would remove a transposition by swapping the operands.
     y = y.astype(x.dtype)
     return y.T if few else y
 
 
 @jax.custom_vjp
 def _rows_with_gradient(x: jax.Array, packed: jax.Array) -> jax.Array:
-    """`_rows`, whose gradient is made of the library's products as well.
+    """Same as `_rows`, with a gradient that also uses the library.
 
-    By itself JAX would multiply float32 by the weight, and write that out in float32 to do so.
+    JAX's own gradient would multiply in float32, and write the weight out in float32 for this.
     """
     return _rows(x, packed)
 
@@ -126,8 +126,8 @@ def _rows_forward(x: jax.Array, packed: jax.Array) -> tuple[jax.Array, tuple[Any
     return _rows(x, packed), (x, packed)
 
 
-def _rows_backward(kept: tuple[Any, Any], change: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, packed = kept
+def _rows_backward(residuals: tuple[Any, Any], change: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, packed = residuals
     blocks = packed if packed.ndim == 3 else packed[None]
     parts = jnp.split(x, len(blocks), axis=1)
     by_x = [_product("ro,oi->ri", change, block) for block in blocks]
@@ -156,33 +156,33 @@ def matmul(x: jax.Array, packed: jax.Array) -> jax.Array:
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
-def matmul_back(y: jax.Array, packed: jax.Array) -> jax.Array:
+def matmul_transposed(y: jax.Array, packed: jax.Array) -> jax.Array:
     return _product("...o,oi->...i", y, packed).astype(y.dtype)
 
 
 def quantized_layout() -> ModuleType:
-    # On an accelerator XLA fuses widening and product.
+    # On an accelerator XLA fuses dequantization and product.
     return xla_quantized if _on_cpu() else quantized
 
 
 _compiled_once = partial(jax.jit, inline=True)
-"""For what has a loop, which JAX would compile at every call where it runs step by step. A part of
-a larger program it leaves as it is."""
+"""Decorator for functions with a loop, which JAX otherwise compiles at every eager call. Inlined in
+a larger program."""
 
 
 def _ones(lanes: int) -> jax.Array:
-    # Behind a barrier: of a product with plain ones XLA would make a sum, which it runs elsewhere.
+    # The barrier hides the ones: XLA would turn the product into a sum, which is not this loop.
     return jax.lax.optimization_barrier(jnp.ones((1, lanes), jnp.float32))
 
 
 def _one_row_in_8_bits(x: jax.Array, packed: Quantized) -> jax.Array:
-    """`x [1, in]` -> `[1, out]`: in vectors of 512 bits, 58 GB/s against 47 by way of lanes."""
+    """Multiplies `x [1, in]` -> `[1, out]`: 58 GB/s with 512-bit vectors, 47 with `one_row`."""
     values = packed.values if packed.values.ndim == 3 else packed.values[None]
     parts = x.astype(jnp.float32).reshape(values.shape[0], 1, -1)
     products = [
         part @ block.astype(jnp.float32).T for part, block in zip(parts, values, strict=True)
     ]
-    # Behind a barrier: fused with their sum, the products are no parallel loops.
+    # The barrier prevents fusion with the sum, which would make the loops sequential.
     y = sum(jax.lax.optimization_barrier(products))
     return (y * packed.scales).astype(x.dtype)
 
@@ -194,9 +194,9 @@ def quantized_matmul(x: jax.Array, packed: Quantized) -> jax.Array:
         return quantized.matmul(x, packed)
     rows = x.reshape(-1, x.shape[-1])
     in_8_bits = packed.values.dtype == jnp.int8
-    if rows.shape[0] == 1 and in_8_bits and packed.values.shape[-1] <= packing.LONGEST_BLOCK:
+    if rows.shape[0] == 1 and in_8_bits and packed.values.shape[-1] <= packing.MAX_BLOCK_LENGTH:
         y = _one_row_in_8_bits(rows, packed)
-    elif xla_quantized.in_passes(rows.shape[0], packed):
+    elif xla_quantized.prefers_row_passes(rows.shape[0], packed):
         y = xla_quantized.few_rows(rows, packed, _ones)
     else:
         few = _few(rows.shape[0])
@@ -218,10 +218,10 @@ def _keep_packed(x: jax.Array, packed: Quantized) -> tuple[jax.Array, Quantized]
 
 
 @_compiled_once
-def _quantized_back(packed: Quantized, dy: jax.Array) -> tuple[jax.Array, None]:
-    """For the gradient nothing is kept but the packed weight, which gets none."""
+def _quantized_gradient(packed: Quantized, dy: jax.Array) -> tuple[jax.Array, None]:
+    """Returns the gradient, which needs only the packed weight. The weight has no gradient."""
     if not _on_cpu():
-        return quantized.matmul_back(dy, packed), None
+        return quantized.matmul_transposed(dy, packed), None
 
     def product(dy: jax.Array, weight: jax.Array) -> jax.Array:
         return _product("rs,bsl->brl", dy, weight)
@@ -235,11 +235,11 @@ def _quantized_back(packed: Quantized, dy: jax.Array) -> tuple[jax.Array, None]:
         return jax.lax.scan(add, zeros, arrays)[0]
 
     rows = dy.reshape(-1, dy.shape[-1])
-    dx = xla_quantized.turned(rows, packed, product, add_up)
+    dx = xla_quantized.matmul_transposed(rows, packed, product, add_up)
     return dx.reshape(*dy.shape[:-1], dx.shape[-1]), None
 
 
-quantized_matmul.defvjp(_keep_packed, _quantized_back)
+quantized_matmul.defvjp(_keep_packed, _quantized_gradient)
 
 
 def embed(ids: jax.Array, packed: jax.Array) -> jax.Array:
@@ -258,10 +258,10 @@ def attend(
     def product(a: jax.Array, b: jax.Array, transpose: bool) -> jax.Array:
         return _product("bmi,bri->bmr" if transpose else "bmi,bir->bmr", a, b)
 
-    inputs, how = (query, key, value, mask), {"scale": scale, "soft_cap": soft_cap}
+    inputs, options = (query, key, value, mask), {"scale": scale, "soft_cap": soft_cap}
     if query.shape[1] == 1 and value.dtype == jnp.bfloat16 and _on_cpu():
-        return one_query.attend(*inputs, **how, product=product)
-    return reference.attend(*inputs, **how)
+        return one_query.attend(*inputs, **options, product=product)
+    return reference.attend(*inputs, **options)
 
 
 cross_entropy = reference.cross_entropy
@@ -271,13 +271,12 @@ map = reference.map
 def write_cache(cache: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
     if not _on_cpu():
         return cache.at[jnp.arange(cache.shape[0])[:, None], slots].set(new)
-    # XLA on CPU would widen a whole bfloat16 cache to float32 to update it; integers it leaves
-    # alone.
+    # As integers, because XLA on CPU converts a whole bfloat16 cache to float32 to update it.
     bits = jnp.dtype(f"uint{8 * cache.dtype.itemsize}")
     old, fresh = (jax.lax.bitcast_convert_type(part, bits) for part in (cache, new))
-    if slots.shape[1] == 1:  # a loop that writes where `here` is true and nowhere else
-        here = jnp.arange(cache.shape[1])[None] == slots
-        written = jnp.where(here[:, :, None, None], fresh, old)
+    if slots.shape[1] == 1:  # XLA makes this a loop that writes only the slots
+        is_slot = jnp.arange(cache.shape[1])[None] == slots
+        written = jnp.where(is_slot[:, :, None, None], fresh, old)
     else:
         written = old.at[jnp.arange(cache.shape[0])[:, None], slots].set(fresh)
     return jax.lax.bitcast_convert_type(written, cache.dtype)
@@ -288,21 +287,21 @@ def compile(program: Callable[..., Any], donate: int | None = None) -> Callable[
     return jax.jit(program, compiler_options=options, donate_argnums=donate)
 
 
-def fuse(function: Callable[..., Any]) -> Callable[..., Any]:
+def jit_part(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def loop(
-    proceed: Callable[[Any], Any], step: Callable[[Any, Any], Any]
+def while_loop(
+    cond: Callable[[Any], Any], step: Callable[[Any, Any], Any]
 ) -> Callable[[Any, Any, int], Any]:
     if _on_cpu():
         compiled = jax.jit(step, donate_argnums=1, compiler_options=WIDE_VECTORS)
-        return lambda weights, state, limit: stepping.run(proceed, compiled, weights, state, limit)
+        return lambda weights, state, limit: stepping.run(cond, compiled, weights, state, limit)
 
     def program(weights: Any, state: Any, limit: Any) -> Any:
         def more(carry: Any) -> Any:
             count, state = carry
-            return (count < limit) & proceed(state)
+            return (count < limit) & cond(state)
 
         def turn(carry: Any) -> Any:
             count, state = carry
@@ -313,7 +312,7 @@ def loop(
     return jax.jit(program, donate_argnums=1)
 
 
-def leaf(x: jax.Array) -> jax.Array:
+def requires_grad(x: jax.Array) -> jax.Array:
     return jax.lax.stop_gradient(x)
 
 

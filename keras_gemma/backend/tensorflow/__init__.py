@@ -1,9 +1,9 @@
-"""The contract on TensorFlow.
+"""Implementation of the contract on TensorFlow.
 
-A prompt runs as a plain graph, where oneDNN multiplies many rows; a decoding step is compiled by
-XLA. There one row is fastest on the layout of `packing.py`, and more rows in a product of
-bfloat16 whose sums are asked for in float32 (see `backend/jax`), which TensorFlow has nowhere else.
-AutoGraph is off: a third of the time of tracing, to look for control flow that is not there.
+Prefill runs as a plain graph, where oneDNN multiplies many rows. XLA compiles a decode step. In
+XLA one row is fastest in the layout of `packing.py`. More rows are fastest as a bfloat16 product
+with float32 sums (see `jax/`), which only XLA offers in TensorFlow. AutoGraph is off, because its
+search for control flow would take a third of the tracing time.
 """
 
 import time
@@ -29,7 +29,7 @@ from keras_gemma.backend import (
 from keras_gemma.backend.quantized import Quantized
 
 _in_xla = ContextVar("in_xla", default=False)
-"""Whether what is being traced will be compiled by XLA."""
+"""True while tracing a function that XLA compiles."""
 
 
 @lru_cache
@@ -49,15 +49,15 @@ unpack = packing.unpack
 to_numpy = ops.convert_to_numpy
 
 
-def adopt(packed: np.ndarray) -> tf.Tensor:
+def from_numpy(packed: np.ndarray) -> tf.Tensor:
     if packed.ctypes.data % packing.ALIGNMENT or not packed.flags.writeable or not _on_cpu():
         return tf.convert_to_tensor(packed)
-    bits = packed.view(f"uint{8 * packed.itemsize}")  # DLPack knows no bfloat16 of NumPy's
+    bits = packed.view(f"uint{8 * packed.itemsize}")  # DLPack does not support NumPy's bfloat16
     return tf.bitcast(tf.experimental.dlpack.from_dlpack(bits.__dlpack__()), packed.dtype.name)
 
 
 def _one_row(x: tf.Tensor, packed: tf.Tensor) -> tf.Tensor:
-    """`x [1, in]` -> `[1, out]`."""
+    """Multiplies `x [1, in]` -> `[1, out]`."""
     if packed.shape.rank == 2:
         return tf.matmul(x, packed, transpose_b=True)
     parts = tf.split(x, packed.shape[0], axis=1)
@@ -65,19 +65,22 @@ def _one_row(x: tf.Tensor, packed: tf.Tensor) -> tf.Tensor:
 
 
 def _product(a: tf.Tensor, b: tf.Tensor, transpose: bool) -> tf.Tensor:
-    """`[..., M, I] x [..., I, R]` or `[..., R, I]` -> float32 `[..., M, R]`; in XLA alone."""
+    """Multiplies `[..., M, I] x [..., I, R]` -> float32 `[..., M, R]`. Works only in XLA.
+
+    `transpose` means that `b` is `[..., R, I]`.
+    """
     return tf.raw_ops.BatchMatMulV3(x=a, y=b, adj_y=transpose, Tout=tf.float32)
 
 
 def _rows_in_xla(x: tf.Tensor, packed: tf.Tensor) -> tf.Tensor:
-    """`x [rows, in]`, at least two, -> `[rows, out]`."""
-    # The weight first, and rounded before it is transposed: XLA would else exchange the two, and
-    # read 23 GB/s instead of 36 at 4 rows.
+    """Multiplies at least two rows, `x [rows, in]` -> `[rows, out]`."""
+    # The weight is the first operand, and the result is rounded before it is transposed. Otherwise
+    # XLA swaps the operands and reads 23 GB/s instead of 36 at 4 rows.
     if packed.shape.rank == 2:
         y = _product(packed, x, True)
     else:
         parts = tf.stack(tf.split(x, packed.shape[0], axis=1))
-        # Not `reduce_sum`: fused with a product of this size it aborts the process.
+        # `reduce_sum`, fused with a product of this size, aborts the process.
         y = tf.add_n(tf.unstack(_product(packed, parts, True)))
     return tf.transpose(tf.cast(y, x.dtype))
 
@@ -103,13 +106,13 @@ def matmul(x: tf.Tensor, packed: tf.Tensor) -> tf.Tensor:
     return y
 
 
-def matmul_back(y: tf.Tensor, packed: tf.Tensor) -> tf.Tensor:
+def matmul_transposed(y: tf.Tensor, packed: tf.Tensor) -> tf.Tensor:
     rows = tf.matmul(tf.reshape(y, (-1, y.shape[-1])), packed)
     return tf.reshape(rows, tf.concat([tf.shape(y)[:-1], tf.shape(rows)[-1:]], axis=0))
 
 
 def quantized_layout() -> ModuleType:
-    # On an accelerator XLA fuses widening and product.
+    # On an accelerator XLA fuses dequantization and product.
     return xla_quantized if _on_cpu() else quantized
 
 
@@ -126,8 +129,8 @@ def _few_rows_quantized(x: tf.Tensor, packed: Quantized) -> tf.Tensor:
     return xla_quantized.few_rows(x, packed, _ones)
 
 
-def _widened(x: tf.Tensor, packed: Quantized) -> list[tf.Tensor]:
-    return xla_quantized.widen(packed, x.dtype.name)
+def _dequantized(x: tf.Tensor, packed: Quantized) -> list[tf.Tensor]:
+    return xla_quantized.dequantize(packed, x.dtype.name)
 
 
 def _rows_quantized_in_xla(x: tf.Tensor, packed: Quantized) -> tf.Tensor:
@@ -143,9 +146,12 @@ def _rows_quantized_in_xla(x: tf.Tensor, packed: Quantized) -> tf.Tensor:
 
 
 def _rows_quantized(x: tf.Tensor, packed: Quantized) -> tf.Tensor:
-    """`x [rows, in]` -> `[rows, out]` in a plain graph: widened by XLA, multiplied by oneDNN."""
-    with tf.control_dependencies([x]):  # or all weights would be widened at the start
-        weights = _compiled(_widened)(x, packed)
+    """Multiplies `x [rows, in]` -> `[rows, out]` in a plain graph.
+
+    XLA dequantizes the weight, and oneDNN multiplies.
+    """
+    with tf.control_dependencies([x]):  # otherwise all weights are dequantized at the start
+        weights = _compiled(_dequantized)(x, packed)
     y = 0.0
     for part, weight in zip(xla_quantized.split(x, packed), weights, strict=True):
         weight = weight if weight.shape.rank == 3 else weight[None]
@@ -156,15 +162,15 @@ def _rows_quantized(x: tf.Tensor, packed: Quantized) -> tf.Tensor:
     return tf.cast(y, x.dtype)
 
 
-def _quantized_back(dy: tf.Tensor, packed: Quantized) -> tf.Tensor:
-    """The gradient of `_quantized_product` with respect to `x`, in a plain graph too."""
+def _quantized_gradient(dy: tf.Tensor, packed: Quantized) -> tf.Tensor:
+    """Returns the gradient of `_quantized_product` with respect to `x`, in a plain graph."""
     if not _on_cpu():
-        return quantized.matmul_back(dy, packed)
+        return quantized.matmul_transposed(dy, packed)
     rows = tf.reshape(dy, (-1, dy.shape[-1]))
     if packed.values.dtype == tf.int8:
         rows = tf.cast(tf.cast(rows, tf.float32) * packed.scales, dy.dtype)
     with tf.control_dependencies([dy]):  # as in `_rows_quantized`
-        weights = _compiled(_widened)(rows, packed)
+        weights = _compiled(_dequantized)(rows, packed)
     weights = [weight if weight.shape.rank == 3 else weight[None] for weight in weights]
     parts = [tf.matmul(rows, weight) for weight in weights]
     dx = xla_quantized.join(parts, packed)
@@ -178,8 +184,8 @@ def quantized_matmul(x: tf.Tensor, packed: Quantized) -> tf.Tensor:
 
     @tf.custom_gradient
     def product(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-        # For the gradient nothing is kept but the packed weight, which gets none.
-        return _quantized_product(x, packed), lambda dy: _quantized_back(dy, packed)
+        # The gradient needs only the packed weight, which has no gradient itself.
+        return _quantized_product(x, packed), lambda dy: _quantized_gradient(dy, packed)
 
     return product(x)
 
@@ -188,7 +194,7 @@ def _quantized_product(x: tf.Tensor, packed: Quantized) -> tf.Tensor:
     if not _on_cpu():
         return quantized.matmul(x, packed)
     rows = tf.reshape(x, (-1, x.shape[-1]))
-    if xla_quantized.in_passes(rows.shape[0], packed):
+    if xla_quantized.prefers_row_passes(rows.shape[0], packed):
         y = (_few_rows_quantized if _in_xla.get() else _compiled(_few_rows_quantized))(rows, packed)
     elif _in_xla.get():
         y = _rows_quantized_in_xla(rows, packed)
@@ -200,7 +206,7 @@ def _quantized_product(x: tf.Tensor, packed: Quantized) -> tf.Tensor:
 
 
 def embed(ids: tf.Tensor, packed: tf.Tensor) -> tf.Tensor:
-    # As a tensor: a lookup in a variable makes TensorFlow copy the whole of it first.
+    # A tensor, because TensorFlow copies the whole of a variable before a lookup.
     return tf.gather(tf.convert_to_tensor(packed), ids)
 
 
@@ -213,21 +219,21 @@ def attend(
     scale: float,
     soft_cap: float | None,
 ) -> tf.Tensor:
-    inputs, how = (query, key, value, mask), {"scale": scale, "soft_cap": soft_cap}
+    inputs, options = (query, key, value, mask), {"scale": scale, "soft_cap": soft_cap}
     if query.shape[1] == 1 and value.dtype == tf.bfloat16 and _in_xla.get() and _on_cpu():
-        return one_query.attend(*inputs, **how, product=_product)
-    return reference.attend(*inputs, **how)
+        return one_query.attend(*inputs, **options, product=_product)
+    return reference.attend(*inputs, **options)
 
 
 def cross_entropy(
     products: tf.Tensor, target_ids: tf.Tensor, soft_cap: float | None
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    # XLA makes it a few loops; a plain graph, ten arrays of this size.
+    # XLA fuses this into a few loops; a plain graph allocates ten arrays of this size.
     return _compiled(reference.cross_entropy)(products, target_ids, soft_cap)
 
 
 def map(function: Callable[..., Any], arrays: Any) -> Any:
-    # One at a time: a plain graph works at ten of them, and has the memory of ten.
+    # One at a time: by default, a plain graph processes ten and needs the memory of ten.
     like = function(tf.nest.map_structure(lambda array: array[0], arrays))  # never computed
     signature = tf.nest.map_structure(tf.TensorSpec.from_tensor, like)
     return tf.map_fn(function, arrays, fn_output_signature=signature, parallel_iterations=1)
@@ -237,10 +243,10 @@ def write_cache(cache: tf.Tensor, new: tf.Tensor, slots: tf.Tensor) -> tf.Tensor
     if slots.shape[1] != 1 or not (_in_xla.get() and _on_cpu()):
         rows = tf.broadcast_to(tf.range(tf.shape(slots)[0])[:, None], tf.shape(slots))
         return tf.tensor_scatter_nd_update(cache, tf.stack([rows, slots], axis=-1), new)
-    # As integers, for XLA on CPU would widen a bfloat16 cache to float32 to update it.
+    # As integers, because XLA on CPU converts a bfloat16 cache to float32 to update it.
     bits = tf.as_dtype(f"uint{8 * cache.dtype.size}")
-    here = tf.range(tf.shape(cache)[1])[None] == slots
-    written = tf.where(here[:, :, None, None], tf.bitcast(new, bits), tf.bitcast(cache, bits))
+    is_slot = tf.range(tf.shape(cache)[1])[None] == slots
+    written = tf.where(is_slot[:, :, None, None], tf.bitcast(new, bits), tf.bitcast(cache, bits))
     return tf.bitcast(written, cache.dtype)
 
 
@@ -260,24 +266,24 @@ def _by_xla(function: Callable[..., Any]) -> Callable[..., Any]:
     return tf.function(traced, jit_compile=True, autograph=False)
 
 
-def fuse(function: Callable[..., Any]) -> Callable[..., Any]:
-    # Within a step XLA compiles this with the rest; the head of a prompt profits alone.
+def jit_part(function: Callable[..., Any]) -> Callable[..., Any]:
+    # XLA compiles a decode step as a whole, so only the output head of a prefill benefits.
     return _by_xla(function)
 
 
-def loop(
-    proceed: Callable[[Any], Any], step: Callable[[Any, Any], Any]
+def while_loop(
+    cond: Callable[[Any], Any], step: Callable[[Any, Any], Any]
 ) -> Callable[[Any, Any, int], Any]:
     compiled = _by_xla(step)
-    return lambda weights, state, limit: stepping.run(proceed, compiled, weights, state, limit)
+    return lambda weights, state, limit: stepping.run(cond, compiled, weights, state, limit)
 
 
-def leaf(x: tf.Tensor) -> tf.Tensor:
+def requires_grad(x: tf.Tensor) -> tf.Tensor:
     return tf.stop_gradient(x)
 
 
 def free_memory() -> int | None:
-    return host.free_memory() if _on_cpu() else None  # TensorFlow takes all of a GPU at its start
+    return host.free_memory() if _on_cpu() else None  # TensorFlow reserves a whole GPU at start
 
 
 def peak_device_memory() -> int | None:
@@ -286,7 +292,7 @@ def peak_device_memory() -> int | None:
 
 def memory_bandwidth() -> float:
     array = tf.ones((1 << 14, 1 << 14), tf.float32)
-    # A sum for each row: XLA would run one sum of all on a single thread.
+    # One sum per row, because XLA runs a sum over all numbers on a single thread.
     read = tf.function(lambda array: tf.reduce_sum(array, axis=-1), jit_compile=True)
     read(array).numpy()
     fastest = float("inf")

@@ -1,9 +1,9 @@
-"""The contract on PyTorch.
+"""Implementation of the contract on PyTorch.
 
-Decoding compiles one block and calls it for every layer (`fuse`), so compile time does not grow
-with depth. Inside of it, one row times a matrix is written as a product and a sum: Inductor makes
-that one parallel loop over the weight, at twice the speed of the library's product on CPU.
-Prompts run without compilation: many rows are the library's strength.
+Decoding compiles one block and calls it for every layer (`jit_part`), so compile time does not grow
+with depth. In that block, one row times a matrix is an elementwise product and a sum. Inductor
+turns both into one parallel loop over the weight, at twice the speed of the library's product on
+CPU. Prefill runs without compilation, because the library is fast for many rows.
 """
 
 import threading
@@ -24,21 +24,21 @@ from torch.utils._pytree import tree_leaves
 
 from keras_gemma.backend import host, packing, reference, stepping
 from keras_gemma.backend.torch import quantized as torch_quantized
-from keras_gemma.backend.torch.quantized import NOT_COMPILED, written_out
+from keras_gemma.backend.torch.quantized import NOT_COMPILED, materialize
 
-FEW_ROWS = 4
-"""Up to so many rows, a product and a sum compiled by Inductor beats the library's product."""
+MAX_ROWS_IN_LOOP = 4
+"""Maximum rows for which Inductor's product and sum are faster than the library's product."""
 
 WEIGHT_FIRST = range(16, 65)
 """Rows for which the library is faster with the weight as its first operand: 630 to 830 GFLOP/s
-against 370 to 540 at 16 and 32 rows. From 128 on, both reach 800 to 950."""
+instead of 370 to 540 at 16 and 32 rows. From 128 rows, both reach 800 to 950."""
 
-IN_CACHE = 1 << 20
-"""Logits at a time in a loss: 4 MB of float32, which one step leaves in the cache for the next."""
+LOGITS_PER_CHUNK = 1 << 20
+"""Logits that a loss processes at a time: 4 MB of float32, which stay in the processor's cache."""
 
-WORTH_COMPILING = 16 << 20
-"""Bytes of a block from which compiling it pays. Below, 10 to 20 seconds of compiling would buy
-back a few milliseconds a token."""
+MIN_COMPILED_BYTES = 16 << 20
+"""Minimum bytes of a block to be compiled. For smaller blocks, 10 to 20 seconds of compilation
+save only a few milliseconds per token."""
 
 
 def packed_shape(shape: tuple[int, ...], kind: str) -> tuple[int, ...]:
@@ -52,7 +52,7 @@ def unpack(packed: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return packed
 
 
-def adopt(packed: np.ndarray) -> torch.Tensor:
+def from_numpy(packed: np.ndarray) -> torch.Tensor:
     if packed.dtype.name != "bfloat16":
         return torch.from_numpy(packed)
     return torch.from_numpy(packed.view("int16")).view(torch.bfloat16)
@@ -62,26 +62,26 @@ def to_numpy(x: torch.Tensor) -> np.ndarray:
     x = x.detach().cpu()
     if x.dtype != torch.bfloat16:
         return np.array(x)
-    # Keras goes by way of two copies in float32.
+    # Keras would make two copies in float32.
     return x.view(torch.int16).numpy().copy().view(ml_dtypes.bfloat16)
 
 
 def _for_inductor(x: torch.Tensor) -> bool:
-    """Whether this is being compiled for a CPU, where loops of Inductor's beat library calls."""
+    """Returns True if Inductor compiles this for a CPU, where its loops beat library calls."""
     return x.device.type == "cpu" and _compiling()
 
 
 def _compiling() -> bool:
-    """Whether Inductor will see this. An exported program may also be run as it stands."""
+    """Returns True if Inductor compiles this. An exported program may also run uncompiled."""
     return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
 
 
 def _few_rows(rows: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
-    """`rows [R, in]` -> `[R, out]` as products and sums, which Inductor makes one loop.
+    """Multiplies `rows [R, in]` -> `[R, out]` with products and sums, one loop in Inductor.
 
-    For several rows, four parts of the weight are read side by side, so that a piece of `rows`
-    serves four times once it is loaded. Sums of more than 4096 numbers are taken in blocks: by
-    itself Inductor sums them more carefully than float32 needs, and four times slower.
+    For several rows, the loop reads four parts of the weight in parallel and uses each loaded piece
+    of `rows` four times. Sums of more than 4096 numbers are split into blocks, because Inductor's
+    own long sums are more precise than float32 needs and four times slower.
     """
     out, length = packed.shape
     parts = 4 if len(rows) > 1 and out % 4 == 0 else 1
@@ -101,18 +101,18 @@ def matmul(x: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
     if torch.compiler.is_exporting():  # for any number of rows
         return F.linear(x, packed)
     rows = x.numel() // x.shape[-1]
-    if rows <= FEW_ROWS and _for_inductor(x):
-        y = _few_rows(written_out(x.reshape(rows, -1)), packed)
+    if rows <= MAX_ROWS_IN_LOOP and _for_inductor(x):
+        y = _few_rows(materialize(x.reshape(rows, -1)), packed)
         return y.reshape(*x.shape[:-1], packed.shape[0])
     if rows in WEIGHT_FIRST and x.device.type == "cpu" and x.dtype == torch.bfloat16:
         y = torch.mm(packed, x.reshape(rows, -1).T).T.contiguous()
         return y.reshape(*x.shape[:-1], packed.shape[0])
-    # As rows: of an `x` that does not lie in one piece PyTorch would make a product for each text,
-    # and write the weight out, transposed, to do so.
+    # As rows: for a non-contiguous `x` PyTorch would make one product per sequence, and write out
+    # the transposed weight for this.
     return F.linear(x.reshape(rows, -1), packed).reshape(*x.shape[:-1], packed.shape[0])
 
 
-def matmul_back(y: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
+def matmul_transposed(y: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
     return y @ packed
 
 
@@ -138,16 +138,16 @@ def attend(
 ) -> torch.Tensor:
     if not _for_inductor(query) or query.shape[1] > 1:
         return reference.attend(query, key, value, mask, scale=scale, soft_cap=soft_cap)
-    # One query a row: keys and values are read once, in place, and never written out in float32.
+    # One query per sequence: keys and values are read once, in place, without float32 copies.
     b, _, n, h = query.shape
     k = key.shape[2]
     queries = (query.float() * scale).view(b, 1, k, n // k, h).unbind(3)  # (B, 1, K, H) each
     logits = torch.stack([(key.float() * q).sum(-1) for q in queries], -1)  # (B, S, K, G)
     if soft_cap is not None:
         logits = torch.tanh(logits / soft_cap) * soft_cap
-    seen = mask.view(b, -1, 1, 1)
-    weights = torch.where(seen, logits, reference.LOWEST).softmax(1)
-    weights = torch.where(seen, weights, 0.0).unbind(-1)  # (B, S, K) each
+    visible = mask.view(b, -1, 1, 1)
+    weights = torch.where(visible, logits, reference.LOWEST).softmax(1)
+    weights = torch.where(visible, weights, 0.0).unbind(-1)  # (B, S, K) each
     heads = torch.stack([(value.float() * w[..., None]).sum(1) for w in weights], 2)
     return heads.view(b, 1, n, h).to(value.dtype)  # from (B, K, G, H)
 
@@ -157,17 +157,17 @@ def cross_entropy(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     rows, targets = products.flatten(0, -2), target_ids.flatten()[:, None].long()
     on_cpu = rows.device.type == "cpu"
-    at_a_time = max(1, IN_CACHE // rows.shape[1]) if on_cpu else len(rows)
+    at_a_time = max(1, LOGITS_PER_CHUNK // rows.shape[1]) if on_cpu else len(rows)
     parts = zip(rows.split(at_a_time), targets.split(at_a_time), strict=True)
-    found = torch.cat([_cross_entropy(*part, soft_cap) for part in parts])
-    losses, hits = found.reshape(*target_ids.shape, 2).unbind(-1)
+    results = torch.cat([_cross_entropy(*part, soft_cap) for part in parts])
+    losses, hits = results.reshape(*target_ids.shape, 2).unbind(-1)
     return losses, hits, rows.view_as(products)
 
 
 def _cross_entropy(
     products: torch.Tensor, targets: torch.Tensor, soft_cap: float | None
 ) -> torch.Tensor:
-    """Losses and hits `[R, 2]` of `products [R, V]`, in whose place is their gradient then."""
+    """Returns losses and hits `[R, 2]`; overwrites `products [R, V]` with their gradient."""
     logits = products.float()
     if soft_cap is not None:
         logits = logits.div_(soft_cap).tanh_().mul_(soft_cap)
@@ -199,33 +199,33 @@ def compile(program: Callable[..., Any], donate: int | None = None) -> Callable[
     return run
 
 
-_compiled_code = threading.Lock()
-"""Held while compiled code runs: it may compile first, and two threads would compile the same."""
+_compile_lock = threading.Lock()
+"""Lock for running compiled code, so that two threads do not compile the same code."""
 
 
 @cache
 def _warn_once() -> None:
     warnings.warn(
-        "PyTorch could not compile a part of the model, so text is generated without compiling, at "
-        "half the speed or less. It needs a C++ compiler: install one, such as g++, or name it in "
-        "the environment variable CXX. The environment variable TORCH_LOGS=dynamo shows the cause.",
+        "PyTorch could not compile a part of the model. Generation runs without compilation, at "
+        "half the speed or less. Compilation needs a C++ compiler: install one, such as g++, or "
+        "set the environment variable CXX. Set TORCH_LOGS=dynamo to see the cause.",
         stacklevel=3,
     )
 
 
 def _let_grow(args: tuple[Any, ...]) -> None:
-    """Compile for any R in caches `[B, R, K, H]` and masks `[B, T, R]`, since texts grow."""
+    """Marks R as dynamic in caches `[B, R, K, H]` and masks `[B, T, R]`, because texts grow."""
     for tensor in tree_leaves(args):
         axis = {3: 2, 4: 1}.get(getattr(tensor, "ndim", None))
         if axis is not None and tensor.shape[axis] > 1:
             maybe_mark_dynamic(tensor, axis)
 
 
-def fuse(function: Callable[..., Any]) -> Callable[..., Any]:
-    @cache  # not before it is needed: the compiler loads for seconds
+def jit_part(function: Callable[..., Any]) -> Callable[..., Any]:
+    @cache  # created on first use, because the compiler takes seconds to load
     def compiled(in_4_bits: bool) -> Callable[..., Any]:
-        # Beyond the limit, 8 shapes by default, another batch size runs uncompiled; with
-        # `fullgraph=True` it would raise.
+        # Beyond the limit, 8 shapes by default, new batch sizes run uncompiled; with
+        # `fullgraph=True` they would raise.
         return torch.compile(
             function,
             dynamic=False,
@@ -242,10 +242,10 @@ def fuse(function: Callable[..., Any]) -> Callable[..., Any]:
     def run(x: torch.Tensor, weights: dict[str, torch.Tensor], *args: Any) -> Any:
         nonlocal works
         arrays = [array for array in tree_leaves(weights) if array is not None]
-        if works and sum(array.nbytes for array in arrays) >= WORTH_COMPILING:
+        if works and sum(array.nbytes for array in arrays) >= MIN_COMPILED_BYTES:
             _let_grow(args)
             try:
-                with _compiled_code:
+                with _compile_lock:
                     return compiled(torch_quantized.any_in_4_bits(arrays))(x, weights, *args)
             except NOT_COMPILED:
                 works = False
@@ -255,17 +255,17 @@ def fuse(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def loop(
-    proceed: Callable[[Any], Any], step: Callable[[Any, Any], Any]
+def while_loop(
+    cond: Callable[[Any], Any], step: Callable[[Any, Any], Any]
 ) -> Callable[[Any, Any, int], Any]:
     def run(weights: Any, state: Any, limit: int) -> Any:
         with torch.inference_mode():
-            return stepping.run(proceed, step, weights, state, limit)
+            return stepping.run(cond, step, weights, state, limit)
 
     return run
 
 
-def leaf(x: torch.Tensor) -> torch.Tensor:
+def requires_grad(x: torch.Tensor) -> torch.Tensor:
     return x.detach().requires_grad_() if torch.is_grad_enabled() else x
 
 

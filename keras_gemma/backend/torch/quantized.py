@@ -1,18 +1,18 @@
-"""Products with weights of 8 and 4 bits on PyTorch.
+"""Int8 and int4 weights on PyTorch.
 
-In 8 bits a weight is stored as it is, `[out, in]`. In 4 bits a lane of a vector is a row, so that
-memory is read from one end to the other and no vector has to be summed across:
+An int8 weight is stored as `[out, in]`. In int4 each lane of a vector is a row, so memory is read
+sequentially and no vector is summed across its lanes:
 
     values  int32     [out / 16, groups, words, 16]    a word is 8 numbers of a row, first lowest
-    scales  bfloat16  [out / 16, groups, 16]           zeros alike
+    scales  bfloat16  [out / 16, groups, 16]           zero points have the same layout
 
-Each number is stored as 0 to 15, the symmetric ones plus 8, except that the highest of a word has
-its top bit turned over: it is read with its sign, all others without.
+Numbers are stored as 0 to 15; without zero points, 8 represents zero. The highest number of a word
+has its top bit inverted, because it is read with its sign and all others without.
 
-A few rows are products and sums that Inductor makes one loop, while a part is compiled. For more,
-a slice of the weight at a time is widened, and the library multiplies. In GB/s of stored bytes,
-for one row and a matrix 9216 x 2304 on two cores of a machine that gave 55 to 75: bf16 70,
-8 bits 79, 4 bits 43. In a whole step they keep that, 4 bits with `ONE_LOOP`.
+In compiled parts, a few rows are products and sums that Inductor turns into one loop. For more
+rows, one slice of the weight at a time is dequantized, and the library multiplies. In GB/s of
+stored bytes, for one row and a matrix 9216 x 2304 on two cores with a bandwidth of 55 to 75: bf16
+70, 8 bits 79, 4 bits 43. Whole decode steps reach the same speeds, 4 bits only with `ONE_LOOP`.
 """
 
 import math
@@ -30,37 +30,39 @@ from keras_gemma.backend import quantized
 from keras_gemma.backend.quantized import Quantized
 
 NOT_COMPILED = (BackendCompilerFailed, InternalTorchDynamoError, Unsupported)
-"""What PyTorch raises where it cannot compile. Errors of the function itself are none of these."""
+"""Exceptions of a failed compilation. Errors of the compiled function have other types."""
 
 LANES = 16
-"""Rows side by side in 4 bits: a cache line, and a vector of AVX-512."""
+"""Interleaved rows in 4 bits: one cache line, and one vector of AVX-512."""
 
-FEW_ROWS = {8: 8, 4: 4}
-"""By bits: up to so many rows, products and sums beat widening. Milliseconds for 4 rows times a
-matrix 9216 x 2304: 0.7 and 1.0, where bf16 takes 1.3; for 8 rows 1.4 and 2.1, bf16 1.4."""
+MAX_ROWS_IN_LOOP = {8: 8, 4: 4}
+"""Maximum rows by bits for which products and sums beat dequantization. Milliseconds in 8 and 4
+bits for a matrix 9216 x 2304: 0.7 and 1.0 for 4 rows (bf16 1.3), 1.4 and 2.1 for 8 rows (bf16
+1.4)."""
 
 SLICE = {8: 1536, 4: 512}
-"""By bits: rows of a weight that are widened at a time, 7 or 2 MB of bf16. Memory of that size is
-used again; that of a whole matrix is new each time, and the widening takes 7 to 20 ms instead of 2.
-In 4 bits 32 rows times a matrix 9216 x 2304 take 5.4 ms, and 6.9 by slices of 1536."""
+"""Rows of a weight by bits that are dequantized at a time, 7 or 2 MB of bf16. Memory of that size
+is reused. A whole matrix needs new memory each time and takes 7 to 20 ms instead of 2. In 4 bits,
+32 rows times a matrix 9216 x 2304 take 5.4 ms, and 6.9 ms with slices of 1536."""
 
 ONE_LOOP = {"realize_acc_reads_threshold": 1000, "realize_opcount_threshold": 1000}
-"""Inductor's options for weights in 4 bits. Left to itself it divides a sum that reads so many
-numbers into two loops, and stores the sums of groups in between: 11 ms instead of 7 for six layers
-of Gemma 2 2B, 36 instead of 8 for an embedding of 256,000 rows."""
+"""Inductor options for int4 weights. By default Inductor splits a sum with so many operands into
+two loops and stores the sums of groups: 11 ms instead of 7 for six layers of Gemma 2 2B, 36 instead
+of 8 for an embedding of 256,000 rows."""
 
 TOP = -(1 << 31)
-"""The bit of a word that is stored turned over."""
+"""Bit of a word that is stored inverted."""
 
 
 def any_in_4_bits(arrays: list[torch.Tensor]) -> bool:
     return any(array.dtype == torch.int32 for array in arrays)
 
 
-def written_out(x: torch.Tensor) -> torch.Tensor:
-    """`x` itself, which Inductor stores before it goes on.
+def materialize(x: torch.Tensor) -> torch.Tensor:
+    """Returns `x` and makes Inductor store it.
 
-    Otherwise it would compute a norm, say, anew for each row of the weight: 63 GB/s instead of 79.
+    Otherwise Inductor repeats the computation of `x`, such as a norm, for each row of the weight:
+    63 GB/s instead of 79.
     """
     return x.as_strided(x.shape, x.stride())
 
@@ -68,13 +70,13 @@ def written_out(x: torch.Tensor) -> torch.Tensor:
 def spec(
     shape: tuple[int, int], kind: str, bits: int, group_size: int, zeros: bool = False
 ) -> Quantized:
-    """Shape and dtype of each array of a stored weight `[out, in]`."""
+    """Returns shape and dtype of each array of a stored weight `[out, in]`."""
     if bits == 8:
         return quantized.spec(shape, kind, bits, group_size, zeros)
     if group_size % 8:
         raise ValueError(
-            "On PyTorch, weights in 4 bits are stored in words of 8, so group_size must be a "
-            f"multiple of 8, such as 32. Received: group_size={group_size}"
+            "`group_size` must be a multiple of 8, such as 32, on PyTorch, which stores int4 "
+            f"weights in words of 8. Received: group_size={group_size}"
         )
     out, length = shape
     lanes = math.gcd(out, LANES)
@@ -84,7 +86,7 @@ def spec(
 
 
 def pack(plain: Quantized, kind: str, bits: int) -> Quantized:
-    """NumPy arrays in the plain form -> in the stored layout."""
+    """Packs NumPy arrays from the plain form into the stored layout."""
     if bits == 8:
         return plain
     out = len(plain.values)
@@ -104,7 +106,7 @@ def pack(plain: Quantized, kind: str, bits: int) -> Quantized:
 
 
 def unpack(packed: Quantized, shape: tuple[int, int]) -> Quantized:
-    """The way back."""
+    """Inverse of `pack`."""
     if packed.values.dtype == np.int8:
         return packed
     words = np.ascontiguousarray(packed.values.transpose(0, 3, 1, 2)).view("uint32")
@@ -121,20 +123,20 @@ def unpack(packed: Quantized, shape: tuple[int, int]) -> Quantized:
 
 
 def _numbers(words: torch.Tensor) -> torch.Tensor:
-    """What words `[...]` hold -> 0 to 15, `[..., 8]`."""
+    """Unpacks words `[...]` -> numbers from 0 to 15, `[..., 8]`."""
     shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=words.device)
     return ((words ^ TOP)[..., None] >> shifts) & 15
 
 
 def _dequantize(values: Any, scales: Any, zeros: Any, dtype: torch.dtype) -> torch.Tensor:
-    """Rows in 4 bits, `[..., groups, words]` with scales `[..., groups]` -> `[..., in]`."""
+    """Dequantizes int4 rows, `[..., groups, words]` with scales `[..., groups]` -> `[..., in]`."""
     zeros = 8 if zeros is None else zeros.float()[..., None, None]
     numbers = (_numbers(values).float() - zeros) * scales.float()[..., None, None]
     return numbers.flatten(-3).to(dtype)
 
 
 def embed(ids: torch.Tensor, packed: Quantized, dtype: str) -> torch.Tensor:
-    """Rows `ids [...]` of the weight `[V, D]` -> `[..., D]` in `dtype`."""
+    """Looks up rows `ids [...]` of the weight `[V, D]` -> `[..., D]` in `dtype`."""
     if packed.values.dtype == torch.int8:
         return quantized.embed(ids, packed, dtype)
     ids, lanes = ids.long(), packed.values.shape[-1]
@@ -147,14 +149,14 @@ def embed(ids: torch.Tensor, packed: Quantized, dtype: str) -> torch.Tensor:
 
 
 def _few_rows_8(rows: torch.Tensor, values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """`rows [R, in]` -> float32 `[R, out]`, in one loop of Inductor's.
+    """Multiplies `rows [R, in]` by an int8 weight -> float32 `[R, out]`, one loop in Inductor.
 
-    Parts of the weight are read side by side, so that a piece of `rows` serves more than once:
-    for one row 79 GB/s in two parts, 61 in one.
+    The loop reads parts of the weight in parallel and reuses each loaded piece of `rows`: one row
+    reaches 79 GB/s with two parts, 61 with one.
     """
     out, length = values.shape
     parts = math.gcd(out, 4 if len(rows) > 1 else 2)
-    # Longer sums Inductor takes more carefully than float32 needs, and four times slower.
+    # Inductor's longer sums are more precise than float32 needs and four times slower.
     blocks = next((n for n in range(1, 17) if length <= 4096 * n and length % (64 * n) == 0), 1)
     weights = values.view(parts, out // parts, blocks, length // blocks)
     products = [
@@ -167,13 +169,13 @@ def _few_rows_8(rows: torch.Tensor, values: torch.Tensor, scales: torch.Tensor) 
 def _few_rows_4(
     rows: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None
 ) -> torch.Tensor:
-    """`rows [R, in]` -> float32 `[R, out]`, in one loop of Inductor's.
+    """Multiplies `rows [R, in]` by an int4 weight -> float32 `[R, out]`, one loop in Inductor.
 
-    A number is not shifted out of its word but masked, so it counts 16 times too much a place;
-    `rows` counts so many times less. Four sums of their own keep the processor busy.
+    Numbers are masked but not shifted, so each place of a word is 16 times too large; `rows` is
+    scaled down accordingly. Four independent sums keep the processor busy.
     """
     blocks, groups, words, lanes = values.shape
-    together = math.gcd(words, 4)  # so many words are written out, of a group of 32 all
+    together = math.gcd(words, 4)  # unrolled words: all of a group of 32
     count = groups * words // together
     values = values.view(blocks, count, together, lanes)
     scales, zeros = (
@@ -192,12 +194,12 @@ def _few_rows_4(
     places = 16.0 ** -torch.arange(8, dtype=torch.float32, device=rows.device)
     products = []
     for row in rows.view(-1, count, together, 8):
-        placed = written_out(row * places).flatten(1)
+        placed = materialize(row * places).flatten(1)
         highest, total = row[..., 7].sum(-1), row.sum((-1, -2))
         if zeros is None:
-            sums = [written_out(8 * (highest - total))[:, None]]
+            sums = [materialize(8 * (highest - total))[:, None]]
         else:
-            sums = [written_out(8 * highest)[:, None] - zeros * written_out(total)[:, None]]
+            sums = [materialize(8 * highest)[:, None] - zeros * materialize(total)[:, None]]
         sums += [0.0] * 3
         for i, weight in enumerate(weights):
             sums[i % 4] = sums[i % 4] + weight * placed[:, i, None]
@@ -206,10 +208,10 @@ def _few_rows_4(
     return torch.stack(products)
 
 
-def _widen_4(
+def _dequantize_blocks(
     values: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, dtype: torch.dtype
 ) -> torch.Tensor:
-    """Blocks of a weight in 4 bits -> `[in, out]`, in which order lanes stay side by side."""
+    """Dequantizes blocks of an int4 weight -> `[in, out]`, which keeps lanes adjacent."""
     words = values.permute(1, 2, 0, 3)[:, :, None]
     shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=values.device).view(8, 1, 1)
     numbers = ((words ^ TOP) >> shifts) & 15
@@ -218,52 +220,52 @@ def _widen_4(
     return numbers.to(dtype).flatten(3).flatten(0, 2)
 
 
-_widening = threading.Lock()
-"""Held while compiled code widens: it may compile first."""
+_compile_lock = threading.Lock()
+"""Lock for running `_compiled_dequantize_blocks`, because its first call compiles."""
 
 
 @cache
-def _compiled_widen_4() -> Any:
-    return torch.compile(_widen_4, dynamic=True)
+def _compiled_dequantize_blocks() -> Any:
+    return torch.compile(_dequantize_blocks, dynamic=True)
 
 
-_works = True
+_can_compile = True
 
 
-def _widen(values: Any, scales: Any, zeros: Any, dtype: torch.dtype) -> torch.Tensor:
-    """`_widen_4`, compiled where that works: 2 ms for a matrix instead of 10 to 40."""
-    global _works
+def _dequantize_fast(values: Any, scales: Any, zeros: Any, dtype: torch.dtype) -> torch.Tensor:
+    """Same as `_dequantize_blocks`, compiled if possible: 2 ms for a matrix instead of 10 to 40."""
+    global _can_compile
     worth = values.device.type == "cpu" and values.nbytes >= 1 << 18
-    if _works and worth and not torch.compiler.is_exporting():
+    if _can_compile and worth and not torch.compiler.is_exporting():
         try:
-            with _widening:
-                return _compiled_widen_4()(values, scales, zeros, dtype)
+            with _compile_lock:
+                return _compiled_dequantize_blocks()(values, scales, zeros, dtype)
         except NOT_COMPILED:
-            _works = False
+            _can_compile = False
             warnings.warn(
-                "PyTorch could not compile how weights in 4 bits are widened, so prompts are read "
-                "five times slower or more. It needs a C++ compiler: install one, such as g++, or "
-                "name it in the environment variable CXX. The environment variable "
-                "TORCH_LOGS=dynamo shows the cause.",
+                "PyTorch could not compile the dequantization of int4 weights, so prefill is at "
+                "least five times slower. Compilation needs a C++ compiler: install one, such as "
+                "g++, or set the environment variable CXX. Set TORCH_LOGS=dynamo to see the cause.",
                 stacklevel=2,
             )
-    return _widen_4(values, scales, zeros, dtype)
+    return _dequantize_blocks(values, scales, zeros, dtype)
 
 
-def _widened_slice(
+def _dequantize_slice(
     start: int, values: Any, scales: Any, zeros: Any, dtype: torch.dtype
 ) -> torch.Tensor:
-    """`SLICE` rows of a weight in 4 bits, from block `start` on -> `[in, rows]`."""
+    """Dequantizes `SLICE` rows of an int4 weight from block `start` on -> `[in, rows]`."""
     part = slice(start, start + SLICE[4] // values.shape[-1])
-    return _widen(values[part], scales[part], None if zeros is None else zeros[part], dtype)
+    zeros = None if zeros is None else zeros[part]
+    return _dequantize_fast(values[part], scales[part], zeros, dtype)
 
 
 def _many_rows(
     x: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None
 ) -> torch.Tensor:
-    """`x [R, in]` -> `[R, out]`, a slice of the weight after the other.
+    """Multiplies `x [R, in]` -> `[R, out]`, one slice of the weight at a time.
 
-    Integers of 8 bits are exact in bfloat16: only the result is scaled.
+    Only the result of int8 weights is scaled, because int8 values are exact in bfloat16.
     """
     products = []
     if values.dtype == torch.int8:
@@ -271,7 +273,7 @@ def _many_rows(
             products.append(torch.mm(weight.to(x.dtype), x.T))
         return (torch.cat(products).T * scales).to(x.dtype).contiguous()
     for start in range(0, len(values), SLICE[4] // values.shape[-1]):
-        products.append(torch.mm(x, _widened_slice(start, values, scales, zeros, x.dtype)))
+        products.append(torch.mm(x, _dequantize_slice(start, values, scales, zeros, x.dtype)))
     return torch.cat(products, 1)
 
 
@@ -279,7 +281,7 @@ def _many_rows(
 def _opaque_many_rows(
     x: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None
 ) -> torch.Tensor:
-    """`_many_rows` as one operation: compiled, the slices of an embedding would be hundreds."""
+    """Same as `_many_rows` as one operation: an embedding would add hundreds to a graph."""
     return _many_rows(x, values, scales, zeros)
 
 
@@ -288,10 +290,10 @@ def _(x: Any, values: Any, scales: Any, zeros: Any) -> torch.Tensor:
     return x.new_empty(len(x), scales.numel() if scales.ndim == 1 else _out(values))
 
 
-def _turned(
+def _matmul_transposed(
     dy: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None
 ) -> torch.Tensor:
-    """`dy [R, out]` times the weight as it lies -> `[R, in]`: the gradient of a product."""
+    """Multiplies `dy [R, out]` by the transposed weight -> `[R, in]`, the gradient of `matmul`."""
     dtype = dy.dtype
     total: Any = 0
     if values.dtype == torch.int8:
@@ -301,35 +303,35 @@ def _turned(
     else:
         starts = range(0, len(values), SLICE[4] // values.shape[-1])
         for start, part in zip(starts, dy.split(SLICE[4], 1), strict=True):
-            weight = _widened_slice(start, values, scales, zeros, dtype)
+            weight = _dequantize_slice(start, values, scales, zeros, dtype)
             total = total + torch.mm(part, weight.T).float()
     return total.to(dtype)
 
 
-@torch.library.custom_op("keras_gemma::quantized_product_turned", mutates_args=())
-def _opaque_turned(
+@torch.library.custom_op("keras_gemma::quantized_product_transposed", mutates_args=())
+def _opaque_transposed(
     dy: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None
 ) -> torch.Tensor:
-    """`_turned` as one operation."""
-    return _turned(dy, values, scales, zeros)
+    """Same as `_matmul_transposed`, as one operation."""
+    return _matmul_transposed(dy, values, scales, zeros)
 
 
-@_opaque_turned.register_fake
+@_opaque_transposed.register_fake
 def _(dy: Any, values: Any, scales: Any, zeros: Any) -> torch.Tensor:
     in_8_bits = values.dtype == torch.int8
     return dy.new_empty(len(dy), values.shape[1] if in_8_bits else 8 * math.prod(values.shape[1:3]))
 
 
 def _keep_packed(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    """For the gradient nothing is kept but the packed weight, which gets none."""
+    """Saves only the packed weight, which has no gradient itself."""
     ctx.save_for_backward(*inputs[1:])
 
 
-def _back(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-    return _opaque_turned(dy.contiguous(), *ctx.saved_tensors), None, None, None
+def _gradient(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+    return _opaque_transposed(dy.contiguous(), *ctx.saved_tensors), None, None, None
 
 
-_opaque_many_rows.register_autograd(_back, setup_context=_keep_packed)
+_opaque_many_rows.register_autograd(_gradient, setup_context=_keep_packed)
 
 
 def _out(values: torch.Tensor) -> int:
@@ -337,17 +339,17 @@ def _out(values: torch.Tensor) -> int:
 
 
 def matmul(x: torch.Tensor, packed: Quantized) -> torch.Tensor:
-    """`x [..., in]` times the weight -> `[..., out]`."""
+    """Multiplies `x [..., in]` by the weight -> `[..., out]`."""
     values, scales, zeros = packed
     bits = 8 if values.dtype == torch.int8 else 4
     out = len(values) if bits == 8 else _out(values)
     rows = x.reshape(-1, x.shape[-1])
-    # An exported program is not Inductor's alone, and knows no operation of ours.
+    # An exported program may run without Inductor and without this package's operations.
     compiling = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
     if x.requires_grad and torch.is_grad_enabled():
         y = _opaque_many_rows(rows, values, scales, zeros)
-    elif compiling and len(rows) <= FEW_ROWS[bits]:
-        floats = written_out(rows.float())
+    elif compiling and len(rows) <= MAX_ROWS_IN_LOOP[bits]:
+        floats = materialize(rows.float())
         if bits == 8:
             y = _few_rows_8(floats, values, scales)
         else:
@@ -357,7 +359,7 @@ def matmul(x: torch.Tensor, packed: Quantized) -> torch.Tensor:
         if bits == 8:
             weight = (values.float() * scales[:, None]).to(x.dtype)
         else:
-            weight = _widen_4(values, scales, zeros, x.dtype).T
+            weight = _dequantize_blocks(values, scales, zeros, x.dtype).T
         y = F.linear(rows, weight)
     else:
         y = (_opaque_many_rows if compiling else _many_rows)(rows, values, scales, zeros)

@@ -122,7 +122,7 @@ class Decoder:
         self.vocabulary_size = vocabulary_size
         self.decode = decode
         self.sizes = sizes
-        self.step = backend.fuse(self._step)
+        self.step = backend.jit_part(self._step)
 
     def _step(self, weights: dict[str, Any], state: DecodeState) -> DecodeState:
         return step(weights, state, self.model.config, ServedSampler(), (), self.model.fused)

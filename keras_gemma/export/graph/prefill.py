@@ -32,7 +32,7 @@ class Model(NamedTuple):
 
 def model_of(config: GemmaConfig, dtype: str) -> Model:
     """The functions of a model of `config`."""
-    fused = BlockFunctions(backend.fuse(decoder_block), backend.fuse(head))
+    fused = BlockFunctions(backend.jit_part(decoder_block), backend.jit_part(head))
     return Model(config, dtype, BlockFunctions(backend.compile(decoder_block), fused.head), fused)
 
 

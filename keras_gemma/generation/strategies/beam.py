@@ -81,7 +81,7 @@ class BeamRun(Run):
             logits = parts.head(x[:, 0], weights["head"], config)
             return keep_best(state._replace(cache=cache), logits, beams, processors)
 
-        return generator.program(("step", *self.rules()), lambda: backend.loop(proceed, turn))
+        return generator.program(("step", *self.rules()), lambda: backend.while_loop(proceed, turn))
 
     def rows(self) -> list[Row]:
         """What each beam got; those of a prompt stand together, best first."""

@@ -136,7 +136,7 @@ class ContrastiveRun(Run):
         def turn(weights: Any, state: ContrastiveState) -> ContrastiveState:
             return take_best(weights, state, config, candidates, processors, parts)
 
-        return generator.program(("step", *self.rules()), lambda: backend.loop(proceed, turn))
+        return generator.program(("step", *self.rules()), lambda: backend.while_loop(proceed, turn))
 
 
 def take_best(

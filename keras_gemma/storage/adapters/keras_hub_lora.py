@@ -33,8 +33,8 @@ NAME = "default"
 def save_lora_weights(backbone: Any, filepath: str | Path) -> None:
     """See `GemmaBackbone.save_lora_weights`."""
     path = _path(filepath)
-    name = backbone.adapters.check_on()
-    arrays, lora = backbone.adapters.arrays(name), backbone.adapters.known[name]
+    name = backbone.adapters.active_name()
+    arrays, lora = backbone.adapters.arrays(name), backbone.adapters.configs[name]
     check_finite(arrays, f"The adapter {name!r}")
     config, numbers = backbone.config, _numbers(backbone.config)
     theirs = {}
@@ -62,13 +62,13 @@ def load_lora_weights(backbone: Any, filepath: str | Path) -> None:
             f"There is no file {path}. Name one that `backbone.save_lora_weights` wrote."
         )
     adapters = backbone.adapters
-    if NAME not in adapters.known or adapters.merged:
+    if NAME not in adapters.configs or adapters.merged:
         adapters.check_name(NAME)
     arrays = _read(path, backbone.config)
     check_finite(arrays, str(path))
     dropout, dtype = 0.0, "float32"
-    if NAME in adapters.known:
-        dropout, dtype = adapters.known[NAME].dropout, adapters.known[NAME].dtype
+    if NAME in adapters.configs:
+        dropout, dtype = adapters.configs[NAME].dropout, adapters.configs[NAME].dtype
         adapters.delete(NAME)
     sizes = {matrix: (len(a), float(len(a))) for matrix, (a, _) in arrays.items()}
     adapters.add(NAME, Lora(sizes, dropout, dtype=dtype), arrays)

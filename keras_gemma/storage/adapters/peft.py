@@ -57,10 +57,10 @@ def save_lora(
 ) -> None:
     """See `GemmaCausalLM.save_lora`."""
     directory = local_path(directory, "directory")
-    name = backbone.adapters.check_on(name)
+    name = backbone.adapters.active_name(name)
     arrays = backbone.adapters.arrays(name)
     check_finite(arrays, f"The adapter {name!r}")
-    config = _to_values(backbone.adapters.known[name], backbone.config, base_model)
+    config = _to_values(backbone.adapters.configs[name], backbone.config, base_model)
     stored = {}
     for matrix, pair in arrays.items():
         for part, array in zip("AB", pair, strict=True):

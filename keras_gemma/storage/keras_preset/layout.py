@@ -106,7 +106,7 @@ def _h5_place(name: str, shape: tuple[int, ...], config: GemmaConfig) -> Place:
         return Place(
             f"{block}/{_ATTENTION[kind]}/vars/0",
             (shape[0] // h, d, h),
-            to_logical=lambda array: backend.settle(array.transpose(0, 2, 1)).reshape(-1, d),
+            to_logical=lambda array: backend.as_aligned(array.transpose(0, 2, 1)).reshape(-1, d),
             to_stored=lambda array: array.reshape(-1, h, d).transpose(0, 2, 1),
         )
     if kind == "output":

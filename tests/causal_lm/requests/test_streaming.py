@@ -20,13 +20,13 @@ def test_pieces_are_the_text(lm, settings):
 
 def test_first_piece_is_yielded_before_the_rest_is_generated(lm, monkeypatch):
     limits = []
-    whole = backend.loop
+    whole = backend.while_loop
 
     def loop(proceed, step):
         run = whole(proceed, step)
         return lambda weights, state, limit: limits.append(limit) or run(weights, state, limit)
 
-    monkeypatch.setattr(backend, "loop", loop)
+    monkeypatch.setattr(backend, "while_loop", loop)
     monkeypatch.setattr(lm, "_programs", None)
     stream = lm.stream(TEXTS[0], max_new_tokens=30, stop_token_ids=None)
     assert limits == []  # generation starts with the first `next`
