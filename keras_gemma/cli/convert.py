@@ -130,9 +130,9 @@ def quantize(
 
 def check_target(target: Path) -> None:
     """Raise a ValueError where nothing can be written, before a model is read for minutes."""
-    from keras_gemma.storage.files import beside, local_path
+    from keras_gemma.storage.files import scratch_folder, local_path
 
-    with beside(local_path(target, "target").absolute(), "target"):
+    with scratch_folder(local_path(target, "target").absolute(), "target"):
         pass
 
 

@@ -14,16 +14,16 @@ from keras import ops
 from keras_gemma.backend import assign, uninitialized
 from keras_gemma.causal_lm.model import GemmaCausalLM
 from keras_gemma.config import GemmaConfig
-from keras_gemma.interop.keras_hub_samplers import keras_hub, sampler_to, take_sampler
+from keras_gemma.interop.keras_hub_samplers import keras_hub, convert_sampler, set_sampler
 from keras_gemma.model.backbone import GemmaBackbone
-from keras_gemma.storage.keras_preset.layout import h5_places
+from keras_gemma.storage.keras_preset.layout import h5_specs
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
 from keras_gemma.text.tokenizer import GemmaTokenizer
 
 _TOKENIZER_KEYS = ("sequence_length", "add_bos", "add_eos")
 _PREPROCESSOR_KEYS = ("sequence_length", "add_start_token", "add_end_token")
 
-_HOLDERS = {
+_LAYER_PATHS = {
     "pre_attention_norm": "pre_attention_norm",
     "query": "attention.query_dense",
     "key": "attention.key_dense",
@@ -74,7 +74,7 @@ def to_keras_hub(item: Any) -> Any:
             preprocessor = _preprocessor_to(preprocessor)
         backbone = _backbone_to(item.backbone)
         theirs = models.GemmaCausalLM(backbone, preprocessor, name=item.name)
-        theirs.compile(sampler=sampler_to(item.sampler))
+        theirs.compile(sampler=convert_sampler(item.sampler))
         return theirs
     if isinstance(item, GemmaBackbone):
         _warn_where_keras_hub_differs(item.config)
@@ -125,7 +125,7 @@ def from_keras_hub(item: Any) -> Any:
             preprocessor = _preprocessor_from(preprocessor)
         backbone = _backbone_from(item.backbone)
         lm = GemmaCausalLM(backbone, preprocessor, name=item.name)
-        take_sampler(lm, getattr(item, "sampler", None))
+        set_sampler(lm, getattr(item, "sampler", None))
         return lm
     if isinstance(item, models.GemmaBackbone):
         return _backbone_from(item)
@@ -153,10 +153,10 @@ def _backbone_to(ours: GemmaBackbone) -> Any:
         theirs = keras_hub().models.GemmaBackbone(
             **ours.config.to_keras_hub(), dtype=ours.dtype_policy.name, name=ours.name
         )
-    places, variables = h5_places(ours.config), _variables(theirs, ours.config)
+    specs, variables = h5_specs(ours.config), _variables(theirs, ours.config)
     for name, weight in ours.named_weights().items():
         # `numpy` made a copy: the variable may live on in its memory.
-        assign(variables[name], np.ascontiguousarray(places[name].to_stored(weight.numpy())))
+        assign(variables[name], np.ascontiguousarray(specs[name].to_stored(weight.numpy())))
     theirs.trainable = ours.trainable
     return theirs
 
@@ -166,31 +166,31 @@ def _backbone_from(theirs: Any) -> GemmaBackbone:
     dtype = _dtype_name(theirs, config)
     with uninitialized():
         ours = GemmaBackbone(**config.to_dict(), dtype=dtype, name=theirs.name)
-    places, variables = h5_places(config), _variables(theirs, config)
+    specs, variables = h5_specs(config), _variables(theirs, config)
     for name, weight in ours.named_weights().items():
-        weight.assign(places[name].to_logical(ops.convert_to_numpy(variables[name].value)))
+        weight.assign(specs[name].to_logical(ops.convert_to_numpy(variables[name].value)))
     ours.trainable = theirs.trainable
     return ours
 
 
-def _holders(theirs: Any, config: GemmaConfig) -> dict[str, Any]:
+def _weight_layers(theirs: Any, config: GemmaConfig) -> dict[str, Any]:
     """The layer of KerasHub's backbone that holds each weight, by the weight's name."""
-    holders = {}
+    layers = {}
     for name in config.weight_shapes():
         if name == "token_embedding":
-            holders[name] = theirs.token_embedding
+            layers[name] = theirs.token_embedding
         elif name == "final_norm":
-            holders[name] = theirs.layer_norm
+            layers[name] = theirs.layer_norm
         else:
             _, layer, kind = name.split(".")
             block = theirs.transformer_layers[int(layer)]
-            holders[name] = operator.attrgetter(_HOLDERS[kind])(block)
-    return holders
+            layers[name] = operator.attrgetter(_LAYER_PATHS[kind])(block)
+    return layers
 
 
 def _variables(theirs: Any, config: GemmaConfig) -> dict[str, keras.Variable]:
     """Every variable of KerasHub's backbone by the weight's name: each layer has one."""
-    return {name: layer.weights[0] for name, layer in _holders(theirs, config).items()}
+    return {name: layer.weights[0] for name, layer in _weight_layers(theirs, config).items()}
 
 
 def _dtype_name(theirs: Any, config: GemmaConfig) -> str:
@@ -199,7 +199,7 @@ def _dtype_name(theirs: Any, config: GemmaConfig) -> str:
     Raises:
         ValueError: adapters, quantised weights, or several dtypes.
     """
-    layers = _holders(theirs, config).values()
+    layers = _weight_layers(theirs, config).values()
     modes = {layer.quantization_mode for layer in layers} - {None}
     if modes:
         raise ValueError(

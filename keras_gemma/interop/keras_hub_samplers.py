@@ -20,7 +20,7 @@ _SAMPLERS = {
 """The samplers that both have, and their settings."""
 
 
-def sampler_to(ours: Any) -> Any:
+def convert_sampler(ours: Any) -> Any:
     """KerasHub's sampler of the same kind and settings; greedy, with a warning, if it has none."""
     lender = getattr(ours, "lender", None)
     if lender is not None:  # one of KerasHub's already
@@ -41,7 +41,7 @@ def sampler_to(ours: Any) -> Any:
     return getattr(keras_hub().samplers, kind)(**_settings(ours, kind))
 
 
-def take_sampler(lm: Any, theirs: Any) -> None:
+def set_sampler(lm: Any, theirs: Any) -> None:
     """Compile `lm` with the sampler of KerasHub's model; greedy, with a warning, if it cannot."""
     if theirs is None:  # never compiled
         return

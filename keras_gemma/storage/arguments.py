@@ -40,7 +40,7 @@ def check_arguments(cls: type, load_weights: bool, dtype: Any, kwargs: dict[str,
         _check_parts(cls, dtype, kwargs)
     elif kwargs.get("tokenizer") is not None and kind_of(cls) == "preprocessor":
         rest = dict(kwargs)
-        take(cls, rest)
+        pop_arguments(cls, rest)
         _refuse("tokenizer", rest)
 
 
@@ -60,7 +60,7 @@ def kind_of(cls: type) -> str:
     )
 
 
-def take(cls: type, kwargs: dict[str, Any]) -> dict[str, Any]:
+def pop_arguments(cls: type, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Remove from `kwargs`, and return, the arguments of `cls`."""
     return {name: kwargs.pop(name) for name in _arguments(cls) & set(kwargs)}
 
@@ -68,8 +68,8 @@ def take(cls: type, kwargs: dict[str, Any]) -> dict[str, Any]:
 def _check_parts(cls: type, dtype: Any, kwargs: dict[str, Any]) -> None:
     """Raise where a part is passed to a task together with arguments that would make it."""
     rest = dict(kwargs)
-    given = take(cls, rest)
-    for_backbone = take(cls.backbone_cls, rest)
+    given = pop_arguments(cls, rest)
+    for_backbone = pop_arguments(cls.backbone_cls, rest)
     if dtype is not None:
         for_backbone["dtype"] = dtype
     if "backbone" in given:
@@ -77,7 +77,7 @@ def _check_parts(cls: type, dtype: Any, kwargs: dict[str, Any]) -> None:
     if "preprocessor" in given:
         _refuse("preprocessor", rest)
     elif "tokenizer" in rest:
-        take(cls.preprocessor_cls, rest)
+        pop_arguments(cls.preprocessor_cls, rest)
         _refuse("tokenizer", rest)
 
 

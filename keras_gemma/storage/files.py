@@ -129,7 +129,7 @@ def local_path(path: str | Path, argument: str) -> Path:
 
 
 @contextlib.contextmanager
-def beside(target: Path, argument: str) -> Iterator[Path]:
+def scratch_folder(target: Path, argument: str) -> Iterator[Path]:
     """A hidden folder to work in, beside `target`, removed with what is left in it at the end.
 
     Args:
@@ -186,12 +186,12 @@ def replacing(
             f"whole. Received: {folder}. Save to a folder of its own, such as "
             f"{str(folder / 'my_gemma')!r}."
         )
-    with beside(folder, argument) as work:
+    with scratch_folder(folder, argument) as work:
         fresh, earlier = work / NEW, work / OLD
         fresh.mkdir()
         yield fresh
         if folder.exists():
-            _keep_the_rest(folder, fresh, stale)
+            _carry_over(folder, fresh, stale)
             folder.rename(earlier)
         try:
             fresh.rename(folder)
@@ -201,7 +201,7 @@ def replacing(
             raise
 
 
-def _keep_the_rest(folder: Path, fresh: Path, stale: Callable[[str], bool]) -> None:
+def _carry_over(folder: Path, fresh: Path, stale: Callable[[str], bool]) -> None:
     """Link, or copy where the file system has no links, what `fresh` does not replace."""
     for path in folder.rglob("*"):
         name = path.relative_to(folder)

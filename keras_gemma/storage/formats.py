@@ -33,14 +33,14 @@ HUGGING_FACE = (
     hugging_face_layout.SHARD_PATTERN,
 )
 
-_THEIRS_WITHIN = {
+_HUGGING_FACE_MARKERS = {
     hugging_face_layout.CONFIG: b'"model_type"',
     hugging_face_layout.TOKENIZER: b'"added_tokens"',
 }
 """What tells Hugging Face's file from Keras's of the same name."""
 
 
-def is_of_a_model(name: str) -> bool:
+def is_model_file(name: str) -> bool:
     """Whether a file of this name is part of a model in either format."""
     return _matches(name, KERAS + HUGGING_FACE)
 
@@ -53,14 +53,14 @@ def check_no_hugging_face(folder: Path) -> None:
     """
     if not folder.is_dir():
         return
-    theirs = [
+    names = [
         path.name
         for path in sorted(folder.iterdir())
         if path.is_file()
         and _matches(path.name, HUGGING_FACE)
-        and (path.name not in _THEIRS_WITHIN or _THEIRS_WITHIN[path.name] in path.read_bytes())
+        and (path.name not in _HUGGING_FACE_MARKERS or _HUGGING_FACE_MARKERS[path.name] in path.read_bytes())
     ]
-    if theirs:
+    if names:
         raise ValueError(
             "`preset_dir` holds a Hugging Face checkpoint, and a part of a Keras preset would mix "
             "with it. Save to a folder of its own, or replace the checkpoint by a whole model: "

@@ -12,22 +12,22 @@ from keras_gemma.backend import uninitialized
 from keras_gemma.catalogue import find, presets
 from keras_gemma.config import GemmaConfig
 from keras_gemma.quantization import QuantizationConfig, to_config
-from keras_gemma.storage import tensor_streaming as checkpoint
-from keras_gemma.storage.arguments import check_arguments, kind_of, take
+from keras_gemma.storage import tensor_streaming
+from keras_gemma.storage.arguments import check_arguments, kind_of, pop_arguments
 from keras_gemma.storage.files import local_path, read_json, replacing, within, write_json
-from keras_gemma.storage.formats import check_no_hugging_face, is_of_a_model
+from keras_gemma.storage.formats import check_no_hugging_face, is_model_file
 from keras_gemma.storage.hub.locate import resolve
 from keras_gemma.storage.hugging_face import reader as hugging_face
 from keras_gemma.storage.hugging_face.tokenizer_json import is_tokenizer_json
-from keras_gemma.storage.keras_preset import layout as layout
+from keras_gemma.storage.keras_preset import layout
 from keras_gemma.storage.keras_preset import reader as keras_preset
-from keras_gemma.storage.keras_preset import writer as keras_writer
+from keras_gemma.storage.keras_preset import writer as keras_preset_writer
 from keras_gemma.storage.sharding import parse_size, plan_shards, weight_sizes
 
 CONFIG = "config.json"
 READ_SUFFIXES = (".json", ".h5", ".safetensors", ".model", ".spm")
 """What files of a preset are ever read."""
-LISTED = 8
+MAX_LISTED_NAMES = 8
 """How many names of a folder's files a message gives."""
 
 
@@ -109,23 +109,23 @@ def save(item: Any, preset_dir: str | Path, max_shard_size: int | str = "10GB") 
 
     def stale(name: str) -> bool:
         if kind == "task":
-            return is_of_a_model(name)
-        weights = keras_writer.is_weights_file(name) and "/" not in name
+            return is_model_file(name)
+        weights = keras_preset_writer.is_weights_file(name) and "/" not in name
         return backbone is not None and (name == layout.TASK or weights)
 
     with replacing(preset_dir, stale) as folder:
         if kind == "task":
-            write_json(folder / layout.TASK, keras_writer.task_object(item))
+            write_json(folder / layout.TASK, keras_preset_writer.task_object(item))
         if tokenizer is not None:
-            write_json(folder / layout.TOKENIZER, keras_writer.tokenizer_object(tokenizer))
-            keras_writer.write_vocabulary(folder, tokenizer)
+            write_json(folder / layout.TOKENIZER, keras_preset_writer.tokenizer_object(tokenizer))
+            keras_preset_writer.write_vocabulary(folder, tokenizer)
         if preprocessor is not None:
-            content = keras_writer.preprocessor_object(preprocessor)
+            content = keras_preset_writer.preprocessor_object(preprocessor)
             write_json(folder / layout.PREPROCESSOR, content)
         if backbone is not None:
-            write_json(folder / layout.CONFIG, keras_writer.backbone_object(backbone))
-            keras_writer.write_metadata(folder, backbone)
-            keras_writer.write_weights(folder, backbone, limit)
+            write_json(folder / layout.CONFIG, keras_preset_writer.backbone_object(backbone))
+            keras_preset_writer.write_metadata(folder, backbone)
+            keras_preset_writer.write_weights(folder, backbone, limit)
 
 
 def reader_of(folder: Path) -> ModuleType:
@@ -142,7 +142,7 @@ def reader_of(folder: Path) -> ModuleType:
         raise ValueError(
             f"{folder} is no preset: looked for {CONFIG}, {layout.VOCABULARY}, "
             f"{hugging_face.VOCABULARY} and Hugging Face's tokenizer.json, and found none of them. "
-            f"It holds {_content(folder)}. Pass a folder that `lm.save_to_preset(...)` wrote, or a "
+            f"It holds {_list_names(folder)}. Pass a folder that `lm.save_to_preset(...)` wrote, or a "
             "Hugging Face checkpoint."
         )
     content = read_json(path)
@@ -156,11 +156,11 @@ def reader_of(folder: Path) -> ModuleType:
     )
 
 
-def _content(folder: Path) -> str:
+def _list_names(folder: Path) -> str:
     """The names in `folder`, the first ones of many, for a message."""
     names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
-    rest = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return (", ".join(names[:LISTED]) or "nothing") + rest
+    rest = f" and {len(names) - MAX_LISTED_NAMES} more" if len(names) > MAX_LISTED_NAMES else ""
+    return (", ".join(names[:MAX_LISTED_NAMES]) or "nothing") + rest
 
 
 def _check_links(folder: Path) -> None:
@@ -180,7 +180,7 @@ def _make_backbone(
 ) -> Any:
     if not (folder / CONFIG).is_file():
         raise ValueError(
-            f"{folder} describes no model: there is no file {CONFIG}. It holds {_content(folder)}. "
+            f"{folder} describes no model: there is no file {CONFIG}. It holds {_list_names(folder)}. "
             "Save a whole model there, `lm.save_to_preset(...)`, or load the part that it holds, "
             "such as `GemmaTokenizer.from_preset(...)`."
         )
@@ -195,13 +195,13 @@ def _make_backbone(
     config = GemmaConfig.from_dict(arguments)
     if not load_weights:
         return cls(**arguments)
-    places = reader.weight_places(config, folder, stored_as)
+    specs = reader.tensor_specs(config, folder, stored_as)
     with reader.open_weights(folder) as stored:
-        checkpoint.check(stored, places, folder, ignored=reader.IGNORED_TENSORS)
+        tensor_streaming.check(stored, specs, folder, ignored=reader.IGNORED_TENSORS)
         with uninitialized():
             backbone = cls(**arguments)
         weights = backbone.named_weights()
-        checkpoint.stream(stored, places, weights)
+        tensor_streaming.stream(stored, specs, weights)
     if stored_as is not None:
         errors = reader.read_errors(folder)
         for name, weight in weights.items():
@@ -242,7 +242,7 @@ def _make_preprocessor(
     dtype: Any,
     kwargs: dict[str, Any],
 ) -> Any:
-    arguments = {**(reader.read_preprocessor(folder) or {}), **take(cls, kwargs)}
+    arguments = {**(reader.read_preprocessor(folder) or {}), **pop_arguments(cls, kwargs)}
     if dtype is not None:
         arguments["dtype"] = dtype
     if "tokenizer" not in arguments:
@@ -259,8 +259,8 @@ def _make_task(
     dtype: Any,
     kwargs: dict[str, Any],
 ) -> Any:
-    arguments = take(cls, kwargs)
-    for_backbone = take(cls.backbone_cls, kwargs)
+    arguments = pop_arguments(cls, kwargs)
+    for_backbone = pop_arguments(cls.backbone_cls, kwargs)
     if "preprocessor" not in arguments:
         described = reader.read_preprocessor(folder) is not None or kwargs
         arguments["preprocessor"] = (

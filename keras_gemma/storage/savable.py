@@ -1,4 +1,4 @@
-"""What other programs can have of a model with a `backbone` and a `preprocessor`, and adapters."""
+"""Export methods: Hugging Face, GGUF and PEFT formats."""
 
 from pathlib import Path
 
@@ -9,22 +9,22 @@ from keras_gemma.storage.hugging_face.writer import save_to_hugging_face
 
 
 class Savable:
-    """A model that other programs can have; `save_to_preset` is `Presettable`'s."""
+    """Mixin that saves a model in other libraries' formats."""
 
     def save_to_hugging_face(
         self, directory: str | Path, max_shard_size: int | str = "5GB"
     ) -> None:
-        """Write a folder that transformers loads: configuration, tokenizer, safetensors.
+        """Writes a folder that transformers loads: configuration, tokenizer, safetensors.
 
-        The files are written beside the folder and moved in when all are whole. Quantized weights
-        are written as the numbers that they stand for, in the model's dtype.
+        The files are written next to the folder and moved into it when all are complete. Quantized
+        weights are written dequantized, in the model's dtype.
 
         Args:
-            directory: the folder; it is made, or the model in it replaced.
-            max_shard_size: the size of a weights file, in bytes or as `"5GB"`.
+            directory: The folder, created if it does not exist. A model in it is replaced.
+            max_shard_size: Maximum size of a weights file, in bytes or as `"5GB"`.
 
         Raises:
-            ValueError: no architecture of transformers computes this model, or the folder cannot
+            ValueError: If no architecture of transformers computes this model, or the folder cannot
                 be replaced.
 
         Example:

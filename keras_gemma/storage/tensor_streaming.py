@@ -1,7 +1,7 @@
 """Tensors in files against the weights of a model: compare all, then stream one by one.
 
 Knows the names and shapes of `GemmaConfig.weight_shapes()` and of a file's tensors, and the
-`Place` that joins them. Does not know any file format: readers hand in `StoredTensor`s.
+`TensorSpec` that joins them. Does not know any file format: readers hand in `StoredTensor`s.
 """
 
 import contextlib
@@ -20,14 +20,14 @@ from keras_gemma import backend, progress
 READ_AHEAD = 2
 """Tensors that are read at once, each by a thread of its own."""
 
-PART = 1 << 18
+OVERFLOW_CHUNK = 1 << 18
 """Elements that are looked through at a time: few enough for the processor's cache."""
 
-MOST_LAYERS = 1000
+MAX_LAYERS = 1000
 """Far beyond any Gemma: a description of more would be spelt out before it is found wrong."""
 
 FLOAT_DTYPES = ("float64", "float32", "bfloat16", "float16")
-LISTED_PROBLEMS = 50
+MAX_LISTED_PROBLEMS = 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,19 +60,19 @@ def in_file(path: Path, offset: int, shape: tuple[int, ...], dtype: str) -> Stor
     return StoredTensor(shape, dtype, read)
 
 
-def _same(array: np.ndarray) -> np.ndarray:
+def _identity(array: np.ndarray) -> np.ndarray:
     return array
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class TensorSpec:
     """Where a weight lies in a checkpoint, and how its logical layout becomes the stored one."""
 
     name: str
     shape: tuple[int, ...]
-    to_logical: Callable[[np.ndarray], np.ndarray] = _same
-    to_stored: Callable[[np.ndarray], np.ndarray] = _same
-    spare_rows: int = 0
+    to_logical: Callable[[np.ndarray], np.ndarray] = _identity
+    to_stored: Callable[[np.ndarray], np.ndarray] = _identity
+    padding_rows: int = 0
     """How many rows the stored tensor may have beyond `shape`; they are left unread."""
     dtypes: tuple[str, ...] = FLOAT_DTYPES
     """Those that the stored tensor may have."""
@@ -87,22 +87,22 @@ class Place:
         if shape == self.shape:
             return True
         return (
-            self.spare_rows > 0
+            self.padding_rows > 0
             and len(shape) == len(self.shape)
             and shape[1:] == self.shape[1:]
-            and self.shape[0] < shape[0] <= self.shape[0] + self.spare_rows
+            and self.shape[0] < shape[0] <= self.shape[0] + self.padding_rows
         )
 
 
 @dataclasses.dataclass(frozen=True)
-class QuantizedPlace:
+class QuantizedTensorSpec:
     """Where the arrays of a quantized weight lie, in their plain form."""
 
     parts: backend.Quantized
-    """A `Place` for each array, or None."""
+    """A `TensorSpec` for each array, or None."""
 
     @property
-    def tensors(self) -> tuple[Place, ...]:
+    def tensors(self) -> tuple[TensorSpec, ...]:
         """The places of the tensors that the weight lies in."""
         return tuple(part for part in self.parts if part is not None)
 
@@ -111,18 +111,18 @@ def check_layer_count(count: Any, source: Path) -> None:
     """Raise where a description asks for more layers than any model has.
 
     Raises:
-        ValueError: more than `MOST_LAYERS`.
+        ValueError: more than `MAX_LAYERS`.
     """
-    if isinstance(count, int) and count > MOST_LAYERS:
+    if isinstance(count, int) and count > MAX_LAYERS:
         raise ValueError(
-            f"{source} asks for {count} layers, and at most {MOST_LAYERS} are read: it is damaged. "
+            f"{source} asks for {count} layers, and at most {MAX_LAYERS} are read: it is damaged. "
             "Fetch or save it again."
         )
 
 
 def check(
     stored: Mapping[str, StoredTensor],
-    places: Mapping[str, Place | QuantizedPlace],
+    specs: Mapping[str, TensorSpec | QuantizedTensorSpec],
     source: Any,
     ignored: Collection[str] = (),
 ) -> None:
@@ -139,23 +139,23 @@ def check(
             the message lists all of them.
     """
     problems = []
-    expected = [place for whole in places.values() for place in whole.tensors]
-    for place in expected:
-        tensor = stored.get(place.name)
+    expected = [spec for whole in specs.values() for spec in whole.tensors]
+    for spec in expected:
+        tensor = stored.get(spec.name)
         if tensor is None:
-            problems.append(f"missing: {place.name} {place.shape}")
-        elif not place.accepts(tensor.shape):
-            problems.append(f"shape: {place.name} is {tensor.shape}, expected {place.shape}")
-        elif tensor.dtype not in place.dtypes:
-            kind = "a float" if place.dtypes == FLOAT_DTYPES else " or ".join(place.dtypes)
-            problems.append(f"dtype: {place.name} is {tensor.dtype}, expected {kind}")
-    known = {place.name for place in expected} | set(ignored)
+            problems.append(f"missing: {spec.name} {spec.shape}")
+        elif not spec.accepts(tensor.shape):
+            problems.append(f"shape: {spec.name} is {tensor.shape}, expected {spec.shape}")
+        elif tensor.dtype not in spec.dtypes:
+            kind = "a float" if spec.dtypes == FLOAT_DTYPES else " or ".join(spec.dtypes)
+            problems.append(f"dtype: {spec.name} is {tensor.dtype}, expected {kind}")
+    known = {spec.name for spec in expected} | set(ignored)
     problems += [f"unexpected: {n} {t.shape}" for n, t in stored.items() if n not in known]
     if problems:
         raise ValueError(
             f"The tensors in {source} do not fit its config.json "
             f"({len(problems)} problems). Use the config.json that these weights were saved "
-            f"with, or save them again:{_listed(problems)}"
+            f"with, or save them again:{_format_problems(problems)}"
         )
 
 
@@ -179,32 +179,32 @@ def join_shards(
         ValueError: the index and the files do not agree, or two files hold a tensor; all such
             tensors are listed.
     """
-    said = {(entry, file) for entry, files in index.items() for file in files}
-    held = {(entry_of(name), file) for file, tensors in shards.items() for name in tensors}
+    indexed = {(entry, file) for entry, files in index.items() for file in files}
+    stored = {(entry_of(name), file) for file, tensors in shards.items() for name in tensors}
     count = Counter(name for tensors in shards.values() for name in tensors)
-    problems = [f"named, but not held: {e} in {f}" for e, f in sorted(said - held)]
+    problems = [f"named, but not held: {e} in {f}" for e, f in sorted(indexed - stored)]
     problems += [
-        f"held, but not named: {e} in {f}" for e, f in sorted(held - said) if e not in ignored
+        f"held, but not named: {e} in {f}" for e, f in sorted(stored - indexed) if e not in ignored
     ]
     problems += [f"held {n} times: {name}" for name, n in sorted(count.items()) if n > 1]
     if problems:
         raise ValueError(
             f"{source} and the tensors in its files do not agree ({len(problems)} problems). "
-            f"Fetch or save the checkpoint again:{_listed(problems)}"
+            f"Fetch or save the checkpoint again:{_format_problems(problems)}"
         )
     return {name: tensor for tensors in shards.values() for name, tensor in tensors.items()}
 
 
-def _listed(problems: list[str]) -> str:
+def _format_problems(problems: list[str]) -> str:
     """The problems, each on a line of its own; the first ones of many."""
-    rest = len(problems) - LISTED_PROBLEMS
-    lines = problems[:LISTED_PROBLEMS] + ([f"… and {rest} more"] if rest > 0 else [])
+    rest = len(problems) - MAX_LISTED_PROBLEMS
+    lines = problems[:MAX_LISTED_PROBLEMS] + ([f"… and {rest} more"] if rest > 0 else [])
     return "".join(f"\n  {line}" for line in lines)
 
 
 def stream(
     stored: Mapping[str, StoredTensor],
-    places: Mapping[str, Place | QuantizedPlace],
+    specs: Mapping[str, TensorSpec | QuantizedTensorSpec],
     weights: Mapping[str, Any],
 ) -> None:
     """Read each tensor once, straight into the memory that its weight keeps.
@@ -221,19 +221,19 @@ def stream(
     """
 
     def prepare(name: str) -> Any:
-        place = places[name]
-        if isinstance(place, QuantizedPlace):
-            arrays = (None if part is None else stored[part.name].read() for part in place.parts)
+        spec = specs[name]
+        if isinstance(spec, QuantizedTensorSpec):
+            arrays = (None if part is None else stored[part.name].read() for part in spec.parts)
             return weights[name].pack_plain_form(backend.Quantized(*arrays))
-        array = stored[place.name].read()
-        if place.spare_rows:
-            array = array[: place.shape[0]]
+        array = stored[spec.name].read()
+        if spec.padding_rows:
+            array = array[: spec.shape[0]]
         narrows = weights[name].dtype == "float16" and array.dtype != "float16"
         with np.errstate(over="ignore") if narrows else contextlib.nullcontext():
-            packed = weights[name].pack(place.to_logical(array))
+            packed = weights[name].pack(spec.to_logical(array))
         if narrows and _overflows(packed):
             raise ValueError(
-                f"{place.name} holds numbers beyond float16, whose largest is 65504. Load with "
+                f"{spec.name} holds numbers beyond float16, whose largest is 65504. Load with "
                 "`dtype='bfloat16'` or `dtype='float32'`."
             )
         return packed
@@ -253,5 +253,5 @@ def stream(
 def _overflows(array: np.ndarray) -> bool:
     """Whether a contiguous float16 array holds an infinity; by its bits, a part at a time."""
     bits = array.reshape(-1).view("uint16")
-    starts = range(0, bits.size, PART)
-    return any(((bits[i : i + PART] & 0x7FFF) == 0x7C00).any() for i in starts)
+    starts = range(0, bits.size, OVERFLOW_CHUNK)
+    return any(((bits[i : i + OVERFLOW_CHUNK] & 0x7FFF) == 0x7C00).any() for i in starts)

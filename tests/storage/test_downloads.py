@@ -15,7 +15,7 @@ from kagglehub import exceptions
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.storage import resolve
 from keras_gemma.storage.hub import downloads
-from keras_gemma.storage.hub.downloads import Need
+from keras_gemma.storage.hub.downloads import RequiredFiles
 from keras_gemma.text.tokenizer import GemmaTokenizer
 from tests.configurations import GEMMA2
 from tests.storage.conftest import Task, assert_same_weights, make_task
@@ -452,6 +452,6 @@ def test_malformed_handles_reach_no_client(handle, message, monkeypatch):
 
 
 def test_what_is_fetched_is_never_a_pickle():
-    patterns = Need().patterns()
+    patterns = RequiredFiles().patterns()
     names = ["pytorch_model.bin", "model.pt", "model.pkl", "model.ckpt", "x.py", "model.gguf"]
     assert list(huggingface_hub.utils.filter_repo_objects(names, allow_patterns=patterns)) == []

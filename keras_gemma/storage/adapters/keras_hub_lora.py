@@ -24,7 +24,7 @@ import numpy as np
 from keras_gemma.config import GemmaConfig
 from keras_gemma.lora.adapters import Arrays, check_finite
 from keras_gemma.lora.config import MATRICES, Lora
-from keras_gemma.storage.files import beside, local_path
+from keras_gemma.storage.files import scratch_folder, local_path
 
 ENDING = ".lora.h5"
 NAME = "default"
@@ -41,7 +41,7 @@ def save_lora_weights(backbone: Any, filepath: str | Path) -> None:
     for matrix, (a, b) in arrays.items():
         theirs[matrix] = _to_theirs(a, b * np.float32(lora.scale(matrix)), _heads(matrix, config))
     rank = max(b.shape[0] for _, b in theirs.values())
-    with beside(path.resolve(), "filepath") as folder:
+    with scratch_folder(path.resolve(), "filepath") as folder:
         with h5py.File(folder / path.name, "w") as file:
             file["lora/vars/rank"] = rank
             for matrix, (a, b) in theirs.items():

@@ -19,7 +19,7 @@ from keras_gemma.lora.config import Lora, check_numbers, target_names
 from keras_gemma.storage.files import check_types, local_path, read_json, replacing, write_json
 from keras_gemma.storage.hugging_face.layout import tensor_name
 from keras_gemma.storage.hugging_face.safetensors import tensors
-from keras_gemma.storage.tensor_streaming import FLOAT_DTYPES, LISTED_PROBLEMS, StoredTensor
+from keras_gemma.storage.tensor_streaming import FLOAT_DTYPES, MAX_LISTED_PROBLEMS, StoredTensor
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
@@ -222,8 +222,8 @@ def _check(
     if not sizes and not problems:
         problems.append("no tensor of a matrix of Gemma's blocks")
     if problems:
-        rest = len(problems) - LISTED_PROBLEMS
-        lines = problems[:LISTED_PROBLEMS] + ([f"… and {rest} more"] if rest > 0 else [])
+        rest = len(problems) - MAX_LISTED_PROBLEMS
+        lines = problems[:MAX_LISTED_PROBLEMS] + ([f"… and {rest} more"] if rest > 0 else [])
         raise ValueError(
             f"The adapter in {folder} does not fit this model ({len(problems)} problems). Load it "
             "onto the model that it was trained on:" + "".join(f"\n  {line}" for line in lines)

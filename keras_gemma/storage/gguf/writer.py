@@ -16,7 +16,7 @@ import numpy as np
 
 from keras_gemma import progress
 from keras_gemma.config import GemmaConfig
-from keras_gemma.storage.files import beside, local_path
+from keras_gemma.storage.files import scratch_folder, local_path
 from keras_gemma.text.chat_template import CHAT_TEMPLATE
 from keras_gemma.text.pieces import SPACE, Pieces
 
@@ -29,14 +29,14 @@ FILE_TYPES = {
 """What `dtype` may be, and the file type that says so in the file."""
 
 ROPE_BASE = 10000.0
-LARGEST_FLOAT16 = 65504.0
-LARGEST = {"F16": LARGEST_FLOAT16, "Q8_0": 127 * LARGEST_FLOAT16, "Q4_0": 8 * LARGEST_FLOAT16}
+MAX_FLOAT16 = 65504.0
+MAX_MAGNITUDES = {"F16": MAX_FLOAT16, "Q8_0": 127 * MAX_FLOAT16, "Q4_0": 8 * MAX_FLOAT16}
 """What a kind holds; blocks have a scale in float16."""
 
-LAYERS_OF_27B = 46
+NUM_LAYERS_27B = 46
 """llama.cpp scales the queries of a `gemma2` of this depth by 1/sqrt(D/N), else by 1/sqrt(H)."""
 
-CHUNK = 1 << 22
+CHUNK_ELEMENTS = 1 << 22
 """Elements of a matrix that are converted at a time."""
 
 _MODEL_TENSORS = {"token_embedding": "token_embd", "final_norm": "output_norm"}
@@ -101,7 +101,7 @@ def save_to_gguf(lm: Any, path: str | Path, dtype: str = "bf16") -> None:
     tokenizer = _tokenizer(lm)
     gguf = _import_gguf()
 
-    with beside(path, "path") as work:
+    with scratch_folder(path, "path") as work:
         fresh = work / path.name
         writer = gguf.GGUFWriter(fresh, architecture)
         try:
@@ -139,7 +139,7 @@ def architecture_of(config: GemmaConfig) -> str:
             "no final_logit_soft_cap": config.final_logit_soft_cap is None,
             "use_sliding_window_attention=False": not config.use_sliding_window_attention,
         }
-    deep = name == "gemma2" and config.num_layers == LAYERS_OF_27B
+    deep = name == "gemma2" and config.num_layers == NUM_LAYERS_27B
     per_head = config.hidden_dim // config.num_query_heads if deep else config.head_dim
     needs[f"queries scaled by 1/sqrt({per_head}) at {config.num_layers} layers"] = math.isclose(
         config.query_scale, per_head**-0.5
@@ -260,7 +260,7 @@ def _write_tensors(gguf: ModuleType, writer: Any, weights: dict[str, Any], dtype
             if array.ndim == 1:
                 # This package holds w of the norm's (1 + w); llama.cpp multiplies by what it reads.
                 encoded = 1.0 + array.astype("float32")
-                _largest(name, encoded)
+                _max_magnitude(name, encoded)
             else:
                 encoded = _encode(gguf, name, array, kinds[name])
             writer.write_tensor_data(encoded)
@@ -293,8 +293,8 @@ def _encode(gguf: ModuleType, name: str, array: np.ndarray, kind: Any) -> np.nda
     encoded = np.empty((array.shape[0], array.shape[1] // block * block_bytes), "uint8")
     for rows in _chunks(array.shape):
         values = np.ascontiguousarray(array[rows], "float32")
-        largest = _largest(name, values)
-        if largest > LARGEST.get(kind.name, math.inf):
+        largest = _max_magnitude(name, values)
+        if largest > MAX_MAGNITUDES.get(kind.name, math.inf):
             raise ValueError(
                 f"{name} holds {largest}, which is beyond float16: save with `dtype='bf16'`."
             )
@@ -302,7 +302,7 @@ def _encode(gguf: ModuleType, name: str, array: np.ndarray, kind: Any) -> np.nda
     return encoded
 
 
-def _largest(name: str, values: np.ndarray) -> float:
+def _max_magnitude(name: str, values: np.ndarray) -> float:
     """The largest magnitude in `values`; a ValueError where a number is NaN or infinite."""
     largest = np.abs(values).max()
     if not np.isfinite(largest):  # NaN if one of them is
@@ -313,6 +313,6 @@ def _largest(name: str, values: np.ndarray) -> float:
 
 
 def _chunks(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Slices of rows, of about `CHUNK` elements each."""
-    step = max(1, CHUNK // shape[1])
+    """Slices of rows, of about `CHUNK_ELEMENTS` elements each."""
+    step = max(1, CHUNK_ELEMENTS // shape[1])
     return (slice(start, start + step) for start in range(0, shape[0], step))

@@ -30,19 +30,19 @@ NESTED_PATTERNS = ("*/*.safetensors", "*/*.h5", "*/*.json")
 BY_HAND = "or download the folder by other means and pass its path"
 
 
-class NotFetchedError(ValueError):
+class DownloadError(ValueError):
     """A download that failed; the text says why, and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Need:
+class RequiredFiles:
     """What a load takes from a preset beside config.json, which is always among it."""
 
     text: bool = True
     """The vocabulary, and how tokenizer and preprocessor are set."""
     weights: bool = True
 
-    def is_met(self, find: Find) -> bool:
+    def are_cached(self, find: Find) -> bool:
         """Whether all of it is in a cache. Settings may be absent: they are fetched first."""
         return (
             find(CONFIG) is not None
@@ -58,7 +58,7 @@ class Need:
         return patterns
 
 
-def from_kaggle(handle: str, need: Need) -> Path:
+def from_kaggle(handle: str, required: RequiredFiles) -> Path:
     """The folder of `owner/model/framework/variation[/version]`, fetched file by file.
 
     A version never changes, so that one which is cached needs no network.
@@ -67,7 +67,7 @@ def from_kaggle(handle: str, need: Need) -> Path:
         NotFetchedError: it could not be fetched.
     """
     cached = kaggle_finder(handle)
-    if _is_pinned(handle) and need.is_met(cached):
+    if _is_pinned(handle) and required.are_cached(cached):
         return cached(CONFIG).parent
 
     import kagglehub
@@ -77,14 +77,14 @@ def from_kaggle(handle: str, need: Need) -> Path:
     try:
         config = _kaggle_file(handle, CONFIG)
         if config is None:
-            raise NotFetchedError(
+            raise DownloadError(
                 f"Kaggle has no {CONFIG} there. Look for the model and its versions at "
                 f"{_kaggle_page(handle)}, {BY_HAND}"
             )
         folder = config.parent
         if not _is_pinned(handle) and folder.name.isdigit():
             handle = f"{handle}/{folder.name}"  # one version for all files
-        _kaggle_files(lambda name: _kaggle_file(handle, name), read_json(config), need)
+        _kaggle_files(lambda name: _kaggle_file(handle, name), read_json(config), required)
     except (
         RequestException,
         exceptions.BackendError,
@@ -95,12 +95,12 @@ def from_kaggle(handle: str, need: Need) -> Path:
         exceptions.NotFoundError,
         exceptions.UnauthenticatedError,
     ) as error:
-        known = kagglehub.config.get_kaggle_credentials() is not None
-        raise NotFetchedError(_kaggle_reason(error, handle, known)) from error
+        has_credentials = kagglehub.config.get_kaggle_credentials() is not None
+        raise DownloadError(_kaggle_reason(error, handle, has_credentials)) from error
     return folder
 
 
-def from_hugging_face(repository: str, revision: str, need: Need) -> Path:
+def from_hugging_face(repository: str, revision: str, required: RequiredFiles) -> Path:
     """The folder of `owner/model`, at a branch, tag or commit; `""` is the main branch.
 
     Raises:
@@ -113,7 +113,7 @@ def from_hugging_face(repository: str, revision: str, need: Need) -> Path:
         folder = huggingface_hub.snapshot_download(
             repository,
             revision=revision or None,
-            allow_patterns=need.patterns(),
+            allow_patterns=required.patterns(),
             ignore_patterns=list(NESTED_PATTERNS),
         )
     except (
@@ -123,9 +123,9 @@ def from_hugging_face(repository: str, revision: str, need: Need) -> Path:
         errors.OfflineModeIsEnabled,
     ) as error:
         cached = hugging_face_finder(repository, revision or "main")
-        if isinstance(error, errors.LocalEntryNotFoundError) and need.is_met(cached):
+        if isinstance(error, errors.LocalEntryNotFoundError) and required.are_cached(cached):
             return cached(CONFIG).parent  # the client misses files that no load needs
-        raise NotFetchedError(_hugging_face_reason(error, repository, revision)) from error
+        raise DownloadError(_hugging_face_reason(error, repository, revision)) from error
     return Path(folder)
 
 
@@ -146,14 +146,14 @@ def _kaggle_file(handle: str, name: str) -> Path | None:
         raise
 
 
-def _kaggle_files(fetch: Callable[[str], Path | None], config: dict, need: Need) -> None:
+def _kaggle_files(fetch: Callable[[str], Path | None], config: dict, required: RequiredFiles) -> None:
     """Fetch what is needed: settings first, so that a whole cache has them if they exist."""
     keras = "model_type" not in config
-    if need.text:
+    if required.text:
         for name in SETTINGS if keras else ("tokenizer.json",):
             fetch(name)
         fetch(VOCABULARIES[0] if keras else VOCABULARIES[1])  # else tokenizer.json will do
-    if need.weights:
+    if required.weights:
         if keras:
             fetch("metadata.json")  # the context's length
         index = fetch("model.weights.json" if keras else "model.safetensors.index.json")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from keras_gemma.catalogue import Preset, presets
 from keras_gemma.storage.hub import downloads
-from keras_gemma.storage.hub.downloads import Need, NotFetchedError
+from keras_gemma.storage.hub.downloads import RequiredFiles, DownloadError
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def resolve(preset: str | Path, *, text: bool = True, weights: bool = True) -> P
     """
     if not isinstance(preset, (str, Path)):
         raise TypeError(f"`preset` must be a string or a path. Received: preset={preset!r}")
-    need = Need(text, weights)
+    required = RequiredFiles(text, weights)
     name = str(preset)
     if not preset or name.isspace():
         raise ValueError(
@@ -44,7 +44,7 @@ def resolve(preset: str | Path, *, text: bool = True, weights: bool = True) -> P
             f"'.' for the current one. Received: preset={preset!r}"
         )
     if "://" in name and isinstance(preset, str):
-        return _from_handle(name, need)
+        return _from_handle(name, required)
     if isinstance(preset, str) and name in presets():
         if Path(name).is_dir():
             warnings.warn(
@@ -52,7 +52,7 @@ def resolve(preset: str | Path, *, text: bool = True, weights: bool = True) -> P
                 f"of this name here. For the folder, pass './{name}'.",
                 stacklevel=4,  # where `from_preset` is called
             )
-        return _published(presets()[name], need)
+        return _from_builtin_name(presets()[name], required)
     path = Path(preset).expanduser()
     if path.is_dir():
         return path
@@ -69,16 +69,16 @@ def resolve(preset: str | Path, *, text: bool = True, weights: bool = True) -> P
     )
 
 
-def _from_handle(handle: str, need: Need) -> Path:
+def _from_handle(handle: str, required: RequiredFiles) -> Path:
     """The folder behind a `kaggle://` or `hf://` handle, alone or after a built-in name."""
-    twin = _twin(handle) or handle
+    twin = _hugging_face_handle(handle) or handle
     try:
-        return _fetch(twin, need)
-    except NotFetchedError as error:
+        return _fetch(twin, required)
+    except DownloadError as error:
         raise ValueError(f"Could not download `preset={handle!r}`: {error}.") from error
 
 
-def _fetch(handle: str, need: Need) -> Path:
+def _fetch(handle: str, required: RequiredFiles) -> Path:
     scheme, _, rest = handle.partition("://")
     if scheme == "kaggle":
         if not KAGGLE.fullmatch(rest) or ".." in rest:
@@ -87,7 +87,7 @@ def _fetch(handle: str, need: Need) -> Path:
                 "/version: 'kaggle://keras/gemma2/keras/gemma2_2b_en/2'. "
                 f"Received: preset={handle!r}"
             )
-        return downloads.from_kaggle(rest, need)
+        return downloads.from_kaggle(rest, required)
     if scheme == "hf":
         match = HUGGING_FACE.fullmatch(rest)
         if not match or ".." in rest:
@@ -96,14 +96,14 @@ def _fetch(handle: str, need: Need) -> Path:
                 "built-in name: 'hf://google/gemma-2-2b', 'hf://gemma2_2b_en'. "
                 f"Received: preset={handle!r}"
             )
-        return downloads.from_hugging_face(match["repository"], match["revision"] or "", need)
+        return downloads.from_hugging_face(match["repository"], match["revision"] or "", required)
     raise ValueError(
         "`preset` handles begin with kaggle:// or hf://; for other sources, download the "
         f"folder and pass its path. Received: preset={handle!r}"
     )
 
 
-def _twin(handle: str) -> str | None:
+def _hugging_face_handle(handle: str) -> str | None:
     """For `hf://` and a built-in name, the handle of its twin there."""
     name, at, revision = handle.removeprefix("hf://").partition("@")
     if not handle.startswith("hf://") or name not in presets():
@@ -117,18 +117,18 @@ def _twin(handle: str) -> str | None:
     return twin + at + revision
 
 
-def _published(preset: Preset, need: Need) -> Path:
+def _from_builtin_name(preset: Preset, required: RequiredFiles) -> Path:
     """The folder of a built-in name: the package's, a cached one, or a downloaded one."""
-    if preset.has_weights or not (need.text or need.weights):
+    if preset.has_weights or not (required.text or required.weights):
         return preset.folder
     for find in preset.finders().values():
-        if need.is_met(find):
+        if required.are_cached(find):
             return find(downloads.CONFIG).parent
     reasons = []
     for handle in preset.finders():
         try:
-            return _fetch(handle, need)
-        except NotFetchedError as error:
+            return _fetch(handle, required)
+        except DownloadError as error:
             logger.info("%s could not be downloaded: %s.", handle, error)
             reasons.append(f"{handle}: {error}. ")
     raise ValueError(

@@ -12,7 +12,7 @@ from types import ModuleType
 
 from keras_gemma.config import GemmaConfig
 from keras_gemma.storage import presets
-from keras_gemma.storage import tensor_streaming as checkpoint
+from keras_gemma.storage import tensor_streaming
 from keras_gemma.storage.files import within
 from keras_gemma.storage.hugging_face import reader as hugging_face
 from keras_gemma.text.tokenizer import GemmaTokenizer
@@ -20,7 +20,7 @@ from keras_gemma.text.tokenizer import GemmaTokenizer
 WEIGHTS = ("*.h5", "*.safetensors", "*.index.json", "model.weights.json")
 VOCABULARIES = ("assets/tokenizer/*", "tokenizer.model", "tokenizer.json")
 
-KEPT_BACK = (
+EXCLUDED = (
     *("*.bin", "*.ckpt", "*.dill", "*.joblib", "*.npy", "*.npz", "*.pickle", "*.pkl", "*.pt"),
     *("*.pth", "*.pyc"),
     *("*.bak", "*.incomplete", "*.lock", "*.part", "*.partial", "*.swp", "*.temp", "*.tmp", "*~"),
@@ -74,7 +74,7 @@ def upload_preset(uri: str, preset: str | Path, allow_incomplete: bool = False) 
     (_check_kaggle if scheme == "kaggle" else _check_hugging_face)(handle, uri)
     folder = Path(preset).expanduser()
     reader, config = check_preset(folder, allow_incomplete)
-    ignored = [glob.escape(name) for name in kept_back(folder)]
+    ignored = [glob.escape(name) for name in excluded_files(folder)]
     if scheme == "kaggle":
         _to_kaggle(handle, folder, ignored)
     else:
@@ -107,8 +107,8 @@ def check_preset(folder: Path, allow_incomplete: bool = False) -> tuple[ModuleTy
     config = GemmaConfig.from_dict(reader.read_backbone(folder))
     if _has(folder, WEIGHTS) or not allow_incomplete:
         with reader.open_weights(folder) as stored:
-            places = reader.weight_places(config, folder)
-            checkpoint.check(stored, places, folder, ignored=reader.IGNORED_TENSORS)
+            specs = reader.tensor_specs(config, folder)
+            tensor_streaming.check(stored, specs, folder, ignored=reader.IGNORED_TENSORS)
     if _has(folder, VOCABULARIES) or not allow_incomplete:
         size = GemmaTokenizer(**reader.read_tokenizer(folder)).vocabulary_size()
         if size > config.vocabulary_size:
@@ -121,16 +121,16 @@ def check_preset(folder: Path, allow_incomplete: bool = False) -> tuple[ModuleTy
 
 def files_of(folder: Path) -> list[str]:
     """The files in `folder` that are sent, relative to it, sorted."""
-    return sorted(set(_all_files(folder)) - set(kept_back(folder)))
+    return sorted(set(_all_files(folder)) - set(excluded_files(folder)))
 
 
-def kept_back(folder: Path) -> list[str]:
+def excluded_files(folder: Path) -> list[str]:
     """The files in `folder` that are not sent, relative to it: hidden, temporary, or pickles."""
     return [
         name
         for name in _all_files(folder)
         if any(part.startswith((".", "__pycache__")) for part in Path(name).parts)
-        or any(Path(name.lower()).match(pattern) for pattern in KEPT_BACK)
+        or any(Path(name.lower()).match(pattern) for pattern in EXCLUDED)
     ]
 
 

@@ -25,7 +25,7 @@ from keras_gemma.storage.hugging_face.layout import (
 )
 from keras_gemma.storage.hugging_face.safetensors import tensors
 from keras_gemma.storage.hugging_face.tokenizer_json import read_tokenizer_json
-from keras_gemma.storage.tensor_streaming import Place, StoredTensor, join_shards
+from keras_gemma.storage.tensor_streaming import TensorSpec, StoredTensor, join_shards
 
 IGNORED_TENSORS = ("lm_head.weight",)
 """A copy of the embedding, which the model uses as its output head."""
@@ -105,9 +105,9 @@ def open_weights(folder: Path) -> Iterator[dict[str, StoredTensor]]:
         yield held[WEIGHTS]
 
 
-def weight_places(
+def tensor_specs(
     config: GemmaConfig, folder: Path | None = None, quantization: None = None
-) -> dict[str, Place]:
+) -> dict[str, TensorSpec]:
     """For each weight's logical name, its tensor; shapes and layouts are the same.
 
     Args:
@@ -118,6 +118,6 @@ def weight_places(
     """
     model_type = read_json(folder / CONFIG)["model_type"] if folder else model_type_of(config)
     return {
-        name: Place(tensor_name(name, model_type), shape)
+        name: TensorSpec(tensor_name(name, model_type), shape)
         for name, shape in config.weight_shapes().items()
     }

@@ -14,8 +14,8 @@ import numpy as np
 
 from keras_gemma import progress
 from keras_gemma.storage.files import local_path, replacing, write_json
-from keras_gemma.storage.formats import is_of_a_model
-from keras_gemma.storage.hugging_face import layout as layout
+from keras_gemma.storage.formats import is_model_file
+from keras_gemma.storage.hugging_face import layout
 from keras_gemma.storage.hugging_face.tokenizer_json import SPECIAL, TURNS, write_tokenizer_json
 from keras_gemma.storage.sharding import parse_size, plain_sizes, plan_shards
 from keras_gemma.text.chat_template import CHAT_TEMPLATE
@@ -68,7 +68,7 @@ def save_to_hugging_face(
         added = tokenizer_json["added_tokens"]
         files |= _tokenizer_files(preprocessor, added, backbone.config.context_length)
 
-    with replacing(directory, is_of_a_model, "directory") as folder:
+    with replacing(directory, is_model_file, "directory") as folder:
         for name, content in files.items():
             write_json(folder / name, content)
         if preprocessor is not None:

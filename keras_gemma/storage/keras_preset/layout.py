@@ -7,7 +7,7 @@ from keras_gemma import backend
 from keras_gemma.backend import quantized
 from keras_gemma.config import GemmaConfig
 from keras_gemma.quantization import QuantizationConfig
-from keras_gemma.storage.tensor_streaming import Place, QuantizedPlace
+from keras_gemma.storage.tensor_streaming import TensorSpec, QuantizedTensorSpec
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
@@ -36,7 +36,7 @@ MODULES = {
 }
 """Class name to the module that KerasHub writes beside it."""
 
-PADDED_ROWS = 128
+MAX_PADDING_ROWS = 128
 """How many unused rows checkpoints that were trained in JAX have after the vocabulary's."""
 
 _ATTENTION = {
@@ -48,7 +48,7 @@ _ATTENTION = {
 _FEED_FORWARD = {"gate": "gating_ffw", "up": "gating_ffw_2", "down": "ffw_linear"}
 
 
-def h5_places(config: GemmaConfig) -> dict[str, Place]:
+def h5_specs(config: GemmaConfig) -> dict[str, TensorSpec]:
     """For each weight's logical name, its path in the H5 file and its shape there.
 
     logical [out, in]     KerasHub
@@ -59,12 +59,12 @@ def h5_places(config: GemmaConfig) -> dict[str, Place]:
     down     [D, F]       [F, D]
     norms    [D]          [D]
     """
-    return {name: _h5_place(name, shape, config) for name, shape in config.weight_shapes().items()}
+    return {name: _h5_spec(name, shape, config) for name, shape in config.weight_shapes().items()}
 
 
-def quantized_places(
+def quantized_specs(
     config: GemmaConfig, quantization: QuantizationConfig
-) -> dict[str, Place | QuantizedPlace]:
+) -> dict[str, TensorSpec | QuantizedTensorSpec]:
     """The same of a quantized model, which KerasHub refuses by the class in config.json.
 
     In the place of a matrix's `vars/0` lie up to three datasets, the logical matrix `[out, in]`:
@@ -77,50 +77,50 @@ def quantized_places(
     A number is `scale * (value - zero)`. A value of 4 bits is 0 to 15 where it has a zero point;
     where it has none, it is -8 to 7 in two's complement.
     """
-    places: dict[str, Place | QuantizedPlace] = dict(h5_places(config))
+    specs: dict[str, TensorSpec | QuantizedTensorSpec] = dict(h5_specs(config))
     for name, shape in config.weight_shapes().items():
         if len(shape) == 2:
             bits = quantization.bits("embedding" if name == "token_embedding" else "matrix")
-            folder = places[name].name.removesuffix("/0")
+            folder = specs[name].name.removesuffix("/0")
             zeros = bits == 4 and quantization.zeros
             spec = quantized.spec(shape, "matrix", bits, quantization.group_size, zeros)
             parts = (
-                entry and Place(f"{folder}/{part}", entry[0], dtypes=(entry[1],))
+                entry and TensorSpec(f"{folder}/{part}", entry[0], dtypes=(entry[1],))
                 for part, entry in spec._asdict().items()
             )
-            places[name] = QuantizedPlace(backend.Quantized(*parts))
-    return places
+            specs[name] = QuantizedTensorSpec(backend.Quantized(*parts))
+    return specs
 
 
-def _h5_place(name: str, shape: tuple[int, ...], config: GemmaConfig) -> Place:
+def _h5_spec(name: str, shape: tuple[int, ...], config: GemmaConfig) -> TensorSpec:
     if name == "token_embedding":
         path = "layers/reversible_embedding/vars/0"
-        return Place(path, shape, spare_rows=PADDED_ROWS)
+        return TensorSpec(path, shape, padding_rows=MAX_PADDING_ROWS)
     if name == "final_norm":
-        return Place("layers/rms_normalization/vars/0", shape)
+        return TensorSpec("layers/rms_normalization/vars/0", shape)
 
     _, index, kind = name.split(".")
     block = "layers/gemma_decoder_block" + (f"_{index}" if index != "0" else "")
     h, d = config.head_dim, config.hidden_dim
     if kind in ("query", "key", "value"):
-        return Place(
+        return TensorSpec(
             f"{block}/{_ATTENTION[kind]}/vars/0",
             (shape[0] // h, d, h),
             to_logical=lambda array: backend.settle(array.transpose(0, 2, 1)).reshape(-1, d),
             to_stored=lambda array: array.reshape(-1, h, d).transpose(0, 2, 1),
         )
     if kind == "output":
-        return Place(
+        return TensorSpec(
             f"{block}/{_ATTENTION[kind]}/vars/0",
             (shape[1] // h, h, d),
             to_logical=lambda array: array.reshape(-1, d).T,
             to_stored=lambda array: array.T.reshape(-1, h, d),
         )
     if kind in _FEED_FORWARD:
-        return Place(
+        return TensorSpec(
             f"{block}/{_FEED_FORWARD[kind]}/vars/0",
             shape[::-1],
             to_logical=lambda array: array.T,
             to_stored=lambda array: array.T,
         )
-    return Place(f"{block}/{kind}/vars/0", shape)
+    return TensorSpec(f"{block}/{kind}/vars/0", shape)

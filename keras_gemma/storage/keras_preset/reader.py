@@ -19,11 +19,11 @@ from keras_gemma.config import GemmaConfig
 from keras_gemma.hub_caches import read_index
 from keras_gemma.quantization import QuantizationConfig
 from keras_gemma.storage.files import check_types, read_json, shards
-from keras_gemma.storage.keras_preset import layout as layout
+from keras_gemma.storage.keras_preset import layout
 from keras_gemma.storage.tensor_streaming import (
     FLOAT_DTYPES,
-    Place,
-    QuantizedPlace,
+    TensorSpec,
+    QuantizedTensorSpec,
     StoredTensor,
     check_layer_count,
     in_file,
@@ -166,19 +166,19 @@ def open_weights(folder: Path) -> Iterator[dict[str, StoredTensor]]:
             yield held[layout.WEIGHTS]
 
 
-def weight_places(
+def tensor_specs(
     config: GemmaConfig,
     folder: Path | None = None,
     quantization: QuantizationConfig | None = None,
-) -> dict[str, Place | QuantizedPlace]:
+) -> dict[str, TensorSpec | QuantizedTensorSpec]:
     """For each weight's logical name, where it lies in the H5 file, whichever `folder` that is.
 
     Args:
         quantization: of the file.
     """
     if quantization is not None:
-        return layout.quantized_places(config, quantization)
-    return layout.h5_places(config)
+        return layout.quantized_specs(config, quantization)
+    return layout.h5_specs(config)
 
 
 def _read_object(path: Path, expected: tuple[str, ...] = ()) -> dict[str, Any]:

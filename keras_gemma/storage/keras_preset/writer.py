@@ -18,9 +18,9 @@ from keras_gemma import progress
 from keras_gemma.backend import quantized
 from keras_gemma.config import GemmaConfig
 from keras_gemma.storage.files import write_json
-from keras_gemma.storage.keras_preset import layout as layout
+from keras_gemma.storage.keras_preset import layout
 from keras_gemma.storage.sharding import plan_shards, weight_sizes
-from keras_gemma.storage.tensor_streaming import Place, QuantizedPlace
+from keras_gemma.storage.tensor_streaming import TensorSpec, QuantizedTensorSpec
 
 
 def is_weights_file(name: str) -> bool:
@@ -111,9 +111,9 @@ def write_weights(folder: Path, backbone: Any, max_shard_size: int) -> None:
     sizes = weight_sizes(backbone)
     plan = plan_shards(sizes, max_shard_size)
     if backbone.quantization is None:
-        places = layout.h5_places(backbone.config)
+        specs = layout.h5_specs(backbone.config)
     else:
-        places = layout.quantized_places(backbone.config, backbone.quantization)
+        specs = layout.quantized_specs(backbone.config, backbone.quantization)
     weights = backbone.named_weights()
     weight_map = {}
     with progress.bar("Saving", sum(sizes.values())) as advance:
@@ -121,7 +121,7 @@ def write_weights(folder: Path, backbone: Any, max_shard_size: int) -> None:
             file_name = layout.WEIGHTS if len(plan) == 1 else layout.SHARD.format(number)
             with h5py.File(folder / file_name, "w") as file:
                 for name in names:
-                    for path, array in _arrays(weights[name], places[name]):
+                    for path, array in _arrays(weights[name], specs[name]):
                         _write_tensor(file, path, array)
                         weight_map["/" + path.rsplit("/", 1)[0]] = file_name
                     advance(sizes[name])
@@ -130,15 +130,15 @@ def write_weights(folder: Path, backbone: Any, max_shard_size: int) -> None:
         write_json(folder / layout.WEIGHTS_INDEX, index)
 
 
-def _arrays(weight: Any, place: Place | QuantizedPlace) -> Iterator[tuple[str, np.ndarray]]:
+def _arrays(weight: Any, spec: TensorSpec | QuantizedTensorSpec) -> Iterator[tuple[str, np.ndarray]]:
     """The arrays that a weight is stored as, and their paths."""
-    if isinstance(place, Place):
-        yield place.name, place.to_stored(weight.numpy())
+    if isinstance(spec, TensorSpec):
+        yield spec.name, spec.to_stored(weight.numpy())
         return
     plain = weight.plain_form()
     if weight.bits == 4:
         plain = quantized.pack(plain, weight.kind, 4)
-    for part, array in zip(place.parts, plain, strict=True):
+    for part, array in zip(spec.parts, plain, strict=True):
         if part is not None:
             yield part.name, array
 
