@@ -14,7 +14,7 @@ from keras import ops
 from keras_gemma.backend import assign, uninitialized
 from keras_gemma.causal_lm.model import GemmaCausalLM
 from keras_gemma.config import GemmaConfig
-from keras_gemma.interop.keras_hub_samplers import keras_hub, convert_sampler, set_sampler
+from keras_gemma.interop.keras_hub_samplers import convert_sampler, keras_hub, set_sampler
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.storage.keras_preset.layout import h5_specs
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor

@@ -1,5 +1,5 @@
 """Files with LoRA adapters, read and written.
 
-    peft.py            PEFT's folder
-    keras_hub_lora.py  KerasHub's `.lora.h5` file
+peft.py            PEFT's folder
+keras_hub_lora.py  KerasHub's `.lora.h5` file
 """

@@ -24,7 +24,7 @@ import numpy as np
 from keras_gemma.config import GemmaConfig
 from keras_gemma.lora.adapters import Arrays, check_finite
 from keras_gemma.lora.config import MATRICES, Lora
-from keras_gemma.storage.files import scratch_folder, local_path
+from keras_gemma.storage.files import local_path, scratch_folder
 
 ENDING = ".lora.h5"
 NAME = "default"

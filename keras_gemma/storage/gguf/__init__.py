@@ -1,4 +1,4 @@
 """GGUF files for llama.cpp.
 
-    writer.py  writes a model, its vocabulary and chat template to one file
+writer.py  writes a model, its vocabulary and chat template to one file
 """

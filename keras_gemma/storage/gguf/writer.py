@@ -16,7 +16,7 @@ import numpy as np
 
 from keras_gemma import progress
 from keras_gemma.config import GemmaConfig
-from keras_gemma.storage.files import scratch_folder, local_path
+from keras_gemma.storage.files import local_path, scratch_folder
 from keras_gemma.text.chat_template import CHAT_TEMPLATE
 from keras_gemma.text.pieces import SPACE, Pieces
 

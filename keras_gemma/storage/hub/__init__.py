@@ -1,6 +1,6 @@
 """Kaggle and Hugging Face: finding, downloading and uploading presets.
 
-    locate.py     a name, handle or path to a folder
-    downloads.py  a handle to a folder, through the hubs' own clients
-    upload.py     a folder to Kaggle or Hugging Face
+locate.py     a name, handle or path to a folder
+downloads.py  a handle to a folder, through the hubs' own clients
+upload.py     a folder to Kaggle or Hugging Face
 """
