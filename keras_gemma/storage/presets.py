@@ -143,7 +143,7 @@ def reader_of(folder: Path) -> ModuleType:
         raise ValueError(
             f"{folder} is not a preset: looked for {CONFIG}, {layout.VOCABULARY}, "
             f"{hugging_face.VOCABULARY} and Hugging Face's tokenizer.json, but found none. "
-            f"It holds {_list_names(folder)}. Pass a folder written by `lm.save_to_preset(...)`, or "
+            f"It holds {_list_names(folder)}. Pass a folder that `lm.save_to_preset(...)` wrote or "
             "a Hugging Face checkpoint."
         )
     content = read_json(path)

@@ -76,7 +76,7 @@ def test_shards(tmp_path):
 
 
 def test_what_the_file_holds(tmp_path):
-    """As `keras_layout.quantized_places` says, read without this package."""
+    """As `keras_layout.quantized_specs` says, read without this package."""
     backbone = quantized("int4_zeros")
     backbone.save_to_preset(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())["config"]

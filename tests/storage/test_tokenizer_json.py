@@ -187,7 +187,7 @@ def test_ids_with_gaps_and_missing_tokens(tiny_proto, tmp_path):
     content = write_tokenizer_json(tiny_proto)
     vocabulary = content["model"]["vocab"]
     vocabulary["new"] = 600
-    with pytest.raises(ValueError, match="an id of its own, from 0 to 512"):
+    with pytest.raises(ValueError, match="a unique id, from 0 to 512"):
         read_tokenizer_json(write(tmp_path / "tokenizer.json", content))
     vocabulary["new"] = vocabulary.pop("<0x41>")
     with pytest.raises(ValueError, match=r"lacks 1 tokens that Gemma's tokenizer has: <0x41>\."):

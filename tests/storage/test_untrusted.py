@@ -301,7 +301,7 @@ def test_a_folder_without_a_model(preset, tmp_path):
     for cls in (GemmaBackbone, Task):
         with pytest.raises(
             ValueError,
-            match=r"tokenizer describes no model: there is no file config\.json\. It holds "
+            match=r"tokenizer has no model: there is no file config\.json\. It holds "
             r"assets/, tokenizer\.json\. Save a whole model there, `lm\.save_to_preset",
         ):
             cls.from_preset(folder)
@@ -320,7 +320,7 @@ def test_config_json_that_is_a_folder(preset, tmp_path):
     with pytest.raises(ValueError, match=r"no file config\.json\. It holds assets/, config\.json/"):
         GemmaBackbone.from_preset(preset)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"is no preset.*It holds nothing\. Pass a folder"):
+    with pytest.raises(ValueError, match=r"is not a preset.*It holds nothing\. Pass a folder"):
         GemmaBackbone.from_preset(tmp_path / "empty")
     for number in range(12):
         (tmp_path / "empty" / f"{number:02}.txt").touch()
