@@ -310,7 +310,7 @@ def test_models_with_lora_are_refused_and_their_saved_folder_is_read(tmp_path):
 
 @pytest.mark.filterwarnings("ignore")  # Keras tells which layers it does not quantise
 @pytest.mark.parametrize("mode", ["int8", "int4", "float8"])
-def test_quantised_models_are_refused(mode):
+def test_quantized_models_are_refused(mode):
     theirs = make_keras_hub_backbone(GEMMA1 | {"num_layers": 1})
     theirs.quantize(mode)
     with pytest.raises(ValueError, match=f"quantized.*without `quantize`.* in {mode}"):

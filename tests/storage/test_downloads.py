@@ -280,14 +280,14 @@ def test_an_index_cannot_name_files_elsewhere(kaggle):
 
 # What went wrong, and the step that helps.
 
-LICENCE = "accept the licence at https://www.kaggle.com/models/keras/gemma2"
+LICENSE = "accept the license at https://www.kaggle.com/models/keras/gemma2"
 
 
 @pytest.mark.parametrize(
     ("status", "message"),
     [
-        (401, f"wants to know who asks: set KAGGLE_API_TOKEN, .*kagglehub.login.*{LICENCE}"),
-        (403, f"wants to know who asks: set KAGGLE_API_TOKEN, .*kagglehub.login.*{LICENCE}"),
+        (401, f"requires a login: set KAGGLE_API_TOKEN, .*kagglehub.login.*{LICENSE}"),
+        (403, f"requires a login: set KAGGLE_API_TOKEN, .*kagglehub.login.*{LICENSE}"),
         (404, "has no config.json there. Look for the model .*/models/keras/gemma2"),
         (500, "client failed with KaggleApiHTTPError: 500 .*Try again"),
     ],
@@ -302,7 +302,7 @@ def test_answers_of_kaggle(status, message, caches, monkeypatch):
 def test_an_account_that_kaggle_refuses(caches, monkeypatch):
     answer(403, monkeypatch)
     monkeypatch.setattr(kagglehub.config, "get_kaggle_credentials", lambda: "somebody's")
-    with pytest.raises(ValueError, match=rf"refuses this account \(403\): {LICENCE}"):
+    with pytest.raises(ValueError, match=rf"refuses this account \(403\): {LICENSE}"):
         resolve(f"kaggle://{KAGGLE}")
 
 
@@ -370,7 +370,7 @@ LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
     [
         (
             http_error(errors.GatedRepoError, 403),
-            f"gated: accept the licence at {PAGE}, .*{LOG_IN}",
+            f"gated: accept the license at {PAGE}, .*{LOG_IN}",
         ),
         (http_error(errors.RepositoryNotFoundError, 404), f"no such model.*{PAGE}"),
         (http_error(errors.RevisionNotFoundError, 404), f"no revision 'v9'.*{PAGE}/tree/main"),
@@ -416,7 +416,7 @@ def hugging_face(caches, monkeypatch):
 @pytest.mark.parametrize(
     ("status", "code", "message"),
     [
-        (403, "GatedRepo", f"gated: accept the licence at {PAGE}, then {LOG_IN}"),
+        (403, "GatedRepo", f"gated: accept the license at {PAGE}, then {LOG_IN}"),
         (401, "", "no such model, or it is private"),
         (404, "RepoNotFound", "no such model, or it is private"),
         (404, "RevisionNotFound", "no revision 'v9'"),

@@ -126,9 +126,9 @@ def test_classes_without_a_part():
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        ("gemma_2b_e", ValueError, "'gemma_2b_e'. The nearest names are 'gemma_2b_en'"),
-        ("gemma3_1b", ValueError, "The nearest names are"),
-        ("completely else", ValueError, "The nearest names are"),
+        ("gemma_2b_e", ValueError, "'gemma_2b_e'. Similar names are 'gemma_2b_en'"),
+        ("gemma3_1b", ValueError, "Similar names are"),
+        ("completely else", ValueError, "Similar names are"),
         ("./nowhere", FileNotFoundError, "does not exist. Received: preset='./nowhere'"),
         ("no/where", FileNotFoundError, "does not exist"),
         ("gs://bucket/gemma", ValueError, "kaggle:// or hf://"),
@@ -171,7 +171,7 @@ def test_built_in_weights_need_no_hub():
         (Task, {"preprocessor": None, "sequence_length": 3}, ValueError, "sequence_length cannot"),
         (Task, {"backbone": None, "dropout": 0.1}, ValueError, "so dropout cannot apply"),
         (Task, {"backbone": None, "dtype": "float32"}, ValueError, "so dtype cannot apply"),
-        (Task, {"nonsense": 1}, ValueError, "does not have: nonsense"),
+        (Task, {"nonsense": 1}, ValueError, "unknown arguments: nonsense"),
     ],
 )
 def test_arguments_are_checked_before_a_preset_is_looked_for(cls, arguments, error, message):

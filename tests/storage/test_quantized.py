@@ -189,7 +189,7 @@ def test_a_quantized_preset_is_not_quantized_again(tmp_path):
 @pytest.mark.parametrize(
     ("quantization", "says"),
     [
-        ("int4", "config.json has values of another type: quantization='int4'"),
+        ("int4", "config.json has values of a wrong type: quantization='int4'"),
         ({"mode": "int3"}, "config.json: `mode` must be .*int3"),
         ({"mode": "int4", "group_size": 5}, "config.json: `group_size` must divide"),
         ({"mode": "int4", "group_size": 8}, r"shape: .*vars/scales is \(\d+, \d+\), expected"),

@@ -147,7 +147,7 @@ def edited(content, key, value):
         ("model", {"end_of_word_suffix": "</w>"}, "model.end_of_word_suffix"),
         ("model", {"vocab": None}, "not as the format has them"),
         ("model", {"merges": [1, 2]}, "not as the format has them"),
-        ("model", {"merges": ["a b c"]}, "merges that are not of two parts"),
+        ("model", {"merges": ["a b c"]}, "merges that do not have two parts"),
         ("model", None, "lacks `model`"),
         ("added_tokens", [{"id": 5}], "not as the format has them"),
         ("pre_tokenizer", {"type": "ByteLevel"}, "its pre_tokenizer is {'type': 'ByteLevel'}"),

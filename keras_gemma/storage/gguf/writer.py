@@ -204,7 +204,7 @@ def _add_sizes(writer: Any, config: GemmaConfig, architecture: str) -> None:
 
 
 def _add_vocabulary(writer: Any, tokenizer: Any, rows: int) -> None:
-    """Adds the SentencePiece vocabulary, with an unused token for each further row of the embedding.
+    """Adds the SentencePiece vocabulary, with unused tokens for further rows of the embedding.
 
     Control tokens are marked as such, although SentencePiece has many of them as plain pieces, so
     that llama.cpp parses them in a text as `tokenize` does with the same `parse_special`.
