@@ -182,8 +182,8 @@ def _read_values(path: Path) -> dict[str, Any]:
     if isinstance(initialization, str) and initialization.startswith(_CHANGES_BASE):
         raise ValueError(
             f"{path} has init_lora_weights={initialization!r}, which changes the base "
-            "model's matrices, so the adapter does not fit the published base model. Save it with PEFT's "
-            "`save_pretrained(..., path_initial_model_for_weight_conversion=...)`."
+            "model's matrices, so the adapter does not fit the published base model. Save it with "
+            "PEFT's `save_pretrained(..., path_initial_model_for_weight_conversion=...)`."
         )
     try:
         check_numbers(values["r"], values["lora_alpha"], values.get("lora_dropout", 0.0))
