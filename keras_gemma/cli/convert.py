@@ -128,9 +128,9 @@ def quantize(
 
 def check_target(target: Path) -> None:
     """Raise a ValueError where nothing can be written, before a model is read for minutes."""
-    from keras_gemma.storage.files import beside, local_path
+    from keras_gemma.storage.files import local_path, scratch_folder
 
-    with beside(local_path(target, "target").absolute(), "target"):
+    with scratch_folder(local_path(target, "target").absolute(), "target"):
         pass
 
 

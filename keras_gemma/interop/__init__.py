@@ -1,4 +1,4 @@
-"""Our models as KerasHub's, and KerasHub's as ours, in memory.
+"""Conversion of models and samplers to KerasHub's and back, in memory.
 
 keras_hub_models.py    tasks, backbones, preprocessors, tokenizers
 keras_hub_samplers.py  samplers

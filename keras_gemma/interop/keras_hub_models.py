@@ -1,7 +1,7 @@
-"""Models of KerasHub from ours, and ours from KerasHub's: the same weights, without a file.
+"""Converts models to KerasHub's and back, without files.
 
-Weights move one at a time, by the shapes of `storage/keras_preset/layout.py`. Knows the attributes
-of KerasHub.
+Weights move one at a time, with the shapes of `storage/keras_preset/layout.py`. Knows KerasHub's
+attributes.
 """
 
 import operator
@@ -15,16 +15,16 @@ from keras import ops
 from keras_gemma.backend import assign, uninitialized
 from keras_gemma.causal_lm.model import GemmaCausalLM
 from keras_gemma.config import GemmaConfig
-from keras_gemma.interop.keras_hub_samplers import keras_hub, sampler_to, take_sampler
+from keras_gemma.interop.keras_hub_samplers import convert_sampler, keras_hub, set_sampler
 from keras_gemma.model.backbone import GemmaBackbone
-from keras_gemma.storage.keras_preset.layout import h5_places
+from keras_gemma.storage.keras_preset.layout import h5_specs
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
 from keras_gemma.text.tokenizer import GemmaTokenizer
 
 _TOKENIZER_KEYS = ("sequence_length", "add_bos", "add_eos")
 _PREPROCESSOR_KEYS = ("sequence_length", "add_start_token", "add_end_token")
 
-_HOLDERS = {
+_LAYER_PATHS = {
     "pre_attention_norm": "pre_attention_norm",
     "query": "attention.query_dense",
     "key": "attention.key_dense",
@@ -37,25 +37,25 @@ _HOLDERS = {
     "down": "ffw_linear",
     "post_ffw_norm": "post_ffw_norm",
 }
-"""What a weight is called here, and the layer that holds it in a block of KerasHub's."""
+"""Attribute path in KerasHub's block of the layer that holds each weight."""
 
 
 def to_keras_hub(item: Any) -> Any:
-    """KerasHub's model with the weights, dtype policy and settings of ours.
+    """Converts a model to KerasHub's, with the same weights, dtype policy and settings.
+
+    Emits a `UserWarning` about anything that KerasHub computes differently.
 
     Args:
-        item: a `GemmaCausalLM`, `GemmaBackbone`, `GemmaCausalLMPreprocessor` or `GemmaTokenizer`.
+        item: A `GemmaCausalLM`, `GemmaBackbone`, `GemmaCausalLMPreprocessor` or `GemmaTokenizer`.
 
     Returns:
-        The class of that name in `keras_hub.models`. A `GemmaCausalLM` is compiled with the same
-        sampler, as far as KerasHub has it; optimizers and `context_length` are not taken along.
+        An object of the class with that name in `keras_hub.models`. A `GemmaCausalLM` is compiled
+        with the same sampler if KerasHub has it. Optimizers and `context_length` are not converted.
 
     Raises:
-        ImportError: KerasHub is not installed.
-        TypeError: something else.
-        ValueError: a quantized model.
-
-    A `UserWarning` names what KerasHub will compute otherwise than this package.
+        ImportError: If KerasHub is not installed.
+        TypeError: If `item` is of another class.
+        ValueError: If the model is quantized.
 
     Example:
 
@@ -75,7 +75,7 @@ def to_keras_hub(item: Any) -> Any:
             preprocessor = _preprocessor_to(preprocessor)
         backbone = _backbone_to(item.backbone)
         theirs = models.GemmaCausalLM(backbone, preprocessor, name=item.name)
-        theirs.compile(sampler=sampler_to(item.sampler))
+        theirs.compile(sampler=convert_sampler(item.sampler))
         return theirs
     if isinstance(item, GemmaBackbone):
         _warn_where_keras_hub_differs(item.config)
@@ -91,23 +91,23 @@ def to_keras_hub(item: Any) -> Any:
 
 
 def from_keras_hub(item: Any) -> Any:
-    """Our model with the weights, dtype policy and settings of KerasHub's.
+    """Converts KerasHub's model to ours, with the same weights, dtype policy and settings.
 
-    It scales queries and normalises as its configuration says, also where KerasHub does not:
-    `query_head_dim_normalize=False`, and `layer_norm_epsilon` in every block.
+    Our model follows `query_head_dim_normalize=False` and applies `layer_norm_epsilon` in every
+    block, which KerasHub does not.
 
     Args:
-        item: a `GemmaCausalLM`, `GemmaBackbone`, `GemmaCausalLMPreprocessor` or `GemmaTokenizer`
-            of `keras_hub.models`, or a subclass's object.
+        item: A `GemmaCausalLM`, `GemmaBackbone`, `GemmaCausalLMPreprocessor` or `GemmaTokenizer`
+            of `keras_hub.models`, or an object of a subclass.
 
     Returns:
-        The class of that name in `keras_gemma.models`. A `GemmaCausalLM` is compiled with the
-        same sampler; optimizers are not taken along.
+        An object of the class with that name in `keras_gemma.models`. A `GemmaCausalLM` is compiled
+        with the same sampler. Optimizers are not converted.
 
     Raises:
-        ImportError: KerasHub is not installed.
-        TypeError: something else.
-        ValueError: a model with LoRA, quantised, or of several dtypes.
+        ImportError: If KerasHub is not installed.
+        TypeError: If `item` is of another class.
+        ValueError: If the model has LoRA, is quantized or has several dtypes.
 
     Example:
 
@@ -126,7 +126,7 @@ def from_keras_hub(item: Any) -> Any:
             preprocessor = _preprocessor_from(preprocessor)
         backbone = _backbone_from(item.backbone)
         lm = GemmaCausalLM(backbone, preprocessor, name=item.name)
-        take_sampler(lm, getattr(item, "sampler", None))
+        set_sampler(lm, getattr(item, "sampler", None))
         return lm
     if isinstance(item, models.GemmaBackbone):
         return _backbone_from(item)
@@ -146,18 +146,18 @@ def from_keras_hub(item: Any) -> Any:
 def _backbone_to(ours: GemmaBackbone) -> Any:
     if ours.quantization is not None:
         raise ValueError(
-            "KerasHub cannot hold weights quantized as here: convert the model as it was before, "
-            "or save it by `lm.save_to_hugging_face(folder)`, which writes floating-point "
+            "KerasHub cannot hold weights in this quantization: convert the unquantized model, "
+            "or call `lm.save_to_hugging_face(folder)`, which writes floating-point "
             f"numbers. Received: {ours.name!r} in {ours.quantization.describe()}"
         )
     with uninitialized():
         theirs = keras_hub().models.GemmaBackbone(
             **ours.config.to_keras_hub(), dtype=ours.dtype_policy.name, name=ours.name
         )
-    places, variables = h5_places(ours.config), _variables(theirs, ours.config)
+    specs, variables = h5_specs(ours.config), _variables(theirs, ours.config)
     for name, weight in ours.named_weights().items():
-        # `numpy` made a copy: the variable may live on in its memory.
-        assign(variables[name], np.ascontiguousarray(places[name].to_stored(weight.numpy())))
+        # `numpy` made a copy, so the variable may share its memory.
+        assign(variables[name], np.ascontiguousarray(specs[name].to_stored(weight.numpy())))
     theirs.trainable = ours.trainable
     return theirs
 
@@ -167,45 +167,45 @@ def _backbone_from(theirs: Any) -> GemmaBackbone:
     dtype = _dtype_name(theirs, config)
     with uninitialized():
         ours = GemmaBackbone(**config.to_dict(), dtype=dtype, name=theirs.name)
-    places, variables = h5_places(config), _variables(theirs, config)
+    specs, variables = h5_specs(config), _variables(theirs, config)
     for name, weight in ours.named_weights().items():
-        weight.assign(places[name].to_logical(ops.convert_to_numpy(variables[name].value)))
+        weight.assign(specs[name].to_logical(ops.convert_to_numpy(variables[name].value)))
     ours.trainable = theirs.trainable
     return ours
 
 
-def _holders(theirs: Any, config: GemmaConfig) -> dict[str, Any]:
-    """The layer of KerasHub's backbone that holds each weight, by the weight's name."""
-    holders = {}
+def _weight_layers(theirs: Any, config: GemmaConfig) -> dict[str, Any]:
+    """Returns the layer of KerasHub's backbone that holds each weight, by the weight's name."""
+    layers = {}
     for name in config.weight_shapes():
         if name == "token_embedding":
-            holders[name] = theirs.token_embedding
+            layers[name] = theirs.token_embedding
         elif name == "final_norm":
-            holders[name] = theirs.layer_norm
+            layers[name] = theirs.layer_norm
         else:
             _, layer, kind = name.split(".")
             block = theirs.transformer_layers[int(layer)]
-            holders[name] = operator.attrgetter(_HOLDERS[kind])(block)
-    return holders
+            layers[name] = operator.attrgetter(_LAYER_PATHS[kind])(block)
+    return layers
 
 
 def _variables(theirs: Any, config: GemmaConfig) -> dict[str, keras.Variable]:
-    """Every variable of KerasHub's backbone by the weight's name: each layer has one."""
-    return {name: layer.weights[0] for name, layer in _holders(theirs, config).items()}
+    """Returns the variables of KerasHub's backbone by weight name: one per layer."""
+    return {name: layer.weights[0] for name, layer in _weight_layers(theirs, config).items()}
 
 
 def _dtype_name(theirs: Any, config: GemmaConfig) -> str:
-    """The one dtype policy of all layers, by name.
+    """Returns the name of the dtype policy that all layers share.
 
     Raises:
-        ValueError: adapters, quantised weights, or several dtypes.
+        ValueError: If the model has adapters, quantized weights or several dtypes.
     """
-    layers = _holders(theirs, config).values()
+    layers = _weight_layers(theirs, config).values()
     modes = {layer.quantization_mode for layer in layers} - {None}
     if modes:
         raise ValueError(
-            "The model is quantised, and only floating-point weights can be taken over: load it "
-            "again without `quantize` or a quantised `dtype`. "
+            "The model is quantized, but only floating-point weights can be converted: load it "
+            "again without `quantize` or a quantized `dtype`. "
             f"Received: {theirs.name!r} in {', '.join(sorted(modes))}"
         )
     if any(getattr(layer, "lora_enabled", False) for layer in layers):
@@ -234,12 +234,12 @@ def _warn_where_keras_hub_differs(config: GemmaConfig) -> None:
         )
     if config.layer_norm_epsilon != 1e-6:
         differences.append(
-            f"`layer_norm_epsilon={config.layer_norm_epsilon}` reaches the last norm alone, and "
+            f"`layer_norm_epsilon={config.layer_norm_epsilon}` is used only by the last norm, and "
             "the blocks use 1e-06"
         )
     if differences:
         warnings.warn(
-            "Weights and configuration are the same, but KerasHub computes something else: "
+            "Weights and configuration are the same, but KerasHub computes differently: "
             + "; ".join(differences),
             UserWarning,
             stacklevel=3,
@@ -259,7 +259,8 @@ def _preprocessor_from(theirs: Any) -> GemmaCausalLMPreprocessor:
     if not isinstance(theirs, keras_hub().models.GemmaCausalLMPreprocessor):
         raise TypeError(
             "The model's `preprocessor` must be a `keras_hub.models.GemmaCausalLMPreprocessor`: "
-            f"set it to None before, and your own one after. Received: {_class_of(theirs)}"
+            "set it to None for the conversion, and set your own afterwards. "
+            f"Received: {_class_of(theirs)}"
         )
     return GemmaCausalLMPreprocessor(
         _tokenizer_from(theirs.tokenizer), name=theirs.name, **_pick(theirs, _PREPROCESSOR_KEYS)

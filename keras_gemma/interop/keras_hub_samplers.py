@@ -1,6 +1,6 @@
-"""Samplers of KerasHub from ours, and ours from KerasHub's: the kinds that both have.
+"""Converts the samplers that both libraries have to KerasHub's and back.
 
-Imports KerasHub when it is asked for.
+Imports KerasHub only when needed.
 """
 
 import warnings
@@ -17,17 +17,20 @@ _SAMPLERS = {
     "BeamSampler": ("num_beams", "return_all_beams", "temperature"),
     "ContrastiveSampler": ("k", "alpha", "temperature"),
 }
-"""The samplers that both have, and their settings."""
+"""Samplers that both libraries have, and their settings."""
 
 
-def sampler_to(ours: Any) -> Any:
-    """KerasHub's sampler of the same kind and settings; greedy, with a warning, if it has none."""
+def convert_sampler(ours: Any) -> Any:
+    """Returns KerasHub's sampler of the same kind and settings.
+
+    Falls back to greedy sampling, with a warning, if KerasHub has no such sampler.
+    """
     lender = getattr(ours, "lender", None)
-    if lender is not None:  # one of KerasHub's already
+    if lender is not None:  # already a KerasHub sampler
         return lender
     kind = type(ours).__name__
     if kind not in _SAMPLERS or type(ours) is not getattr(samplers, kind):
-        _warn_of_sampler(f"{kind} is no sampler of KerasHub's")
+        _warn_of_sampler(f"KerasHub has no sampler {kind}")
         return "greedy"
     if getattr(ours, "length_penalty", 0) != 0:
         warnings.warn(
@@ -41,8 +44,11 @@ def sampler_to(ours: Any) -> Any:
     return getattr(keras_hub().samplers, kind)(**_settings(ours, kind))
 
 
-def take_sampler(lm: Any, theirs: Any) -> None:
-    """Compile `lm` with the sampler of KerasHub's model; greedy, with a warning, if it cannot."""
+def set_sampler(lm: Any, theirs: Any) -> None:
+    """Compiles `lm` with the sampler of KerasHub's model.
+
+    Falls back to greedy sampling, with a warning, if the sampler is not supported.
+    """
     if theirs is None:  # never compiled
         return
     kind = type(theirs).__name__
@@ -58,7 +64,7 @@ def take_sampler(lm: Any, theirs: Any) -> None:
 
 def _warn_of_sampler(reason: str) -> None:
     warnings.warn(
-        f"The new model samples greedily, until it is compiled with a sampler: {reason}",
+        f"The new model samples greedily until it is compiled with a sampler: {reason}",
         UserWarning,
         stacklevel=4,
     )
@@ -69,10 +75,10 @@ def _settings(sampler: Any, kind: str) -> dict[str, Any]:
 
 
 def keras_hub() -> ModuleType:
-    """KerasHub, imported when it is first needed.
+    """Imports and returns KerasHub.
 
     Raises:
-        ImportError: it is not installed.
+        ImportError: If KerasHub is not installed.
     """
     try:
         import keras_hub as module

@@ -1,17 +1,18 @@
-"""Presets: folders that hold a model's description, vocabulary and weights.
+"""Presets and other model files: finding, downloading, reading and writing them.
 
-hub/                 names, handles, downloads, uploads
-keras_preset/        KerasHub's folders
-hugging_face/        Hugging Face's folders
-adapters/            LoRA adapters in the formats of peft and KerasHub
-gguf/                GGUF files for llama.cpp
-presets.py           from a folder to an object, and from an object to a folder
-arguments.py         arguments of `from_preset`
-formats.py           files of each format
-savable.py           methods of a model that write other formats
-tensor_streaming.py  tensors in files compared with the weights of a model, then streamed
-sharding.py          how weights are divided among files
-files.py             JSON, file names from untrusted indices, atomic replacement of a folder
+    presets.py           load an object from a preset's folder, save an object into one
+    arguments.py         arguments of `from_preset`, checked before a preset is looked for
+    savable.py           export methods of a model: Hugging Face, GGUF and PEFT formats
+    formats.py           which file names belong to which format
+    tensor_streaming.py  tensors in files compared with a model's weights, then streamed into them
+    sharding.py          sizes of weights, and how they are divided among files
+    files.py             JSON, untrusted file names, and atomic replacement of a folder
+
+    hub/                 names and handles to folders; downloads and uploads
+    keras_preset/        KerasHub's folder
+    hugging_face/        Hugging Face's folder
+    adapters/            LoRA adapters of PEFT and KerasHub
+    gguf/                a .gguf file for llama.cpp
 """
 
 from keras_gemma.storage.hub.locate import resolve

@@ -1,6 +1,6 @@
-"""What `from_preset` may be told, for a class and the parts that its constructor takes.
+"""Checks the arguments of `from_preset` for a class and the parts that its constructor takes.
 
-Knows constructors and their arguments; no file and no preset. All of it is checked before a
+Knows constructors and their arguments, but no files and no presets. All checks run before a
 preset is looked for.
 """
 
@@ -17,10 +17,10 @@ from keras_gemma.text.tokenizer import GemmaTokenizer
 
 
 def check_arguments(cls: type, load_weights: bool, dtype: Any, kwargs: dict[str, Any]) -> None:
-    """Raise for what no preset could make good, before one is looked for.
+    """Checks the arguments of `from_preset` before a preset is looked for.
 
-    Arguments that neither `cls` nor a part of it has, or that a part that is passed has settled;
-    a `dtype` that is none.
+    Rejects unknown arguments, arguments that conflict with a component passed explicitly, and
+    invalid dtypes.
     """
     if not isinstance(load_weights, bool):
         raise TypeError(
@@ -31,8 +31,8 @@ def check_arguments(cls: type, load_weights: bool, dtype: Any, kwargs: dict[str,
     unknown = sorted(set(kwargs) - accepted)
     if unknown:
         raise ValueError(
-            f"`{cls.__name__}.from_preset` received arguments that it does not have: "
-            f"{', '.join(unknown)}. It has {', '.join(sorted(accepted))}."
+            f"`{cls.__name__}.from_preset` received unknown arguments: "
+            f"{', '.join(unknown)}. It accepts {', '.join(sorted(accepted))}."
         )
     if "quantization" in kwargs and "quantization" in accepted:
         to_config(kwargs["quantization"])
@@ -40,12 +40,12 @@ def check_arguments(cls: type, load_weights: bool, dtype: Any, kwargs: dict[str,
         _check_parts(cls, dtype, kwargs)
     elif kwargs.get("tokenizer") is not None and kind_of(cls) == "preprocessor":
         rest = dict(kwargs)
-        take(cls, rest)
+        pop_arguments(cls, rest)
         _refuse("tokenizer", rest)
 
 
 def kind_of(cls: type) -> str:
-    """What part of a preset `cls` is made from."""
+    """Returns the kind of preset part that `cls` is: `"backbone"`, `"tokenizer"`, and so on."""
     if issubclass(cls, GemmaBackbone):
         return "backbone"
     if issubclass(cls, GemmaTokenizer):
@@ -60,24 +60,24 @@ def kind_of(cls: type) -> str:
     )
 
 
-def take(cls: type, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Remove from `kwargs`, and return, the arguments of `cls`."""
+def pop_arguments(cls: type, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Removes the arguments of `cls` from `kwargs` and returns them."""
     return {name: kwargs.pop(name) for name in _arguments(cls) & set(kwargs)}
 
 
 def _check_parts(cls: type, dtype: Any, kwargs: dict[str, Any]) -> None:
-    """Raise where a part is passed to a task together with arguments that would make it."""
+    """Raises if a task receives a part together with arguments of that part."""
     rest = dict(kwargs)
-    given = take(cls, rest)
-    for_backbone = take(cls.backbone_cls, rest)
+    own_arguments = pop_arguments(cls, rest)
+    for_backbone = pop_arguments(cls.backbone_cls, rest)
     if dtype is not None:
         for_backbone["dtype"] = dtype
-    if "backbone" in given:
+    if "backbone" in own_arguments:
         _refuse("backbone", for_backbone)
-    if "preprocessor" in given:
+    if "preprocessor" in own_arguments:
         _refuse("preprocessor", rest)
     elif "tokenizer" in rest:
-        take(cls.preprocessor_cls, rest)
+        pop_arguments(cls.preprocessor_cls, rest)
         _refuse("tokenizer", rest)
 
 
@@ -90,7 +90,7 @@ def _refuse(part: str, arguments: dict[str, Any]) -> None:
 
 
 def _check_dtype(cls: type, dtype: Any) -> None:
-    """Raise where `dtype` is no dtype or policy, or for a model none of floating point."""
+    """Raises if `dtype` is not a dtype or policy, or not floating point for a model."""
     remedy = f"Pass one such as 'bfloat16' or 'float32', or None. Received: dtype={dtype!r}"
     if dtype is None:
         return
@@ -101,11 +101,11 @@ def _check_dtype(cls: type, dtype: Any) -> None:
     if kind_of(cls) in ("backbone", "task"):
         check_policy(policy)
         if "float" not in str(policy.compute_dtype):
-            raise ValueError(f"`dtype` of a model must be one of floating point. {remedy}")
+            raise ValueError(f"`dtype` of a model must be floating point. {remedy}")
 
 
 def _parts(cls: type) -> list[type]:
-    """`cls` and the classes of what its constructor takes, the outermost first."""
+    """Returns `cls` and the classes of its constructor's components, outermost first."""
     parts = [cls]
     for attribute in ("backbone_cls", "preprocessor_cls", "tokenizer_cls"):
         part = getattr(cls, attribute, None)
@@ -115,7 +115,7 @@ def _parts(cls: type) -> list[type]:
 
 
 def _arguments(cls: type) -> set[str]:
-    """The names that the constructors of `cls` take, down to Keras's own."""
+    """Returns the names of the constructor arguments of `cls`, down to Keras's own."""
     names = {"name", "trainable"}
     for base in cls.__mro__:
         if base.__module__.split(".")[0] == "keras":

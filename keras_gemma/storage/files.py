@@ -1,4 +1,4 @@
-"""JSON files, file names that come from an index, and replacing a folder as a whole.
+"""JSON files, file names from untrusted indices, and atomic replacement of a folder.
 
 Knows nothing of models, tensors or presets.
 """
@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 NEW, OLD = "new", "old"
-"""While a folder is replaced, what takes its place, and what it was."""
+"""Names of the new and the earlier folder during a replacement."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`.
+    """Returns the JSON object in `path`.
 
     Raises:
-        ValueError: the file is not JSON, or not an object.
+        ValueError: If the file is not valid JSON, or not an object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -37,20 +37,20 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` to `path`, indented as Keras writes its own."""
+    """Writes `content` to `path`, indented as in Keras."""
     path.write_text(json.dumps(content, indent=4), encoding="utf-8")
 
 
 def check_types(values: dict[str, Any], expected: dict[str, tuple[type, ...]], path: Path) -> None:
-    """Raise where a JSON file gives a key a value of another type, as `"yes"` for `true`.
+    """Checks the types of a JSON file's values, for example rejects `"yes"` for `true`.
 
     Args:
-        values: what the file says.
-        expected: for a key, the types that it may have; keys that are absent do not matter.
-        path: the file, for the message.
+        values: Content of the file.
+        expected: Accepted types of each key. Absent keys are ignored.
+        path: Path of the file, for the message.
 
     Raises:
-        ValueError: values are of other types; all of them are listed.
+        ValueError: If values have other types. The message lists all of them.
     """
     names = {type(None): "None"}
     wrong = [
@@ -60,21 +60,21 @@ def check_types(values: dict[str, Any], expected: dict[str, tuple[type, ...]], p
     ]
     if wrong:
         raise ValueError(
-            f"{path} has values of another type: {'; '.join(wrong)}. Fetch or save it again."
+            f"{path} has values of a wrong type: {'; '.join(wrong)}. Fetch or save it again."
         )
 
 
 def shards(folder: Path, names: set[str], index: str) -> list[Path]:
-    """The files that an index names, as paths in `folder`, sorted.
+    """Returns the sorted paths of the files that an index names.
 
     Args:
-        folder: where they lie.
-        names: plain file names, as `hub_caches.read_index` gives them.
-        index: the name of the index, for the messages.
+        folder: Folder of the files.
+        names: Plain file names, as returned by `hub_caches.read_index`.
+        index: Name of the index, for the messages.
 
     Raises:
-        ValueError: a file is a link out of the folder.
-        FileNotFoundError: files are missing; all of them are listed.
+        ValueError: If a file is a link out of the folder.
+        FileNotFoundError: If files are missing. The message lists all of them.
     """
     paths = [within(folder, folder / name) for name in sorted(names)]
     missing = [path.name for path in paths if not path.is_file()]
@@ -87,14 +87,14 @@ def shards(folder: Path, names: set[str], index: str) -> list[Path]:
 
 
 def within(folder: Path, path: Path) -> Path:
-    """`path`, where no link leads it out of `folder`.
+    """Returns `path` unchanged if no link leads it out of `folder`.
 
-    The folders of Hugging Face's cache are links into the `blobs` beside them, and may be:
+    In Hugging Face's cache, the files are links to `blobs`, which is accepted:
 
         models--owner--model/snapshots/<commit>/config.json -> ../../blobs/<hash>
 
     Raises:
-        ValueError: it leads out.
+        ValueError: If `path` leads out of `folder`.
     """
     root = folder.resolve()
     repository = root.parent.parent
@@ -103,48 +103,48 @@ def within(folder: Path, path: Path) -> Path:
     target = path.resolve()
     if not target.is_relative_to(root):
         raise ValueError(
-            f"{path} is a link to {target}, which lies outside its folder: do not trust this "
-            "preset, or put the file itself there."
+            f"{path} is a link to {target}, which is outside its folder: do not trust this "
+            "preset, or replace the link with the file."
         )
     return path
 
 
 def local_path(path: str | Path, argument: str) -> Path:
-    """Where on this machine to write, from what a caller was given as `argument`.
+    """Returns the local path to write to, from the value of `argument`.
 
     Raises:
-        TypeError: neither a string nor a path.
-        ValueError: empty, or an address such as `hf://owner/model`.
+        TypeError: If `path` is neither a string nor a path.
+        ValueError: If `path` is empty, or a URL such as `hf://owner/model`.
     """
     if not isinstance(path, str | Path):
         raise TypeError(f"`{argument}` must be a string or a path. Received: {argument}={path!r}")
     if not str(path):
-        raise ValueError(f"`{argument}` must not be empty: name a place. Received: ''")
+        raise ValueError(f"`{argument}` must not be empty: pass a path. Received: ''")
     if "://" in str(path) or str(path).startswith(("hf:/", "kaggle:/")):
         raise ValueError(
-            f"`{argument}` must be a path on this machine. Save there, and send the folder by "
+            f"`{argument}` must be a path on this machine. Save there, then upload the folder with "
             f"`keras_gemma.upload_preset(uri, folder)`. Received: {argument}={str(path)!r}"
         )
     return Path(path).expanduser()
 
 
 @contextlib.contextmanager
-def beside(target: Path, argument: str) -> Iterator[Path]:
-    """A hidden folder to work in, beside `target`, removed with what is left in it at the end.
+def scratch_folder(target: Path, argument: str) -> Iterator[Path]:
+    """Creates a hidden folder next to `target` to work in, and removes it at the end.
 
     Args:
-        target: an absolute path; its parents are made.
-        argument: what the caller calls it, for the message.
+        target: An absolute path. Its parents are created.
+        argument: The caller's name of `target`, for the message.
 
     Raises:
-        ValueError: nothing can be written there.
+        ValueError: If the folder cannot be written.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as error:
         raise ValueError(
-            f"`{argument}` cannot be written: {error.strerror}. Name a place where you may write. "
+            f"`{argument}` cannot be written: {error.strerror}. Pass a writable path. "
             f"Received: {argument}={str(target)!r}"
         ) from error
     try:
@@ -158,40 +158,42 @@ def beside(target: Path, argument: str) -> Iterator[Path]:
 def replacing(
     folder: Path, stale: Callable[[str], bool], argument: str = "preset_dir"
 ) -> Iterator[Path]:
-    """A new folder to write into, which takes the place of `folder` when the block ends well.
+    """Yields a new folder to write into, which replaces `folder` when the block succeeds.
 
-    It lies beside `folder`. Files of the earlier folder stay, except those written anew and
-    those that are `stale`; what is replaced passes its permissions on. If the block raises, the
-    earlier folder is as it was. If the process dies between the two renames at the end, nothing
-    has its name, and it lies whole beside its old place, in a hidden folder:
+    The new folder is created next to `folder`. Earlier files are kept unless they are rewritten or
+    `stale`, and replaced files pass on their permissions. If the block raises, `folder` is
+    unchanged. If the process dies between the two renames, `folder` is missing and its content is
+    complete in a hidden folder next to it:
 
         my_gemma             renamed to .my_gemma.k3x9/old, for a moment
         .my_gemma.k3x9/new   then renamed to my_gemma
 
     Args:
-        folder: what to replace or create; its parents are made.
-        stale: from a path relative to the folder (`"assets/x"`), whether to drop that file.
-        argument: what the caller calls `folder`, for messages.
+        folder: The folder to replace or create. Its parents are created.
+        stale: Returns True if the file with this relative path (`"assets/x"`) is dropped.
+        argument: The caller's name of `folder`, for messages.
 
     Raises:
-        ValueError: `folder` is a file, or the process stands in it and so it cannot be moved, or
-            nothing can be written there.
+        ValueError: If `folder` is a file, is or contains the current directory, or cannot be
+            written.
     """
     folder = Path(folder).expanduser().resolve()
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"`{argument}` must be a folder, and {folder} is a file. Name another.")
+        raise ValueError(
+            f"`{argument}` must be a folder, but {folder} is a file. Pass another path."
+        )
     if folder.exists() and Path.cwd().is_relative_to(folder):
         raise ValueError(
-            f"`{argument}` is the current directory or holds it, so it cannot be replaced as a "
-            f"whole. Received: {folder}. Save to a folder of its own, such as "
+            f"`{argument}` is the current directory or contains it, so it cannot be replaced. "
+            f"Received: {folder}. Save to a separate folder, such as "
             f"{str(folder / 'my_gemma')!r}."
         )
-    with beside(folder, argument) as work:
+    with scratch_folder(folder, argument) as work:
         fresh, earlier = work / NEW, work / OLD
         fresh.mkdir()
         yield fresh
         if folder.exists():
-            _keep_the_rest(folder, fresh, stale)
+            _carry_over(folder, fresh, stale)
             folder.rename(earlier)
         try:
             fresh.rename(folder)
@@ -201,21 +203,21 @@ def replacing(
             raise
 
 
-def _keep_the_rest(folder: Path, fresh: Path, stale: Callable[[str], bool]) -> None:
-    """Link, or copy where the file system has no links, what `fresh` does not replace."""
+def _carry_over(folder: Path, fresh: Path, stale: Callable[[str], bool]) -> None:
+    """Links the files that `fresh` does not replace, or copies them if links are unsupported."""
     for path in folder.rglob("*"):
         name = path.relative_to(folder)
-        kept = fresh / name
+        target = fresh / name
         if path.is_dir() and not path.is_symlink():
             if not any(path.iterdir()):
-                kept.mkdir(parents=True, exist_ok=True)
-        elif not kept.exists() and not stale(name.as_posix()):
-            kept.parent.mkdir(parents=True, exist_ok=True)
+                target.mkdir(parents=True, exist_ok=True)
+        elif not target.exists() and not stale(name.as_posix()):
+            target.parent.mkdir(parents=True, exist_ok=True)
             try:
-                os.link(path, kept, follow_symlinks=False)
+                os.link(path, target, follow_symlinks=False)
             except OSError:
-                shutil.copy2(path, kept, follow_symlinks=False)
+                shutil.copy2(path, target, follow_symlinks=False)
     for path in (folder, *folder.rglob("*")):
-        kept = fresh / path.relative_to(folder)
-        if kept.exists() and not path.is_symlink() and not kept.is_symlink():
-            shutil.copymode(path, kept)
+        target = fresh / path.relative_to(folder)
+        if target.exists() and not path.is_symlink() and not target.is_symlink():
+            shutil.copymode(path, target)

@@ -1,6 +1,6 @@
-"""Which files belong to which format, so that a save leaves no two models in one folder.
+"""File names of each format, so that a save never leaves two models in one folder.
 
-Knows names alone, as paths relative to the folder; everything else there is the user's own.
+Knows only names, as paths relative to the folder. Other files belong to the user.
 """
 
 import fnmatch
@@ -33,39 +33,42 @@ HUGGING_FACE = (
     hugging_face_layout.SHARD_PATTERN,
 )
 
-_THEIRS_WITHIN = {
+_HUGGING_FACE_MARKERS = {
     hugging_face_layout.CONFIG: b'"model_type"',
     hugging_face_layout.TOKENIZER: b'"added_tokens"',
 }
-"""What tells Hugging Face's file from Keras's of the same name."""
+"""Content that distinguishes Hugging Face's file from Keras's of the same name."""
 
 
-def is_of_a_model(name: str) -> bool:
-    """Whether a file of this name is part of a model in either format."""
+def is_model_file(name: str) -> bool:
+    """Returns True if a file of this name is part of a model in either format."""
     return _matches(name, KERAS + HUGGING_FACE)
 
 
 def check_no_hugging_face(folder: Path) -> None:
-    """Raise where a part of a Keras preset would come to lie in a Hugging Face checkpoint.
+    """Checks that saving part of a Keras preset would not mix it with a Hugging Face checkpoint.
 
     Raises:
-        ValueError: `folder` holds files of one; they are named.
+        ValueError: If `folder` holds files of such a checkpoint. The message names them.
     """
     if not folder.is_dir():
         return
-    theirs = [
+    names = [
         path.name
         for path in sorted(folder.iterdir())
         if path.is_file()
         and _matches(path.name, HUGGING_FACE)
-        and (path.name not in _THEIRS_WITHIN or _THEIRS_WITHIN[path.name] in path.read_bytes())
+        and (
+            path.name not in _HUGGING_FACE_MARKERS
+            or _HUGGING_FACE_MARKERS[path.name] in path.read_bytes()
+        )
     ]
-    if theirs:
+    if names:
         raise ValueError(
             "`preset_dir` holds a Hugging Face checkpoint, and a part of a Keras preset would mix "
-            "with it. Save to a folder of its own, or replace the checkpoint by a whole model: "
+            "with it. Save to a separate folder, or replace the checkpoint with a whole model: "
             f"`lm.save_to_preset(...)`. Received: preset_dir={str(folder)!r}, which holds "
-            f"{', '.join(theirs)}"
+            f"{', '.join(names)}"
         )
 
 

@@ -1,7 +1,7 @@
-"""From a preset's folder to an object, and from an object into a folder.
+"""Loads objects from a preset's folder and saves objects into one.
 
-Decides which format a folder has and what each class is made of. Knows no file format
-(`keras_preset.py`, `hugging_face.py`, `keras_writer.py`) and no task: classes are handed in.
+Decides which format a folder has and what each class is built from. Knows no file format
+(`keras_preset/`, `hugging_face/`) and no task: classes are passed in.
 """
 
 from pathlib import Path
@@ -12,23 +12,23 @@ from keras_gemma.backend import uninitialized
 from keras_gemma.catalogue import find, presets
 from keras_gemma.config import GemmaConfig
 from keras_gemma.quantization import QuantizationConfig, to_config
-from keras_gemma.storage import tensor_streaming as checkpoint
-from keras_gemma.storage.arguments import check_arguments, kind_of, take
+from keras_gemma.storage import tensor_streaming
+from keras_gemma.storage.arguments import check_arguments, kind_of, pop_arguments
 from keras_gemma.storage.files import local_path, read_json, replacing, within, write_json
-from keras_gemma.storage.formats import check_no_hugging_face, is_of_a_model
+from keras_gemma.storage.formats import check_no_hugging_face, is_model_file
 from keras_gemma.storage.hub.locate import resolve
 from keras_gemma.storage.hugging_face import reader as hugging_face
 from keras_gemma.storage.hugging_face.tokenizer_json import is_tokenizer_json
-from keras_gemma.storage.keras_preset import layout as layout
+from keras_gemma.storage.keras_preset import layout
 from keras_gemma.storage.keras_preset import reader as keras_preset
-from keras_gemma.storage.keras_preset import writer as keras_writer
+from keras_gemma.storage.keras_preset import writer as keras_preset_writer
 from keras_gemma.storage.sharding import parse_size, plan_shards, weight_sizes
 
 CONFIG = "config.json"
 READ_SUFFIXES = (".json", ".h5", ".safetensors", ".model", ".spm")
-"""What files of a preset are ever read."""
-LISTED = 8
-"""How many names of a folder's files a message gives."""
+"""Suffixes of the files of a preset that may be read."""
+MAX_LISTED_NAMES = 8
+"""Maximum number of file names listed in a message."""
 
 
 def load(
@@ -38,20 +38,20 @@ def load(
     dtype: Any = None,
     **kwargs: Any,
 ) -> Any:
-    """An object of `cls` as a preset describes it.
+    """Builds an object of `cls` from a preset.
 
     Args:
-        cls: a backbone, tokenizer, preprocessor or task class, or a subclass of one.
-        preset: a built-in name, a `kaggle://` or `hf://` handle, or a directory.
-        load_weights: False leaves the weights as initialised, and needs no weights file.
-        dtype: the model's dtype or dtype policy. None keeps what a Keras preset or a built-in
-            name says, and takes Keras's own policy for a Hugging Face checkpoint.
-        **kwargs: arguments of `cls`, or of the parts it is made of, that replace the preset's.
+        cls: A backbone, tokenizer, preprocessor or task class, or a subclass of one.
+        preset: A built-in name, a `kaggle://` or `hf://` handle, or a directory.
+        load_weights: If False, weights keep their initial values and no weights file is needed.
+        dtype: Dtype or dtype policy of the model. `None` uses the policy of a Keras preset or a
+            built-in name, and Keras's global policy for a Hugging Face checkpoint.
+        **kwargs: Arguments of `cls`, or of its parts, that override the preset's.
 
     Raises:
-        ValueError: no such preset, arguments that no part has, or files that do not fit.
-        FileNotFoundError: a directory or a file in it is missing.
-        TypeError: `cls` has no place in a preset.
+        ValueError: If there is no such preset, an argument is unknown, or the files do not fit.
+        FileNotFoundError: If a directory or a file in it is missing.
+        TypeError: If `cls` is not part of a preset.
     """
     makers = {
         "backbone": _make_backbone,
@@ -67,33 +67,34 @@ def load(
     model = kind == "backbone" or (kind == "task" and "backbone" not in kwargs)
     folder = resolve(preset, text=text, weights=model and load_weights)
     if dtype is None and model and isinstance(preset, str) and preset in presets():
-        dtype = presets()[preset].dtype  # the same from either hub
-    if model and (published := find(preset)) is not None:  # KerasHub's files do not say it
+        dtype = presets()[preset].dtype  # the same for both hubs
+    if model and (published := find(preset)) is not None:  # not in KerasHub's files
         kwargs.setdefault("context_length", published.config.context_length)
     _check_links(folder)
     return makers[kind](cls, folder, reader_of(folder), load_weights, dtype, kwargs)
 
 
 def save(item: Any, preset_dir: str | Path, max_shard_size: int | str = "10GB") -> None:
-    """Write `item` to `preset_dir` as a preset that KerasHub reads too.
+    """Writes `item` to `preset_dir` as a preset that KerasHub reads too.
 
-    Files of an earlier preset there are replaced together, when all new ones are whole; what
-    `item` does not contain, such as the tokenizer beside a backbone, stays. A task takes the place
-    of a Hugging Face checkpoint; a part of one does not, and is refused.
+    Files of an earlier preset are replaced together when all new files are complete. Files that
+    `item` does not contain are kept, such as the tokenizer when a backbone is saved. A task
+    replaces a Hugging Face checkpoint; a part of a task is refused there.
 
-    Should the machine stop in the moment when the folders change places, `preset_dir` is missing
-    and its files lie whole beside it, in a hidden folder: `.my_gemma.k3x9/old`, to be renamed.
+    If the process dies during the final renames, `preset_dir` may be missing. Its files are then
+    complete in a hidden folder next to it, such as `.my_gemma.k3x9/old`, which can be renamed.
 
     Args:
-        item: a backbone, tokenizer, preprocessor or task.
-        preset_dir: the folder; made if it does not exist.
-        max_shard_size: the size of a weights file, in bytes or as `"10GB"`.
+        item: A backbone, tokenizer, preprocessor or task.
+        preset_dir: The folder, created if it does not exist.
+        max_shard_size: Maximum size of a weights file, in bytes or as `"10GB"`.
 
     Raises:
-        ValueError: `preset_dir` is a file, the current directory, an address or a place where
-            nothing can be written; it holds a Hugging Face checkpoint and `item` is no task; a
-            weight is larger than `max_shard_size`; or an adapter is on in a quantized model.
-        TypeError: `item` has no place in a preset, or `preset_dir` is neither a string nor a path.
+        ValueError: If `preset_dir` is a file, the current directory, a URL or not writable; if it
+            holds a Hugging Face checkpoint and `item` is not a task; if a weight is larger than
+            `max_shard_size`; or if a quantized model has an active adapter.
+        TypeError: If `item` is not part of a preset, or `preset_dir` is neither a string nor a
+            path.
     """
     kind = kind_of(type(item))
     preset_dir = local_path(preset_dir, "preset_dir")
@@ -109,27 +110,27 @@ def save(item: Any, preset_dir: str | Path, max_shard_size: int | str = "10GB") 
 
     def stale(name: str) -> bool:
         if kind == "task":
-            return is_of_a_model(name)
-        weights = keras_writer.is_weights_file(name) and "/" not in name
+            return is_model_file(name)
+        weights = keras_preset_writer.is_weights_file(name) and "/" not in name
         return backbone is not None and (name == layout.TASK or weights)
 
     with replacing(preset_dir, stale) as folder:
         if kind == "task":
-            write_json(folder / layout.TASK, keras_writer.task_object(item))
+            write_json(folder / layout.TASK, keras_preset_writer.task_object(item))
         if tokenizer is not None:
-            write_json(folder / layout.TOKENIZER, keras_writer.tokenizer_object(tokenizer))
-            keras_writer.write_vocabulary(folder, tokenizer)
+            write_json(folder / layout.TOKENIZER, keras_preset_writer.tokenizer_object(tokenizer))
+            keras_preset_writer.write_vocabulary(folder, tokenizer)
         if preprocessor is not None:
-            content = keras_writer.preprocessor_object(preprocessor)
+            content = keras_preset_writer.preprocessor_object(preprocessor)
             write_json(folder / layout.PREPROCESSOR, content)
         if backbone is not None:
-            write_json(folder / layout.CONFIG, keras_writer.backbone_object(backbone))
-            keras_writer.write_metadata(folder, backbone)
-            keras_writer.write_weights(folder, backbone, limit)
+            write_json(folder / layout.CONFIG, keras_preset_writer.backbone_object(backbone))
+            keras_preset_writer.write_metadata(folder, backbone)
+            keras_preset_writer.write_weights(folder, backbone, limit)
 
 
 def reader_of(folder: Path) -> ModuleType:
-    """The module that reads the format of `folder`."""
+    """Returns the module that reads the format of `folder`."""
     path = folder / CONFIG
     if not path.is_file():
         if (folder / layout.VOCABULARY).is_file():
@@ -140,10 +141,10 @@ def reader_of(folder: Path) -> ModuleType:
         if tokenizer.is_file() and is_tokenizer_json(read_json(tokenizer)):
             return hugging_face
         raise ValueError(
-            f"{folder} is no preset: looked for {CONFIG}, {layout.VOCABULARY}, "
-            f"{hugging_face.VOCABULARY} and Hugging Face's tokenizer.json, and found none of them. "
-            f"It holds {_content(folder)}. Pass a folder that `lm.save_to_preset(...)` wrote, or a "
-            "Hugging Face checkpoint."
+            f"{folder} is not a preset: looked for {CONFIG}, {layout.VOCABULARY}, "
+            f"{hugging_face.VOCABULARY} and Hugging Face's tokenizer.json, but found none. "
+            f"It holds {_list_names(folder)}. Pass a folder that `lm.save_to_preset(...)` wrote or "
+            "a Hugging Face checkpoint."
         )
     content = read_json(path)
     if "registered_name" in content or "class_name" in content:
@@ -151,20 +152,20 @@ def reader_of(folder: Path) -> ModuleType:
     if "model_type" in content:
         return hugging_face
     raise ValueError(
-        f"{path} is of neither format: looked for `registered_name` or `class_name` (Keras) and "
+        f"{path} has an unknown format: looked for `registered_name` or `class_name` (Keras) and "
         f"`model_type` (Hugging Face). It has the keys {', '.join(sorted(content)) or 'none'}."
     )
 
 
-def _content(folder: Path) -> str:
-    """The names in `folder`, the first ones of many, for a message."""
+def _list_names(folder: Path) -> str:
+    """Returns the first names in `folder`, for a message."""
     names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
-    rest = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return (", ".join(names[:LISTED]) or "nothing") + rest
+    rest = f" and {len(names) - MAX_LISTED_NAMES} more" if len(names) > MAX_LISTED_NAMES else ""
+    return (", ".join(names[:MAX_LISTED_NAMES]) or "nothing") + rest
 
 
 def _check_links(folder: Path) -> None:
-    """Raise where a file that may be read is a link out of `folder`."""
+    """Raises if a file that may be read is a link out of `folder`."""
     for path in (*folder.iterdir(), folder / layout.VOCABULARY):
         if path.suffix in READ_SUFFIXES:
             within(folder, path)
@@ -180,29 +181,29 @@ def _make_backbone(
 ) -> Any:
     if not (folder / CONFIG).is_file():
         raise ValueError(
-            f"{folder} describes no model: there is no file {CONFIG}. It holds {_content(folder)}. "
-            "Save a whole model there, `lm.save_to_preset(...)`, or load the part that it holds, "
+            f"{folder} has no model: there is no file {CONFIG}. It holds {_list_names(folder)}. "
+            "Save a whole model there with `lm.save_to_preset(...)`, or load the part it holds, "
             "such as `GemmaTokenizer.from_preset(...)`."
         )
-    described = reader.read_backbone(folder)
-    arguments = {**described, **kwargs}
+    stored_arguments = reader.read_backbone(folder)
+    arguments = {**stored_arguments, **kwargs}
     if dtype is not None:
         arguments["dtype"] = dtype
-    stored_as = to_config(described.get("quantization"))
-    if stored_as is not None:
-        _check_same(stored_as, to_config(kwargs.get("quantization")), folder)
-        arguments["quantization"] = stored_as
+    quantization = to_config(stored_arguments.get("quantization"))
+    if quantization is not None:
+        _check_same(quantization, to_config(kwargs.get("quantization")), folder)
+        arguments["quantization"] = quantization
     config = GemmaConfig.from_dict(arguments)
     if not load_weights:
         return cls(**arguments)
-    places = reader.weight_places(config, folder, stored_as)
+    specs = reader.tensor_specs(config, folder, quantization)
     with reader.open_weights(folder) as stored:
-        checkpoint.check(stored, places, folder, ignored=reader.IGNORED_TENSORS)
+        tensor_streaming.check(stored, specs, folder, ignored=reader.IGNORED_TENSORS)
         with uninitialized():
             backbone = cls(**arguments)
         weights = backbone.named_weights()
-        checkpoint.stream(stored, places, weights)
-    if stored_as is not None:
+        tensor_streaming.stream(stored, specs, weights)
+    if quantization is not None:
         errors = reader.read_errors(folder)
         for name, weight in weights.items():
             if weight.kind != "norm":
@@ -210,13 +211,15 @@ def _make_backbone(
     return backbone
 
 
-def _check_same(stored: QuantizationConfig, asked: QuantizationConfig | None, folder: Path) -> None:
-    """Raise where a quantized preset is to be quantized in another way."""
-    if asked is not None and asked != stored:
+def _check_same(
+    stored: QuantizationConfig, requested: QuantizationConfig | None, folder: Path
+) -> None:
+    """Raises if a quantized preset would be quantized again in another way."""
+    if requested is not None and requested != stored:
         raise ValueError(
-            f"{folder} is quantized already ({stored.describe()}), and each time costs precision: "
-            "leave `quantization` out, or load the preset that it was made from. "
-            f"Received: quantization={asked.describe()!r}"
+            f"{folder} is quantized already ({stored.describe()}), and quantizing again loses "
+            "precision: omit `quantization`, or load the original preset. "
+            f"Received: quantization={requested.describe()!r}"
         )
 
 
@@ -242,7 +245,7 @@ def _make_preprocessor(
     dtype: Any,
     kwargs: dict[str, Any],
 ) -> Any:
-    arguments = {**(reader.read_preprocessor(folder) or {}), **take(cls, kwargs)}
+    arguments = {**(reader.read_preprocessor(folder) or {}), **pop_arguments(cls, kwargs)}
     if dtype is not None:
         arguments["dtype"] = dtype
     if "tokenizer" not in arguments:
@@ -259,13 +262,13 @@ def _make_task(
     dtype: Any,
     kwargs: dict[str, Any],
 ) -> Any:
-    arguments = take(cls, kwargs)
-    for_backbone = take(cls.backbone_cls, kwargs)
+    arguments = pop_arguments(cls, kwargs)
+    for_backbone = pop_arguments(cls.backbone_cls, kwargs)
     if "preprocessor" not in arguments:
-        described = reader.read_preprocessor(folder) is not None or kwargs
+        has_preprocessor = reader.read_preprocessor(folder) is not None or kwargs
         arguments["preprocessor"] = (
             _make_preprocessor(cls.preprocessor_cls, folder, reader, True, None, kwargs)
-            if described
+            if has_preprocessor
             else None
         )
     if "backbone" not in arguments:

@@ -1,4 +1,4 @@
-"""What other programs can have of a model with a `backbone` and a `preprocessor`, and adapters."""
+"""Export methods: Hugging Face, GGUF and PEFT formats."""
 
 from pathlib import Path
 
@@ -9,22 +9,22 @@ from keras_gemma.storage.hugging_face.writer import save_to_hugging_face
 
 
 class Savable:
-    """A model that other programs can have; `save_to_preset` is `Presettable`'s."""
+    """Mixin that saves a model in other libraries' formats."""
 
     def save_to_hugging_face(
         self, directory: str | Path, max_shard_size: int | str = "5GB"
     ) -> None:
-        """Write a folder that transformers loads: configuration, tokenizer, safetensors.
+        """Writes a folder that transformers loads: configuration, tokenizer, safetensors.
 
-        The files are written beside the folder and moved in when all are whole. Quantized weights
-        are written as the numbers that they stand for, in the model's dtype.
+        The files are written next to the folder and moved into it when all are complete. Quantized
+        weights are written dequantized, in the model's dtype.
 
         Args:
-            directory: the folder; it is made, or the model in it replaced.
-            max_shard_size: the size of a weights file, in bytes or as `"5GB"`.
+            directory: The folder, created if it does not exist. A model in it is replaced.
+            max_shard_size: Maximum size of a weights file, in bytes or as `"5GB"`.
 
         Raises:
-            ValueError: no architecture of transformers computes this model, or the folder cannot
+            ValueError: If no architecture of transformers computes this model, or the folder cannot
                 be replaced.
 
         Example:
@@ -39,17 +39,18 @@ class Savable:
         save_to_hugging_face(self, directory, max_shard_size)
 
     def save_to_gguf(self, path: str | Path, dtype: str = "bf16") -> None:
-        """Write one file that llama.cpp loads: hyperparameters, vocabulary and weights.
+        """Writes one file that llama.cpp loads: hyperparameters, vocabulary and weights.
 
-        Needs the package `gguf`: `pip install "keras-gemma[gguf]"`. Quantized weights are written
-        as the numbers that they stand for, rounded to `dtype`.
+        Needs the package `gguf`: `pip install "keras-gemma[gguf]"`. Quantized weights are
+        dequantized and rounded to `dtype`.
 
         Args:
-            path: the file, ending in `.gguf`; it is replaced when the new one is whole.
+            path: The file, ending in `.gguf`. An existing file is replaced when the new one is
+                complete.
             dtype: `"bf16"`, `"f16"`, `"q8_0"` or `"q4_0"`.
 
         Raises:
-            ValueError: llama.cpp has no architecture that computes this model, or there is no
+            ValueError: If no architecture of llama.cpp computes this model, or there is no
                 vocabulary.
 
         Example:
@@ -66,18 +67,19 @@ class Savable:
     def save_lora(
         self, directory: str | Path, name: str | None = None, base_model: str | None = None
     ) -> None:
-        """Write an adapter as peft does: `adapter_config.json`, `adapter_model.safetensors`.
+        """Writes an adapter in PEFT's format: `adapter_config.json`, `adapter_model.safetensors`.
 
-        peft loads it onto the base model, `save_to_hugging_face` after `set_adapter(None)`.
+        PEFT loads the adapter onto the base model. To write the base model, call
+        `set_adapter(None)` and then `save_to_hugging_face`.
 
         Args:
-            directory: the folder; it is made, or the adapter in it replaced.
-            name: of the adapter; by default the one that is on.
-            base_model: what peft should know the base by, as `"google/gemma-2-2b"`.
+            directory: The folder, created if it does not exist. An adapter in it is replaced.
+            name: Name of the adapter. Defaults to the active adapter.
+            base_model: Base model to record for PEFT, such as `"google/gemma-2-2b"`.
 
         Raises:
-            ValueError: there is no such adapter, it holds numbers that are not finite, or the
-                folder cannot be written.
+            ValueError: If there is no such adapter, its numbers are not all finite, or the folder
+                cannot be written.
 
         Example:
 
@@ -94,18 +96,18 @@ class Savable:
         save_lora(self.backbone, directory, name, base_model)
 
     def load_lora(self, directory: str | Path, name: str = NAME, dtype: str = "float32") -> None:
-        """Read an adapter that `save_lora` or peft wrote, and put it on.
+        """Loads an adapter that `save_lora` or PEFT wrote, and activates it.
 
         Args:
-            directory: the folder with its two files.
-            name: what to call it here.
-            dtype: of its variables.
+            directory: The folder with the adapter's two files.
+            name: Name of the adapter in this model.
+            dtype: Dtype of the adapter's variables.
 
         Raises:
-            FileNotFoundError: no such folder, or a file in it is missing.
-            ValueError: a name that is taken; an adapter of another model, whose tensors are all
-                listed; numbers that are not finite; or an adapter of a kind that is not read
-                (DoRA, biases, whole modules).
+            FileNotFoundError: If the folder or a file in it is missing.
+            ValueError: If the name is taken, the adapter does not fit the model (all such tensors
+                are listed), its numbers are not all finite, or it is of an unsupported kind (DoRA,
+                biases, whole modules).
 
         Example:
 

@@ -1,4 +1,4 @@
-"""How large weights are, and how they are divided among files.
+"""Sizes of weights, and how the weights are divided among files.
 
 Knows neither a format nor the names in it.
 """
@@ -13,10 +13,10 @@ _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
 def parse_size(size: int | float | str) -> int:
-    """Bytes in `"10GB"`, `"512MiB"` or a number of bytes.
+    """Returns the bytes in `"10GB"`, `"512MiB"` or a number of bytes.
 
     Raises:
-        ValueError: not a size, less than a byte, or without an end.
+        ValueError: If `size` is not a size, is less than a byte, or is infinite.
     """
     number, unit = size, "B"
     if isinstance(size, str):
@@ -36,14 +36,14 @@ def parse_size(size: int | float | str) -> int:
 
 
 def plan_shards(sizes: dict[str, int], max_shard_size: int) -> list[list[str]]:
-    """Which weights go into which file, in their order: one list a file.
+    """Divides weights among files in their order. Returns one list of names per file.
 
     Args:
-        sizes: bytes of each weight.
-        max_shard_size: bytes that a file may hold.
+        sizes: Bytes of each weight.
+        max_shard_size: Maximum bytes of a file.
 
     Raises:
-        ValueError: one weight alone is larger than a file may be.
+        ValueError: If one weight is larger than a file may be.
     """
     name, largest = max(sizes.items(), key=lambda item: item[1])
     if largest > max_shard_size:
@@ -63,10 +63,10 @@ def plan_shards(sizes: dict[str, int], max_shard_size: int) -> list[list[str]]:
 
 
 def weight_sizes(backbone: Any) -> dict[str, int]:
-    """Bytes of each weight of `backbone` as it is, quantized or not."""
+    """Returns the bytes of each weight of `backbone` as stored, quantized or not."""
     return {name: weight.bytes for name, weight in backbone.named_weights().items()}
 
 
 def plain_sizes(backbone: Any) -> dict[str, int]:
-    """Bytes of each weight of `backbone` in floating point."""
+    """Returns the bytes of each weight of `backbone` in floating point."""
     return {name: weight.plain_bytes for name, weight in backbone.named_weights().items()}

@@ -1,7 +1,7 @@
-"""Tensors in files against the weights of a model: compare all, then stream one by one.
+"""Checks the tensors of a checkpoint against a model's weights, then streams them one by one.
 
 Knows the names and shapes of `GemmaConfig.weight_shapes()` and of a file's tensors, and the
-`Place` that joins them. Does not know any file format: readers hand in `StoredTensor`s.
+`TensorSpec` that joins them. Does not know any file format: readers pass in `StoredTensor`s.
 """
 
 import contextlib
@@ -18,21 +18,24 @@ import numpy as np
 from keras_gemma import backend, progress
 
 READ_AHEAD = 2
-"""Tensors that are read at once, each by a thread of its own."""
+"""Maximum number of tensors read concurrently, each by its own thread."""
 
-PART = 1 << 18
-"""Elements that are looked through at a time: few enough for the processor's cache."""
+OVERFLOW_CHUNK = 1 << 18
+"""Elements checked for overflow at a time; few enough for the processor's cache."""
 
-MOST_LAYERS = 1000
-"""Far beyond any Gemma: a description of more would be spelt out before it is found wrong."""
+MAX_LAYERS = 1000
+"""Maximum number of layers that a description may ask for, far beyond any Gemma.
+
+Without a limit, a damaged file would be expanded layer by layer before it is found invalid.
+"""
 
 FLOAT_DTYPES = ("float64", "float32", "bfloat16", "float16")
-LISTED_PROBLEMS = 50
+MAX_LISTED_PROBLEMS = 50
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-    """A tensor that lies in a file, not read yet."""
+    """A tensor in a file, not read yet."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -40,9 +43,9 @@ class StoredTensor:
 
 
 def in_file(path: Path, offset: int, shape: tuple[int, ...], dtype: str) -> StoredTensor:
-    """A tensor whose elements lie in `path` one after the other, from byte `offset` on.
+    """Returns a tensor that is stored contiguously in `path` from byte `offset`.
 
-    It is read, not mapped: a mapped file counts as the process's memory a second time.
+    The tensor is read, not mapped: a mapped file would count twice as the process's memory.
     """
 
     def read() -> np.ndarray:
@@ -60,102 +63,103 @@ def in_file(path: Path, offset: int, shape: tuple[int, ...], dtype: str) -> Stor
     return StoredTensor(shape, dtype, read)
 
 
-def _same(array: np.ndarray) -> np.ndarray:
+def _identity(array: np.ndarray) -> np.ndarray:
     return array
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """Where a weight lies in a checkpoint, and how its logical layout becomes the stored one."""
+class TensorSpec:
+    """Name and shape of a weight in a checkpoint, and the conversion between layouts."""
 
     name: str
     shape: tuple[int, ...]
-    to_logical: Callable[[np.ndarray], np.ndarray] = _same
-    to_stored: Callable[[np.ndarray], np.ndarray] = _same
-    spare_rows: int = 0
-    """How many rows the stored tensor may have beyond `shape`; they are left unread."""
+    to_logical: Callable[[np.ndarray], np.ndarray] = _identity
+    to_stored: Callable[[np.ndarray], np.ndarray] = _identity
+    padding_rows: int = 0
+    """Maximum number of rows that the stored tensor may have beyond `shape`; not read."""
     dtypes: tuple[str, ...] = FLOAT_DTYPES
-    """Those that the stored tensor may have."""
+    """Dtypes that the stored tensor may have."""
 
     @property
-    def tensors(self) -> tuple["Place", ...]:
-        """The places of the tensors that the weight lies in: this one."""
+    def tensors(self) -> tuple["TensorSpec", ...]:
+        """Specs of the weight's stored tensors: only this one."""
         return (self,)
 
     def accepts(self, shape: tuple[int, ...]) -> bool:
-        """Whether a stored tensor of this shape fits."""
+        """Returns True if a stored tensor of this shape fits."""
         if shape == self.shape:
             return True
         return (
-            self.spare_rows > 0
+            self.padding_rows > 0
             and len(shape) == len(self.shape)
             and shape[1:] == self.shape[1:]
-            and self.shape[0] < shape[0] <= self.shape[0] + self.spare_rows
+            and self.shape[0] < shape[0] <= self.shape[0] + self.padding_rows
         )
 
 
 @dataclasses.dataclass(frozen=True)
-class QuantizedPlace:
-    """Where the arrays of a quantized weight lie, in their plain form."""
+class QuantizedTensorSpec:
+    """Names and shapes of the arrays of a quantized weight, in their plain form."""
 
     parts: backend.Quantized
-    """A `Place` for each array, or None."""
+    """A `TensorSpec` for each array, or `None`."""
 
     @property
-    def tensors(self) -> tuple[Place, ...]:
-        """The places of the tensors that the weight lies in."""
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """Specs of the weight's stored tensors."""
         return tuple(part for part in self.parts if part is not None)
 
 
 def check_layer_count(count: Any, source: Path) -> None:
-    """Raise where a description asks for more layers than any model has.
+    """Checks that a description does not ask for more layers than any model has.
 
     Raises:
-        ValueError: more than `MOST_LAYERS`.
+        ValueError: If `count` is greater than `MAX_LAYERS`.
     """
-    if isinstance(count, int) and count > MOST_LAYERS:
+    if isinstance(count, int) and count > MAX_LAYERS:
         raise ValueError(
-            f"{source} asks for {count} layers, and at most {MOST_LAYERS} are read: it is damaged. "
+            f"{source} asks for {count} layers, and at most {MAX_LAYERS} are supported: it is "
+            "damaged. "
             "Fetch or save it again."
         )
 
 
 def check(
     stored: Mapping[str, StoredTensor],
-    places: Mapping[str, Place | QuantizedPlace],
+    specs: Mapping[str, TensorSpec | QuantizedTensorSpec],
     source: Any,
     ignored: Collection[str] = (),
 ) -> None:
-    """Compare what a checkpoint holds with what the model needs, reading no tensor.
+    """Compares the tensors of a checkpoint with those the model needs, without reading any.
 
     Args:
-        stored: the tensors of the checkpoint, by their names in it.
-        places: for each weight of the model, where it should lie.
-        source: the checkpoint's path, for the message.
-        ignored: names in the checkpoint that are no weights of the model, and harmless.
+        stored: Tensors of the checkpoint, by their names in it.
+        specs: For each weight of the model, its spec in the checkpoint.
+        source: Path of the checkpoint, for the message.
+        ignored: Names in the checkpoint that are not weights of the model but harmless.
 
     Raises:
-        ValueError: tensors are missing, unexpected, of another shape or not floating point;
-            the message lists all of them.
+        ValueError: If tensors are missing, unexpected, of another shape or not floating point. The
+            message lists all of them.
     """
     problems = []
-    expected = [place for whole in places.values() for place in whole.tensors]
-    for place in expected:
-        tensor = stored.get(place.name)
+    expected = [spec for whole in specs.values() for spec in whole.tensors]
+    for spec in expected:
+        tensor = stored.get(spec.name)
         if tensor is None:
-            problems.append(f"missing: {place.name} {place.shape}")
-        elif not place.accepts(tensor.shape):
-            problems.append(f"shape: {place.name} is {tensor.shape}, expected {place.shape}")
-        elif tensor.dtype not in place.dtypes:
-            kind = "a float" if place.dtypes == FLOAT_DTYPES else " or ".join(place.dtypes)
-            problems.append(f"dtype: {place.name} is {tensor.dtype}, expected {kind}")
-    known = {place.name for place in expected} | set(ignored)
-    problems += [f"unexpected: {n} {t.shape}" for n, t in stored.items() if n not in known]
+            problems.append(f"missing: {spec.name} {spec.shape}")
+        elif not spec.accepts(tensor.shape):
+            problems.append(f"shape: {spec.name} is {tensor.shape}, expected {spec.shape}")
+        elif tensor.dtype not in spec.dtypes:
+            kind = "a float" if spec.dtypes == FLOAT_DTYPES else " or ".join(spec.dtypes)
+            problems.append(f"dtype: {spec.name} is {tensor.dtype}, expected {kind}")
+    names = {spec.name for spec in expected} | set(ignored)
+    problems += [f"unexpected: {n} {t.shape}" for n, t in stored.items() if n not in names]
     if problems:
         raise ValueError(
             f"The tensors in {source} do not fit its config.json "
             f"({len(problems)} problems). Use the config.json that these weights were saved "
-            f"with, or save them again:{_listed(problems)}"
+            f"with, or save them again:{_format_problems(problems)}"
         )
 
 
@@ -166,92 +170,96 @@ def join_shards(
     entry_of: Callable[[str], str] = lambda name: name,
     ignored: Collection[str] = (),
 ) -> dict[str, StoredTensor]:
-    """The tensors of all shards by name, where each lies in the file that the index says.
+    """Returns the tensors of all shards by name, after comparing the shards with their index.
 
     Args:
-        shards: for each file's name, its tensors.
-        index: for each entry, the names of its files.
-        source: the index, for the message.
-        entry_of: from a tensor's name to its entry, where an entry is a group of tensors.
-        ignored: tensors that the index may leave out.
+        shards: Tensors of each file, by file name.
+        index: File names of each entry, by entry.
+        source: Path of the index, for the message.
+        entry_of: Maps a tensor's name to its entry, if an entry is a group of tensors.
+        ignored: Tensors that the index may leave out.
 
     Raises:
-        ValueError: the index and the files do not agree, or two files hold a tensor; all such
-            tensors are listed.
+        ValueError: If the index and the files disagree, or two files hold the same tensor. The
+            message lists all such tensors.
     """
-    said = {(entry, file) for entry, files in index.items() for file in files}
-    held = {(entry_of(name), file) for file, tensors in shards.items() for name in tensors}
+    indexed = {(entry, file) for entry, files in index.items() for file in files}
+    stored = {(entry_of(name), file) for file, tensors in shards.items() for name in tensors}
     count = Counter(name for tensors in shards.values() for name in tensors)
-    problems = [f"named, but not held: {e} in {f}" for e, f in sorted(said - held)]
+    problems = [f"named, but not held: {e} in {f}" for e, f in sorted(indexed - stored)]
     problems += [
-        f"held, but not named: {e} in {f}" for e, f in sorted(held - said) if e not in ignored
+        f"held, but not named: {e} in {f}" for e, f in sorted(stored - indexed) if e not in ignored
     ]
     problems += [f"held {n} times: {name}" for name, n in sorted(count.items()) if n > 1]
     if problems:
         raise ValueError(
             f"{source} and the tensors in its files do not agree ({len(problems)} problems). "
-            f"Fetch or save the checkpoint again:{_listed(problems)}"
+            f"Fetch or save the checkpoint again:{_format_problems(problems)}"
         )
     return {name: tensor for tensors in shards.values() for name, tensor in tensors.items()}
 
 
-def _listed(problems: list[str]) -> str:
-    """The problems, each on a line of its own; the first ones of many."""
-    rest = len(problems) - LISTED_PROBLEMS
-    lines = problems[:LISTED_PROBLEMS] + ([f"… and {rest} more"] if rest > 0 else [])
+def _format_problems(problems: list[str]) -> str:
+    """Formats the first problems, each on its own line."""
+    rest = len(problems) - MAX_LISTED_PROBLEMS
+    lines = problems[:MAX_LISTED_PROBLEMS] + ([f"… and {rest} more"] if rest > 0 else [])
     return "".join(f"\n  {line}" for line in lines)
 
 
 def stream(
     stored: Mapping[str, StoredTensor],
-    places: Mapping[str, Place | QuantizedPlace],
+    specs: Mapping[str, TensorSpec | QuantizedTensorSpec],
     weights: Mapping[str, Any],
 ) -> None:
-    """Read each tensor once, straight into the memory that its weight keeps.
+    """Reads each tensor once, straight into the memory of its weight.
 
-    A few threads read ahead of the one that assigns: at most `READ_AHEAD` tensors are on the way.
+    A few threads read ahead of the assigning thread, at most `READ_AHEAD` tensors at a time.
 
     Args:
-        stored: the tensors of the checkpoint, already checked.
-        places: where each weight lies.
-        weights: `backbone.named_weights()`; every name of it is assigned.
+        stored: Tensors of the checkpoint, already checked.
+        specs: For each weight, its spec in the checkpoint.
+        weights: `backbone.named_weights()`; all of them are assigned.
 
     Raises:
-        ValueError: a file is cut short, or a number is too large for float16 weights.
+        ValueError: If a file is cut short, or a number is too large for float16 weights.
     """
 
     def prepare(name: str) -> Any:
-        place = places[name]
-        if isinstance(place, QuantizedPlace):
-            arrays = (None if part is None else stored[part.name].read() for part in place.parts)
+        spec = specs[name]
+        if isinstance(spec, QuantizedTensorSpec):
+            arrays = (None if part is None else stored[part.name].read() for part in spec.parts)
             return weights[name].pack_plain_form(backend.Quantized(*arrays))
-        array = stored[place.name].read()
-        if place.spare_rows:
-            array = array[: place.shape[0]]
+        array = stored[spec.name].read()
+        if spec.padding_rows:
+            array = array[: spec.shape[0]]
         narrows = weights[name].dtype == "float16" and array.dtype != "float16"
         with np.errstate(over="ignore") if narrows else contextlib.nullcontext():
-            packed = weights[name].pack(place.to_logical(array))
+            packed = weights[name].pack(spec.to_logical(array))
         if narrows and _overflows(packed):
             raise ValueError(
-                f"{place.name} holds numbers beyond float16, whose largest is 65504. Load with "
+                f"{spec.name} holds numbers beyond float16, whose largest is 65504. Load with "
                 "`dtype='bfloat16'` or `dtype='float32'`."
             )
         return packed
 
     sizes = {name: math.prod(weight.shape) for name, weight in weights.items()}
-    names = sorted(weights, key=sizes.__getitem__, reverse=True)  # the largest while all is empty
-    with ThreadPoolExecutor(READ_AHEAD) as pool, progress.bar("Loading", sum(sizes.values())) as on:
+    # The largest first, while memory is free.
+    names = sorted(weights, key=sizes.__getitem__, reverse=True)
+    with (
+        ThreadPoolExecutor(READ_AHEAD) as pool,
+        progress.bar("Loading", sum(sizes.values())) as advance,
+    ):
         ahead = deque(pool.submit(prepare, name) for name in names[:READ_AHEAD])
         for i, name in enumerate(names):
             packed = ahead.popleft().result()
             if i + READ_AHEAD < len(names):
                 ahead.append(pool.submit(prepare, names[i + READ_AHEAD]))
             weights[name].take(packed)
-            on(sizes[name])
+            advance(sizes[name])
 
 
 def _overflows(array: np.ndarray) -> bool:
-    """Whether a contiguous float16 array holds an infinity; by its bits, a part at a time."""
+    """Returns True if a contiguous float16 array holds an infinity, tested by its bits."""
     bits = array.reshape(-1).view("uint16")
-    starts = range(0, bits.size, PART)
-    return any(((bits[i : i + PART] & 0x7FFF) == 0x7C00).any() for i in starts)
+    starts = range(0, bits.size, OVERFLOW_CHUNK)
+    return any(((bits[i : i + OVERFLOW_CHUNK] & 0x7FFF) == 0x7C00).any() for i in starts)

@@ -127,7 +127,7 @@ def test_a_target_is_tried_before_the_model_is_read(command, tmp_path, monkeypat
 
     monkeypatch.setattr(GemmaCausalLM, "from_preset", read)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"`target` cannot be written: .*Name a place"):
+    with pytest.raises(ValueError, match=r"`target` cannot be written: .*Pass a writable path"):
         main([command, "gemma_tiny_en", str(tmp_path / "file" / "model")])
 
 

@@ -80,7 +80,7 @@ def test_the_target_is_tried_before_the_model_is_read(tmp_path, monkeypatch):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "thesis.txt").write_text("")
     for place, says in (
-        ("file/model", "`path` cannot be written: .*Name a place"),
+        ("file/model", "`path` cannot be written: .*Pass a writable path"),
         ("file", "`path` exists"),
         ("folder", "`path` exists"),
     ):

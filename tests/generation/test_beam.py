@@ -214,7 +214,7 @@ def make_theirs(lm, configuration):
     import torch
 
     model = make_transformers_model(configuration)
-    places = hugging_face.weight_places(lm.backbone.config)
+    places = hugging_face.tensor_specs(lm.backbone.config)
     state = {
         places[key].name: torch.from_numpy(np.array(weight.numpy()))
         for key, weight in lm.backbone.named_weights().items()

@@ -29,7 +29,7 @@ def test_greedy_text(name):
 
     lm = make_lm(name)
     model = make_transformers_model(CONFIGURATIONS[name])
-    places = hugging_face.weight_places(lm.backbone.config)
+    places = hugging_face.tensor_specs(lm.backbone.config)
     state = {
         places[key].name: torch.from_numpy(np.array(weight.numpy()))
         for key, weight in lm.backbone.named_weights().items()

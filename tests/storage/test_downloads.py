@@ -15,7 +15,7 @@ from kagglehub import exceptions
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.storage import resolve
 from keras_gemma.storage.hub import downloads
-from keras_gemma.storage.hub.downloads import Need
+from keras_gemma.storage.hub.downloads import RequiredFiles
 from keras_gemma.text.tokenizer import GemmaTokenizer
 from tests.configurations import GEMMA2
 from tests.storage.conftest import Task, assert_same_weights, make_task
@@ -160,7 +160,7 @@ def test_links_out_of_the_cache_are_refused(caches, hugging_face_folder):
     secret.write_bytes(b"")
     (snapshot / "tokenizer.model").unlink()
     (snapshot / "tokenizer.model").symlink_to(secret)
-    with pytest.raises(ValueError, match="lies outside its folder"):
+    with pytest.raises(ValueError, match="is outside its folder"):
         GemmaTokenizer.from_preset(f"hf://{TWIN}")
 
 
@@ -280,14 +280,14 @@ def test_an_index_cannot_name_files_elsewhere(kaggle):
 
 # What went wrong, and the step that helps.
 
-LICENCE = "accept the licence at https://www.kaggle.com/models/keras/gemma2"
+LICENSE = "accept the license at https://www.kaggle.com/models/keras/gemma2"
 
 
 @pytest.mark.parametrize(
     ("status", "message"),
     [
-        (401, f"wants to know who asks: set KAGGLE_API_TOKEN, .*kagglehub.login.*{LICENCE}"),
-        (403, f"wants to know who asks: set KAGGLE_API_TOKEN, .*kagglehub.login.*{LICENCE}"),
+        (401, f"requires a login: set KAGGLE_API_TOKEN, .*kagglehub.login.*{LICENSE}"),
+        (403, f"requires a login: set KAGGLE_API_TOKEN, .*kagglehub.login.*{LICENSE}"),
         (404, "has no config.json there. Look for the model .*/models/keras/gemma2"),
         (500, "client failed with KaggleApiHTTPError: 500 .*Try again"),
     ],
@@ -302,7 +302,7 @@ def test_answers_of_kaggle(status, message, caches, monkeypatch):
 def test_an_account_that_kaggle_refuses(caches, monkeypatch):
     answer(403, monkeypatch)
     monkeypatch.setattr(kagglehub.config, "get_kaggle_credentials", lambda: "somebody's")
-    with pytest.raises(ValueError, match=rf"refuses this account \(403\): {LICENCE}"):
+    with pytest.raises(ValueError, match=rf"refuses this account \(403\): {LICENSE}"):
         resolve(f"kaggle://{KAGGLE}")
 
 
@@ -370,7 +370,7 @@ LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
     [
         (
             http_error(errors.GatedRepoError, 403),
-            f"gated: accept the licence at {PAGE}, .*{LOG_IN}",
+            f"gated: accept the license at {PAGE}, .*{LOG_IN}",
         ),
         (http_error(errors.RepositoryNotFoundError, 404), f"no such model.*{PAGE}"),
         (http_error(errors.RevisionNotFoundError, 404), f"no revision 'v9'.*{PAGE}/tree/main"),
@@ -416,7 +416,7 @@ def hugging_face(caches, monkeypatch):
 @pytest.mark.parametrize(
     ("status", "code", "message"),
     [
-        (403, "GatedRepo", f"gated: accept the licence at {PAGE}, then {LOG_IN}"),
+        (403, "GatedRepo", f"gated: accept the license at {PAGE}, then {LOG_IN}"),
         (401, "", "no such model, or it is private"),
         (404, "RepoNotFound", "no such model, or it is private"),
         (404, "RevisionNotFound", "no revision 'v9'"),
@@ -452,6 +452,6 @@ def test_malformed_handles_reach_no_client(handle, message, monkeypatch):
 
 
 def test_what_is_fetched_is_never_a_pickle():
-    patterns = Need().patterns()
+    patterns = RequiredFiles().patterns()
     names = ["pytorch_model.bin", "model.pt", "model.pkl", "model.ckpt", "x.py", "model.gguf"]
     assert list(huggingface_hub.utils.filter_repo_objects(names, allow_patterns=patterns)) == []

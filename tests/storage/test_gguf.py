@@ -358,7 +358,7 @@ def test_bad_arguments(tiny_proto, tmp_path):
     with pytest.raises(ValueError, match=r"`path` must name a file that ends in \.gguf"):
         save_to_gguf(task, tmp_path / "tiny.bin")
     (tmp_path / "folder.gguf").mkdir()
-    with pytest.raises(ValueError, match="no folder"):
+    with pytest.raises(ValueError, match="not a folder"):
         save_to_gguf(task, tmp_path / "folder.gguf")
     with pytest.raises(ValueError, match="no preprocessor"):
         save_to_gguf(Task(task.backbone), tmp_path / "tiny.gguf")

@@ -98,7 +98,7 @@ def test_vaultgemma_as_published(tmp_path):
     model.save_pretrained(tmp_path)
     config = GemmaConfig.from_dict(hugging_face.read_backbone(tmp_path))
     assert config == GemmaConfig(**configuration)
-    places = hugging_face.weight_places(config, tmp_path)
+    places = hugging_face.tensor_specs(config, tmp_path)
     with hugging_face.open_weights(tmp_path) as stored:
         checkpoint.check(stored, places, tmp_path, ignored=hugging_face.IGNORED_TENSORS)
         backbone = GemmaBackbone(**configuration)
@@ -119,7 +119,7 @@ def test_any_float_dtype_in_one_file_or_shards(dtype, sharded, tmp_path):
     assert (tmp_path / "model.safetensors.index.json").is_file() == sharded
     backbone = GemmaBackbone.from_preset(tmp_path)
     assert backbone.dtype_policy.name == "float32"  # Keras's own, not the file's
-    places = hugging_face.weight_places(backbone.config)
+    places = hugging_face.tensor_specs(backbone.config)
     for name, weight in backbone.named_weights().items():
         tolerance = 1e-7 if dtype == "float16" else 0  # subnormal numbers
         np.testing.assert_allclose(
@@ -148,7 +148,7 @@ def test_the_published_configuration():
     config = GemmaConfig.from_dict(hugging_face.read_backbone(DATA))
     assert config.parameter_count == 2_506_172_416
     index = json.loads((DATA / "model.safetensors.index.json").read_text())
-    names = {place.name for place in hugging_face.weight_places(config).values()}
+    names = {place.name for place in hugging_face.tensor_specs(config).values()}
     assert names == set(index["weight_map"])
     with pytest.raises(FileNotFoundError, match="are missing: model-00001-of-00002"):
         GemmaBackbone.from_preset(DATA)

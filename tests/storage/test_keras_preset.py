@@ -134,7 +134,7 @@ def preset(saved, tmp_path):
         ({"num_key_value_heads": 3}, "multiple of `num_key_value_heads`"),
         (
             {"dtype": {"class_name": "QuantizedDTypePolicy", "config": {"mode": "int8"}}},
-            "Quantized.*before it is quantised",
+            "Quantized.*before it is quantized",
         ),
     ],
 )

@@ -221,6 +221,6 @@ def test_folders_that_cannot_be_replaced(preset, monkeypatch):
 
 def test_every_weight_has_a_path_of_its_own():
     config = GemmaConfig(**GEMMA2)
-    places = keras_layout.h5_places(config)
+    places = keras_layout.h5_specs(config)
     assert list(places) == list(config.weight_shapes())
     assert len({place.name for place in places.values()}) == len(places)

@@ -173,7 +173,7 @@ A = "base_model.model.model.layers.{}.self_attn.{}_proj.lora_A.weight"
         ({"lora_alpha": 0}, r"adapter_config.json: `alpha` must be a positive finite number"),
         ({"r": "8"}, r"r='8', not int"),
         ({"lora_dropout": 1.5}, r"`dropout` must be"),
-        ({"alpha_pattern": {"(": 1}}, r"no regular expression: '\('"),
+        ({"alpha_pattern": {"(": 1}}, r"invalid regular expression: '\('"),
         ({"target_modules": ["q_proj", "v_proj", "k_proj"]}, r"8 problems.*\n  missing: .*k_proj"),
         ({"r": 3}, r"16 problems(?s:.*)q_proj.lora_A.weight is \(2, 32\), expected \(3, 32\)"),
     ],

@@ -76,7 +76,7 @@ def test_shards(tmp_path):
 
 
 def test_what_the_file_holds(tmp_path):
-    """As `keras_layout.quantized_places` says, read without this package."""
+    """As `keras_layout.quantized_specs` says, read without this package."""
     backbone = quantized("int4_zeros")
     backbone.save_to_preset(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())["config"]
@@ -189,7 +189,7 @@ def test_a_quantized_preset_is_not_quantized_again(tmp_path):
 @pytest.mark.parametrize(
     ("quantization", "says"),
     [
-        ("int4", "config.json has values of another type: quantization='int4'"),
+        ("int4", "config.json has values of a wrong type: quantization='int4'"),
         ({"mode": "int3"}, "config.json: `mode` must be .*int3"),
         ({"mode": "int4", "group_size": 5}, "config.json: `group_size` must divide"),
         ({"mode": "int4", "group_size": 8}, r"shape: .*vars/scales is \(\d+, \d+\), expected"),

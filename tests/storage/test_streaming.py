@@ -152,7 +152,7 @@ def test_weights_are_those_saved(form, large):
 
 def test_the_largest_is_read_first_and_few_are_on_the_way(monkeypatch):
     backbone = make_backbone(GEMMA2)
-    places = {n: checkpoint.Place(n, w.shape) for n, w in backbone.named_weights().items()}
+    places = {n: checkpoint.TensorSpec(n, w.shape) for n, w in backbone.named_weights().items()}
     read, taken = [], []
 
     class Weight:

@@ -147,7 +147,7 @@ def edited(content, key, value):
         ("model", {"end_of_word_suffix": "</w>"}, "model.end_of_word_suffix"),
         ("model", {"vocab": None}, "not as the format has them"),
         ("model", {"merges": [1, 2]}, "not as the format has them"),
-        ("model", {"merges": ["a b c"]}, "merges that are not of two parts"),
+        ("model", {"merges": ["a b c"]}, "merges that do not have two parts"),
         ("model", None, "lacks `model`"),
         ("added_tokens", [{"id": 5}], "not as the format has them"),
         ("pre_tokenizer", {"type": "ByteLevel"}, "its pre_tokenizer is {'type': 'ByteLevel'}"),
@@ -187,7 +187,7 @@ def test_ids_with_gaps_and_missing_tokens(tiny_proto, tmp_path):
     content = write_tokenizer_json(tiny_proto)
     vocabulary = content["model"]["vocab"]
     vocabulary["new"] = 600
-    with pytest.raises(ValueError, match="an id of its own, from 0 to 512"):
+    with pytest.raises(ValueError, match="a unique id, from 0 to 512"):
         read_tokenizer_json(write(tmp_path / "tokenizer.json", content))
     vocabulary["new"] = vocabulary.pop("<0x41>")
     with pytest.raises(ValueError, match=r"lacks 1 tokens that Gemma's tokenizer has: <0x41>\."):

@@ -237,7 +237,7 @@ def test_more_layers_than_any_model_has(settings, preset):
         ({"model_type": ["gemma2"]}, r"has model_type \['gemma2'\]"),
         ({"model_type": {}}, r"has model_type \{\}"),
         ({"head_dim": "8"}, "no positive integers: head_dim='8'"),
-        ({"layer_types": 5}, "asks for what GemmaBackbone cannot do:\n  layer_types=5"),
+        ({"layer_types": 5}, "has settings that GemmaBackbone does not support:\n  layer_types=5"),
     ],
 )
 def test_settings_of_another_type_in_a_checkpoint(settings, message, tmp_path):
@@ -261,14 +261,14 @@ def test_settings_of_another_type_in_a_checkpoint(settings, message, tmp_path):
         ("config.json", {"dropout": "no"}, "dropout='no', not int or float"),
         ("config.json", {"num_layers": "2"}, "num_layers='2', not int"),
         ("config.json", {"attention_logit_soft_cap": "5"}, "attention_logit_soft_cap='5'"),
-        ("config.json", {"dtype": "int8_from_float32"}, "policy 'int8_from_float32'.*quantised"),
+        ("config.json", {"dtype": "int8_from_float32"}, "policy 'int8_from_float32'.*quantized"),
         ("config.json", {"dtype": "int32"}, "dtype policy 'int32'.*only plain floating-point"),
         ("config.json", {"dtype": ["float32"]}, r"dtype policy \['float32'\]"),
         ("config.json", {"dtype": {"class_name": "DTypePolicy", "config": None}}, "dtype policy"),
         (
             "config.json",
             {"dtype": {"class_name": "DTypePolicy", "config": {"name": "int8_from_float32"}}},
-            "dtype policy .*int8_from_float32.*quantised",
+            "dtype policy .*int8_from_float32.*quantized",
         ),
     ],
 )
@@ -301,7 +301,7 @@ def test_a_folder_without_a_model(preset, tmp_path):
     for cls in (GemmaBackbone, Task):
         with pytest.raises(
             ValueError,
-            match=r"tokenizer describes no model: there is no file config\.json\. It holds "
+            match=r"tokenizer has no model: there is no file config\.json\. It holds "
             r"assets/, tokenizer\.json\. Save a whole model there, `lm\.save_to_preset",
         ):
             cls.from_preset(folder)
@@ -320,7 +320,7 @@ def test_config_json_that_is_a_folder(preset, tmp_path):
     with pytest.raises(ValueError, match=r"no file config\.json\. It holds assets/, config\.json/"):
         GemmaBackbone.from_preset(preset)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"is no preset.*It holds nothing\. Pass a folder"):
+    with pytest.raises(ValueError, match=r"is not a preset.*It holds nothing\. Pass a folder"):
         GemmaBackbone.from_preset(tmp_path / "empty")
     for number in range(12):
         (tmp_path / "empty" / f"{number:02}.txt").touch()

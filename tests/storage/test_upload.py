@@ -231,7 +231,7 @@ def test_folders_that_from_preset_cannot_load(sent, preset, tmp_path, tiny_proto
         shutil.copytree(original, preset)
 
     (preset / "config.json").write_text("{}")
-    refused(ValueError, "of neither format")
+    refused(ValueError, "has an unknown format")
     restore()
     edit(preset / "config.json", num_layers=5)
     refused(ValueError, "missing: layers/gemma_decoder_block_4/attention")
@@ -290,8 +290,8 @@ NO_TOKEN = r".*kaggle\.com/settings.*KAGGLE_API_TOKEN.*kagglehub\.login\(\)"
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (exceptions.UnauthenticatedError(), f"nobody is logged in: {NO_TOKEN}"),
-        (exceptions.CredentialError("none"), f"nobody is logged in: {NO_TOKEN}"),
+        (exceptions.UnauthenticatedError(), f"you are not logged in: {NO_TOKEN}"),
+        (exceptions.CredentialError("none"), f"you are not logged in: {NO_TOKEN}"),
         (exceptions.KaggleApiHTTPError("no", answer(401)), f"who asks \\(401\\): {NO_TOKEN}"),
         (requests.HTTPError("no", response=answer(401)), f"who asks \\(401\\): {NO_TOKEN}"),
         (exceptions.KaggleApiHTTPError("no", answer(403)), r"\(403\): it must be 'me'"),
@@ -320,7 +320,7 @@ WRITE_TOKEN = r".*may write at https://huggingface\.co/settings/tokens.*HF_TOKEN
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (errors.LocalTokenNotFoundError("none"), f"nobody is logged in: {WRITE_TOKEN}"),
+        (errors.LocalTokenNotFoundError("none"), f"you are not logged in: {WRITE_TOKEN}"),
         (hub_answer(errors.HfHubHTTPError, 401), rf"who asks \(401\): {WRITE_TOKEN}"),
         (hub_answer(errors.HfHubHTTPError, 403), rf"\(403\): it must be 'me'{WRITE_TOKEN}"),
         (hub_answer(errors.RepositoryNotFoundError, 404), rf"\(404\): .*'me'{WRITE_TOKEN}"),

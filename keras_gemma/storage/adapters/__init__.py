@@ -1,5 +1,5 @@
-"""Files of LoRA adapters.
+"""Files with LoRA adapters, read and written.
 
-peft.py             folders of peft, read and written
-keras_hub_lora.py   KerasHub's `.lora.h5` files, read and written
+peft.py            PEFT's folder
+keras_hub_lora.py  KerasHub's `.lora.h5` file
 """

@@ -1,18 +1,18 @@
-"""KerasHub's `.lora.h5`, read and written: A and B of layers that are known by their number.
+"""Reads and writes KerasHub's `.lora.h5`: A and B of layers that are identified by number.
 
     lora/vars/rank                 one for all
     lora/<i>/vars/lora_kernel_a    of the i-th layer that has weights, as `_numbers` counts them
     lora/<i>/vars/lora_kernel_b
 
-KerasHub's matrices have an axis of heads, and its A too: query, key and value have an A `[D, r]`
-for each head and a B `[r, H]` that all heads share. As matrices `[out, in]` with n heads that is
-a product of rank n * r:
+KerasHub's matrices and their A have an axis of heads: query, key and value have an A `[D, r]` for
+each head and a B `[r, H]` that all heads share. As matrices `[out, in]` with n heads, that is a
+product of rank n * r:
 
-    A [n * r, D]     the heads' one above the other
+    A [n * r, D]     the heads' matrices stacked
     B [n * H, n * r]     B^T for each head on the diagonal, 0 elsewhere
 
-Equal rows of A become one, so that what is written here is read back as it was, with its scale in
-B. The scale of KerasHub's own is always 1.
+Equal rows of A are joined, so an adapter written here is read back unchanged, with its scale in B.
+The scale of KerasHub's own adapters is always 1.
 """
 
 from pathlib import Path
@@ -24,14 +24,14 @@ import numpy as np
 from keras_gemma.config import GemmaConfig
 from keras_gemma.lora.adapters import Arrays, check_finite
 from keras_gemma.lora.config import MATRICES, Lora
-from keras_gemma.storage.files import beside, local_path
+from keras_gemma.storage.files import local_path, scratch_folder
 
 ENDING = ".lora.h5"
 NAME = "default"
 
 
 def save_lora_weights(backbone: Any, filepath: str | Path) -> None:
-    """See `GemmaBackbone.save_lora_weights`."""
+    """Implements `GemmaBackbone.save_lora_weights`."""
     path = _path(filepath)
     name = backbone.adapters.active_name()
     arrays, lora = backbone.adapters.arrays(name), backbone.adapters.configs[name]
@@ -41,7 +41,7 @@ def save_lora_weights(backbone: Any, filepath: str | Path) -> None:
     for matrix, (a, b) in arrays.items():
         theirs[matrix] = _to_theirs(a, b * np.float32(lora.scale(matrix)), _heads(matrix, config))
     rank = max(b.shape[0] for _, b in theirs.values())
-    with beside(path.resolve(), "filepath") as folder:
+    with scratch_folder(path.resolve(), "filepath") as folder:
         with h5py.File(folder / path.name, "w") as file:
             file["lora/vars/rank"] = rank
             for matrix, (a, b) in theirs.items():
@@ -55,11 +55,11 @@ def save_lora_weights(backbone: Any, filepath: str | Path) -> None:
 
 
 def load_lora_weights(backbone: Any, filepath: str | Path) -> None:
-    """See `GemmaBackbone.load_lora_weights`."""
+    """Implements `GemmaBackbone.load_lora_weights`."""
     path = _path(filepath)
     if not path.is_file():
         raise FileNotFoundError(
-            f"There is no file {path}. Name one that `backbone.save_lora_weights` wrote."
+            f"There is no file {path}. Pass a file that `backbone.save_lora_weights` wrote."
         )
     adapters = backbone.adapters
     if NAME not in adapters.configs or adapters.merged:
@@ -82,7 +82,10 @@ def _path(filepath: str | Path) -> Path:
 
 
 def _numbers(config: GemmaConfig) -> dict[str, int]:
-    """KerasHub's number of the layer of each matrix: it goes through a block from its end."""
+    """Returns KerasHub's layer number of each matrix.
+
+    KerasHub counts the layers of a block from its end.
+    """
     block = ["block", "down", "up", "gate"]
     block += ["norm"] * (1 + config.use_post_ffw_norm)
     block += ["attention", "output", "value", "key", "query"]
@@ -96,7 +99,7 @@ def _numbers(config: GemmaConfig) -> dict[str, int]:
 
 
 def _heads(matrix: str, config: GemmaConfig) -> int | None:
-    """How many heads the out axis of a matrix is divided among; None where it is not."""
+    """Returns the number of heads on the out axis of a matrix, or `None` if it has no heads."""
     kind = matrix.split(".")[-1]
     return {
         "query": config.num_query_heads,
@@ -106,7 +109,7 @@ def _heads(matrix: str, config: GemmaConfig) -> int | None:
 
 
 def _shapes(matrix: str, rank: int, config: GemmaConfig) -> tuple[tuple[int, ...], tuple[int, int]]:
-    """Of KerasHub's A and B."""
+    """Returns the shapes of KerasHub's A and B."""
     out, length = config.weight_shapes()[matrix]
     heads = _heads(matrix, config)
     if heads is not None:
@@ -117,10 +120,11 @@ def _shapes(matrix: str, rank: int, config: GemmaConfig) -> tuple[tuple[int, ...
 
 
 def _read(path: Path, config: GemmaConfig) -> Arrays:
-    """A and B of each matrix, as this package has them.
+    """Reads A and B of each matrix in this package's layout.
 
     Raises:
-        ValueError: no such file, or one of another model; all that does not fit is listed.
+        ValueError: If the file is invalid or does not fit the model. The message lists all
+            problems.
     """
     names = {str(number): matrix for matrix, number in _numbers(config).items()}
     arrays, problems = {}, []
@@ -131,7 +135,7 @@ def _read(path: Path, config: GemmaConfig) -> Arrays:
             for number in (key for key in group if key != "vars"):
                 pair = [group[f"{number}/vars/lora_kernel_{part}"][()] for part in "ab"]
                 if number not in names:
-                    problems.append(f"layer {number} has no matrix that is adapted here")
+                    problems.append(f"layer {number} has no matrix that LoRA supports here")
                     continue
                 expected = _shapes(names[number], rank, config)
                 if tuple(array.shape for array in pair) == expected:
@@ -139,15 +143,15 @@ def _read(path: Path, config: GemmaConfig) -> Arrays:
                     arrays[names[number]] = _to_ours(*(p.astype("float32") for p in pair), heads)
                 else:
                     shapes = " and ".join(str(array.shape) for array in pair)
-                    wanted = " and ".join(map(str, expected))
-                    problems.append(f"{names[number]} is {shapes}, expected {wanted}")
+                    expected_shapes = " and ".join(map(str, expected))
+                    problems.append(f"{names[number]} is {shapes}, expected {expected_shapes}")
     except (OSError, KeyError) as error:
         raise ValueError(
             f"{path} cannot be read as a file of KerasHub's `save_lora_weights`: {error}. Save the "
             "adapter again."
         ) from error
     if problems or not arrays:
-        problems = problems or ["it holds no layer"]
+        problems = problems or ["it has no layers"]
         raise ValueError(
             f"The adapter in {path} does not fit this model ({len(problems)} problems). Load it "
             "onto the model that it was trained on:" + "".join(f"\n  {p}" for p in problems)
@@ -156,27 +160,27 @@ def _read(path: Path, config: GemmaConfig) -> Arrays:
 
 
 def _to_ours(a: np.ndarray, b: np.ndarray, heads: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """KerasHub's A and B -> `[r, in]` and `[out, r]`."""
+    """Converts KerasHub's A and B to `[r, in]` and `[out, r]`."""
     rank = b.shape[0]
     if heads is None:
         return np.ascontiguousarray(a.reshape(-1, rank).T), np.ascontiguousarray(b.T)
     rows = a.swapaxes(1, 2).reshape(heads * rank, -1)
     columns = np.kron(np.eye(heads, dtype="float32"), b.T)
-    rows, where = np.unique(rows, axis=0, return_inverse=True)
+    rows, indices = np.unique(rows, axis=0, return_inverse=True)
     together = np.zeros((len(columns), len(rows)), "float32")
-    np.add.at(together.T, where.reshape(-1), columns.T)
+    np.add.at(together.T, indices.reshape(-1), columns.T)
     used = rows.any(axis=1) if rows.any() else slice(0, 1)
     return np.ascontiguousarray(rows[used]), np.ascontiguousarray(together[:, used])
 
 
 def _to_theirs(a: np.ndarray, b: np.ndarray, heads: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """The way back, of A `[r, in]` and B `[out, r]` with the scale in it.
+    """Inverse of `_to_ours`, of A `[r, in]` and B `[out, r]` that includes the scale.
 
-    For several heads, each has a part of B of its own: head n's is at n * r, and its A is 0 at
-    those of others.
+    With several heads, each head has its own rows of B, from n * r for head n. Its A is 0 at the
+    rows of other heads.
     """
     if heads is None:
-        return a.T, b.T  # the writer gives that of `output` its axis of heads
+        return a.T, b.T  # the caller adds the axis of heads of `output`
     rank, length = a.shape
     theirs = np.zeros((heads, length, heads, rank), "float32")
     theirs[np.arange(heads), :, np.arange(heads)] = a.T

@@ -1,9 +1,9 @@
-"""peft's folder with one LoRA adapter, read and written.
+"""Reads and writes PEFT's folder with one LoRA adapter.
 
-    adapter_config.json          rank, alpha, and which modules, by Hugging Face's names
+    adapter_config.json          rank, alpha, and module names as in Hugging Face
     adapter_model.safetensors    A `[r, in]` and B `[out, r]` of each module
 
-Adapters of the other kinds that peft knows are refused. Pickles, `adapter_model.bin`, are not read.
+Other kinds of adapters are refused. Pickles (`adapter_model.bin`) are not read.
 """
 
 import re
@@ -19,7 +19,7 @@ from keras_gemma.lora.config import Lora, check_numbers, target_names
 from keras_gemma.storage.files import check_types, local_path, read_json, replacing, write_json
 from keras_gemma.storage.hugging_face.layout import tensor_name
 from keras_gemma.storage.hugging_face.safetensors import tensors
-from keras_gemma.storage.tensor_streaming import FLOAT_DTYPES, LISTED_PROBLEMS, StoredTensor
+from keras_gemma.storage.tensor_streaming import FLOAT_DTYPES, MAX_LISTED_PROBLEMS, StoredTensor
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
@@ -41,21 +41,21 @@ _HARMLESS = {
     *("layers_to_transform", "megatron_config", "megatron_core", "parent_library", "peft_type"),
     *("peft_version", "qalora_group_size", "revision", "task_type"),
 }
-"""Keys of adapter_config.json that leave LoRA what it is."""
+"""Keys of adapter_config.json that do not change the computation of LoRA."""
 _REASONS = {
     "use_dora": "DoRA also learns the length of each row",
     "bias": "biases are trained, and Gemma has none",
-    "modules_to_save": "whole modules are trained beside the adapter",
+    "modules_to_save": "whole modules are trained in addition to the adapter",
     "fan_in_fan_out": "its matrices are transposed",
 }
-_MOVES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Ways to begin that change the base's own matrices."""
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Initializations that change the matrices of the base model."""
 
 
 def save_lora(
     backbone: Any, directory: str | Path, name: str | None = None, base_model: str | None = None
 ) -> None:
-    """See `GemmaCausalLM.save_lora`."""
+    """Implements `GemmaCausalLM.save_lora`."""
     directory = local_path(directory, "directory")
     name = backbone.adapters.active_name(name)
     arrays = backbone.adapters.arrays(name)
@@ -71,7 +71,7 @@ def save_lora(
 
 
 def load_lora(backbone: Any, directory: str | Path, name: str, dtype: str) -> None:
-    """See `GemmaCausalLM.load_lora`."""
+    """Implements `GemmaCausalLM.load_lora`."""
     backbone.adapters.check_name(name)
     folder = find_adapter(directory)
     values = _read_values(folder / CONFIG)
@@ -86,36 +86,36 @@ def load_lora(backbone: Any, directory: str | Path, name: str, dtype: str) -> No
 
 
 def find_adapter(directory: str | Path) -> Path:
-    """The folder, where it holds an adapter.
+    """Returns the adapter's folder after checking that its files exist.
 
     Raises:
-        ValueError: no folder of this machine.
-        FileNotFoundError: it lacks one of the two files.
+        ValueError: If `directory` is not a local folder.
+        FileNotFoundError: If one of the two files is missing.
     """
     if isinstance(directory, str) and "://" in directory:
         raise ValueError(
-            "`directory` must be a folder on this machine: fetch it first, by "
+            "`directory` must be a folder on this machine: fetch it first with "
             f"`huggingface_hub.snapshot_download('owner/name')`. Received: {directory!r}"
         )
     folder = local_path(directory, "directory")
     for file in (CONFIG, WEIGHTS):
         if (folder / file).is_file():
             continue
-        remedy = "Name a folder that `save_lora` or peft's `save_pretrained` wrote."
+        remedy = "Name a folder that `save_lora` or PEFT's `save_pretrained` wrote."
         if file == WEIGHTS and (folder / PICKLE).is_file():
             remedy = (
-                f"{PICKLE} is a pickle, which is never read: save the adapter again by peft's "
+                f"{PICKLE} is a pickle, which is never read: save the adapter again with PEFT's "
                 "`save_pretrained(..., safe_serialization=True)`."
             )
         within = sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
         if file == CONFIG and within:
-            remedy = f"There is one in {within[0]}: name that."
+            remedy = f"There is an adapter in {within[0]}: pass that folder."
         raise FileNotFoundError(f"{folder} holds no {file}. {remedy}")
     return folder
 
 
 def _module(matrix: str) -> str:
-    """What Hugging Face calls the module of a matrix: `model.layers.0.self_attn.q_proj`."""
+    """Returns Hugging Face's module name of a matrix: `model.layers.0.self_attn.q_proj`."""
     return tensor_name(matrix, "gemma2").removesuffix(".weight")
 
 
@@ -124,7 +124,10 @@ def _tensor(matrix: str, part: str) -> str:
 
 
 def _to_values(lora: Lora, config: Any, base_model: str | None) -> dict[str, Any]:
-    """What adapter_config.json says. A module with other numbers than most is named in full."""
+    """Returns the content of adapter_config.json.
+
+    Modules whose rank or alpha differs from the most common one are named in full.
+    """
     (rank, alpha), _ = Counter(lora.sizes.values()).most_common(1)[0]
     kinds: dict[str, list[str]] = {}
     for matrix in lora.sizes:
@@ -153,12 +156,12 @@ def _to_values(lora: Lora, config: Any, base_model: str | None) -> dict[str, Any
 
 
 def _read_values(path: Path) -> dict[str, Any]:
-    """The content of adapter_config.json, of an adapter that is plain LoRA."""
+    """Returns the content of the adapter_config.json of a plain LoRA adapter."""
     values = read_json(path)
     if values.get("peft_type") != "LORA":
         raise ValueError(
-            f"{path} describes an adapter of the kind {values.get('peft_type')!r}, and this "
-            "package reads 'LORA'. Convert it, or merge it into its model by peft."
+            f"{path} describes an adapter of type {values.get('peft_type')!r}, but this "
+            "package reads only 'LORA'. Convert it, or merge it into its model with PEFT."
         )
     check_types(values, _TYPES, path)
     missing = [key for key in ("r", "lora_alpha") if key not in values]
@@ -169,18 +172,18 @@ def _read_values(path: Path) -> dict[str, Any]:
         del odd["bias"]
     if odd:
         reasons = (f" ({_REASONS[key]})" if key in _REASONS else "" for key in odd)
-        told = (f"{key}={value!r:.80}" for key, value in odd.items())
-        listed = "; ".join(map("".join, zip(told, reasons, strict=True)))
+        settings = (f"{key}={value!r:.80}" for key, value in odd.items())
+        listed = "; ".join(map("".join, zip(settings, reasons, strict=True)))
         raise ValueError(
-            f"{path} describes more than plain LoRA, and only that is read: {listed}. Merge the "
-            "adapter into its model by peft's `merge_and_unload`, and load that."
+            f"{path} describes more than plain LoRA, which is not supported: {listed}. Merge the "
+            "adapter into its model with PEFT's `merge_and_unload`, and load the result."
         )
-    begin = values.get("init_lora_weights")
-    if isinstance(begin, str) and begin.startswith(_MOVES_THE_BASE):
+    initialization = values.get("init_lora_weights")
+    if isinstance(initialization, str) and initialization.startswith(_CHANGES_BASE):
         raise ValueError(
-            f"{path} says init_lora_weights={begin!r}, which changes the base's own matrices, so "
-            "the adapter does not fit the base as published. Save it by peft's "
-            "`save_pretrained(..., path_initial_model_for_weight_conversion=...)`."
+            f"{path} has init_lora_weights={initialization!r}, which changes the base "
+            "model's matrices, so the adapter does not fit the published base model. Save it with "
+            "PEFT's `save_pretrained(..., path_initial_model_for_weight_conversion=...)`."
         )
     try:
         check_numbers(values["r"], values["lora_alpha"], values.get("lora_dropout", 0.0))
@@ -192,22 +195,24 @@ def _read_values(path: Path) -> dict[str, Any]:
 def _check(
     stored: dict[str, StoredTensor], values: dict[str, Any], config: Any, folder: Path, dtype: str
 ) -> Lora:
-    """The settings of an adapter whose tensors all fit the model.
+    """Returns the settings of an adapter after checking that all its tensors fit the model.
 
     Raises:
-        ValueError: they do not; all of them are listed.
+        ValueError: If tensors do not fit. The message lists all of them.
     """
     shapes = config.weight_shapes()
-    problems, known, sizes = [], set(), {}
-    wanted = _targeted(values, config)
+    problems, names, sizes = [], set(), {}
+    targeted = _targeted(values, config)
     for matrix in target_names(config, "all-linear"):
         module = _module(matrix)
         out, length = shapes[matrix]
         rank = _pattern(values.get("rank_pattern"), module, values["r"])
         alpha = _pattern(values.get("alpha_pattern"), module, values["lora_alpha"])
         parts = {part: _find(stored, matrix, part) for part in "AB"}
-        known |= {f"{start}{_tensor(matrix, p)[len(PREFIX) :]}" for p in "AB" for start in _STARTS}
-        if not any(parts.values()) and matrix not in wanted:
+        names |= {
+            f"{start}{_tensor(matrix, p)[len(PREFIX) :]}" for p in "AB" for start in _PREFIXES
+        }
+        if not any(parts.values()) and matrix not in targeted:
             continue
         for part, shape in {"A": (rank, length), "B": (out, rank)}.items():
             tensor, name = parts[part], _tensor(matrix, part)
@@ -218,12 +223,12 @@ def _check(
             elif tensor.dtype not in FLOAT_DTYPES:
                 problems.append(f"dtype: {name} is {tensor.dtype}, expected a float")
         sizes[matrix] = rank, float(alpha)
-    problems += [f"unexpected: {n} {t.shape}" for n, t in stored.items() if n not in known]
+    problems += [f"unexpected: {n} {t.shape}" for n, t in stored.items() if n not in names]
     if not sizes and not problems:
-        problems.append("no tensor of a matrix of Gemma's blocks")
+        problems.append("no tensor belongs to a matrix of Gemma's blocks")
     if problems:
-        rest = len(problems) - LISTED_PROBLEMS
-        lines = problems[:LISTED_PROBLEMS] + ([f"… and {rest} more"] if rest > 0 else [])
+        rest = len(problems) - MAX_LISTED_PROBLEMS
+        lines = problems[:MAX_LISTED_PROBLEMS] + ([f"… and {rest} more"] if rest > 0 else [])
         raise ValueError(
             f"The adapter in {folder} does not fit this model ({len(problems)} problems). Load it "
             "onto the model that it was trained on:" + "".join(f"\n  {line}" for line in lines)
@@ -232,8 +237,8 @@ def _check(
     return Lora(sizes, float(dropout), use_rslora, dtype)
 
 
-_STARTS = (PREFIX, "")
-"""What a tensor's name may begin with: peft's own, or none."""
+_PREFIXES = (PREFIX, "")
+"""Possible prefixes of a tensor's name: PEFT's, or none."""
 
 
 def _find(stored: dict[str, StoredTensor], matrix: str, part: str) -> StoredTensor | None:
@@ -242,7 +247,7 @@ def _find(stored: dict[str, StoredTensor], matrix: str, part: str) -> StoredTens
 
 
 def _targeted(values: dict[str, Any], config: Any) -> set[str]:
-    """The matrices that `target_modules` names, where it does so plainly and not by exceptions."""
+    """Returns the matrices that `target_modules` lists. Empty if it has exceptions."""
     modules = values.get("target_modules")
     if not isinstance(modules, list) or any(
         values.get(key) for key in ("layers_to_transform", "exclude_modules")
@@ -256,14 +261,14 @@ def _targeted(values: dict[str, Any], config: Any) -> set[str]:
 
 
 def _pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
-    """What peft's `rank_pattern` or `alpha_pattern` gives a module."""
+    """Returns the value of `rank_pattern` or `alpha_pattern` for a module."""
     for pattern, value in (patterns or {}).items():
         try:
             if re.match(rf"(.*\.)?({pattern})$", module):
                 return value
         except re.error as error:
             raise ValueError(
-                f"{CONFIG} has a pattern that is no regular expression: {pattern!r}, {error}. "
+                f"{CONFIG} has an invalid regular expression: {pattern!r}, {error}. "
                 "Fetch or save the adapter again."
             ) from error
     return default

@@ -1,4 +1,4 @@
-"""GGUF files, as llama.cpp reads them.
+"""GGUF files for llama.cpp.
 
-writer.py   writes a model to one file
+writer.py  writes a model, its vocabulary and chat template to one file
 """

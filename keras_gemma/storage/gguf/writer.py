@@ -1,7 +1,7 @@
-"""One .gguf file, written, so that llama.cpp computes what this package computes.
+"""Writes one .gguf file with which llama.cpp computes what this package computes.
 
 Knows llama.cpp's architectures `gemma` and `gemma2`, their tensor and key names, and refuses a
-model that neither of them computes. The bytes of the format itself are the package `gguf`'s work.
+model that neither computes. The package `gguf` writes the bytes of the format.
 """
 
 import math
@@ -16,7 +16,7 @@ import numpy as np
 
 from keras_gemma import progress
 from keras_gemma.config import GemmaConfig
-from keras_gemma.storage.files import beside, local_path
+from keras_gemma.storage.files import local_path, scratch_folder
 from keras_gemma.text.chat_template import CHAT_TEMPLATE
 from keras_gemma.text.pieces import SPACE, Pieces
 
@@ -26,16 +26,16 @@ FILE_TYPES = {
     "q8_0": "MOSTLY_Q8_0",
     "q4_0": "MOSTLY_Q4_0",
 }
-"""What `dtype` may be, and the file type that says so in the file."""
+"""GGUF file type of each accepted `dtype`."""
 
-LARGEST_FLOAT16 = 65504.0
-LARGEST = {"F16": LARGEST_FLOAT16, "Q8_0": 127 * LARGEST_FLOAT16, "Q4_0": 8 * LARGEST_FLOAT16}
-"""What a kind holds; blocks have a scale in float16."""
+MAX_FLOAT16 = 65504.0
+MAX_MAGNITUDES = {"F16": MAX_FLOAT16, "Q8_0": 127 * MAX_FLOAT16, "Q4_0": 8 * MAX_FLOAT16}
+"""Largest magnitude that a type can hold. Block types have a float16 scale."""
 
-LAYERS_OF_27B = 46
-"""llama.cpp scales the queries of a `gemma2` of this depth by 1/sqrt(D/N), else by 1/sqrt(H)."""
+NUM_LAYERS_27B = 46
+"""Depth at which llama.cpp's `gemma2` scales queries by 1/sqrt(D/N) instead of 1/sqrt(H)."""
 
-CHUNK = 1 << 22
+CHUNK_ELEMENTS = 1 << 22
 """Elements of a matrix that are converted at a time."""
 
 _MODEL_TENSORS = {"token_embedding": "token_embd", "final_norm": "output_norm"}
@@ -55,26 +55,26 @@ _LAYER_TENSORS = {
 
 
 def save_to_gguf(lm: Any, path: str | Path, dtype: str = "bf16") -> None:
-    """Write `lm`, vocabulary and chat template included, to one file for llama.cpp.
+    """Writes `lm` with its vocabulary and chat template to one file for llama.cpp.
 
-    The tensors are converted one at a time into a file beside `path`, which takes its place when
-    it is whole. Norms are stored in float32 whatever the `dtype`. `"q8_0"` and `"q4_0"` divide the
-    rows of a matrix into blocks of 32: matrices whose rows do not divide stay float16. With
-    `"q4_0"` the embedding, which is the output head too, has `"q8_0"`.
+    Tensors are converted one at a time into a file next to `path`, which replaces `path` when
+    complete. Norms are always stored in float32. `"q8_0"` and `"q4_0"` divide matrix rows into
+    blocks of 32; matrices whose rows are not divisible stay float16. With `"q4_0"`, the embedding,
+    which is also the output head, is stored as `"q8_0"`.
 
-    llama.cpp reads the same ids in a text, except that it takes a literal `▁` for a space.
+    llama.cpp tokenizes texts to the same ids, except that it treats a literal `▁` as a space.
 
     Args:
-        lm: a `GemmaCausalLM` with a preprocessor.
-        path: the file, ending in .gguf; its parents are made, or an earlier file replaced.
-        dtype: of the matrices: `"bf16"`, `"f16"`, `"q8_0"` or `"q4_0"`.
+        lm: A `GemmaCausalLM` with a preprocessor.
+        path: The file, ending in .gguf. Its parents are created, and an earlier file is replaced.
+        dtype: Type of the matrices: `"bf16"`, `"f16"`, `"q8_0"` or `"q4_0"`.
 
     Raises:
-        ImportError: the packages of the extra `gguf` are not installed.
-        ValueError: an unknown `dtype`, a `path` that is no .gguf file or cannot be written, no
-            vocabulary, a model that llama.cpp would compute otherwise, a weight that is NaN or
-            infinite, or one too large for `dtype`.
-        TypeError: `path` is neither a string nor a path.
+        ImportError: If the packages of the extra `gguf` are not installed.
+        ValueError: If `dtype` is unknown, `path` is not a .gguf file or not writable, there is no
+            vocabulary, llama.cpp would compute the model differently, or a weight is not finite or
+            too large for `dtype`.
+        TypeError: If `path` is neither a string nor a path.
 
     Example:
 
@@ -92,7 +92,7 @@ def save_to_gguf(lm: Any, path: str | Path, dtype: str = "bf16") -> None:
     if path.suffix != ".gguf" or path.is_dir():
         advice = path / "gemma.gguf" if path.is_dir() else path.with_suffix(".gguf")
         raise ValueError(
-            "`path` must name a file that ends in .gguf, and no folder. "
+            "`path` must name a file that ends in .gguf, not a folder. "
             f"Received: path={str(path)!r}. Name one such as {str(advice)!r}."
         )
     config = lm.backbone.config
@@ -100,7 +100,7 @@ def save_to_gguf(lm: Any, path: str | Path, dtype: str = "bf16") -> None:
     tokenizer = _tokenizer(lm)
     gguf = _import_gguf()
 
-    with beside(path, "path") as work:
+    with scratch_folder(path, "path") as work:
         fresh = work / path.name
         writer = gguf.GGUFWriter(fresh, architecture)
         try:
@@ -118,10 +118,10 @@ def save_to_gguf(lm: Any, path: str | Path, dtype: str = "bf16") -> None:
 
 
 def architecture_of(config: GemmaConfig) -> str:
-    """llama.cpp's architecture that computes what `config` says: `"gemma"` or `"gemma2"`.
+    """Returns the llama.cpp architecture that computes `config`: `"gemma"` or `"gemma2"`.
 
     Raises:
-        ValueError: neither does; the text lists what differs.
+        ValueError: If neither does. The message lists the differences.
     """
     if config.use_post_attention_norm or config.use_post_ffw_norm:
         name = "gemma2"
@@ -138,7 +138,7 @@ def architecture_of(config: GemmaConfig) -> str:
             "no final_logit_soft_cap": config.final_logit_soft_cap is None,
             "use_sliding_window_attention=False": not config.use_sliding_window_attention,
         }
-    deep = name == "gemma2" and config.num_layers == LAYERS_OF_27B
+    deep = name == "gemma2" and config.num_layers == NUM_LAYERS_27B
     per_head = config.hidden_dim // config.num_query_heads if deep else config.head_dim
     needs[f"queries scaled by 1/sqrt({per_head}) at {config.num_layers} layers"] = math.isclose(
         config.query_scale, per_head**-0.5
@@ -146,26 +146,26 @@ def architecture_of(config: GemmaConfig) -> str:
     missing = [need for need, met in needs.items() if not met]
     if missing:
         raise ValueError(
-            f"llama.cpp has no architecture for this model, so no GGUF file can hold it: {name}, "
-            f"the nearest, needs {', and '.join(missing)}. Received: {config}. "
-            "Use `save_to_preset` to keep it."
+            f"llama.cpp has no architecture for this model, so it cannot be saved as GGUF: {name}, "
+            f"the closest, needs {', and '.join(missing)}. Received: {config}. "
+            "Use `save_to_preset` instead."
         )
     return name
 
 
 def _tokenizer(lm: Any) -> Any:
-    """The tokenizer of `lm`, with a vocabulary that fits its embedding."""
+    """Returns the tokenizer of `lm` after checking that its vocabulary fits the embedding."""
     if lm.preprocessor is None:
         raise ValueError(
-            "A GGUF file holds the vocabulary, and this model has no preprocessor. Make it with "
+            "A GGUF file needs the vocabulary, but this model has no preprocessor. Create it with "
             "`GemmaCausalLM(backbone, preprocessor)`."
         )
     tokenizer = lm.preprocessor.tokenizer
     size, rows = tokenizer.vocabulary_size(), lm.backbone.config.vocabulary_size
     if size > rows:
         raise ValueError(
-            f"The vocabulary of the preprocessor's tokenizer has {size} tokens, and the backbone "
-            f"embeds {rows}. Use the vocabulary that the backbone was made with."
+            f"The vocabulary of the preprocessor's tokenizer has {size} tokens, but the backbone "
+            f"embeds {rows}. Use the backbone's original vocabulary."
         )
     return tokenizer
 
@@ -176,7 +176,7 @@ def _import_gguf() -> ModuleType:
         from sentencepiece import sentencepiece_model_pb2  # noqa: F401  # needs protobuf
     except ImportError as error:
         raise ImportError(
-            "`save_to_gguf` needs the packages gguf and protobuf. Install them by "
+            "`save_to_gguf` needs the packages gguf and protobuf. Install them with "
             '`pip install "keras-gemma[gguf]"`.'
         ) from error
     return gguf
@@ -195,7 +195,7 @@ def _add_sizes(writer: Any, config: GemmaConfig, architecture: str) -> None:
     writer.add_rope_freq_base(config.layer_kind(0).rope_theta)
     writer.add_layer_norm_rms_eps(config.layer_norm_epsilon)
     if architecture == "gemma2":
-        # llama.cpp's gemma2 always has a window; one as long as the context hides nothing.
+        # llama.cpp's gemma2 always has a window; one as long as the context masks nothing.
         local = config.use_sliding_window_attention
         writer.add_sliding_window(config.sliding_window_size if local else config.context_length)
         writer.add_attn_logit_softcapping(config.attention_logit_soft_cap)
@@ -203,12 +203,12 @@ def _add_sizes(writer: Any, config: GemmaConfig, architecture: str) -> None:
 
 
 def _add_vocabulary(writer: Any, tokenizer: Any, rows: int) -> None:
-    """The SentencePiece vocabulary, with an unused token for each further row of the embedding.
+    """Adds the SentencePiece vocabulary, with unused tokens for further rows of the embedding.
 
-    Control tokens are marked as such, though SentencePiece knows many of them as plain pieces, so
-    that llama.cpp reads them in a text where `tokenize` with the same `parse_special` does.
+    Control tokens are marked as such, although SentencePiece has many of them as plain pieces, so
+    that llama.cpp parses them in a text as `tokenize` does with the same `parse_special`.
     """
-    from sentencepiece import sentencepiece_model_pb2 as protobuf  # seldom needed
+    from sentencepiece import sentencepiece_model_pb2 as protobuf  # rarely needed
 
     model = protobuf.ModelProto.FromString(tokenizer.proto)
     control = Pieces(tokenizer.proto).control_tokens
@@ -219,7 +219,7 @@ def _add_vocabulary(writer: Any, tokenizer: Any, rows: int) -> None:
         if kind == types.USER_DEFINED and token in control:
             kind = types.CONTROL
         elif kind == types.USER_DEFINED:
-            token = token.replace(SPACE, " ")  # llama.cpp looks for these in the text as it is
+            token = token.replace(SPACE, " ")  # llama.cpp matches these in the raw text
         tokens.append(token)
         scores.append(piece.score)
         kinds.append(kind)
@@ -242,12 +242,12 @@ def _add_vocabulary(writer: Any, tokenizer: Any, rows: int) -> None:
 
 
 def _write_tensors(gguf: ModuleType, writer: Any, weights: dict[str, Any], dtype: str) -> None:
-    """Close the header over what all tensors will be, then convert and write one by one."""
+    """Writes the header with the info of all tensors, then converts and writes them one by one."""
     kinds = {name: _kind(gguf, name, weight.shape, dtype) for name, weight in weights.items()}
     for name, weight in weights.items():
         block, block_bytes = gguf.GGML_QUANT_SIZES[kinds[name]]
         size = math.prod(weight.shape) // block * block_bytes
-        float32 = np.dtype("float32")  # overruled by raw_dtype
+        float32 = np.dtype("float32")  # overridden by raw_dtype
         writer.add_tensor_info(_tensor_name(name), weight.shape, float32, size, kinds[name])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -257,9 +257,9 @@ def _write_tensors(gguf: ModuleType, writer: Any, weights: dict[str, Any], dtype
         for name, weight in weights.items():
             array = weight.numpy()
             if array.ndim == 1:
-                # This package holds w of the norm's (1 + w); llama.cpp multiplies by what it reads.
+                # This package stores w of the norm's scale (1 + w); llama.cpp stores the scale.
                 encoded = 1.0 + array.astype("float32")
-                _largest(name, encoded)
+                _max_magnitude(name, encoded)
             else:
                 encoded = _encode(gguf, name, array, kinds[name])
             writer.write_tensor_data(encoded)
@@ -267,7 +267,7 @@ def _write_tensors(gguf: ModuleType, writer: Any, weights: dict[str, Any], dtype
 
 
 def _tensor_name(name: str) -> str:
-    """llama.cpp's name of the weight `name` of `GemmaConfig.weight_shapes`."""
+    """Returns llama.cpp's name of the weight `name` of `GemmaConfig.weight_shapes`."""
     if name in _MODEL_TENSORS:
         return f"{_MODEL_TENSORS[name]}.weight"
     _, layer, part = name.split(".")
@@ -275,7 +275,7 @@ def _tensor_name(name: str) -> str:
 
 
 def _kind(gguf: ModuleType, name: str, shape: tuple[int, ...], dtype: str) -> Any:
-    """The GGML type of one tensor in a file of `dtype`."""
+    """Returns the GGML type of one tensor in a file of `dtype`."""
     kinds = gguf.GGMLQuantizationType
     if len(shape) == 1:
         return kinds.F32
@@ -287,31 +287,35 @@ def _kind(gguf: ModuleType, name: str, shape: tuple[int, ...], dtype: str) -> An
 
 
 def _encode(gguf: ModuleType, name: str, array: np.ndarray, kind: Any) -> np.ndarray:
-    """`array` `[out, in]` as the bytes of `kind`: uint8 `[out, bytes of a row]`."""
+    """Encodes `array` `[out, in]` as the bytes of `kind`: uint8 `[out, bytes per row]`."""
     block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     encoded = np.empty((array.shape[0], array.shape[1] // block * block_bytes), "uint8")
     for rows in _chunks(array.shape):
         values = np.ascontiguousarray(array[rows], "float32")
-        largest = _largest(name, values)
-        if largest > LARGEST.get(kind.name, math.inf):
+        largest = _max_magnitude(name, values)
+        if largest > MAX_MAGNITUDES.get(kind.name, math.inf):
             raise ValueError(
-                f"{name} holds {largest}, which is beyond float16: save with `dtype='bf16'`."
+                f"{name} holds {largest}, which exceeds float16: save with `dtype='bf16'`."
             )
         encoded[rows] = gguf.quants.quantize(values, kind).view("uint8")
     return encoded
 
 
-def _largest(name: str, values: np.ndarray) -> float:
-    """The largest magnitude in `values`; a ValueError where a number is NaN or infinite."""
+def _max_magnitude(name: str, values: np.ndarray) -> float:
+    """Returns the largest magnitude in `values`.
+
+    Raises:
+        ValueError: If a number is NaN or infinite.
+    """
     largest = np.abs(values).max()
-    if not np.isfinite(largest):  # NaN if one of them is
+    if not np.isfinite(largest):  # NaN if any value is
         raise ValueError(
-            f"{name} holds {largest}, with which no model computes. Train or load it again."
+            f"{name} holds {largest}, so the model is unusable. Train or load it again."
         )
     return largest
 
 
 def _chunks(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Slices of rows, of about `CHUNK` elements each."""
-    step = max(1, CHUNK // shape[1])
+    """Returns slices of rows, of about `CHUNK_ELEMENTS` elements each."""
+    step = max(1, CHUNK_ELEMENTS // shape[1])
     return (slice(start, start + step) for start in range(0, shape[0], step))

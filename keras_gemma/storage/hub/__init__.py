@@ -1,6 +1,6 @@
-"""Kaggle and Hugging Face: from a name or handle to a folder, and from a folder to a hub.
+"""Kaggle and Hugging Face: finding, downloading and uploading presets.
 
-locate.py      names, handles and paths to a folder
-downloads.py   downloads with the hubs' own clients
-upload.py      uploads
+locate.py     a name, handle or path to a folder
+downloads.py  a handle to a folder, through the hubs' own clients
+upload.py     a folder to Kaggle or Hugging Face
 """

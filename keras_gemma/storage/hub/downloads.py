@@ -1,8 +1,8 @@
-"""From a handle to a folder, fetched by Kaggle's and Hugging Face's own clients.
+"""Downloads of presets through Kaggle's and Hugging Face's own clients.
 
-Knows which files a load needs, and what the clients' errors ask of the user. The clients show
-progress, resume, keep what they fetched and have their offline modes; they are imported when
-something is to be downloaded. Does not know preset names (`locate.py`), nor what the files hold.
+Knows which files a load needs, and turns the clients' errors into advice. The clients show
+progress, resume, cache files and have offline modes; they are imported only for a download.
+Knows neither preset names (`locate.py`) nor the content of the files.
 """
 
 import dataclasses
@@ -25,25 +25,28 @@ SETTINGS = ("tokenizer.json", "preprocessor.json", "task.json")
 TEXT_PATTERNS = (*VOCABULARIES, "*.json")
 WEIGHTS_PATTERNS = ("*.safetensors", "*.h5", "*.json")
 NESTED_PATTERNS = ("*/*.safetensors", "*/*.h5", "*/*.json")
-"""What is fetched from Hugging Face, and what of it is not: never a pickle, nor a second copy."""
+"""Subfolders that are not fetched from Hugging Face: they hold second copies of the weights."""
 
 BY_HAND = "or download the folder by other means and pass its path"
 
 
-class NotFetchedError(ValueError):
-    """A download that failed; the text says why, and what to do."""
+class DownloadError(ValueError):
+    """A failed download. The message gives the reason and advice."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Need:
-    """What a load takes from a preset beside config.json, which is always among it."""
+class RequiredFiles:
+    """Files of a preset that a load needs, in addition to config.json."""
 
     text: bool = True
-    """The vocabulary, and how tokenizer and preprocessor are set."""
+    """True if the vocabulary and the tokenizer's and preprocessor's settings are needed."""
     weights: bool = True
 
-    def is_met(self, find: Find) -> bool:
-        """Whether all of it is in a cache. Settings may be absent: they are fetched first."""
+    def are_cached(self, find: Find) -> bool:
+        """Returns True if all files are in a cache.
+
+        Settings may be absent: they are fetched first, so a complete cache has them if they exist.
+        """
         return (
             find(CONFIG) is not None
             and (not self.text or any(find(name) for name in VOCABULARIES))
@@ -51,23 +54,23 @@ class Need:
         )
 
     def patterns(self) -> list[str]:
-        """The file names for Hugging Face's client."""
+        """Returns the file name patterns for Hugging Face's client."""
         patterns = [CONFIG]
         patterns += TEXT_PATTERNS if self.text else ()
         patterns += WEIGHTS_PATTERNS if self.weights else ()
         return patterns
 
 
-def from_kaggle(handle: str, need: Need) -> Path:
-    """The folder of `owner/model/framework/variation[/version]`, fetched file by file.
+def from_kaggle(handle: str, required: RequiredFiles) -> Path:
+    """Returns the folder of `owner/model/framework/variation[/version]`, fetched file by file.
 
-    A version never changes, so that one which is cached needs no network.
+    A version never changes, so a cached one needs no network.
 
     Raises:
-        NotFetchedError: it could not be fetched.
+        DownloadError: If the files could not be fetched.
     """
     cached = kaggle_finder(handle)
-    if _is_pinned(handle) and need.is_met(cached):
+    if _is_pinned(handle) and required.are_cached(cached):
         return cached(CONFIG).parent
 
     import kagglehub
@@ -77,14 +80,14 @@ def from_kaggle(handle: str, need: Need) -> Path:
     try:
         config = _kaggle_file(handle, CONFIG)
         if config is None:
-            raise NotFetchedError(
+            raise DownloadError(
                 f"Kaggle has no {CONFIG} there. Look for the model and its versions at "
                 f"{_kaggle_page(handle)}, {BY_HAND}"
             )
         folder = config.parent
         if not _is_pinned(handle) and folder.name.isdigit():
             handle = f"{handle}/{folder.name}"  # one version for all files
-        _kaggle_files(lambda name: _kaggle_file(handle, name), read_json(config), need)
+        _kaggle_files(lambda name: _kaggle_file(handle, name), read_json(config), required)
     except (
         RequestException,
         exceptions.BackendError,
@@ -95,16 +98,16 @@ def from_kaggle(handle: str, need: Need) -> Path:
         exceptions.NotFoundError,
         exceptions.UnauthenticatedError,
     ) as error:
-        known = kagglehub.config.get_kaggle_credentials() is not None
-        raise NotFetchedError(_kaggle_reason(error, handle, known)) from error
+        has_credentials = kagglehub.config.get_kaggle_credentials() is not None
+        raise DownloadError(_kaggle_reason(error, handle, has_credentials)) from error
     return folder
 
 
-def from_hugging_face(repository: str, revision: str, need: Need) -> Path:
-    """The folder of `owner/model`, at a branch, tag or commit; `""` is the main branch.
+def from_hugging_face(repository: str, revision: str, required: RequiredFiles) -> Path:
+    """Returns the folder of `owner/model` at a branch, tag or commit; `""` is the main branch.
 
     Raises:
-        NotFetchedError: it could not be fetched.
+        DownloadError: If the files could not be fetched.
     """
     import huggingface_hub
     from huggingface_hub import errors
@@ -113,7 +116,7 @@ def from_hugging_face(repository: str, revision: str, need: Need) -> Path:
         folder = huggingface_hub.snapshot_download(
             repository,
             revision=revision or None,
-            allow_patterns=need.patterns(),
+            allow_patterns=required.patterns(),
             ignore_patterns=list(NESTED_PATTERNS),
         )
     except (
@@ -123,14 +126,14 @@ def from_hugging_face(repository: str, revision: str, need: Need) -> Path:
         errors.OfflineModeIsEnabled,
     ) as error:
         cached = hugging_face_finder(repository, revision or "main")
-        if isinstance(error, errors.LocalEntryNotFoundError) and need.is_met(cached):
-            return cached(CONFIG).parent  # the client misses files that no load needs
-        raise NotFetchedError(_hugging_face_reason(error, repository, revision)) from error
+        if isinstance(error, errors.LocalEntryNotFoundError) and required.are_cached(cached):
+            return cached(CONFIG).parent  # only files that no load needs are missing
+        raise DownloadError(_hugging_face_reason(error, repository, revision)) from error
     return Path(folder)
 
 
 def _kaggle_file(handle: str, name: str) -> Path | None:
-    """One file, fetched; None where the model has no such file."""
+    """Fetches one file. Returns `None` if the model has no such file."""
     import kagglehub
     from kagglehub.exceptions import KaggleApiHTTPError
 
@@ -141,21 +144,23 @@ def _kaggle_file(handle: str, name: str) -> Path | None:
             return None
         raise
     except ValueError as error:
-        if "is not present in the model files" in str(error):  # said in Kaggle's notebooks
+        if "is not present in the model files" in str(error):  # raised in Kaggle's notebooks
             return None
         raise
 
 
-def _kaggle_files(fetch: Callable[[str], Path | None], config: dict, need: Need) -> None:
-    """Fetch what is needed: settings first, so that a whole cache has them if they exist."""
+def _kaggle_files(
+    fetch: Callable[[str], Path | None], config: dict, required: RequiredFiles
+) -> None:
+    """Fetches the required files, settings first: a complete cache has them if they exist."""
     keras = "model_type" not in config
-    if need.text:
+    if required.text:
         for name in SETTINGS if keras else ("tokenizer.json",):
             fetch(name)
-        fetch(VOCABULARIES[0] if keras else VOCABULARIES[1])  # else tokenizer.json will do
-    if need.weights:
+        fetch(VOCABULARIES[0] if keras else VOCABULARIES[1])  # or tokenizer.json
+    if required.weights:
         if keras:
-            fetch("metadata.json")  # the context's length
+            fetch("metadata.json")  # for the context length
         index = fetch("model.weights.json" if keras else "model.safetensors.index.json")
         single = "model.weights.h5" if keras else "model.safetensors"
         for name in [single] if index is None else shard_names(index):
@@ -163,7 +168,7 @@ def _kaggle_files(fetch: Callable[[str], Path | None], config: dict, need: Need)
 
 
 def _is_pinned(handle: str) -> bool:
-    """Whether a Kaggle handle names a version, and not the latest one."""
+    """Returns True if a Kaggle handle names a version."""
     return handle.count("/") == 4
 
 
@@ -177,15 +182,15 @@ def _kaggle_reason(error: Exception, handle: str, has_credentials: bool) -> str:
 
     status = _status(error)
     log_in = "set KAGGLE_API_TOKEN, or KAGGLE_USERNAME and KAGGLE_KEY, or run kagglehub.login()"
-    consent = f"accept the licence at {_kaggle_page(handle)}"
+    consent = f"accept the license at {_kaggle_page(handle)}"
     if isinstance(error, (CredentialError, UnauthenticatedError)) or (
         status in (401, 403) and not has_credentials
     ):
-        return f"Kaggle wants to know who asks: {log_in}, and {consent}"
+        return f"Kaggle requires a login: {log_in}, and {consent}"
     if status in (401, 403):
         return (
             f"Kaggle refuses this account ({status}): {consent} with the account whose "
-            f"credentials are set here; if they are old, {log_in}"
+            f"credentials are set here; if they have expired, {log_in}"
         )
     if status == 404:
         return f"Kaggle has no such model (404): look for it at {_kaggle_page(handle)}"
@@ -199,20 +204,20 @@ def _kaggle_reason(error: Exception, handle: str, has_credentials: bool) -> str:
 def _hugging_face_reason(error: Exception, repository: str, revision: str) -> str:
     from huggingface_hub import constants, errors
 
-    # "Not in the cache" may be the end of another story, which the cause tells.
+    # "Not in the cache" may hide the actual error, which is the cause.
     if isinstance(error.__cause__, errors.HfHubHTTPError):
         error = error.__cause__
     page = f"https://huggingface.co/{repository}"
     log_in = "log in with `hf auth login` or set HF_TOKEN"
     status = _status(error)
     if isinstance(error, errors.GatedRepoError):
-        return f"the model is gated: accept the licence at {page}, then {log_in}"
+        return f"the model is gated: accept the license at {page}, then {log_in}"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"it has no revision {revision or 'main'!r}: its branches are at {page}/tree/main"
     if isinstance(error, errors.RepositoryNotFoundError):
         return f"Hugging Face has no such model, or it is private: look at {page}; then {log_in}"
     if isinstance(error, errors.LocalTokenNotFoundError) or status in (401, 403):
-        return f"Hugging Face refuses this account: {log_in}, and accept the licence at {page}"
+        return f"Hugging Face refuses this account: {log_in}, and accept the license at {page}"
     if status is not None:
         return f"Hugging Face answered {status}: {_first_line(error)}. Try again later"
     missing = "the cache does not hold it"

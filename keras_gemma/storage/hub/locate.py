@@ -1,7 +1,7 @@
-"""From a preset's name, handle or path to its folder, downloaded if need be.
+"""Resolves a preset's name, handle or path to its folder, downloading it if needed.
 
-Decides where a preset comes from; `downloads.py` fetches it. Knows nothing of what the folders
-hold.
+Decides where a preset comes from; `downloads.py` fetches it. Knows nothing about the content of
+the folders.
 """
 
 import difflib
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from keras_gemma.catalogue import Preset, presets
 from keras_gemma.storage.hub import downloads
-from keras_gemma.storage.hub.downloads import Need, NotFetchedError
+from keras_gemma.storage.hub.downloads import DownloadError, RequiredFiles
 
 logger = logging.getLogger(__name__)
 
@@ -21,22 +21,22 @@ HUGGING_FACE = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revis
 
 
 def resolve(preset: str | Path, *, text: bool = True, weights: bool = True) -> Path:
-    """The folder that `preset` names, with what a load needs in it.
+    """Returns the folder of `preset`, with the files that a load needs.
 
     Args:
-        preset: a built-in name, a `kaggle://` or `hf://` handle, or a directory.
-        text: whether vocabulary, tokenizer and preprocessor are needed.
-        weights: whether the weights are needed.
+        preset: A built-in name, a `kaggle://` or `hf://` handle, or a directory.
+        text: If True, the vocabulary and the files of tokenizer and preprocessor are needed.
+        weights: If True, the weights are needed.
 
     Raises:
-        ValueError: no such preset (the nearest names are given), a malformed handle, or a
-            download that failed, or an empty name.
-        FileNotFoundError: a path to a folder that does not exist.
-        TypeError: neither a string nor a path.
+        ValueError: If `preset` is unknown (the message suggests similar names), empty or a
+            malformed handle, or the download failed.
+        FileNotFoundError: If `preset` is a path to a folder that does not exist.
+        TypeError: If `preset` is neither a string nor a path.
     """
     if not isinstance(preset, (str, Path)):
         raise TypeError(f"`preset` must be a string or a path. Received: preset={preset!r}")
-    need = Need(text, weights)
+    required = RequiredFiles(text, weights)
     name = str(preset)
     if not preset or name.isspace():
         raise ValueError(
@@ -44,15 +44,15 @@ def resolve(preset: str | Path, *, text: bool = True, weights: bool = True) -> P
             f"'.' for the current one. Received: preset={preset!r}"
         )
     if "://" in name and isinstance(preset, str):
-        return _from_handle(name, need)
+        return _from_handle(name, required)
     if isinstance(preset, str) and name in presets():
         if Path(name).is_dir():
             warnings.warn(
-                f"{name!r} is a built-in name, and that preset is loaded, though there is a folder "
-                f"of this name here. For the folder, pass './{name}'.",
-                stacklevel=4,  # where `from_preset` is called
+                f"{name!r} is a built-in name, so that preset is loaded, although a folder of "
+                f"this name exists. To load the folder, pass './{name}'.",
+                stacklevel=4,  # the caller of `from_preset`
             )
-        return _published(presets()[name], need)
+        return _from_builtin_name(presets()[name], required)
     path = Path(preset).expanduser()
     if path.is_dir():
         return path
@@ -63,76 +63,76 @@ def resolve(preset: str | Path, *, text: bool = True, weights: bool = True) -> P
             f"`preset` names a folder that does not exist. Received: preset={name!r}"
         )
     raise ValueError(
-        f"No preset is called {name!r}. The nearest names are {_nearest(name)}; "
-        "a kaggle:// or hf:// handle or the path of a folder will do too. "
+        f"There is no preset {name!r}. Similar names are {_nearest(name)}. "
+        "A kaggle:// or hf:// handle or the path of a folder is accepted too. "
         f"Received: preset={name!r}"
     )
 
 
-def _from_handle(handle: str, need: Need) -> Path:
-    """The folder behind a `kaggle://` or `hf://` handle, alone or after a built-in name."""
-    twin = _twin(handle) or handle
+def _from_handle(handle: str, required: RequiredFiles) -> Path:
+    """Returns the folder of a `kaggle://` or `hf://` handle, or of `hf://` and a built-in name."""
+    hub_handle = _hugging_face_handle(handle) or handle
     try:
-        return _fetch(twin, need)
-    except NotFetchedError as error:
+        return _fetch(hub_handle, required)
+    except DownloadError as error:
         raise ValueError(f"Could not download `preset={handle!r}`: {error}.") from error
 
 
-def _fetch(handle: str, need: Need) -> Path:
+def _fetch(handle: str, required: RequiredFiles) -> Path:
     scheme, _, rest = handle.partition("://")
     if scheme == "kaggle":
         if not KAGGLE.fullmatch(rest) or ".." in rest:
             raise ValueError(
-                "`preset` must read kaggle://owner/model/framework/variation, or that and "
-                "/version: 'kaggle://keras/gemma2/keras/gemma2_2b_en/2'. "
+                "`preset` must have the form kaggle://owner/model/framework/variation, "
+                "optionally with /version: 'kaggle://keras/gemma2/keras/gemma2_2b_en/2'. "
                 f"Received: preset={handle!r}"
             )
-        return downloads.from_kaggle(rest, need)
+        return downloads.from_kaggle(rest, required)
     if scheme == "hf":
         match = HUGGING_FACE.fullmatch(rest)
         if not match or ".." in rest:
             raise ValueError(
-                "`preset` must read hf://owner/model, or that and @revision, or hf:// and a "
-                "built-in name: 'hf://google/gemma-2-2b', 'hf://gemma2_2b_en'. "
+                "`preset` must have the form hf://owner/model, optionally with @revision, or "
+                "hf:// and a built-in name: 'hf://google/gemma-2-2b', 'hf://gemma2_2b_en'. "
                 f"Received: preset={handle!r}"
             )
-        return downloads.from_hugging_face(match["repository"], match["revision"] or "", need)
+        return downloads.from_hugging_face(match["repository"], match["revision"] or "", required)
     raise ValueError(
-        "`preset` handles begin with kaggle:// or hf://; for other sources, download the "
+        "`preset` handles must begin with kaggle:// or hf://. For other sources, download the "
         f"folder and pass its path. Received: preset={handle!r}"
     )
 
 
-def _twin(handle: str) -> str | None:
-    """For `hf://` and a built-in name, the handle of its twin there."""
+def _hugging_face_handle(handle: str) -> str | None:
+    """Returns the Hugging Face handle for `hf://` and a built-in name."""
     name, at, revision = handle.removeprefix("hf://").partition("@")
     if not handle.startswith("hf://") or name not in presets():
         return None
-    twin = presets()[name].hugging_face_handle
-    if twin is None:
+    hub_handle = presets()[name].hugging_face_handle
+    if hub_handle is None:
         raise ValueError(
-            f"{name!r} is not on Hugging Face: it comes with the package. Pass its name alone. "
+            f"{name!r} is not on Hugging Face: it comes with the package. Pass only its name. "
             f"Received: preset={handle!r}"
         )
-    return twin + at + revision
+    return hub_handle + at + revision
 
 
-def _published(preset: Preset, need: Need) -> Path:
-    """The folder of a built-in name: the package's, a cached one, or a downloaded one."""
-    if preset.has_weights or not (need.text or need.weights):
+def _from_builtin_name(preset: Preset, required: RequiredFiles) -> Path:
+    """Returns the folder of a built-in name: the package's, a cached or a downloaded one."""
+    if preset.has_weights or not (required.text or required.weights):
         return preset.folder
     for find in preset.finders().values():
-        if need.is_met(find):
+        if required.are_cached(find):
             return find(downloads.CONFIG).parent
     reasons = []
     for handle in preset.finders():
         try:
-            return _fetch(handle, need)
-        except NotFetchedError as error:
+            return _fetch(handle, required)
+        except DownloadError as error:
             logger.info("%s could not be downloaded: %s.", handle, error)
             reasons.append(f"{handle}: {error}. ")
     raise ValueError(
-        f"Could not download `preset={preset.name!r}` from either hub; one will do. "
+        f"Could not download `preset={preset.name!r}` from either hub. One of them is enough. "
         + "".join(reasons).strip()
     )
 

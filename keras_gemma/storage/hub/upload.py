@@ -1,8 +1,8 @@
-"""A preset's folder to Kaggle or Hugging Face, by their own clients.
+"""Uploads a preset's folder to Kaggle or Hugging Face with their own clients.
 
-Everything that can be wrong with the folder or the address is said before the first byte is sent.
-Knows what belongs into a published preset; formats are the readers' matter, and credentials,
-progress and resumption the clients', which are imported when something is sent.
+Checks the folder and the address before the first byte is sent. Knows which files belong in a
+published preset. Formats are left to the readers; credentials, progress and resumption to the
+clients, which are imported only for an upload.
 """
 
 import glob
@@ -11,8 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from keras_gemma.config import GemmaConfig
-from keras_gemma.storage import presets
-from keras_gemma.storage import tensor_streaming as checkpoint
+from keras_gemma.storage import presets, tensor_streaming
 from keras_gemma.storage.files import within
 from keras_gemma.storage.hugging_face import reader as hugging_face
 from keras_gemma.text.tokenizer import GemmaTokenizer
@@ -20,12 +19,12 @@ from keras_gemma.text.tokenizer import GemmaTokenizer
 WEIGHTS = ("*.h5", "*.safetensors", "*.index.json", "model.weights.json")
 VOCABULARIES = ("assets/tokenizer/*", "tokenizer.model", "tokenizer.json")
 
-KEPT_BACK = (
+EXCLUDED = (
     *("*.bin", "*.ckpt", "*.dill", "*.joblib", "*.npy", "*.npz", "*.pickle", "*.pkl", "*.pt"),
     *("*.pth", "*.pyc"),
     *("*.bak", "*.incomplete", "*.lock", "*.part", "*.partial", "*.swp", "*.temp", "*.tmp", "*~"),
 )
-"""Files that are never sent: what is or may be a pickle, and what programs leave behind."""
+"""Files that are never sent: actual or possible pickles, and temporary files."""
 
 CARD = "README.md"
 
@@ -33,23 +32,23 @@ _NAME = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?"
 
 
 def upload_preset(uri: str, preset: str | Path, allow_incomplete: bool = False) -> None:
-    """Send a preset's folder to Kaggle or Hugging Face, for `from_preset(uri)` to load.
+    """Uploads a preset's folder to Kaggle or Hugging Face, for `from_preset(uri)` to load.
 
-    Hidden and temporary files and pickles in the folder stay behind. A Hugging Face repository
-    without a README.md is given a short one; the folder itself is left as it is.
+    Hidden files, temporary files and pickles are not sent. A Hugging Face repository without a
+    README.md gets a short one. The folder itself is not changed.
 
     Args:
         uri: `"kaggle://owner/model/framework/variation"`, such as
-            `"kaggle://me/gemma/keras/my_gemma"`, or `"hf://owner/model"`. What does not exist is
-            made, private on Kaggle and public on Hugging Face; what does gets a new version.
-        preset: the folder, as `save_to_preset` writes it, or a Hugging Face checkpoint.
-        allow_incomplete: send it without weights or without a vocabulary too.
+            `"kaggle://me/gemma/keras/my_gemma"`, or `"hf://owner/model"`. A new model is created
+            private on Kaggle and public on Hugging Face; an existing one gets a new version.
+        preset: A folder written by `save_to_preset`, or a Hugging Face checkpoint.
+        allow_incomplete: If True, accepts a folder without weights or without a vocabulary.
 
     Raises:
-        ValueError: an address of another form; a folder that `from_preset` could not load; an
-            upload that fails, with the step that helps.
-        FileNotFoundError: no such folder, or no weights in it.
-        TypeError: `uri` or `preset` is no text or path.
+        ValueError: If `uri` is malformed, `from_preset` could not load the folder, or the upload
+            fails. The message gives advice.
+        FileNotFoundError: If the folder does not exist or has no weights.
+        TypeError: If `uri` is not a string, or `preset` is neither a string nor a path.
 
     Example:
 
@@ -58,7 +57,7 @@ def upload_preset(uri: str, preset: str | Path, allow_incomplete: bool = False) 
 
     lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
     lm.save_to_preset("my_gemma")
-    # keras_gemma.upload_preset("hf://me/my_gemma", "my_gemma"), with a name of your own
+    # keras_gemma.upload_preset("hf://me/my_gemma", "my_gemma"), with your own account
     ```
     """
     if not isinstance(uri, str):
@@ -74,7 +73,7 @@ def upload_preset(uri: str, preset: str | Path, allow_incomplete: bool = False) 
     (_check_kaggle if scheme == "kaggle" else _check_hugging_face)(handle, uri)
     folder = Path(preset).expanduser()
     reader, config = check_preset(folder, allow_incomplete)
-    ignored = [glob.escape(name) for name in kept_back(folder)]
+    ignored = [glob.escape(name) for name in excluded_files(folder)]
     if scheme == "kaggle":
         _to_kaggle(handle, folder, ignored)
     else:
@@ -83,23 +82,23 @@ def upload_preset(uri: str, preset: str | Path, allow_incomplete: bool = False) 
 
 
 def check_preset(folder: Path, allow_incomplete: bool = False) -> tuple[ModuleType, GemmaConfig]:
-    """The reader of `folder` and the model's sizes, if `from_preset` can load it.
+    """Checks that `from_preset` can load `folder`. Returns its reader and the model's config.
 
     Names and shapes of all tensors are compared with config.json; no tensor is read.
 
     Raises:
-        ValueError: it cannot; the message says why.
-        FileNotFoundError: no such folder, or no weights.
+        ValueError: If the folder cannot be loaded. The message gives the reason.
+        FileNotFoundError: If the folder or its weights are missing.
     """
     if not folder.is_dir():
         raise FileNotFoundError(
-            "`preset` must be a folder that `save_to_preset` wrote, and there is none. "
+            "`preset` must be an existing folder, as written by `save_to_preset`. "
             f"Received: preset={str(folder)!r}"
         )
     if not (folder / presets.CONFIG).is_file():
         raise ValueError(
-            f"`preset` has no {presets.CONFIG}, so nothing can be loaded from it. Save a whole "
-            f"model there: `lm.save_to_preset(...)`. Received: preset={str(folder)!r}"
+            f"`preset` has no {presets.CONFIG}, so it cannot be loaded. Save a whole model "
+            f"there with `lm.save_to_preset(...)`. Received: preset={str(folder)!r}"
         )
     for name in files_of(folder):
         within(folder, folder / name)
@@ -107,30 +106,30 @@ def check_preset(folder: Path, allow_incomplete: bool = False) -> tuple[ModuleTy
     config = GemmaConfig.from_dict(reader.read_backbone(folder))
     if _has(folder, WEIGHTS) or not allow_incomplete:
         with reader.open_weights(folder) as stored:
-            places = reader.weight_places(config, folder)
-            checkpoint.check(stored, places, folder, ignored=reader.IGNORED_TENSORS)
+            specs = reader.tensor_specs(config, folder)
+            tensor_streaming.check(stored, specs, folder, ignored=reader.IGNORED_TENSORS)
     if _has(folder, VOCABULARIES) or not allow_incomplete:
         size = GemmaTokenizer(**reader.read_tokenizer(folder)).vocabulary_size()
         if size > config.vocabulary_size:
             raise ValueError(
-                f"The vocabulary has {size} ids, and the model embeds {config.vocabulary_size}. "
-                f"Save both from one model. Received: preset={str(folder)!r}"
+                f"The vocabulary has {size} ids, but the model embeds {config.vocabulary_size}. "
+                f"Save both from the same model. Received: preset={str(folder)!r}"
             )
     return reader, config
 
 
 def files_of(folder: Path) -> list[str]:
-    """The files in `folder` that are sent, relative to it, sorted."""
-    return sorted(set(_all_files(folder)) - set(kept_back(folder)))
+    """Returns the files in `folder` that are sent, relative to it, sorted."""
+    return sorted(set(_all_files(folder)) - set(excluded_files(folder)))
 
 
-def kept_back(folder: Path) -> list[str]:
-    """The files in `folder` that are not sent, relative to it: hidden, temporary, or pickles."""
+def excluded_files(folder: Path) -> list[str]:
+    """Returns the hidden and temporary files and pickles in `folder`, which are not sent."""
     return [
         name
         for name in _all_files(folder)
         if any(part.startswith((".", "__pycache__")) for part in Path(name).parts)
-        or any(Path(name.lower()).match(pattern) for pattern in KEPT_BACK)
+        or any(Path(name.lower()).match(pattern) for pattern in EXCLUDED)
     ]
 
 
@@ -139,7 +138,7 @@ def _all_files(folder: Path) -> list[str]:
 
 
 def model_card(repository: str, library: str, config: GemmaConfig) -> str:
-    """A README.md for a repository that has none: what it is, how to load it, its sizes."""
+    """Returns a README.md for a repository without one: a summary, how to load it, its sizes."""
     sizes = "\n".join(f"| `{name}` | {value} |" for name, value in config.to_dict().items())
     return f"""---
 library_name: {library}
@@ -159,8 +158,8 @@ lm.generate("Once upon a time", max_length=64)
 |---|---|
 {sizes}
 
-Written by keras_gemma, for want of words by the model's author: what it was trained on, what it
-is for, and under which licence, remain to be said here.
+This card was generated by keras_gemma. Its author should add the training data, the intended use
+and the license.
 """
 
 
@@ -173,8 +172,8 @@ def _check_kaggle(handle: str, uri: str) -> None:
 
     if not re.fullmatch("/".join([_NAME] * 4), handle):
         raise ValueError(
-            "`uri` must read kaggle://owner/model/framework/variation, without a version: Kaggle "
-            f"counts them. Received: uri={uri!r}"
+            "`uri` must have the form kaggle://owner/model/framework/variation, without a "
+            f"version: Kaggle numbers versions itself. Received: uri={uri!r}"
         )
     try:
         parse_model_handle(handle).framework_enum()
@@ -192,8 +191,8 @@ def _check_hugging_face(handle: str, uri: str) -> None:
         validate_repo_id(handle)
     except HFValidationError as error:
         raise ValueError(
-            "`uri` must read hf://owner/model, or hf://model for an account of your own: letters, "
-            f"digits, '-', '_' and '.'. Received: uri={uri!r}"
+            "`uri` must have the form hf://owner/model, or hf://model for your own account, of "
+            f"letters, digits, '-', '_' and '.'. Received: uri={uri!r}"
         ) from error
 
 
@@ -209,7 +208,7 @@ def _to_kaggle(handle: str, folder: Path, ignored: list[str]) -> None:
     try:
         kagglehub.model_upload(handle, str(folder), ignore_patterns=ignored)
     except (exceptions.CredentialError, exceptions.UnauthenticatedError) as error:
-        raise _failed("kaggle", handle, f"nobody is logged in: {log_in}") from error
+        raise _failed("kaggle", handle, f"you are not logged in: {log_in}") from error
     except (OSError, exceptions.BackendError) as error:
         raise _failed("kaggle", handle, _reason(error, "Kaggle", log_in, owner)) from error
 
@@ -237,7 +236,7 @@ def _to_hugging_face(
                 repo_id=repository,
             )
     except errors.LocalTokenNotFoundError as error:
-        raise _failed("hf", handle, f"nobody is logged in: {log_in}") from error
+        raise _failed("hf", handle, f"you are not logged in: {log_in}") from error
     except errors.OfflineModeIsEnabled as error:
         raise _failed("hf", handle, "HF_HUB_OFFLINE is set: unset it") from error
     except (OSError, errors.HTTPError) as error:
@@ -245,23 +244,24 @@ def _to_hugging_face(
 
 
 def _reason(error: Exception, hub: str, log_in: str, owner: str) -> str:
-    """What stands in the way, and what to do about it."""
+    """Returns the reason of a failed upload, and advice."""
     response = getattr(error, "response", None)
     status = getattr(error, "error_code", None) or getattr(response, "status_code", None)
-    said = " ".join(str(error).split())
+    message = " ".join(str(error).split())
     if status == 401:
-        return f"{hub} does not know who asks (401): {log_in}"
+        return f"{hub} requires a login (401): {log_in}"
     if status in (403, 404):
         return (
-            f"{hub} refuses this account ({status}): it must be {owner!r}, or a member who may "
-            f"write there, and its token too; {log_in}. It says: {said}"
+            f"{hub} refuses this account ({status}): the account must be {owner!r} or a "
+            f"member with write access, and its token must allow writing; {log_in}. "
+            f"{hub}'s message: {message}"
         )
     if status is not None:
-        return f"{hub} answered {status}: {said}. Try again later"
+        return f"{hub} answered {status}: {message}. Try again later"
     kind = type(error).__name__
     if re.search("Connect|Timeout|Network|ProxyError|SSLError", kind):
-        return f"no network: {hub} cannot be reached. Connect, and call again. It says: {said}"
-    return f"{kind}: {said}. Call again; what was sent already is not sent twice"
+        return f"no network: {hub} cannot be reached. Connect, and call again. Message: {message}"
+    return f"{kind}: {message}. Call again: files that were already sent are skipped"
 
 
 def _failed(scheme: str, handle: str, reason: str) -> ValueError:

@@ -1,8 +1,8 @@
-"""Hugging Face's checkpoint folders.
+"""Hugging Face's checkpoint folder.
 
-layout.py           names of tensors and config.json, both ways
-reader.py           reads a folder
-writer.py           writes a folder
-safetensors.py      reads tensors of a safetensors file
-tokenizer_json.py   tokenizer.json to SentencePiece and back
+layout.py          file names, tensor names, config.json in both directions
+reader.py          reads a folder
+writer.py          writes a folder
+safetensors.py     locates the tensors in a safetensors file
+tokenizer_json.py  converts tokenizer.json to a SentencePiece model and back
 """

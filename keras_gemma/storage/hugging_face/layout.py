@@ -1,10 +1,10 @@
-"""Hugging Face's folder on paper: file names, tensor names, config.json in both directions.
+"""Layout of Hugging Face's folder: file names, tensor names, config.json in both directions.
 
-Reads and writes nothing; `hugging_face.py` and `hugging_face_writer.py` do, by these tables.
+Reads and writes nothing; `reader.py` and `writer.py` follow these tables.
 
-    gemma        two norms a layer, no caps, every layer sees everything
-    gemma2       four norms a layer; caps and windows as the config says
-    vaultgemma   two norms a layer; caps and windows as the config says
+    gemma        two norms per layer, no soft caps, global attention in every layer
+    gemma2       four norms per layer; soft caps and sliding windows as in config.json
+    vaultgemma   two norms per layer; soft caps and sliding windows as in config.json
 """
 
 from pathlib import Path
@@ -31,7 +31,7 @@ ARCHITECTURES = {
     "gemma2": "Gemma2ForCausalLM",
     "vaultgemma": "VaultGemmaForCausalLM",
 }
-"""`model_type` to the class of transformers that holds it."""
+"""Class of transformers for each `model_type`."""
 
 ACTIVATION = "gelu_pytorch_tanh"
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
@@ -53,7 +53,7 @@ _TYPES = {
     "sliding_window": (int, _NONE),
     "max_position_embeddings": (int,),
 }
-"""What config.json may give these keys."""
+"""Accepted types of these keys of config.json."""
 
 _TENSORS = {
     "pre_attention_norm": "input_layernorm",
@@ -71,7 +71,7 @@ _TENSORS = {
 
 
 def tensor_name(name: str, model_type: str) -> str:
-    """The tensor that holds the weight called `name` in `GemmaConfig.weight_shapes`."""
+    """Returns the name of the tensor of the weight `name` of `GemmaConfig.weight_shapes`."""
     if name == "token_embedding":
         return "model.embed_tokens.weight"
     if name == "final_norm":
@@ -79,20 +79,20 @@ def tensor_name(name: str, model_type: str) -> str:
     _, index, kind = name.split(".")
     module = _TENSORS[kind]
     if kind == "pre_ffw_norm" and model_type == "gemma":
-        module = "post_attention_layernorm"  # Gemma 1 names it after what it follows
+        module = "post_attention_layernorm"  # Gemma 1 names the norm after the layer before it
     return f"model.layers.{index}.{module}.weight"
 
 
 def model_type_of(config: GemmaConfig) -> str:
-    """The simplest `model_type` that can say what `config` says.
+    """Returns the simplest `model_type` that can express `config`.
 
     Raises:
-        ValueError: one post norm without the other, which none has.
+        ValueError: If `config` has one post norm without the other, as no architecture does.
     """
     if config.use_post_attention_norm != config.use_post_ffw_norm:
         raise ValueError(
-            "No architecture of Hugging Face has one post norm without the other: make "
-            "`use_post_attention_norm` and `use_post_ffw_norm` the same. Received: "
+            "No architecture of Hugging Face has one post norm without the other: set "
+            "`use_post_attention_norm` and `use_post_ffw_norm` to the same value. Received: "
             f"use_post_attention_norm={config.use_post_attention_norm}, "
             f"use_post_ffw_norm={config.use_post_ffw_norm}"
         )
@@ -108,10 +108,10 @@ def model_type_of(config: GemmaConfig) -> str:
 
 
 def to_values(config: GemmaConfig) -> dict[str, Any]:
-    """What config.json says of `config`. Dropout is of training alone, and is left out.
+    """Returns the content of config.json for `config`, without dropout, which only training uses.
 
     Raises:
-        ValueError: no architecture of Hugging Face can express `config`.
+        ValueError: If no architecture of Hugging Face can express `config`.
     """
     model_type = model_type_of(config)
     values = {
@@ -134,7 +134,7 @@ def to_values(config: GemmaConfig) -> dict[str, Any]:
         return values
     if config.hidden_dim % config.num_query_heads:
         raise ValueError(
-            f"transformers reads {model_type} only where `num_query_heads` divides `hidden_dim`. "
+            f"transformers reads {model_type} only if `num_query_heads` divides `hidden_dim`. "
             f"Received: hidden_dim={config.hidden_dim}, num_query_heads={config.num_query_heads}"
         )
     kinds = [LOCAL if config.is_local(i) else GLOBAL for i in range(config.num_layers)]
@@ -144,7 +144,7 @@ def to_values(config: GemmaConfig) -> dict[str, Any]:
         else config.hidden_dim // config.num_query_heads,
         "attn_logit_softcapping": config.attention_logit_soft_cap,
         "final_logit_softcapping": config.final_logit_soft_cap,
-        # Without local layers, a window of the whole context: transformers wants a number.
+        # Without local layers, a window of the whole context: transformers requires a number.
         "sliding_window": config.sliding_window_size
         if config.use_sliding_window_attention
         else config.context_length,
@@ -153,19 +153,20 @@ def to_values(config: GemmaConfig) -> dict[str, Any]:
 
 
 def from_values(values: dict[str, Any], path: Path) -> dict[str, Any]:
-    """`GemmaBackbone`'s arguments from what config.json says.
+    """Returns `GemmaBackbone`'s arguments for the content of config.json. Inverse of `to_values`.
 
     Args:
-        values: its content.
-        path: where it lies, for the messages.
+        values: Content of config.json.
+        path: Path of config.json, for the messages.
 
     Raises:
-        ValueError: another architecture, missing sizes, or settings the model cannot express.
+        ValueError: If the architecture is unknown, sizes are missing, or the model cannot express
+            the settings.
     """
     model_type = values.get("model_type")
     if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
         raise ValueError(
-            f"{path} has model_type {model_type!r}, and this package reads "
+            f"{path} has model_type {model_type!r}, but this package reads "
             f"{', '.join(map(repr, ARCHITECTURES))}. Choose a checkpoint of Gemma, Gemma 2 or "
             "VaultGemma."
         )
@@ -179,7 +180,7 @@ def from_values(values: dict[str, Any], path: Path) -> dict[str, Any]:
     ]
     if wrong:
         raise ValueError(
-            f"{path} has sizes that are no positive integers: {', '.join(wrong)}. "
+            f"{path} has sizes that are not positive integers: {', '.join(wrong)}. "
             "Fetch the checkpoint again."
         )
     check_layer_count(values["num_hidden_layers"], path)
@@ -187,7 +188,7 @@ def from_values(values: dict[str, Any], path: Path) -> dict[str, Any]:
     problems = _inexpressible(values)
     if problems:
         raise ValueError(
-            f"{path} asks for what GemmaBackbone cannot do:\n  " + "\n  ".join(problems)
+            f"{path} has settings that GemmaBackbone does not support:\n  " + "\n  ".join(problems)
         )
     arguments = {ours: values[theirs] for theirs, ours in _SIZES.items()}
     arguments["intermediate_dim"] = 2 * values["intermediate_size"]
@@ -211,7 +212,7 @@ def from_values(values: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _scales_by_head_dim(values: dict[str, Any], path: Path) -> bool:
-    """Whether queries are scaled by 1/sqrt(H), rather than by 1/sqrt(D/N)."""
+    """Returns True if queries are scaled by 1/sqrt(H), False if by 1/sqrt(D/N)."""
     scalar = values.get("query_pre_attn_scalar", 256)
     hidden, heads, head_dim = (
         values[key] for key in ("hidden_size", "num_attention_heads", "head_dim")
@@ -221,13 +222,13 @@ def _scales_by_head_dim(values: dict[str, Any], path: Path) -> bool:
     if isinstance(scalar, int | float) and scalar * heads == hidden:
         return False
     raise ValueError(
-        f"{path} has query_pre_attn_scalar {scalar!r}, and GemmaBackbone scales queries by "
+        f"{path} has query_pre_attn_scalar {scalar!r}, but GemmaBackbone scales queries by "
         f"head_dim ({head_dim}) or hidden_size / num_attention_heads ({hidden / heads:g})."
     )
 
 
 def _inexpressible(values: dict[str, Any]) -> list[str]:
-    """The settings in a config.json that change the mathematics in ways the model has not."""
+    """Returns the settings of a config.json whose mathematics the model does not support."""
     problems = []
     for key, accepted in (
         ("hidden_act", (None, "gelu", ACTIVATION)),

@@ -1,8 +1,8 @@
-"""A Hugging Face folder, read: config.json, tokenizer.model or tokenizer.json, safetensors.
+"""Reads a Hugging Face folder: config.json, tokenizer.model or tokenizer.json, safetensors.
 
-Knows the architectures of `layout.py`, and refuses what GemmaBackbone cannot express.
-Pickled weights (.bin, .pt) are never read: they can run code. Offers the same functions as
-`keras_preset.py`. Reads tensors without PyTorch.
+Knows the architectures of `layout.py` and refuses settings that GemmaBackbone cannot express.
+Never reads pickled weights (.bin, .pt), which can run code. Offers the same functions as
+`keras_preset/reader.py`. Reads tensors without PyTorch.
 """
 
 import contextlib
@@ -25,30 +25,31 @@ from keras_gemma.storage.hugging_face.layout import (
 )
 from keras_gemma.storage.hugging_face.safetensors import tensors
 from keras_gemma.storage.hugging_face.tokenizer_json import read_tokenizer_json
-from keras_gemma.storage.tensor_streaming import Place, StoredTensor, join_shards
+from keras_gemma.storage.tensor_streaming import StoredTensor, TensorSpec, join_shards
 
 IGNORED_TENSORS = ("lm_head.weight",)
-"""A copy of the embedding, which the model uses as its output head."""
+"""Copy of the embedding, which the model uses as its output head."""
 
 
 def read_backbone(folder: Path) -> dict[str, Any]:
-    """`GemmaBackbone`'s arguments.
+    """Returns `GemmaBackbone`'s arguments, without `dtype`.
 
-    No `dtype` among them: a checkpoint's `torch_dtype` says how its files are stored, and the
-    model takes Keras's own policy unless the caller asks for another, as in KerasHub.
+    A checkpoint's `torch_dtype` is the dtype of its files. As in KerasHub, the model takes Keras's
+    global policy unless the caller asks for another.
 
     Raises:
-        ValueError: another architecture, missing sizes, or settings the model cannot express.
+        ValueError: If the architecture is unknown, sizes are missing, or the model cannot express
+            the settings.
     """
     path = folder / CONFIG
     return from_values(read_json(path), path)
 
 
 def read_tokenizer(folder: Path) -> dict[str, Any]:
-    """`GemmaTokenizer`'s arguments: the SentencePiece vocabulary as `proto` in bytes.
+    """Returns `GemmaTokenizer`'s arguments: the SentencePiece vocabulary in bytes as `proto`.
 
     Raises:
-        ValueError: the folder holds no vocabulary, or only one that is not of Gemma's kind.
+        ValueError: If the folder has no vocabulary, or only one of another kind than Gemma's.
     """
     vocabulary = folder / VOCABULARY
     if vocabulary.is_file():
@@ -57,28 +58,28 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
         return {"proto": read_tokenizer_json(folder / TOKENIZER)}
     raise ValueError(
         f"{folder} holds no vocabulary: looked for {VOCABULARY} and {TOKENIZER}. Fetch one of "
-        "them from the checkpoint's repository, or pass `preprocessor=None` to load the model "
-        "alone."
+        "them from the checkpoint's repository, or pass `preprocessor=None` to load only "
+        "the model."
     )
 
 
 def read_errors(folder: Path) -> dict[str, float]:
-    """What quantization cost each weight of the file: none is quantized."""
+    """Returns the quantization errors, which are empty: no weight is quantized."""
     return {}
 
 
 def read_preprocessor(folder: Path) -> dict[str, Any] | None:
-    """The preprocessor's arguments: none are stored, so its defaults hold."""
+    """Returns the preprocessor's arguments, which are empty: the format stores none."""
     return {}
 
 
 @contextlib.contextmanager
 def open_weights(folder: Path) -> Iterator[dict[str, StoredTensor]]:
-    """The tensors in the folder's safetensors, by name, readable within the block.
+    """Yields the tensors in the folder's safetensors by name, readable within the block.
 
     Raises:
-        ValueError: a file is cut short, or the index does not fit its files.
-        FileNotFoundError: no safetensors, or shards are missing.
+        ValueError: If a file is cut short, or the index does not match its files.
+        FileNotFoundError: If there are no safetensors, or shards are missing.
     """
     index: dict[str, list[str]] = {}
     if (folder / WEIGHTS).is_file():
@@ -98,26 +99,26 @@ def open_weights(folder: Path) -> Iterator[dict[str, StoredTensor]]:
                 else "Pass `load_weights=False` for a model with random weights."
             )
         )
-    held = {path.name: tensors(path) for path in paths}
+    stored = {path.name: tensors(path) for path in paths}
     if index:
-        yield join_shards(held, index, folder / WEIGHTS_INDEX, ignored=IGNORED_TENSORS)
+        yield join_shards(stored, index, folder / WEIGHTS_INDEX, ignored=IGNORED_TENSORS)
     else:
-        yield held[WEIGHTS]
+        yield stored[WEIGHTS]
 
 
-def weight_places(
+def tensor_specs(
     config: GemmaConfig, folder: Path | None = None, quantization: None = None
-) -> dict[str, Place]:
-    """For each weight's logical name, its tensor; shapes and layouts are the same.
+) -> dict[str, TensorSpec]:
+    """Returns the tensor of each weight, by logical name. Shapes and layouts are equal.
 
     Args:
-        config: of the model.
-        folder: whose config.json names the architecture; the simplest one without it. Only the
-            name of a norm depends on it.
-        quantization: of the file: none.
+        config: Config of the model.
+        folder: Folder whose config.json names the architecture, which decides the name of a norm.
+            `None` uses the simplest architecture.
+        quantization: Unused: this format stores no quantized weights.
     """
     model_type = read_json(folder / CONFIG)["model_type"] if folder else model_type_of(config)
     return {
-        name: Place(tensor_name(name, model_type), shape)
+        name: TensorSpec(tensor_name(name, model_type), shape)
         for name, shape in config.weight_shapes().items()
     }

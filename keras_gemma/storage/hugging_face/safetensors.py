@@ -1,7 +1,7 @@
-"""A safetensors file, read tensor by tensor without mapping it into memory.
+"""Locates the tensors in a safetensors file, which are read one by one without mapping the file.
 
-The library opens the file, which checks its header and that every tensor lies within it; where
-each one lies is read from the header, which it does not tell.
+The safetensors library validates the file's header and offsets. It does not expose the offsets, so
+they are read from the header here.
 """
 
 import json
@@ -15,10 +15,10 @@ _DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float
 
 
 def tensors(path: Path) -> dict[str, StoredTensor]:
-    """Every tensor of the file by its name; nothing stays open.
+    """Returns all tensors of the file by name. The file is not kept open.
 
     Raises:
-        ValueError: the file is no safetensors file, or is cut short.
+        ValueError: If the file is not a valid safetensors file, or is cut short.
     """
     try:
         with safe_open(path, framework="numpy"):

@@ -1,9 +1,9 @@
-"""Hugging Face's tokenizer.json to a SentencePiece model and back, for Gemma's kind of tokenizer.
+"""Converts Hugging Face's tokenizer.json to a SentencePiece model and back, for Gemma's tokenizers.
 
-SentencePiece merges the two neighbours whose joint piece has the highest score; tokenizer.json
-lists the merges, the first one first. One becomes the other where the pieces stand in the same
-order, and a piece may be put together from any two parts. Whatever else a tokenizer.json may ask
-for is refused: the ids would not be the same.
+SentencePiece merges the two neighbors whose joint piece has the highest score. tokenizer.json
+lists the merges by priority. The two are equivalent if the pieces have the same order, and every
+split of a piece into two parts is listed. Any other tokenizer.json is refused, because its ids
+would differ.
 """
 
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ from keras_gemma.storage.files import read_json
 
 SPECIAL = {"unk": "<unk>", "bos": "<bos>", "eos": "<eos>", "pad": "<pad>"}
 TURNS = ("<start_of_turn>", "<end_of_turn>")
-"""Further tokens that Hugging Face calls special, if the vocabulary has them."""
+"""Additional special tokens in Hugging Face's files, if the vocabulary has them."""
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 """Types of SentencePiece's pieces."""
 BPE = 2
-"""SentencePiece's name for byte pairs."""
+"""SentencePiece's `model_type` of byte-pair encoding."""
 
 _BYTE_PIECES = [f"<0x{byte:02X}>" for byte in range(256)]
 _TAB, _TAB_BYTE = "\t", _BYTE_PIECES[9]
@@ -53,28 +53,31 @@ _MODEL = {
 
 
 def is_tokenizer_json(content: dict[str, Any]) -> bool:
-    """Whether `content` is of Hugging Face's tokenizer.json; a Keras preset has one of its own."""
+    """Returns True if `content` is Hugging Face's tokenizer.json.
+
+    A Keras preset has another file of that name.
+    """
     return "model" in content and "added_tokens" in content
 
 
 def read_tokenizer_json(path: Path) -> bytes:
-    """The SentencePiece model that gives the ids of `path`, a tokenizer.json.
+    """Returns the SentencePiece model that gives the same ids as the tokenizer.json in `path`.
 
     Raises:
-        ValueError: the file is no tokenizer.json, or that of another kind of tokenizer.
+        ValueError: If the file is not a valid tokenizer.json, or not of Gemma's kind.
     """
     content = read_json(path)
     problems = _other_kind(content)
     if problems:
         raise ValueError(
             f"{path} is not a tokenizer of Gemma's kind: {'; '.join(problems)}. Fetch "
-            "tokenizer.model from the checkpoint's repository, and put it beside."
+            "tokenizer.model from the checkpoint's repository, and put it next to tokenizer.json."
         )
     ids = content["model"]["vocab"]
     added = {token["content"]: token["id"] for token in content["added_tokens"]}
     texts = _texts({**ids, **added}, path)
-    held = set(texts)
-    missing = [text for text in (*SPECIAL.values(), *_BYTE_PIECES) if text not in held]
+    distinct = set(texts)
+    missing = [text for text in (*SPECIAL.values(), *_BYTE_PIECES) if text not in distinct]
     if missing:
         raise ValueError(
             f"{path} lacks {len(missing)} tokens that Gemma's tokenizer has: "
@@ -102,14 +105,14 @@ def read_tokenizer_json(path: Path) -> bytes:
 
 
 def write_tokenizer_json(proto: bytes, add_start_token: bool = True) -> dict[str, Any]:
-    """The content of a tokenizer.json that gives the ids of `proto`, a SentencePiece model.
+    """Returns the content of a tokenizer.json that gives the same ids as a SentencePiece model.
 
     Args:
-        proto: the model, as bytes.
-        add_start_token: whether each text begins with `<bos>`.
+        proto: The SentencePiece model, in bytes.
+        add_start_token: If True, each text begins with `<bos>`.
 
     Raises:
-        ValueError: `proto` is of another kind than Gemma's.
+        ValueError: If `proto` is of another kind than Gemma's.
     """
     model = _protobuf().ModelProto.FromString(proto)
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
@@ -128,8 +131,8 @@ def write_tokenizer_json(proto: bytes, add_start_token: bool = True) -> dict[str
     ]
     if problems:
         raise ValueError(
-            "`proto` is not of Gemma's kind, and no tokenizer.json can stand for it: "
-            f"{'; '.join(problems)}. Use a vocabulary of Gemma's, or one of `train_vocabulary`."
+            "`proto` is not of Gemma's kind, and no tokenizer.json is equivalent to it: "
+            f"{'; '.join(problems)}. Use Gemma's vocabulary, or one from `train_vocabulary`."
         )
     pieces = model.pieces
     special = (*SPECIAL.values(), *TURNS)
@@ -140,7 +143,7 @@ def write_tokenizer_json(proto: bytes, add_start_token: bool = True) -> dict[str
             "single_word": False,
             "lstrip": False,
             "rstrip": False,
-            # Runs of spaces are found after spaces have become ▁; control tokens before.
+            # Runs of spaces are matched after spaces have become ▁; control tokens before.
             "normalized": piece.piece not in special,
             "special": piece.piece in special,
         }
@@ -164,7 +167,7 @@ def write_tokenizer_json(proto: bytes, add_start_token: bool = True) -> dict[str
 
 
 def _start(id: int) -> dict[str, Any]:
-    """The step that puts `<bos>`, of this id, before a text, and before each of two."""
+    """Returns the step that adds `<bos>`, of this id, before a text, and before each of two."""
     bos = SPECIAL["bos"]
     first, second = (
         [{"SpecialToken": {"id": bos, "type_id": i}}, {"Sequence": {"id": name, "type_id": i}}]
@@ -179,27 +182,31 @@ def _start(id: int) -> dict[str, Any]:
 
 
 def _merges(pieces: Any) -> list[str]:
-    """Every way to put a piece together, the piece with the highest score first."""
+    """Returns all splits of pieces into two parts, the piece with the highest score first."""
     parts = _parts({piece.piece: piece.type for piece in pieces})
     order = sorted((-piece.score, id) for id, piece in enumerate(pieces) if piece.type == NORMAL)
     return [f"{a} {b}" for _, id in order for a, b in _splits(pieces[id].piece, parts)]
 
 
 def _parts(types: dict[str, int]) -> set[str]:
-    """What SentencePiece merges: pieces that are not user-defined, and characters of any kind."""
+    """Returns the parts that SentencePiece merges: normal pieces, and characters of any kind."""
     parts = {text for text, type in types.items() if type == NORMAL}
     return parts | {character for character in set().union(*parts) if character not in types}
 
 
 def _splits(text: str, parts: set[str]) -> Iterator[tuple[str, str]]:
-    """The ways to put `text` together from two `parts`, the shortest left one first."""
+    """Yields the splits of `text` into two `parts`, the shortest left part first."""
     for i in range(1, len(text)):
         if text[:i] in parts and text[i:] in parts:
             yield text[:i], text[i:]
 
 
 def _ranks(pairs: list[tuple[str, str]], types: dict[str, int], path: Path) -> dict[str, int]:
-    """For each piece that merges make, how many pieces are made before it."""
+    """Returns, for each merged piece, the number of pieces that are merged before it.
+
+    Raises:
+        ValueError: If no scores of pieces can express the merges.
+    """
     ranks: dict[str, int] = {}
     latest = None
     apart = []
@@ -222,59 +229,59 @@ def _ranks(pairs: list[tuple[str, str]], types: dict[str, int], path: Path) -> d
     if apart or unlisted:
         raise ValueError(
             f"{path} has merges that no scores of pieces can express: SentencePiece puts a piece "
-            "together from any two parts, and all at one rank. Not so here: "
+            "together from any two parts, all at one rank. These pieces differ: "
             f"{', '.join(map(repr, [*unlisted, *apart][:8]))}. Fetch tokenizer.model from the "
-            "checkpoint's repository, and put it beside."
+            "checkpoint's repository, and put it next to tokenizer.json."
         )
     return ranks
 
 
 def _pairs(merges: list[Any], path: Path) -> list[tuple[str, str]]:
-    """The merges as pairs, from either spelling: `"a b"` or `["a", "b"]`."""
+    """Returns the merges as pairs, from either spelling: `"a b"` or `["a", "b"]`."""
     pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in merges]
     wrong = [pair for pair in pairs if len(pair) != 2]
     if wrong:
         raise ValueError(
-            f"{path} has {len(wrong)} merges that are not of two parts, such as {wrong[0]!r}. "
+            f"{path} has {len(wrong)} merges that do not have two parts, such as {wrong[0]!r}. "
             "Fetch it again."
         )
     return pairs
 
 
 def _texts(ids: dict[str, int], path: Path) -> list[str]:
-    """The pieces in the order of their ids, which must be 0, 1, 2 and so on."""
+    """Returns the pieces in the order of their ids, which must be 0, 1, 2 and so on."""
     if _TAB_BYTE not in ids and ids.get(_TAB) == ids.get(_BYTE_PIECES[8], -2) + 1:
-        # Published files name the byte of the tab by the character, so that merges can use it.
+        # Published files name the tab's byte by its character, so that merges can use it.
         ids = {_TAB_BYTE if text == _TAB else text: id for text, id in ids.items()}
     elif ids.get(_TAB, -1) == ids.get(_TAB_BYTE):
         ids = {text: id for text, id in ids.items() if text != _TAB}
     texts = {id: text for text, id in ids.items()}
     if len(texts) != len(ids) or set(texts) != set(range(len(texts))):
         raise ValueError(
-            f"{path} must give each of its {len(ids)} tokens an id of its own, from 0 to "
+            f"{path} must give each of its {len(ids)} tokens a unique id, from 0 to "
             f"{len(ids) - 1}. Fetch tokenizer.model from the checkpoint's repository instead."
         )
     return [texts[id] for id in range(len(texts))]
 
 
 def _protobuf() -> ModuleType:
-    """SentencePiece's own classes for its files; imported where they are needed.
+    """Imports SentencePiece's own classes for its files.
 
     Raises:
-        ImportError: the package protobuf is not installed.
+        ImportError: If the package protobuf is not installed.
     """
     try:
         from sentencepiece import sentencepiece_model_pb2
     except ImportError as error:
         raise ImportError(
-            "tokenizer.json needs the package protobuf. Install it by `pip install protobuf`, or "
+            "tokenizer.json needs the package protobuf. Install it with `pip install protobuf`, or "
             "use tokenizer.model."
         ) from error
     return sentencepiece_model_pb2
 
 
 def _other_kind(content: dict[str, Any]) -> list[str]:
-    """What sets `content` apart from Gemma's tokenizer.json."""
+    """Returns the differences between `content` and Gemma's tokenizer.json."""
     model = content.get("model")
     if not is_tokenizer_json(content) or not isinstance(model, dict):
         return ["it lacks `model` and `added_tokens`"]
@@ -289,11 +296,11 @@ def _other_kind(content: dict[str, Any]) -> list[str]:
         and isinstance(tokens, list)
         and all(isinstance(token, dict) and {"id", "content"} <= set(token) for token in tokens)
     ):
-        return ["its vocab, merges or added_tokens are not as the format has them"]
+        return ["its vocab, merges or added_tokens are malformed"]
     problems = [
         f"model.{key} is {model[key]!r}, not {_MODEL[key]!r}"
         for key in _MODEL
-        # None, "" and False all say that a setting is off; a missing one too, but byte_fallback.
+        # None, "" and False all disable a setting; so does a missing key, except byte_fallback.
         if (model.get(key) or None) != (_MODEL[key] or None)
         and (key in model or key == "byte_fallback")
     ]
@@ -310,5 +317,5 @@ def _other_kind(content: dict[str, Any]) -> list[str]:
         if any(token.get(flag) for flag in ("single_word", "lstrip", "rstrip"))
     ]
     if odd:
-        problems.append(f"tokens that look at what stands beside them: {', '.join(odd[:8])}")
+        problems.append(f"tokens that depend on their neighbors: {', '.join(odd[:8])}")
     return problems

@@ -1,7 +1,7 @@
-"""A Hugging Face folder, written, so that transformers computes and tokenizes the same.
+"""Writes a Hugging Face folder with which transformers computes and tokenizes the same.
 
-Writes into a folder beside the target, which takes the target's place when it is whole. Names and
-keys are those of `layout.py`. Knows no framework: weights come as NumPy arrays.
+Writes into a new folder that replaces the target when it is complete. Names and keys are those of
+`layout.py`. Knows no framework: weights are passed as NumPy arrays.
 """
 
 import json
@@ -14,8 +14,8 @@ import numpy as np
 
 from keras_gemma import progress
 from keras_gemma.storage.files import local_path, replacing, write_json
-from keras_gemma.storage.formats import is_of_a_model
-from keras_gemma.storage.hugging_face import layout as layout
+from keras_gemma.storage.formats import is_model_file
+from keras_gemma.storage.hugging_face import layout
 from keras_gemma.storage.hugging_face.tokenizer_json import SPECIAL, TURNS, write_tokenizer_json
 from keras_gemma.storage.sharding import parse_size, plain_sizes, plan_shards
 from keras_gemma.text.chat_template import CHAT_TEMPLATE
@@ -26,23 +26,22 @@ _DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F
 def save_to_hugging_face(
     task: Any, directory: str | Path, max_shard_size: int | str = "5GB"
 ) -> None:
-    """Write `task` to `directory` as transformers' `from_pretrained` reads it.
+    """Writes `task` to `directory` for transformers' `from_pretrained`.
 
-    The files of an earlier model there, a Keras preset too, are replaced together, when all new
-    ones are whole. The weights keep the dtype of the model's variables, and no two are in memory
-    at a time. Without a preprocessor, tokenizer and generation settings are left out.
+    The files of an earlier model or Keras preset are replaced together when all new files are
+    complete. Weights keep the dtype of the model's variables and are in memory one at a time.
+    Without a preprocessor, tokenizer and generation settings are omitted.
 
     Args:
-        task: a `GemmaCausalLM`.
-        directory: the folder; made if it does not exist.
-        max_shard_size: the size of a weights file, in bytes or as `"5GB"`.
+        task: A `GemmaCausalLM`.
+        directory: The folder, created if it does not exist.
+        max_shard_size: Maximum size of a weights file, in bytes or as `"5GB"`.
 
     Raises:
-        ValueError: `directory` is a file, the current directory, an address or a place where
-            nothing can be written, a weight is larger than `max_shard_size`, no architecture of
-            Hugging Face can express the model, or its vocabulary is not of Gemma's kind or does
-            not fit.
-        TypeError: `directory` is neither a string nor a path.
+        ValueError: If `directory` is a file, the current directory, a URL or not writable; if a
+            weight is larger than `max_shard_size`; if no architecture of Hugging Face can express
+            the model; or if its vocabulary does not fit or is of another kind than Gemma's.
+        TypeError: If `directory` is neither a string nor a path.
 
     Example:
 
@@ -68,11 +67,11 @@ def save_to_hugging_face(
         added = tokenizer_json["added_tokens"]
         files |= _tokenizer_files(preprocessor, added, backbone.config.context_length)
 
-    with replacing(directory, is_of_a_model, "directory") as folder:
+    with replacing(directory, is_model_file, "directory") as folder:
         for name, content in files.items():
             write_json(folder / name, content)
         if preprocessor is not None:
-            # On one line: with indents, Python's encoder takes seconds for 256,000 pieces.
+            # Not indented: Python's encoder would take seconds for 256,000 pieces.
             content = json.dumps(tokenizer_json, ensure_ascii=False)
             (folder / layout.TOKENIZER).write_text(content, encoding="utf-8")
             (folder / layout.VOCABULARY).write_bytes(tokenizer.proto)
@@ -82,20 +81,21 @@ def save_to_hugging_face(
 def write_safetensors(
     path: Path, weights: dict[str, Any], advance: Callable[[float], None] = lambda size: None
 ) -> None:
-    """Write `weights` to a safetensors file, one at a time.
+    """Writes `weights` to a safetensors file, one at a time.
 
-    The `safetensors` package wants all tensors of a file in memory; this wants one. The format:
+    The `safetensors` package needs all tensors of a file in memory; this function needs one.
+    Format:
 
         8 bytes     n, the length of the header, little-endian
         n bytes     header: JSON, {tensor: {"dtype", "shape", "data_offsets": [begin, end]}}
         the rest    the numbers, little-endian, without gaps, in the order of the header
 
     Args:
-        path: the file.
-        weights: by name, those of `GemmaBackbone.named_weights`.
-        advance: told the bytes of each weight that is written.
+        path: The file.
+        weights: Weights by name, as in `GemmaBackbone.named_weights`.
+        advance: Called with the bytes of each written weight.
     """
-    # Earlier releases of transformers refuse a file that does not say "pt".
+    # Earlier releases of transformers refuse a file without "pt".
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, weight in weights.items():
@@ -106,7 +106,7 @@ def write_safetensors(
             "data_offsets": [begin, end],
         }
     encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)  # so that the numbers begin at a multiple of eight
+    encoded += b" " * (-len(encoded) % 8)  # the numbers begin at a multiple of eight
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(encoded)))
         file.write(encoded)
@@ -117,7 +117,7 @@ def write_safetensors(
 
 
 def _write_weights(folder: Path, backbone: Any, plan: list[list[str]], model_type: str) -> None:
-    """Write the weights: one file, or those of `plan` and their index."""
+    """Writes the weights: one file, or the files of `plan` and their index."""
     weights = backbone.named_weights()
     weight_map = {}
     total = sum(plain_sizes(backbone).values())
@@ -136,8 +136,8 @@ def _check_vocabulary(tokenizer: Any, rows: int) -> None:
     if tokenizer.vocabulary_size() > rows:
         raise ValueError(
             f"The vocabulary of the preprocessor's tokenizer has {tokenizer.vocabulary_size()} "
-            f"tokens, and the backbone embeds {rows}. Use the vocabulary that the backbone was "
-            "made with, or `preprocessor=None`."
+            f"tokens, but the backbone embeds {rows}. Use the backbone's original vocabulary, "
+            "or `preprocessor=None`."
         )
 
 
@@ -152,7 +152,7 @@ def _ids(tokenizer: Any) -> dict[str, int]:
 def _tokenizer_files(
     preprocessor: Any, added: list[dict[str, Any]], context_length: int
 ) -> dict[str, Any]:
-    """The smaller files about text, by their names."""
+    """Returns the contents of the smaller tokenizer files, by name."""
     tokenizer = preprocessor.tokenizer
     stops = tokenizer.stop_token_ids
     special = {f"{name}_token": text for name, text in SPECIAL.items()}
@@ -163,8 +163,8 @@ def _tokenizer_files(
         "tokenizer_class": "GemmaTokenizer",
         **special,
         "add_bos_token": preprocessor.add_start_token,
-        "add_eos_token": False,  # the preprocessor's end token is for training
-        # All of them: transformers 5 takes this list in the place of tokenizer.json's.
+        "add_eos_token": False,  # the preprocessor adds an end token only for training
+        # All of them: transformers 5 uses this list instead of tokenizer.json's.
         "added_tokens_decoder": {
             str(token["id"]): {key: token[key] for key in token if key != "id"} for token in added
         },

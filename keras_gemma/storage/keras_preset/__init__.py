@@ -1,6 +1,6 @@
-"""KerasHub's preset folders.
+"""KerasHub's preset folder.
 
-layout.py   names, paths and shapes
-reader.py   reads a folder
-writer.py   writes a folder
+layout.py  file names, registered names, H5 paths and shapes
+reader.py  reads a folder
+writer.py  writes a folder
 """

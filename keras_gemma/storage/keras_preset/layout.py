@@ -1,13 +1,13 @@
-"""KerasHub's folder on paper: file names, registered names, H5 paths and shapes.
+"""Layout of KerasHub's folder: file names, registered names, H5 paths and shapes.
 
-Reads and writes nothing; `keras_preset.py` and `keras_writer.py` do, by these tables.
+Reads and writes nothing; `reader.py` and `writer.py` follow these tables.
 """
 
 from keras_gemma import backend
 from keras_gemma.backend import quantized
 from keras_gemma.config import GemmaConfig
 from keras_gemma.quantization import QuantizationConfig
-from keras_gemma.storage.tensor_streaming import Place, QuantizedPlace
+from keras_gemma.storage.tensor_streaming import QuantizedTensorSpec, TensorSpec
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
@@ -24,8 +24,9 @@ KERAS_HUB_VERSION = "0.32.0"
 """The release whose folder format is written."""
 
 QUANTIZED_BACKBONE = "QuantizedGemmaBackbone"
-"""The class that config.json names where the weights are quantized: a name of this format alone, so
-that KerasHub refuses the preset."""
+"""Class name in config.json of a quantized model, unknown to KerasHub so that it refuses the
+preset.
+"""
 
 MODULES = {
     "GemmaBackbone": "keras_hub.src.models.gemma.gemma_backbone",
@@ -34,10 +35,10 @@ MODULES = {
     "GemmaCausalLMPreprocessor": "keras_hub.src.models.gemma.gemma_causal_lm_preprocessor",
     "GemmaCausalLM": "keras_hub.src.models.gemma.gemma_causal_lm",
 }
-"""Class name to the module that KerasHub writes beside it."""
+"""Module that KerasHub writes next to each class name."""
 
-PADDED_ROWS = 128
-"""How many unused rows checkpoints that were trained in JAX have after the vocabulary's."""
+MAX_PADDING_ROWS = 128
+"""Unused rows at the end of the embedding in checkpoints that were trained in JAX."""
 
 _ATTENTION = {
     "query": "attention/query_dense",
@@ -48,8 +49,8 @@ _ATTENTION = {
 _FEED_FORWARD = {"gate": "gating_ffw", "up": "gating_ffw_2", "down": "ffw_linear"}
 
 
-def h5_places(config: GemmaConfig) -> dict[str, Place]:
-    """For each weight's logical name, its path in the H5 file and its shape there.
+def h5_specs(config: GemmaConfig) -> dict[str, TensorSpec]:
+    """Returns the path and shape in the H5 file of each weight, by the weight's logical name.
 
     logical [out, in]     KerasHub
     [V, D]                [V, D]
@@ -59,68 +60,68 @@ def h5_places(config: GemmaConfig) -> dict[str, Place]:
     down     [D, F]       [F, D]
     norms    [D]          [D]
     """
-    return {name: _h5_place(name, shape, config) for name, shape in config.weight_shapes().items()}
+    return {name: _h5_spec(name, shape, config) for name, shape in config.weight_shapes().items()}
 
 
-def quantized_places(
+def quantized_specs(
     config: GemmaConfig, quantization: QuantizationConfig
-) -> dict[str, Place | QuantizedPlace]:
-    """The same of a quantized model, which KerasHub refuses by the class in config.json.
+) -> dict[str, TensorSpec | QuantizedTensorSpec]:
+    """Counterpart of `h5_specs` for a quantized model, which KerasHub refuses by its class.
 
-    In the place of a matrix's `vars/0` lie up to three datasets, the logical matrix `[out, in]`:
+    A matrix's `vars/0` is replaced by up to three datasets of the logical matrix `[out, in]`:
 
         vars/values   int8 [out, in]; in 4 bits uint8 [out, in / 2], two values a byte: the low
                       half bytes are the first half of a row, the high ones the second
         vars/scales   float32 [out]; in 4 bits bfloat16 [out, in / group_size]
-        vars/zeros    like the scales, where groups have a zero point
+        vars/zeros    same as the scales, if groups have a zero point
 
-    A number is `scale * (value - zero)`. A value of 4 bits is 0 to 15 where it has a zero point;
-    where it has none, it is -8 to 7 in two's complement.
+    A number is `scale * (value - zero)`. A 4-bit value is 0 to 15 with a zero point, and -8 to 7 in
+    two's complement without one.
     """
-    places: dict[str, Place | QuantizedPlace] = dict(h5_places(config))
+    specs: dict[str, TensorSpec | QuantizedTensorSpec] = dict(h5_specs(config))
     for name, shape in config.weight_shapes().items():
         if len(shape) == 2:
             bits = quantization.bits("embedding" if name == "token_embedding" else "matrix")
-            folder = places[name].name.removesuffix("/0")
+            folder = specs[name].name.removesuffix("/0")
             zeros = bits == 4 and quantization.zeros
             spec = quantized.spec(shape, "matrix", bits, quantization.group_size, zeros)
             parts = (
-                entry and Place(f"{folder}/{part}", entry[0], dtypes=(entry[1],))
+                entry and TensorSpec(f"{folder}/{part}", entry[0], dtypes=(entry[1],))
                 for part, entry in spec._asdict().items()
             )
-            places[name] = QuantizedPlace(backend.Quantized(*parts))
-    return places
+            specs[name] = QuantizedTensorSpec(backend.Quantized(*parts))
+    return specs
 
 
-def _h5_place(name: str, shape: tuple[int, ...], config: GemmaConfig) -> Place:
+def _h5_spec(name: str, shape: tuple[int, ...], config: GemmaConfig) -> TensorSpec:
     if name == "token_embedding":
         path = "layers/reversible_embedding/vars/0"
-        return Place(path, shape, spare_rows=PADDED_ROWS)
+        return TensorSpec(path, shape, padding_rows=MAX_PADDING_ROWS)
     if name == "final_norm":
-        return Place("layers/rms_normalization/vars/0", shape)
+        return TensorSpec("layers/rms_normalization/vars/0", shape)
 
     _, index, kind = name.split(".")
     block = "layers/gemma_decoder_block" + (f"_{index}" if index != "0" else "")
     h, d = config.head_dim, config.hidden_dim
     if kind in ("query", "key", "value"):
-        return Place(
+        return TensorSpec(
             f"{block}/{_ATTENTION[kind]}/vars/0",
             (shape[0] // h, d, h),
             to_logical=lambda array: backend.as_aligned(array.transpose(0, 2, 1)).reshape(-1, d),
             to_stored=lambda array: array.reshape(-1, h, d).transpose(0, 2, 1),
         )
     if kind == "output":
-        return Place(
+        return TensorSpec(
             f"{block}/{_ATTENTION[kind]}/vars/0",
             (shape[1] // h, h, d),
             to_logical=lambda array: array.reshape(-1, d).T,
             to_stored=lambda array: array.T.reshape(-1, h, d),
         )
     if kind in _FEED_FORWARD:
-        return Place(
+        return TensorSpec(
             f"{block}/{_FEED_FORWARD[kind]}/vars/0",
             shape[::-1],
             to_logical=lambda array: array.T,
             to_stored=lambda array: array.T,
         )
-    return Place(f"{block}/{kind}/vars/0", shape)
+    return TensorSpec(f"{block}/{kind}/vars/0", shape)

@@ -1,7 +1,7 @@
-"""KerasHub's preset folder, read: JSON descriptions, a SentencePiece vocabulary, H5 weights.
+"""Reads KerasHub's preset folder: JSON descriptions, a SentencePiece vocabulary, H5 weights.
 
-Knows the format alone; which class to build from it, and with which overrides, is decided in
-`presets.py`. `hugging_face.py` offers the same functions for the other format.
+Knows only the format. `presets.py` decides which class to build and with which overrides.
+`hugging_face/reader.py` offers the same functions for the other format.
 """
 
 import contextlib
@@ -19,12 +19,12 @@ from keras_gemma.config import GemmaConfig
 from keras_gemma.hub_caches import read_index
 from keras_gemma.quantization import QuantizationConfig
 from keras_gemma.storage.files import check_types, read_json, shards
-from keras_gemma.storage.keras_preset import layout as layout
+from keras_gemma.storage.keras_preset import layout
 from keras_gemma.storage.tensor_streaming import (
     FLOAT_DTYPES,
-    Place,
-    QuantizedPlace,
+    QuantizedTensorSpec,
     StoredTensor,
+    TensorSpec,
     check_layer_count,
     in_file,
     join_shards,
@@ -37,7 +37,7 @@ _PREPROCESSOR_KEYS = {"sequence_length", "add_start_token", "add_end_token"}
 
 _NUMBER, _OPTIONAL = (int, float), type(None)
 _JSON_TYPES = {int: (int,), bool: (bool,), float: _NUMBER, float | None: (*_NUMBER, _OPTIONAL)}
-"""What JSON may say for a field of `GemmaConfig`, which itself checks the values."""
+"""JSON types accepted for a field of `GemmaConfig`, which checks the values itself."""
 _TYPES = {
     "name": (str,),
     "quantization": (dict, _OPTIONAL),
@@ -51,29 +51,29 @@ _TYPES = {
 
 
 def read_backbone(folder: Path) -> dict[str, Any]:
-    """`GemmaBackbone`'s arguments, with `name`, `trainable` and `dtype` as saved.
+    """Returns `GemmaBackbone`'s arguments, with `name`, `trainable` and `dtype` as saved.
 
     Raises:
-        ValueError: the folder holds another architecture or a quantised model, or config.json
-            has keys that are unknown, missing or out of range.
+        ValueError: If the folder holds another architecture or an unsupported quantized model, or
+            config.json has unknown, missing or invalid keys.
     """
     path = folder / layout.CONFIG
     values = _read_object(path, ("GemmaBackbone", layout.QUANTIZED_BACKBONE))
     if "dtype" in values:
         values["dtype"] = _dtype_name(values["dtype"], path)
         if values["dtype"] and "float" not in values["dtype"]:
-            raise _no_policy(values["dtype"], path)
+            raise _unsupported_policy(values["dtype"], path)
     metadata = folder / layout.METADATA
-    if metadata.is_file():  # KerasHub's backbone, and so its config.json, does not know this one
-        told = read_json(metadata)
-        check_types(told, {"context_length": (int,)}, metadata)
-        values |= {k: v for k, v in told.items() if k == "context_length"}
+    if metadata.is_file():  # KerasHub's config.json has no context length
+        content = read_json(metadata)
+        check_types(content, {"context_length": (int,)}, metadata)
+        values |= {k: v for k, v in content.items() if k == "context_length"}
     fields = dataclasses.fields(GemmaConfig)
     unknown = sorted(set(values) - {field.name for field in fields} - _LAYER_KEYS)
     if unknown:
         raise ValueError(
             f"{path} sets {', '.join(unknown)}, which GemmaBackbone does not have. "
-            "The preset was saved by a later release or by a class of its own."
+            "The preset was saved by a later release or by a custom class."
         )
     missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in values]
     if missing:
@@ -90,27 +90,27 @@ def read_backbone(folder: Path) -> dict[str, Any]:
 
 
 def read_errors(folder: Path) -> dict[str, float]:
-    """The relative error of each weight that is quantized, by its name, where they are known."""
+    """Returns the relative error of each quantized weight whose error is known, by name."""
     path = folder / layout.METADATA
     if not path.is_file():
         return {}
-    told = read_json(path)
-    check_types(told, {"relative_errors": (dict,)}, path)
-    errors = told.get("relative_errors", {})
+    content = read_json(path)
+    check_types(content, {"relative_errors": (dict,)}, path)
+    errors = content.get("relative_errors", {})
     return {name: error for name, error in errors.items() if isinstance(error, float)}
 
 
 def read_tokenizer(folder: Path) -> dict[str, Any]:
-    """`GemmaTokenizer`'s arguments, the vocabulary as `proto` in bytes among them.
+    """Returns `GemmaTokenizer`'s arguments, with the vocabulary in bytes as `proto`.
 
     Raises:
-        ValueError: the folder holds no vocabulary, or that of another tokenizer.
+        ValueError: If the folder has no vocabulary, or the tokenizer is of another class.
     """
     vocabulary = folder / layout.VOCABULARY
     if not vocabulary.is_file():
         raise ValueError(
             f"{folder} holds no vocabulary: looked for {layout.VOCABULARY}. "
-            "To load the model alone, pass `preprocessor=None`."
+            "To load only the model, pass `preprocessor=None`."
         )
     values: dict[str, Any] = {}
     path = folder / layout.TOKENIZER
@@ -125,7 +125,10 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
 
 
 def read_preprocessor(folder: Path) -> dict[str, Any] | None:
-    """The preprocessor's arguments but its tokenizer; None if the model was saved without one."""
+    """Returns the preprocessor's arguments without the tokenizer.
+
+    Returns `None` if the model was saved without a preprocessor.
+    """
     path = folder / layout.PREPROCESSOR
     if path.is_file():
         values = _read_object(path, ("GemmaCausalLMPreprocessor", "GemmaPreprocessor"))
@@ -138,12 +141,12 @@ def read_preprocessor(folder: Path) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def open_weights(folder: Path) -> Iterator[dict[str, StoredTensor]]:
-    """The tensors in the folder's H5 file or shards, by path, readable within the block.
+    """Yields the tensors in the folder's H5 file or shards by path, readable within the block.
 
     Raises:
-        ValueError: a file is no H5 file or is cut short, a tensor lies outside the file, or the
-            index does not fit its files.
-        FileNotFoundError: no weights, or shards are missing.
+        ValueError: If a file is not a valid H5 file or is cut short, a tensor is stored outside the
+            file, or the index does not match its files.
+        FileNotFoundError: If there are no weights, or shards are missing.
     """
     index: dict[str, list[str]] = {}
     if (folder / layout.WEIGHTS).is_file():
@@ -158,36 +161,38 @@ def open_weights(folder: Path) -> Iterator[dict[str, StoredTensor]]:
             "Pass `load_weights=False` for a model with random weights."
         )
     with contextlib.ExitStack() as stack:
-        held = {path.name: _tensors(stack.enter_context(_open(path)), path) for path in paths}
+        tensors = {path.name: _tensors(stack.enter_context(_open(path)), path) for path in paths}
         if index:
             index = {_group(entry): files for entry, files in index.items()}
-            yield join_shards(held, index, folder / layout.WEIGHTS_INDEX, _group_of)
+            yield join_shards(tensors, index, folder / layout.WEIGHTS_INDEX, _group_of)
         else:
-            yield held[layout.WEIGHTS]
+            yield tensors[layout.WEIGHTS]
 
 
-def weight_places(
+def tensor_specs(
     config: GemmaConfig,
     folder: Path | None = None,
     quantization: QuantizationConfig | None = None,
-) -> dict[str, Place | QuantizedPlace]:
-    """For each weight's logical name, where it lies in the H5 file, whichever `folder` that is.
+) -> dict[str, TensorSpec | QuantizedTensorSpec]:
+    """Returns the spec in the H5 file of each weight, by the weight's logical name.
 
     Args:
-        quantization: of the file.
+        config: Config of the model.
+        folder: Unused: all folders of this format use the same names.
+        quantization: Quantization of the file.
     """
     if quantization is not None:
-        return layout.quantized_places(config, quantization)
-    return layout.h5_places(config)
+        return layout.quantized_specs(config, quantization)
+    return layout.h5_specs(config)
 
 
 def _read_object(path: Path, expected: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The `config` of a serialised object, after comparing its class with `expected`."""
+    """Returns the `config` of a serialized object after checking its class."""
     content = read_json(path)
     name = content.get("class_name") or str(content.get("registered_name")).split(">")[-1]
     if expected and name not in expected:
         raise ValueError(
-            f"{path} describes {name}, and this package reads {' or '.join(expected)}. "
+            f"{path} describes {name}, but this package reads {' or '.join(expected)}. "
             "Choose a preset of Gemma or Gemma 2."
         )
     config = content.get("config")
@@ -198,7 +203,7 @@ def _read_object(path: Path, expected: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def _dtype_name(dtype: Any, path: Path) -> str | None:
-    """The name of a serialised dtype policy: `"bfloat16"`, `"mixed_float16"`."""
+    """Returns the name of a serialized dtype policy: `"bfloat16"`, `"mixed_float16"`."""
     if dtype is None:
         return None
     name = dtype
@@ -206,25 +211,25 @@ def _dtype_name(dtype: Any, path: Path) -> str | None:
         plain = dtype.get("class_name") in ("DTypePolicy", "FloatDTypePolicy")
         name = dtype["config"].get("name") if plain else None
     if not isinstance(name, str):
-        raise _no_policy(dtype, path)
+        raise _unsupported_policy(dtype, path)
     try:
         policy = keras.dtype_policies.get(name)
     except ValueError as error:
-        raise _no_policy(dtype, path) from error
+        raise _unsupported_policy(dtype, path) from error
     if type(policy) is not keras.DTypePolicy:
-        raise _no_policy(dtype, path)
+        raise _unsupported_policy(dtype, path)
     return name
 
 
-def _no_policy(dtype: Any, path: Path) -> ValueError:
+def _unsupported_policy(dtype: Any, path: Path) -> ValueError:
     return ValueError(
-        f"{path} gives the dtype policy {dtype!r}, and only plain floating-point policies "
-        "are read. Save the model before it is quantised."
+        f"{path} has the dtype policy {dtype!r}, but only plain floating-point policies "
+        "are supported. Save the model before it is quantized."
     )
 
 
 def _group(entry: str) -> str:
-    """The H5 group that an entry of the index means: Keras looks a layer up, or its variables."""
+    """Returns the H5 group of an index entry: Keras stores a layer's path or its variables'."""
     entry = entry.strip("/")
     return entry if entry.split("/")[-1] == "vars" else f"{entry}/vars".lstrip("/")
 
@@ -243,8 +248,8 @@ def _open(path: Path) -> h5py.File:
 
 
 def _tensors(file: h5py.File, path: Path) -> dict[str, StoredTensor]:
-    """Every dataset of `file`, by path; soft and external links are not followed."""
-    found: dict[str, StoredTensor] = {}
+    """Returns all datasets of `file` by path. Soft and external links are not followed."""
+    datasets: dict[str, StoredTensor] = {}
 
     def visit(name: str, node: h5py.Group | h5py.Dataset) -> None:
         if not isinstance(node, h5py.Dataset):
@@ -257,10 +262,10 @@ def _tensors(file: h5py.File, path: Path) -> dict[str, StoredTensor]:
         shape = (0,) if node.shape is None else tuple(node.shape)
         offset = node.id.get_offset()
         if offset is not None and dtype in (*FLOAT_DTYPES, "int8", "uint8"):
-            found[name] = in_file(path, offset, shape, dtype)
-        else:  # in chunks, or without a value yet
+            datasets[name] = in_file(path, offset, shape, dtype)
+        else:  # chunked, or without a value yet
             read = lambda: node[...].view(ml_dtypes.bfloat16) if opaque else node[...]  # noqa: E731
-            found[name] = StoredTensor(shape, dtype, read)
+            datasets[name] = StoredTensor(shape, dtype, read)
 
     file.visititems(visit)
-    return found
+    return datasets

@@ -1,7 +1,7 @@
-"""KerasHub's preset folder, written, so that KerasHub and this package load it alike.
+"""Writes KerasHub's preset folder, so that KerasHub and this package load it alike.
 
-Writes into a folder beside the target, which takes the target's place when it is whole. Knows
-the format alone: what a model consists of is decided in `presets.py`.
+Knows only the format: `presets.py` decides which parts a model has, and replaces the target folder
+when the new one is complete.
 """
 
 import datetime
@@ -18,22 +18,23 @@ from keras_gemma import progress
 from keras_gemma.backend import quantized
 from keras_gemma.config import GemmaConfig
 from keras_gemma.storage.files import write_json
-from keras_gemma.storage.keras_preset import layout as layout
+from keras_gemma.storage.keras_preset import layout
 from keras_gemma.storage.sharding import plan_shards, weight_sizes
-from keras_gemma.storage.tensor_streaming import Place, QuantizedPlace
+from keras_gemma.storage.tensor_streaming import QuantizedTensorSpec, TensorSpec
 
 
 def is_weights_file(name: str) -> bool:
-    """Whether `name`, relative to the folder, holds weights or their index."""
+    """Returns True if `name`, relative to the folder, is a weights file or their index."""
     return name in (layout.WEIGHTS, layout.WEIGHTS_INDEX) or fnmatch.fnmatch(
         name, layout.SHARD_PATTERN
     )
 
 
 def backbone_object(backbone: Any) -> dict[str, Any]:
-    """`backbone` as KerasHub serialises it; quantized, as a class that KerasHub does not know.
+    """Serializes `backbone` as KerasHub does.
 
-    An argument that its backbone does not have KerasHub would pass over in silence.
+    A quantized backbone gets a class name that KerasHub does not know: KerasHub would silently
+    ignore an unknown argument.
     """
     config = {**_layer_keys(backbone), **backbone.config.to_keras_hub()}
     if backbone.quantization is None:
@@ -43,7 +44,7 @@ def backbone_object(backbone: Any) -> dict[str, Any]:
 
 
 def tokenizer_object(tokenizer: Any) -> dict[str, Any]:
-    """`tokenizer` as KerasHub serialises it; the vocabulary is an asset of its own."""
+    """Serializes `tokenizer` as KerasHub does. The vocabulary is a separate asset."""
     config = {
         "config_file": layout.TOKENIZER,
         "proto": None,
@@ -55,7 +56,7 @@ def tokenizer_object(tokenizer: Any) -> dict[str, Any]:
 
 
 def preprocessor_object(preprocessor: Any) -> dict[str, Any]:
-    """`preprocessor` as KerasHub serialises it, its tokenizer within."""
+    """Serializes `preprocessor` and its tokenizer as KerasHub does."""
     config = {
         "tokenizer": tokenizer_object(preprocessor.tokenizer),
         "config_file": layout.PREPROCESSOR,
@@ -67,7 +68,7 @@ def preprocessor_object(preprocessor: Any) -> dict[str, Any]:
 
 
 def task_object(task: Any) -> dict[str, Any]:
-    """`task` as KerasHub serialises it, backbone and preprocessor within."""
+    """Serializes `task` with its backbone and preprocessor as KerasHub does."""
     preprocessor = task.preprocessor
     config = {
         "backbone": backbone_object(task.backbone),
@@ -78,17 +79,17 @@ def task_object(task: Any) -> dict[str, Any]:
 
 
 def write_vocabulary(folder: Path, tokenizer: Any) -> None:
-    """Write the SentencePiece vocabulary of `tokenizer`."""
+    """Writes the SentencePiece vocabulary of `tokenizer`."""
     assets = (folder / layout.VOCABULARY).parent
     assets.mkdir(parents=True)
     tokenizer.save_assets(assets)
 
 
 def write_metadata(folder: Path, backbone: Any) -> None:
-    """Write what KerasHub shows of a preset without opening it, and what only we know.
+    """Writes what KerasHub shows about a preset, and the values that only this package knows.
 
-    That is the context's length, and what quantization cost each weight. KerasHub refuses a
-    config.json with an argument that its backbone does not have.
+    These are the context length and the quantization error of each weight. They are not in
+    config.json because KerasHub refuses arguments that its backbone does not have.
     """
     config: GemmaConfig = backbone.config
     content: dict[str, Any] = {
@@ -107,13 +108,13 @@ def write_metadata(folder: Path, backbone: Any) -> None:
 
 
 def write_weights(folder: Path, backbone: Any, max_shard_size: int) -> None:
-    """Write the weights one at a time: one H5 file, or shards of `max_shard_size` bytes."""
+    """Writes the weights one at a time: one H5 file, or shards of `max_shard_size` bytes."""
     sizes = weight_sizes(backbone)
     plan = plan_shards(sizes, max_shard_size)
     if backbone.quantization is None:
-        places = layout.h5_places(backbone.config)
+        specs = layout.h5_specs(backbone.config)
     else:
-        places = layout.quantized_places(backbone.config, backbone.quantization)
+        specs = layout.quantized_specs(backbone.config, backbone.quantization)
     weights = backbone.named_weights()
     weight_map = {}
     with progress.bar("Saving", sum(sizes.values())) as advance:
@@ -121,7 +122,7 @@ def write_weights(folder: Path, backbone: Any, max_shard_size: int) -> None:
             file_name = layout.WEIGHTS if len(plan) == 1 else layout.SHARD.format(number)
             with h5py.File(folder / file_name, "w") as file:
                 for name in names:
-                    for path, array in _arrays(weights[name], places[name]):
+                    for path, array in _arrays(weights[name], specs[name]):
                         _write_tensor(file, path, array)
                         weight_map["/" + path.rsplit("/", 1)[0]] = file_name
                     advance(sizes[name])
@@ -130,21 +131,26 @@ def write_weights(folder: Path, backbone: Any, max_shard_size: int) -> None:
         write_json(folder / layout.WEIGHTS_INDEX, index)
 
 
-def _arrays(weight: Any, place: Place | QuantizedPlace) -> Iterator[tuple[str, np.ndarray]]:
-    """The arrays that a weight is stored as, and their paths."""
-    if isinstance(place, Place):
-        yield place.name, place.to_stored(weight.numpy())
+def _arrays(
+    weight: Any, spec: TensorSpec | QuantizedTensorSpec
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the arrays that a weight is stored as, and their paths."""
+    if isinstance(spec, TensorSpec):
+        yield spec.name, spec.to_stored(weight.numpy())
         return
     plain = weight.plain_form()
     if weight.bits == 4:
         plain = quantized.pack(plain, weight.kind, 4)
-    for part, array in zip(place.parts, plain, strict=True):
+    for part, array in zip(spec.parts, plain, strict=True):
         if part is not None:
             yield part.name, array
 
 
 def _write_tensor(file: h5py.File, path: str, array: np.ndarray) -> None:
-    """H5 has no bfloat16: Keras stores two opaque bytes an element, and says so beside it."""
+    """Writes one dataset.
+
+    H5 has no bfloat16: Keras stores two opaque bytes per element and an attribute with the dtype.
+    """
     dataset = file.create_dataset(path, data=np.ascontiguousarray(array))
     if array.dtype.name == "bfloat16":
         dataset.attrs["dtype"] = "bfloat16"
@@ -161,7 +167,7 @@ def _object(class_name: str, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _layer_keys(layer: Any) -> dict[str, Any]:
-    """Name, trainability and dtype policy, as every Keras layer's config begins."""
+    """Returns the keys of every Keras layer's config: name, trainable and dtype policy."""
     return {
         "name": layer.name,
         "trainable": layer.trainable,
@@ -170,7 +176,7 @@ def _layer_keys(layer: Any) -> dict[str, Any]:
 
 
 def _serialize_policy(policy: keras.DTypePolicy) -> dict[str, Any]:
-    """What Keras makes of a plain policy. Its own function imports TensorFlow on every backend."""
+    """Serializes a plain policy. Keras's own function imports TensorFlow on every backend."""
     if type(policy) is not keras.DTypePolicy:
         return keras.dtype_policies.serialize(policy)
     return {
