@@ -1,7 +1,7 @@
-"""The one description of a Gemma model: its sizes, and everything that follows from them.
+"""Configuration of a Gemma model: its sizes, and everything derived from them.
 
-Knows no framework and no file. `model/` builds layers from it, `storage/` reads and
-writes it, `generation/` sizes its caches by it.
+Knows nothing about frameworks or files. `model/` builds layers from it, `storage/` reads and
+writes it, and `generation/` sizes its caches with it.
 
 The alphabet of every shape in this package:
 
@@ -19,7 +19,7 @@ ROPE_THETA = 10_000.0
 """Base of the rotary frequencies of Gemma 1 and Gemma 2."""
 
 GROUP_SIZE = 32
-"""Numbers that share a scale in 4 bits, unless a model is quantized otherwise."""
+"""Default group size of 4-bit quantization: numbers that share a scale."""
 
 
 class LayerKind(NamedTuple):
@@ -35,13 +35,13 @@ class LayerKind(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class GemmaConfig:
-    """The sizes and switches of one Gemma model.
+    """Sizes and options of a Gemma model.
 
-    Field names are those of `GemmaBackbone`'s arguments. `intermediate_dim` is 2F, as in
+    Field names equal the arguments of `GemmaBackbone`. `intermediate_dim` is 2F, as in
     KerasHub; `feed_forward_dim` is F.
 
     Raises:
-        ValueError: a size is not positive, or two of them do not fit together.
+        ValueError: If a size is not positive, or sizes are inconsistent.
 
     Example:
 
@@ -73,7 +73,7 @@ class GemmaConfig:
     layer_norm_epsilon: float = 1e-6
     dropout: float = 0.0
     context_length: int = 8192
-    """The longest text, in tokens, that the model was trained to read; unknown to KerasHub."""
+    """Maximum text length of training, in tokens. KerasHub has no such field."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -92,8 +92,8 @@ class GemmaConfig:
                 raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
         if self.num_query_heads % self.num_key_value_heads:
             raise ValueError(
-                "`num_query_heads` must be a multiple of `num_key_value_heads`, so that each "
-                "key/value head serves as many query heads. Received: "
+                "`num_query_heads` must be a multiple of `num_key_value_heads`, so that all "
+                "key/value heads serve equally many query heads. Received: "
                 f"num_query_heads={self.num_query_heads}, "
                 f"num_key_value_heads={self.num_key_value_heads}"
             )
@@ -121,23 +121,23 @@ class GemmaConfig:
 
     @property
     def feed_forward_dim(self) -> int:
-        """F: the width between the two halves of the feed forward."""
+        """F, the inner width of the feed forward."""
         return self.intermediate_dim // 2
 
     @property
     def query_scale(self) -> float:
-        """What queries are multiplied by: 1/sqrt(H), or 1/sqrt(D/N) for the 27B models."""
+        """Factor of the queries: 1/sqrt(H), or 1/sqrt(D/N) for the 27B models."""
         if self.query_head_dim_normalize:
             return self.head_dim**-0.5
         return (self.hidden_dim / self.num_query_heads) ** -0.5
 
     @property
     def embedding_scale(self) -> float:
-        """What embeddings are multiplied by, before rounding to the activations' dtype."""
+        """Factor of the embeddings, before rounding to the activations' dtype."""
         return math.sqrt(self.hidden_dim)
 
     def is_local(self, layer: int) -> bool:
-        """Whether `layer` (0-based) sees the sliding window alone: the even ones of Gemma 2."""
+        """Returns True if `layer` (0-based) has a sliding window, as even layers of Gemma 2 do."""
         return self.use_sliding_window_attention and layer % 2 == 0
 
     def layer_kind(self, layer: int) -> LayerKind:
@@ -145,7 +145,7 @@ class GemmaConfig:
         return LayerKind(self.sliding_window_size if self.is_local(layer) else None)
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every weight of the model by its name, in the order of the data.
+        """Returns the shapes of all weights by name, in the order of the data.
 
         Matrices are `[out, in]`, so the tied embedding is `[V, D]` as the output head.
         """
@@ -173,15 +173,15 @@ class GemmaConfig:
 
     @property
     def parameter_count(self) -> int:
-        """How many numbers the model holds; the tied embedding counts once."""
+        """Number of parameters; the tied embedding counts once."""
         return sum(math.prod(shape) for shape in self.weight_shapes().values())
 
     def weight_bytes(self, dtype: str = "bfloat16") -> int:
-        """Bytes of the weights in `dtype`.
+        """Returns the bytes of the weights in `dtype`.
 
-        `"int8"` and `"int4"` are what `quantize` makes of a bfloat16 model unless told otherwise:
-        the embedding in 8 bits, norms in bfloat16, a float32 scale for each row of 8 bits and a
-        bfloat16 one for each group of 4.
+        `"int8"` and `"int4"` mean a bfloat16 model after `quantize` with default settings: an
+        8-bit embedding, bfloat16 norms, a float32 scale per 8-bit row and a bfloat16 scale per
+        4-bit group.
         """
         if dtype not in ("int8", "int4"):
             return self.parameter_count * BYTES_PER_ELEMENT[dtype]
@@ -191,33 +191,32 @@ class GemmaConfig:
         )
 
     def cache_slots(self, layer: int, length: int) -> int:
-        """Positions that the cache of `layer` keeps for a text of `length` tokens."""
+        """Returns the number of cache slots of `layer` for a text of `length` tokens."""
         window = self.layer_kind(layer).window
         return length if window is None else min(length, window)
 
     def cache_bytes(self, batch: int, length: int, dtype: str = "bfloat16") -> int:
-        """Bytes of keys and values for `batch` texts of `length` tokens."""
+        """Returns the bytes of keys and values for `batch` texts of `length` tokens."""
         per_slot = 2 * self.num_key_value_heads * self.head_dim * BYTES_PER_ELEMENT[dtype]
         slots = sum(self.cache_slots(i, length) for i in range(self.num_layers))
         return int(batch * slots * per_slot)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as a dictionary: `GemmaBackbone`'s arguments."""
+        """Returns the fields as a dictionary: the arguments of `GemmaBackbone`."""
         return dataclasses.asdict(self)
 
     def to_keras_hub(self) -> dict[str, Any]:
-        """The arguments of KerasHub's `GemmaBackbone`: all but `context_length`."""
+        """Returns the arguments of KerasHub's `GemmaBackbone`: all but `context_length`."""
         return {name: value for name, value in self.to_dict().items() if name != "context_length"}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "GemmaConfig":
-        """The config whose fields stand in `values`; other keys are ignored."""
+        """Returns the config with the fields in `values`; other keys are ignored."""
         names = {field.name for field in dataclasses.fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in names})
 
 
 def _quantized_bytes(shape: tuple[int, ...], bits: int) -> int:
-    """Of a norm, or of a matrix in so many bits."""
     if len(shape) == 1:
         return shape[0] * BYTES_PER_ELEMENT["bfloat16"]
     out, length = shape

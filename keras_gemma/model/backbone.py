@@ -1,4 +1,4 @@
-"""The backbone: ids to hidden states, through every block."""
+"""The backbone: token ids to hidden states, through every block."""
 
 import weakref
 from typing import Any
@@ -26,14 +26,14 @@ from keras_gemma.quantization.calibration import mean_squares, read_rows
 
 
 def check_layer_arguments(cls: type, arguments: dict[str, Any]) -> None:
-    """Raise a ValueError where `arguments` are not those that every Keras model takes.
+    """Raises a ValueError for arguments that Keras models do not take.
 
-    Keras itself would pass over a misspelt one in silence.
+    Keras itself would ignore a misspelled argument.
     """
     unknown = sorted(set(arguments) - {"name", "trainable"})
     if unknown:
         raise ValueError(
-            f"{cls.__name__} has no argument {unknown[0]!r}. Look for a misspelling. "
+            f"{cls.__name__} has no argument {unknown[0]!r}. Check its spelling. "
             f"Received: {', '.join(f'{name}={arguments[name]!r}' for name in unknown)}"
         )
 
@@ -42,31 +42,35 @@ def check_layer_arguments(cls: type, arguments: dict[str, Any]) -> None:
 class GemmaBackbone(Presettable, Quantizable, AdaptableBackbone, keras.Model):
     """Gemma without its head: `{"token_ids", "padding_mask"}`, both `[B, T]`, -> `[B, T, D]`.
 
-    The mask is 0 at padding and 1 elsewhere. Several documents in a row are numbered in it from 1
-    on, and none sees another's.
+    The mask is 0 at padding and 1 elsewhere. If several documents are packed into a row, the mask
+    numbers them from 1, and attention stays within each document.
 
     Args:
         vocabulary_size: V.
         num_layers: L.
         num_query_heads: N.
-        num_key_value_heads: K; it divides N.
+        num_key_value_heads: K, a divisor of N.
         hidden_dim: D.
-        intermediate_dim: 2F: the gate and the up projection together.
+        intermediate_dim: 2F, the combined width of the gate and up projections.
         head_dim: H.
-        query_head_dim_normalize: scale queries by 1/sqrt(H); False is 1/sqrt(D/N).
-        use_post_ffw_norm, use_post_attention_norm: normalise what a half block adds (Gemma 2).
-        attention_logit_soft_cap, final_logit_soft_cap: `c` of `c * tanh(x / c)`, or None.
-        use_sliding_window_attention: even layers see the last `sliding_window_size` positions.
-        layer_norm_epsilon: of every norm.
-        dropout: share of what each half block adds that is dropped in training.
-        dtype: a dtype or policy, such as `"bfloat16"` or `"mixed_bfloat16"`.
-        context_length: tokens that prompt and answer together may have; it shapes no weight.
-        quantization: `"int8"`, `"int4"`, a `QuantizationConfig` or its dictionary: the matrices
-            have so many bits, are zero until they are loaded, and are not trained, nor are norms.
-            By default they are in floating point; `quantize` changes that later.
+        query_head_dim_normalize: If True, queries are scaled by 1/sqrt(H), else by 1/sqrt(D/N).
+        use_post_ffw_norm, use_post_attention_norm: If True, the output of the half block is
+            normalized before the residual addition (Gemma 2).
+        attention_logit_soft_cap, final_logit_soft_cap: `c` in `c * tanh(x / c)`.
+            `None` disables capping.
+        use_sliding_window_attention: If True, even layers attend only to the last
+            `sliding_window_size` positions.
+        layer_norm_epsilon: Epsilon of every norm.
+        dropout: Dropout rate for the output of each half block in training.
+        dtype: Dtype or dtype policy, such as `"bfloat16"` or `"mixed_bfloat16"`.
+        context_length: Maximum number of tokens in prompt and answer together. No weight depends
+            on it.
+        quantization: `"int8"`, `"int4"`, a `QuantizationConfig` or its dictionary. Quantized
+            matrices are zero until they are loaded. They and the norms are frozen. `None` keeps
+            floating point; `quantize` can convert the model later.
 
     Raises:
-        ValueError: sizes that do not fit together, or that quantization does not fit.
+        ValueError: If the sizes are inconsistent, or incompatible with the quantization.
 
     Example:
 
@@ -159,22 +163,22 @@ class GemmaBackbone(Presettable, Quantizable, AdaptableBackbone, keras.Model):
         )
         self.dtype_policy = policy
         self.config = config
-        self.around: weakref.WeakSet = weakref.WeakSet()  # models with a head on this backbone
+        self.around: weakref.WeakSet = weakref.WeakSet()  # models that wrap this backbone
         self.adapters = Adapters(self)
         if quantization is not None:
             self._freeze_norms()
 
     @property
     def quantization(self) -> QuantizationConfig | None:
-        """How the matrices are quantized; None in floating point."""
+        """Quantization of the matrices, or `None` in floating point."""
         return self.token_embedding.quantization
 
     @property
     def rematerialize(self) -> bool:
-        """Whether training computes each block anew for its gradient, instead of keeping all of it.
+        """True if training recomputes each block for its gradient instead of keeping activations.
 
-        That takes about a third longer, and the memory of a block at a time. Set it before `fit`.
-        Nothing may be drawn at random within a block then.
+        Training takes about a third longer and needs the memory of one block at a time. Set it
+        before `fit`. It cannot be combined with dropout.
         """
         return self.transformer_layers[0].rematerialize
 
@@ -183,8 +187,8 @@ class GemmaBackbone(Presettable, Quantizable, AdaptableBackbone, keras.Model):
         blocks = self.transformer_layers
         if value and (self.config.dropout or any(block.lora_dropout for block in blocks)):
             raise ValueError(
-                "Blocks with dropout cannot be computed anew: they would drop something else. "
-                f"Train without one of the two. Received: rematerialize={value!r}"
+                "Blocks with dropout cannot be rematerialized, because dropout would differ when "
+                f"they are recomputed. Disable one of the two. Received: rematerialize={value!r}"
             )
         for block in blocks:
             block.rematerialize = bool(value)
@@ -208,7 +212,7 @@ class GemmaBackbone(Presettable, Quantizable, AdaptableBackbone, keras.Model):
         return self.get_layer("final_normalization")
 
     def __getattr__(self, name: str) -> Any:
-        # The constructor's arguments are attributes too: `backbone.hidden_dim`.
+        # Constructor arguments are attributes as well: `backbone.hidden_dim`.
         if name in GemmaConfig.__dataclass_fields__ and "config" in self.__dict__:
             return getattr(self.__dict__["config"], name)
         parent = getattr(super(), "__getattr__", None)
@@ -217,7 +221,7 @@ class GemmaBackbone(Presettable, Quantizable, AdaptableBackbone, keras.Model):
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def tensors(self) -> dict[str, Any]:
-        """All packed weights in the compute dtype, for functions that take them as arguments."""
+        """Returns all packed weights in the compute dtype, as arguments of the functions."""
         return {
             "layers": [block.tensors() for block in self.transformer_layers],
             "head": {
@@ -227,22 +231,22 @@ class GemmaBackbone(Presettable, Quantizable, AdaptableBackbone, keras.Model):
         }
 
     def holders(self) -> dict[str, MatrixLayer | RMSNormalization]:
-        """The layer that holds each weight, by the weight's name in `weight_shapes`."""
+        """Returns the layer of each weight, by the weight's name in `weight_shapes`."""
         holders: dict[str, Any] = {"token_embedding": self.token_embedding}
         for i, block in enumerate(self.transformer_layers):
             holders |= {f"layers.{i}.{part}": held for part, held in block.holders().items()}
         return {**holders, "final_norm": self.layer_norm}
 
     def named_weights(self) -> dict[str, NamedWeight | QuantizedWeight]:
-        """Every weight by its name in `GemmaConfig.weight_shapes`, to read and to assign."""
+        """Returns all weights, readable and assignable, by their names in `weight_shapes`."""
         shapes = self.config.weight_shapes()
         return {name: _named(name, holder, shapes[name]) for name, holder in self.holders().items()}
 
     def _quantize(self, config: QuantizationConfig, calibration: Any) -> None:
         if self.quantization is not None:
             raise ValueError(
-                f"The model is quantized already ({self.quantization.describe()}), and each time "
-                "costs precision: load it again in floating point, or with "
+                f"The model is quantized already ({self.quantization.describe()}), and quantizing "
+                "again would lose more precision. Load it in floating point, or with "
                 f"`from_preset(..., quantization=...)`. Received: mode={config.mode!r}"
             )
         self.adapters.check_quantizable()
@@ -285,7 +289,7 @@ class GemmaBackbone(Presettable, Quantizable, AdaptableBackbone, keras.Model):
         config = dict(config)
         trainable, adapters = config.pop("trainable", True), config.pop("lora", None)
         backbone = cls(**config)
-        if not trainable:  # True would wake what quantization froze
+        if not trainable:  # True would unfreeze the quantized weights
             backbone.trainable = False
         backbone.adapters.restore(adapters)
         return backbone

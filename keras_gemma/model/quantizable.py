@@ -1,4 +1,4 @@
-"""What the two models, with and without a head, share: `quantize`, and what follows from it."""
+"""Quantization methods shared by the models with and without a head."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,14 +9,14 @@ from keras_gemma.quantization import QuantizationConfig, to_config
 
 
 class Quantizable:
-    """A base of Keras models with a `quantize` of their own; they say how in `_quantize`."""
+    """Mixin for Keras models with a custom `quantize`, implemented by `_quantize`."""
 
     in_fit = False
-    """Whether `fit` is at work."""
+    """True if `fit` is running."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         model = super().__new__(cls, *args, **kwargs)
-        # Keras wraps that of each object to check for modes and settings that are Keras's own.
+        # Keras wraps each object's `quantize` to validate Keras's own modes and settings.
         vars(model).pop("quantize", None)
         return model
 
@@ -29,28 +29,27 @@ class Quantizable:
         *,
         calibration: Any = None,
     ) -> None:
-        """Put the matrices into 8 or 4 bits, one after the other: no second model is in memory.
+        """Quantizes the matrices to 8 or 4 bits in place, one at a time to save memory.
 
-        Generation, scores and saved presets go on with these weights; neither they nor norms are
-        trained afterwards, and an optimizer that trained them starts anew, without its moments.
-        `from_preset(..., quantization=...)` does it while it loads. Where something is wrong, the
-        model stays as it was.
+        Generation, scoring and saved presets then use these weights. Matrices and norms are frozen,
+        and an optimizer that trained them is reset. `from_preset(..., quantization=...)` quantizes
+        while loading. If an error is raised, the model is unchanged.
 
         Args:
-            mode: `"int8"`, with a scale a row; `"int4"`; or a `QuantizationConfig`, or its
-                dictionary, with all the rest.
-            group_size: of `"int4"`: how many numbers of a row share a scale.
-            zeros: of `"int4"`: whether each group has a zero point too.
-            embedding: of `"int4"`: bits of the embedding.
-            calibration: a few texts, or lists of ids, as the model will read: what they are
-                multiplied with decides where a matrix has to be most precise. A backbone reads
-                ids alone. Of each, as much counts as the context holds.
+            mode: `"int8"` (one scale per row), `"int4"`, or a `QuantizationConfig` or its
+                dictionary with all settings.
+            group_size: Numbers of a row that share a scale (`"int4"` only).
+            zeros: If True, each group has a zero point (`"int4"` only).
+            embedding: Mode of the embedding (`"int4"` only).
+            calibration: Representative texts, or lists of token ids. Their activation statistics
+                weight the quantization error per input channel. A backbone accepts ids only.
+                Texts are truncated to the context length.
 
         Raises:
-            ValueError: the model is quantized already or in `fit`; an unknown mode, settings
-                beside a config, rows that the groups do not fill; weights that are not finite;
-                calibration without texts, or with strings and no preprocessor.
-            TypeError: calibration of another type.
+            ValueError: If the model is already quantized or in `fit`, the mode or settings are
+                invalid, the group size does not divide the rows, weights are not finite, or
+                calibration is empty or has strings without a preprocessor.
+            TypeError: If `calibration` has another type.
 
         Example:
 
@@ -66,16 +65,16 @@ class Quantizable:
             config = to_config(mode)
             if (group_size, zeros, embedding) != (32, False, "int8"):
                 raise ValueError(
-                    "`mode` is a config or a dictionary and holds all settings: put `group_size`, "
-                    f"`zeros` and `embedding` there. Received: group_size={group_size!r}, "
-                    f"zeros={zeros!r}, embedding={embedding!r} beside mode={config}"
+                    "`mode` is a config or a dictionary with all settings: set `group_size`, "
+                    f"`zeros` and `embedding` in it. Received: group_size={group_size!r}, "
+                    f"zeros={zeros!r}, embedding={embedding!r}, mode={config}"
                 )
         else:
             config = QuantizationConfig(mode, group_size, zeros, embedding)
         self._quantize(config, calibration)
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
-        """`keras.Model.fit`, where there is something to train."""
+        """Same as `keras.Model.fit`, but checks first that the model is trainable."""
         self._check_trainable()
         self.in_fit = True
         try:
@@ -84,7 +83,7 @@ class Quantizable:
             self.in_fit = False
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """`keras.Model.train_on_batch`, where there is something to train."""
+        """Same as `keras.Model.train_on_batch`, but checks first that the model is trainable."""
         self._check_trainable()
         return super().train_on_batch(*args, **kwargs)
 
@@ -95,29 +94,31 @@ class Quantizable:
         if quantization is not None and not self.trainable_variables:
             raise ValueError(
                 f"Nothing of this model can be trained: its weights are {quantization.describe()}. "
-                "Train in floating point, and quantize afterwards; or `enable_lora()`, whose "
-                "adapters are trained beside them."
+                "Train in floating point, and quantize afterwards; or call `enable_lora()`, whose "
+                "adapters are trainable."
             )
 
     def summary(self, *args: Any, print_fn: Any = None, **kwargs: Any) -> None:
-        """`keras.Model.summary`, and a line on the weights' dtype, quantization and bytes."""
+        """Prints the Keras summary, and the weights' dtype, quantization and bytes."""
         super().summary(*args, print_fn=print_fn, **kwargs)
         (print_fn or print)(describe_weights(getattr(self, "backbone", self)))
 
 
 def let_go(model: keras.Model) -> None:
-    """Give up what PyTorch's modules hold of the variables of `model`, so that one that is replaced
-    is freed at once. Keras collects them again when they are next asked for."""
+    """Drops PyTorch's references to the variables of `model`, so that replaced ones are freed.
+
+    Keras collects the references again when it needs them.
+    """
     for layer in model._flatten_layers():
         if hasattr(layer, "_torch_params"):
             del layer._torch_params
 
 
 def forget_training(model: keras.Model) -> None:
-    """Let Keras compile `fit`, `evaluate` and `predict` anew, on the weights as they are.
+    """Makes Keras compile `fit`, `evaluate` and `predict` again for the current weights.
 
-    Where the optimizer has trained what is trained no more, it starts anew, with the same
-    settings. An adapter that is off for now may be trained again.
+    Resets the optimizer if it has slots for variables that are no longer trainable. Inactive
+    adapters count as trainable.
     """
     model.train_function = model.test_function = model.predict_function = None
     optimizer = getattr(model, "optimizer", None)
@@ -128,15 +129,17 @@ def forget_training(model: keras.Model) -> None:
 
 
 def trained_by(optimizer: keras.Optimizer | None) -> list[keras.Variable]:
-    """The variables that an optimizer was built for."""
+    """Returns the variables that an optimizer was built for."""
     if optimizer is None or not optimizer.built:
         return []
     return optimizer._trainable_variables  # no public name
 
 
 def start_anew(optimizer: keras.Optimizer) -> None:
-    """Free what `optimizer` trained, and moments of that size. Where it is, for Keras keeps it in
-    several places, and users may too."""
+    """Resets an optimizer in place, freeing its slot variables.
+
+    In place because Keras and user code may hold references to it.
+    """
     for one in (optimizer, getattr(optimizer, "inner_optimizer", None)):
         if one is not None:
             fresh = type(one).from_config(one.get_config())
@@ -145,23 +148,23 @@ def start_anew(optimizer: keras.Optimizer) -> None:
 
 
 def check_not_in_fit(models: list[Any], verb: str) -> None:
-    """Raise a ValueError where one of `models` is being trained."""
+    """Raises a ValueError if one of `models` is being trained."""
     if any(model.in_fit for model in models):
         raise ValueError(f"The model is being trained: {verb} when `fit` has returned.")
 
 
 def check_policy(policy: Any) -> None:
-    """Raise a ValueError for a policy of Keras's own quantization, which has other layers."""
+    """Raises a ValueError for Keras quantization policies, which need other layers."""
     if isinstance(policy, keras.dtype_policies.QuantizedDTypePolicy):
         dtype = policy.compute_dtype
         raise ValueError(
-            "`dtype` must be of floating point; 8 and 4 bits are `quantization`: pass "
+            "`dtype` must be a floating-point dtype. For 8 and 4 bits, pass "
             f"dtype={dtype!r}, quantization='int8'. Received: dtype={policy.name!r}"
         )
 
 
 def describe_weights(backbone: Any) -> str:
-    """Lines on dtype, quantization and memory of a `GemmaBackbone`'s weights, and on adapters."""
+    """Returns the dtype, quantization and memory of a backbone's weights, and its adapters."""
     quantization = backbone.quantization
     size = sum(weight.bytes for weight in backbone.named_weights().values())
     weights = (

@@ -1,18 +1,18 @@
 """Presets and other model files: finding, downloading, reading and writing them.
 
-    presets.py           load an object from a preset's folder, save an object into one
-    arguments.py         arguments of `from_preset`, checked before a preset is looked for
-    savable.py           export methods of a model: Hugging Face, GGUF and PEFT formats
-    formats.py           which file names belong to which format
-    tensor_streaming.py  tensors in files compared with a model's weights, then streamed into them
-    sharding.py          sizes of weights, and how they are divided among files
-    files.py             JSON, untrusted file names, and atomic replacement of a folder
+presets.py           load an object from a preset's folder, save an object into one
+arguments.py         arguments of `from_preset`, checked before a preset is looked for
+savable.py           export methods of a model: Hugging Face, GGUF and PEFT formats
+formats.py           which file names belong to which format
+tensor_streaming.py  tensors in files compared with a model's weights, then streamed into them
+sharding.py          sizes of weights, and how they are divided among files
+files.py             JSON, untrusted file names, and atomic replacement of a folder
 
-    hub/                 names and handles to folders; downloads and uploads
-    keras_preset/        KerasHub's folder
-    hugging_face/        Hugging Face's folder
-    adapters/            LoRA adapters of PEFT and KerasHub
-    gguf/                a .gguf file for llama.cpp
+hub/                 names and handles to folders; downloads and uploads
+keras_preset/        KerasHub's folder
+hugging_face/        Hugging Face's folder
+adapters/            LoRA adapters of PEFT and KerasHub
+gguf/                a .gguf file for llama.cpp
 """
 
 from keras_gemma.storage.hub.locate import resolve
