@@ -48,7 +48,7 @@ def test_info(command_environment):
         ([], "Missing command"),
         (["generate"], "standard input is empty"),
         (["generate", "x", "--sampler", "best"], "--sampler"),
-        (["generate", "x", "--sampler", "greedy", "--top-k", "3"], "has no use for `top_k`"),
+        (["generate", "x", "--sampler", "greedy", "--top-k", "3"], "does not use `top_k`"),
         (["generate", "x", "--max-new-tokens", "0"], "--max-new-tokens"),
         (["generate", "x", "--backend", "numpy"], "--backend"),
         (["generate", "x", "--nonsense"], "--nonsense"),

@@ -86,7 +86,9 @@ def test_an_adapter(tmp_path, tiny, capsys, monkeypatch):
         with pytest.raises(ConnectionAbortedError, match="adapter"):
             main([command, text, *lora])
     monkeypatch.setattr(GemmaCausalLM, "from_preset", None)  # before the weights are read
-    with pytest.raises(FileNotFoundError, match=r"There is one in .*tuned.adapter: name that"):
+    with pytest.raises(
+        FileNotFoundError, match=r"There is an adapter in .*tuned.adapter: pass that"
+    ):
         main(["score", text, "--lora", str(tmp_path / "tuned")])
 
 

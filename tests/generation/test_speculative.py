@@ -395,7 +395,7 @@ def test_numbers_of_guesses(lm, tokens):
 
 
 def test_a_number_without_a_draft(lm):
-    with pytest.raises(ValueError, match=r"pass one.*num_draft_tokens=3"):
+    with pytest.raises(ValueError, match=r"Pass one.*num_draft_tokens=3"):
         generate(lm, num_draft_tokens=3)
 
 

@@ -35,7 +35,7 @@ from tests.storage.keras_hub_weights import (
 
 WRONG = {
     "gemma2_27b_scale": r"`query_head_dim_normalize=False`.*1/sqrt\(8\)",
-    "gemma2_epsilon": r"`layer_norm_epsilon=0\.1` reaches the last norm alone",
+    "gemma2_epsilon": r"`layer_norm_epsilon=0\.1` is used only by the last norm",
 }
 RIGHT = [name for name in CONFIGURATIONS if name not in WRONG]
 

@@ -139,7 +139,7 @@ def test_failed_quantization_changes_nothing(group_size, number):
 @pytest.mark.parametrize("extra", [{"group_size": 16}, {"zeros": True}, {"embedding": "int4"}])
 def test_settings_together_with_a_config_are_an_error(extra):
     for mode in (QuantizationConfig("int4"), {"mode": "int4"}):
-        with pytest.raises(ValueError, match=r"`mode` is a config.* put .*there"):
+        with pytest.raises(ValueError, match=r"`mode` is a config.* set .*in it"):
             make_backbone(GEMMA1).quantize(mode, **extra)
 
 

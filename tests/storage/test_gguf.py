@@ -332,7 +332,7 @@ def test_a_weight_beyond_float16(tiny_proto, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"use_post_ffw_norm": False}, "gemma2, the nearest, needs use_post_ffw_norm=True"),
+        ({"use_post_ffw_norm": False}, "gemma2, the closest, needs use_post_ffw_norm=True"),
         ({"attention_logit_soft_cap": None}, "needs an attention_logit_soft_cap"),
         ({"final_logit_soft_cap": None}, "needs a final_logit_soft_cap"),
         ({"query_head_dim_normalize": False, "hidden_dim": 48}, r"1/sqrt\(8\) at 4 layers"),
@@ -363,7 +363,7 @@ def test_bad_arguments(tiny_proto, tmp_path):
     with pytest.raises(ValueError, match="no preprocessor"):
         save_to_gguf(Task(task.backbone), tmp_path / "tiny.gguf")
     small = make_backbone(GEMMA1 | {"vocabulary_size": VOCABULARY_SIZE - 1})
-    with pytest.raises(ValueError, match="512 tokens, and the backbone embeds 511"):
+    with pytest.raises(ValueError, match="512 tokens, but the backbone embeds 511"):
         save_to_gguf(Task(small, task.preprocessor), tmp_path / "tiny.gguf")
     empty = Task(task.backbone, GemmaCausalLMPreprocessor(GemmaTokenizer()))
     with pytest.raises(ValueError, match="no vocabulary"):

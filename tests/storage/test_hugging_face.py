@@ -255,7 +255,7 @@ def test_settings_that_say_nothing_new(harmless, tmp_path):
         ({"head_dim": "absent", "vocab_size": None}, "lacks vocab_size, head_dim"),
         (
             {"head_dim": "16", "hidden_size": 3.5},
-            "no positive integers: hidden_size=3.5, head_dim='16'",
+            "not positive integers: hidden_size=3.5, head_dim='16'",
         ),
         ({"head_dim": 15, "query_pre_attn_scalar": 15}, "head_dim=15"),
         ({"hidden_activation": "silu"}, "hidden_activation='silu'"),

@@ -233,7 +233,7 @@ def test_without_weights():
 
 
 def test_dtypes_of_kerass_own_quantization():
-    says = "`quantization`: pass dtype='bfloat16', quantization='int8'"
+    says = "floating-point dtype. For 8 and 4 bits, pass dtype='bfloat16', quantization='int8'"
     with pytest.raises(ValueError, match=says):
         GemmaCausalLM.from_preset("no such preset", dtype="int8_from_bfloat16")
     with pytest.raises(ValueError, match=says):

@@ -236,7 +236,7 @@ def test_more_layers_than_any_model_has(settings, preset):
         ({"max_position_embeddings": True}, "max_position_embeddings=True, not int"),
         ({"model_type": ["gemma2"]}, r"has model_type \['gemma2'\]"),
         ({"model_type": {}}, r"has model_type \{\}"),
-        ({"head_dim": "8"}, "no positive integers: head_dim='8'"),
+        ({"head_dim": "8"}, "not positive integers: head_dim='8'"),
         ({"layer_types": 5}, "has settings that GemmaBackbone does not support:\n  layer_types=5"),
     ],
 )
@@ -302,7 +302,7 @@ def test_a_folder_without_a_model(preset, tmp_path):
         with pytest.raises(
             ValueError,
             match=r"tokenizer has no model: there is no file config\.json\. It holds "
-            r"assets/, tokenizer\.json\. Save a whole model there, `lm\.save_to_preset",
+            r"assets/, tokenizer\.json\. Save a whole model there with `lm\.save_to_preset",
         ):
             cls.from_preset(folder)
     GemmaCausalLMPreprocessor.from_preset(folder)

@@ -277,7 +277,7 @@ def _many_rows(
     return torch.cat(products, 1)
 
 
-@torch.library.custom_op("keras_gemma::quantized_product", mutates_args=())
+@torch.library.custom_op("keras_gemma::quantized_matmul", mutates_args=())
 def _opaque_many_rows(
     x: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None
 ) -> torch.Tensor:
@@ -308,7 +308,7 @@ def _matmul_transposed(
     return total.to(dtype)
 
 
-@torch.library.custom_op("keras_gemma::quantized_product_transposed", mutates_args=())
+@torch.library.custom_op("keras_gemma::quantized_matmul_transposed", mutates_args=())
 def _opaque_transposed(
     dy: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None
 ) -> torch.Tensor:
