@@ -251,7 +251,9 @@ def test_folders_that_from_preset_cannot_load(sent, preset, tmp_path, tiny_proto
     (preset / "config.json").unlink()
     refused(ValueError, r"has no config\.json")
     shutil.rmtree(preset)
-    refused(FileNotFoundError, "there is none. Received: preset=")
+    refused(
+        FileNotFoundError, "an existing folder, as written by `save_to_preset`. Received: preset="
+    )
     make_task(GEMMA1 | {"vocabulary_size": 400}, tiny_proto).save_to_preset(preset)
     refused(ValueError, "has 512 ids, and the model embeds 400")
     assert sent == []
@@ -292,9 +294,12 @@ NO_TOKEN = r".*kaggle\.com/settings.*KAGGLE_API_TOKEN.*kagglehub\.login\(\)"
     [
         (exceptions.UnauthenticatedError(), f"you are not logged in: {NO_TOKEN}"),
         (exceptions.CredentialError("none"), f"you are not logged in: {NO_TOKEN}"),
-        (exceptions.KaggleApiHTTPError("no", answer(401)), f"who asks \\(401\\): {NO_TOKEN}"),
-        (requests.HTTPError("no", response=answer(401)), f"who asks \\(401\\): {NO_TOKEN}"),
-        (exceptions.KaggleApiHTTPError("no", answer(403)), r"\(403\): it must be 'me'"),
+        (
+            exceptions.KaggleApiHTTPError("no", answer(401)),
+            f"requires a login \\(401\\): {NO_TOKEN}",
+        ),
+        (requests.HTTPError("no", response=answer(401)), f"requires a login \\(401\\): {NO_TOKEN}"),
+        (exceptions.KaggleApiHTTPError("no", answer(403)), r"\(403\): the account must be 'me'"),
         (exceptions.BackendError("quota used up", 429), "answered 429: quota used up. Try again"),
         (exceptions.BackendError("quota used up"), "BackendError: quota used up. Call again"),
         (requests.ConnectionError("no route"), "no network: Kaggle cannot be reached"),
@@ -321,8 +326,11 @@ WRITE_TOKEN = r".*may write at https://huggingface\.co/settings/tokens.*HF_TOKEN
     ("error", "message"),
     [
         (errors.LocalTokenNotFoundError("none"), f"you are not logged in: {WRITE_TOKEN}"),
-        (hub_answer(errors.HfHubHTTPError, 401), rf"who asks \(401\): {WRITE_TOKEN}"),
-        (hub_answer(errors.HfHubHTTPError, 403), rf"\(403\): it must be 'me'{WRITE_TOKEN}"),
+        (hub_answer(errors.HfHubHTTPError, 401), rf"requires a login \(401\): {WRITE_TOKEN}"),
+        (
+            hub_answer(errors.HfHubHTTPError, 403),
+            rf"\(403\): the account must be 'me'{WRITE_TOKEN}",
+        ),
         (hub_answer(errors.RepositoryNotFoundError, 404), rf"\(404\): .*'me'{WRITE_TOKEN}"),
         (hub_answer(errors.HfHubHTTPError, 500), "answered 500: You don't have the rights"),
         (errors.OfflineModeIsEnabled("offline"), "HF_HUB_OFFLINE is set: unset it"),
