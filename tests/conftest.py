@@ -30,6 +30,7 @@ BACKEND_FREE = (
     "storage/test_upload.py",
     "test_backend_choice.py",
     "test_catalogue.py",
+    "test_checks.py",
     "test_config.py",
     "test_docs.py",
     "test_floors.py",

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1] / "keras_gemma"
 
 FLOORS = (
     # The ground floor, where modules import one another.
-    ("config", "backend_choice", "version", "tf_data", "hub_caches", "progress"),
+    ("checks", "config", "backend_choice", "version", "tf_data", "hub_caches", "progress"),
     ("catalogue",),
     ("presettable",),
     # The floors above it.
