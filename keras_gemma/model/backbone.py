@@ -230,17 +230,18 @@ class GemmaBackbone(Presettable, Quantizable, AdaptableBackbone, keras.Model):
             },
         }
 
-    def holders(self) -> dict[str, MatrixLayer | RMSNormalization]:
+    def weight_layers(self) -> dict[str, MatrixLayer | RMSNormalization]:
         """Returns the layer of each weight, by the weight's name in `weight_shapes`."""
-        holders: dict[str, Any] = {"token_embedding": self.token_embedding}
+        layers: dict[str, Any] = {"token_embedding": self.token_embedding}
         for i, block in enumerate(self.transformer_layers):
-            holders |= {f"layers.{i}.{part}": held for part, held in block.holders().items()}
-        return {**holders, "final_norm": self.layer_norm}
+            layers |= {f"layers.{i}.{part}": one for part, one in block.weight_layers().items()}
+        return {**layers, "final_norm": self.layer_norm}
 
     def named_weights(self) -> dict[str, NamedWeight | QuantizedWeight]:
         """Returns all weights, readable and assignable, by their names in `weight_shapes`."""
         shapes = self.config.weight_shapes()
-        return {name: _named(name, holder, shapes[name]) for name, holder in self.holders().items()}
+        layers = self.weight_layers()
+        return {name: _named(name, layer, shapes[name]) for name, layer in layers.items()}
 
     def _quantize(self, config: QuantizationConfig, calibration: Any) -> None:
         if self.quantization is not None:
@@ -254,24 +255,24 @@ class GemmaBackbone(Presettable, Quantizable, AdaptableBackbone, keras.Model):
         check_not_in_fit(models, "call `quantize`")
         config.check_shapes(self.config.weight_shapes())
         rows = [] if calibration is None else read_rows(calibration, self.config)
-        holders = self.holders().items()
-        matrices = {name: held for name, held in holders if isinstance(held, MatrixLayer)}
-        for name, holder in matrices.items():
-            holder.check_quantizes(name, config)
+        layers = self.weight_layers().items()
+        matrices = {name: layer for name, layer in layers if isinstance(layer, MatrixLayer)}
+        for name, layer in matrices.items():
+            layer.check_quantizes(name, config)
         importance = mean_squares(self, rows)
         self.adapters.on_base_quantized()
         for model in models:
             let_go(model)
-        for name, holder in matrices.items():
-            holder.quantize_matrix(name, config, importance.get(name))
+        for name, layer in matrices.items():
+            layer.quantize_matrix(name, config, importance.get(name))
         self._freeze_norms()
         for model in models:
             forget_training(model)
 
     def _freeze_norms(self) -> None:
-        for holder in self.holders().values():
-            if isinstance(holder, RMSNormalization):
-                holder.trainable = False
+        for layer in self.weight_layers().values():
+            if isinstance(layer, RMSNormalization):
+                layer.trainable = False
 
     def get_config(self) -> dict[str, Any]:
         config = {
@@ -295,9 +296,9 @@ class GemmaBackbone(Presettable, Quantizable, AdaptableBackbone, keras.Model):
         return backbone
 
 
-def _named(name: str, holder: Any, shape: tuple[int, ...]) -> NamedWeight | QuantizedWeight:
-    if isinstance(holder, RMSNormalization):
-        return NamedWeight(holder.scale, shape, "norm")
-    if holder.quantization is not None:
-        return QuantizedWeight(name, holder, shape, holder.kind)
-    return NamedWeight(holder.variables_of_matrix, shape, holder.kind, holder.adapted)
+def _named(name: str, layer: Any, shape: tuple[int, ...]) -> NamedWeight | QuantizedWeight:
+    if isinstance(layer, RMSNormalization):
+        return NamedWeight(layer.scale, shape, "norm")
+    if layer.quantization is not None:
+        return QuantizedWeight(name, layer, shape, layer.kind)
+    return NamedWeight(layer.variables_of_matrix, shape, layer.kind, layer.adapted)

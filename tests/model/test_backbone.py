@@ -131,7 +131,7 @@ def test_a_long_matrix_in_a_keras_file(tmp_path):
 @pytest.mark.parametrize("shape", [(32,), (32, 31), (1, 32, 32)])
 def test_a_weight_of_the_wrong_shape(shape):
     weight = GemmaBackbone(**GEMMA1).named_weights()["layers.0.query"]
-    with pytest.raises(ValueError, match=r"query/kernel takes an array of shape \(32, 32\).*Rec"):
+    with pytest.raises(ValueError, match=r"/kernel requires an array of shape \(32, 32\).*Rec"):
         weight.assign(np.zeros(shape, "float32"))
 
 

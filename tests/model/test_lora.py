@@ -2,33 +2,16 @@
 
 import numpy as np
 import pytest
-from keras import ops
 
 from keras_gemma import GemmaBackbone, GemmaConfig, QuantizationConfig
 from keras_gemma.lora.config import target_names
 from tests.configurations import GEMMA1, GEMMA2
+from tests.lora_values import fill, largest, run
 from tests.models import without_cache
 from tests.parity.pairs import FULL, IDS, make_ours, random_weights
 
 CONFIG = GemmaConfig(**GEMMA2)
 FOUR = QuantizationConfig("int4", 16, embedding="int4")
-
-
-def run(backbone, ids=IDS, **options):
-    hidden = backbone({"token_ids": ids, "padding_mask": np.ones_like(ids)}, **options)
-    return ops.convert_to_numpy(ops.cast(hidden, "float32"))
-
-
-def fill(backbone, name="default", seed=1, size=0.1):
-    """Fills an adapter with random numbers; returns the update of each matrix, `scale * B A`."""
-    random = np.random.default_rng(seed)
-    added = {}
-    for matrix, linear in backbone.adapters.linears(name).items():
-        low_rank = linear.low_ranks[name]
-        a, b = (random.normal(0, size, tuple(v.shape)) for v in (low_rank.a, low_rank.b))
-        low_rank.assign(a, b)
-        added[matrix] = low_rank.scale * (b @ a)
-    return added
 
 
 def with_added(configuration, added, dtype="float32"):
@@ -38,11 +21,6 @@ def with_added(configuration, added, dtype="float32"):
     for name, weight in backbone.named_weights().items():
         weight.assign((arrays[name] + added.get(name, 0)).astype("float32"))
     return backbone
-
-
-def largest(actual, expected):
-    """Returns the largest difference relative to the largest expected number."""
-    return np.abs(actual - expected).max() / np.abs(expected).max()
 
 
 @pytest.mark.parametrize("configuration", [GEMMA1 | {"num_key_value_heads": 1}, GEMMA2])

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from keras_gemma import GemmaCausalLM
 from tests.configurations import GEMMA1, GEMMA2, VOCABULARY_SIZE
-from tests.model.test_lora import fill
+from tests.lora_values import fill
 from tests.parity.pairs import FULL, IDS, TOLERANCE, make_ours, make_theirs, run_ours, run_theirs
 from tests.storage.conftest import default_policy as default_policy
 
