@@ -7,7 +7,8 @@ import pytest
 from keras import ops
 
 from keras_gemma import backend
-from keras_gemma.backend import Quantized, packing, xla_quantized
+from keras_gemma.backend import Quantized, packing
+from keras_gemma.backend.xla_cpu import xla_quantized
 from tests.backend.arrays import normal, tensor, to_numpy
 
 pytestmark = pytest.mark.skipif(keras.config.backend() == "torch", reason="XLA's layout")
