@@ -24,7 +24,7 @@ def with_added(configuration, added, dtype="float32"):
 
 
 @pytest.mark.parametrize("configuration", [GEMMA1 | {"num_key_value_heads": 1}, GEMMA2])
-def test_output_is_that_of_updated_matrices(configuration):
+def test_output_equals_that_of_updated_matrices(configuration):
     backbone = make_ours(configuration)
     before = run(backbone)
     backbone.enable_lora(3, "all-linear", alpha=6, use_rslora=True)
@@ -40,7 +40,7 @@ def test_output_is_that_of_updated_matrices(configuration):
     np.testing.assert_allclose(weight.numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_initial_values_are_those_of_peft():
+def test_initial_values_equal_those_of_peft():
     runs = []
     for _ in range(2):
         backbone = make_ours(GEMMA1)
@@ -163,7 +163,7 @@ def test_quantized_bases(mode, tmp_path):
     backbone.save_to_preset(tmp_path / "preset")
 
 
-def test_quantizing_the_base_of_an_adapter():
+def test_quantizing_a_base_with_an_adapter():
     backbone = make_ours(GEMMA2)
     backbone.enable_lora(4)
     fill(backbone)
@@ -179,14 +179,14 @@ def test_dropout():
     backbone = make_ours(GEMMA1)
     backbone.enable_lora(4, "all-linear", dropout=0.5)
     fill(backbone)
-    still = run(backbone)
-    np.testing.assert_array_equal(run(backbone, training=False), still)
-    drawn = [run(backbone, training=True) for _ in range(2)]
-    assert largest(drawn[0], still) > 1e-3 and largest(drawn[0], drawn[1]) > 1e-3
+    plain = run(backbone)
+    np.testing.assert_array_equal(run(backbone, training=False), plain)
+    dropped = [run(backbone, training=True) for _ in range(2)]
+    assert largest(dropped[0], plain) > 1e-3 and largest(dropped[0], dropped[1]) > 1e-3
     backbone.enable_lora(4, name="none")
     np.testing.assert_array_equal(run(backbone, training=True), run(backbone))
     backbone.set_adapter("default")
-    assert largest(run(backbone, training=True), still) > 1e-3
+    assert largest(run(backbone, training=True), plain) > 1e-3
 
 
 def test_programs_follow_the_adapter():

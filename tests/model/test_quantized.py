@@ -46,7 +46,7 @@ def test_output_is_that_of_dequantized_weights(mode):
 
 @MODE
 def test_quantized_construction_and_assignment(mode):
-    """Loads as storage does: no unquantized weight is ever allocated."""
+    """Constructs and assigns as storage does, without allocating unquantized weights."""
     expected = make_backbone(GEMMA2)
     numbers = {name: weight.numpy() for name, weight in expected.named_weights().items()}
     expected.quantize(MODES[mode])
