@@ -38,7 +38,9 @@ compiler reads fastest, and nothing above this folder knows that layout.
     memory_bandwidth()                 measured read bandwidth of this machine, in bytes/s
 
 `reference.py` implements matmul, embed, attend, cross_entropy, map and write_cache in plain
-`keras.ops`. The tests compare every backend with it.
+`keras.ops`. The tests compare every backend with it. `jax/`, `tensorflow/` and `torch/` implement
+the contract, with kernels for CPU in their `cpu.py`. `xla_cpu/` has kernels that JAX and TensorFlow
+share.
 """
 
 from collections.abc import Callable

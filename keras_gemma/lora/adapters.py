@@ -210,7 +210,7 @@ class Adapters:
         raise ValueError(f"No adapter is active. {advice}")
 
     def check_known(self, name: Any) -> None:
-        """Raises a ValueError if there is no adapter with this name."""
+        """Raises a ValueError if no adapter has this name."""
         if not isinstance(name, str) or name not in self.configs:
             raise ValueError(
                 f"Unknown adapter. The model has {self.listed()}. Add an adapter with "

@@ -169,8 +169,8 @@ def _fill(
         if zero_points is not None:
             target.zero_points[slab] = zero_points.reshape(target.zero_points[slab].shape)
         # Sums within a group are float32, sums over groups float64.
-        errors += float(np.dot(_squares(e, axis, None, e).astype("float64"), scales**2.0))
-        squares += float(_squares(x, axis, None, e).sum(dtype="float64"))
+        errors += float(np.dot(_dot(e, e, axis, None, e).astype("float64"), scales**2.0))
+        squares += float(_dot(x, x, axis, None, e).sum(dtype="float64"))
     return errors, squares
 
 
@@ -211,17 +211,10 @@ def _values(
     return q, y
 
 
-def _squares(e: np.ndarray, axis: int, weight: np.ndarray | None, out: np.ndarray) -> np.ndarray:
-    """Returns the sum of `weight * e**2` of each group; the terms are written to `out`."""
-    np.multiply(e, e, out=out)
-    if weight is not None:
-        out *= weight
-    return np.add.reduce(out, axis=axis)
-
-
 def _dot(
     a: np.ndarray, b: np.ndarray, axis: int, weight: np.ndarray | None, out: np.ndarray
 ) -> np.ndarray:
+    """Returns the sum of `weight * a * b` of each group; the terms are written to `out`."""
     np.multiply(a, b, out=out)
     if weight is not None:
         out *= weight
@@ -241,7 +234,7 @@ def _best(
     for trial in trials:
         scales, zero_points = trial
         _, e = _values(x, scales, zero_points, axis, ends, spare)
-        error = _squares(e, axis, weight, spare[2]) * scales**2
+        error = _dot(e, e, axis, weight, spare[2]) * scales**2
         if best is None:
             least_error, best = error, trial
             continue
