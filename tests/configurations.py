@@ -6,8 +6,6 @@ fails if one of them is omitted.
 
 from typing import Any
 
-from keras_gemma import QuantizationConfig
-
 VOCABULARY_SIZE = 512
 """Vocabulary size, also of the fixture `tiny_proto`."""
 
@@ -49,11 +47,3 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "vaultgemma": GEMMA1
     | {"num_layers": 4, "use_sliding_window_attention": True, "sliding_window_size": 4},
 }
-
-MODES = {
-    "int8": QuantizationConfig("int8"),
-    "int4": QuantizationConfig("int4", 16),
-    "int4_zeros": QuantizationConfig("int4", 16, zero_points=True),
-    "int4_embedding": QuantizationConfig("int4", 16, embedding="int4"),
-}
-"""Quantizations for groups of 16, which fit all of these models."""

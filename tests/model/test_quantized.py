@@ -13,8 +13,9 @@ from keras_gemma import GemmaBackbone, QuantizationConfig
 from keras_gemma.backend import uninitialized
 from keras_gemma.quantization import report
 from keras_gemma.quantization.calibration import mean_squares
-from tests.configurations import GEMMA1, GEMMA2, MODES
+from tests.configurations import GEMMA1, GEMMA2
 from tests.models import without_cache
+from tests.quantizations import MODES
 from tests.storage.conftest import IDS, make_backbone
 
 MODE = pytest.mark.parametrize("mode", MODES)

@@ -13,7 +13,8 @@ from keras_gemma import GemmaBackbone, GemmaCausalLM, QuantizationConfig, to_ker
 from keras_gemma.backend_choice import BACKENDS
 from keras_gemma.quantization import report
 from keras_gemma.storage.hugging_face.writer import save_to_hugging_face
-from tests.configurations import GEMMA2, MODES
+from tests.configurations import GEMMA2
+from tests.quantizations import MODES
 from tests.storage.conftest import Task, make_backbone, make_task, outputs
 
 MODE = pytest.mark.parametrize("mode", MODES)
