@@ -13,6 +13,8 @@ import dataclasses
 import math
 from typing import Any, NamedTuple
 
+from keras_gemma.checks import check_integer, check_number
+
 BYTES_PER_ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 ROPE_THETA = 10_000.0
@@ -87,9 +89,8 @@ class GemmaConfig:
             "sliding_window_size",
             "context_length",
         ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+            check_integer(name, getattr(self, name))
+            object.__setattr__(self, name, int(getattr(self, name)))  # NumPy integers are not JSON
         if self.num_query_heads % self.num_key_value_heads:
             raise ValueError(
                 "`num_query_heads` must be a multiple of `num_key_value_heads`, so that all "
@@ -109,15 +110,10 @@ class GemmaConfig:
             )
         for name in ("attention_logit_soft_cap", "final_logit_soft_cap"):
             cap = getattr(self, name)
-            if cap is not None and not cap > 0:
-                raise ValueError(f"`{name}` must be positive, or None. Received: {name}={cap!r}")
-        if not self.layer_norm_epsilon > 0:
-            raise ValueError(
-                "`layer_norm_epsilon` must be positive. "
-                f"Received: layer_norm_epsilon={self.layer_norm_epsilon!r}"
-            )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"`dropout` must be in [0, 1). Received: dropout={self.dropout!r}")
+            if cap is not None:
+                check_number(name, cap, "(0, inf)", "`None` disables soft capping.")
+        check_number("layer_norm_epsilon", self.layer_norm_epsilon, "(0, inf)")
+        check_number("dropout", self.dropout, "[0, 1)")
 
     @property
     def feed_forward_dim(self) -> int:

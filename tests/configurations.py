@@ -1,13 +1,13 @@
-"""Tiny models with the shape of each published one, for `GemmaConfig` and `GemmaBackbone`.
+"""Tiny models with the structure of each published one, for `GemmaConfig` and `GemmaBackbone`.
 
-Their constants are inflated: soft caps, windows, scales and epsilons must bite at this size, so
-that a test fails where one of them is dropped.
+Soft caps, windows, scales and epsilons are exaggerated so that they matter at this size. A test
+fails if one of them is omitted.
 """
 
 from typing import Any
 
 VOCABULARY_SIZE = 512
-"""Also that of the fixture `tiny_proto`."""
+"""Vocabulary size, also of the fixture `tiny_proto`."""
 
 GEMMA1 = {
     "vocabulary_size": VOCABULARY_SIZE,
@@ -35,15 +35,15 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "gemma1_multi_query": GEMMA1 | {"num_key_value_heads": 1},
     # Gemma 7B: a key/value head for each query head.
     "gemma1_multi_head": GEMMA1,
-    # Gemma 7B, again: N * H is not D.
+    # Gemma 7B with N * H different from D.
     "gemma1_wide_heads": GEMMA1 | {"hidden_dim": 48, "head_dim": 16},
     # Gemma 2 2B and 9B: grouped heads, both caps, four norms, a window shorter than the text.
     "gemma2_grouped": GEMMA2,
     # Gemma 2 27B: queries are scaled by 1/sqrt(D/N), and D/N is not H.
     "gemma2_27b_scale": GEMMA2 | {"hidden_dim": 48, "query_head_dim_normalize": False},
-    # An epsilon that every norm must see.
+    # A large epsilon in every norm.
     "gemma2_epsilon": GEMMA2 | {"layer_norm_epsilon": 0.1},
-    # VaultGemma: a window, and neither caps nor post norms.
+    # VaultGemma: a window, without caps and post norms.
     "vaultgemma": GEMMA1
     | {"num_layers": 4, "use_sliding_window_attention": True, "sliding_window_size": 4},
 }

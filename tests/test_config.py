@@ -1,4 +1,4 @@
-"""GemmaConfig: what follows from the sizes, and what it refuses."""
+"""GemmaConfig: derived sizes and invalid arguments."""
 
 import dataclasses
 
@@ -29,15 +29,21 @@ from tests.configurations import CONFIGURATIONS, GEMMA1, GEMMA2
         ({"num_key_value_heads": 3}, "multiple of `num_key_value_heads`.*=4.*=3"),
         ({"intermediate_dim": 97}, "even. Received: intermediate_dim=97"),
         ({"head_dim": 7}, "even.*Received: head_dim=7"),
-        ({"attention_logit_soft_cap": 0.0}, "positive, or None.*attention_logit_soft_cap=0.0"),
-        ({"attention_logit_soft_cap": -1}, "positive, or None.*attention_logit_soft_cap=-1"),
-        ({"final_logit_soft_cap": float("nan")}, "positive, or None.*final_logit_soft_cap=nan"),
-        ({"layer_norm_epsilon": 0.0}, "positive.*layer_norm_epsilon=0.0"),
+        (
+            {"attention_logit_soft_cap": 0.0},
+            "greater than 0. `None`.*soft_cap=0.0",
+        ),
+        ({"attention_logit_soft_cap": -1}, "greater than 0. `None`.*attention_logit_soft_cap=-1"),
+        (
+            {"final_logit_soft_cap": float("nan")},
+            "greater than 0. `None`.*final_logit_soft_cap=n",
+        ),
+        ({"layer_norm_epsilon": 0.0}, "greater than 0.*layer_norm_epsilon=0.0"),
         ({"dropout": -0.1}, r"in \[0, 1\). Received: dropout=-0.1"),
         ({"dropout": 1.0}, r"in \[0, 1\). Received: dropout=1.0"),
     ],
 )
-def test_refuses(change, message):
+def test_invalid_arguments(change, message):
     with pytest.raises(ValueError, match=message):
         GemmaConfig(**GEMMA2 | change)
 

@@ -38,7 +38,9 @@ compiler reads fastest, and nothing above this folder knows that layout.
     memory_bandwidth()                 measured read bandwidth of this machine, in bytes/s
 
 `reference.py` implements matmul, embed, attend, cross_entropy, map and write_cache in plain
-`keras.ops`. The tests compare every backend with it.
+`keras.ops`. The tests compare every backend with it. `jax/`, `tensorflow/` and `torch/` implement
+the contract, with kernels for CPU in their `cpu.py`. `xla_cpu/` has kernels that JAX and TensorFlow
+share.
 """
 
 from collections.abc import Callable
@@ -94,10 +96,10 @@ memory_bandwidth = _module.memory_bandwidth
 
 
 def quantized_spec(
-    shape: tuple[int, int], kind: str, bits: int, group_size: int, zeros: bool = False
+    shape: tuple[int, int], kind: str, bits: int, group_size: int, zero_points: bool = False
 ) -> Quantized:
     """Returns shape and dtype of each array of a stored int8 or int4 weight `[out, in]`."""
-    return _module.quantized_layout().spec(shape, kind, bits, group_size, zeros)
+    return _module.quantized_layout().spec(shape, kind, bits, group_size, zero_points)
 
 
 def quantized_pack(plain: Quantized, kind: str, bits: int) -> Quantized:
@@ -110,20 +112,20 @@ def quantized_pack_rows(
     kind: str,
     bits: int,
     group_size: int,
-    zeros: bool,
+    zero_points: bool,
     plain_rows: Callable[[slice], Quantized],
 ) -> Quantized:
     """Packs a weight `[out, in]` with one slab of its plain form in memory at a time.
 
     Args:
-        shape, kind, bits, group_size, zeros: Same as in `quantized_spec`.
+        shape, kind, bits, group_size, zero_points: Same as in `quantized_spec`.
         plain_rows: Returns the plain form of a slice of rows. Called from the first to the last.
     """
     out, length = shape
     rows = max(1, CHUNK // length // ROW_ALIGNMENT) * ROW_ALIGNMENT
     if out <= rows or out % ROW_ALIGNMENT:
         return quantized_pack(plain_rows(slice(None)), kind, bits)
-    spec = quantized_spec(shape, kind, bits, group_size, zeros)
+    spec = quantized_spec(shape, kind, bits, group_size, zero_points)
     packed = Quantized(*(entry and empty(*entry) for entry in spec))
     for start in range(0, out, rows):
         slab = quantized_pack(plain_rows(slice(start, start + rows)), kind, bits)

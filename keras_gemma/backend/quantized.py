@@ -1,14 +1,18 @@
 """Reference implementation of int8 and int4 weights in plain `keras.ops`.
 
-`weight[o, i] = scales[o, g] * (values[o, i] - zeros[o, g])` with `g = i // group_size`. In 8 bits,
-each row is one group. A backend may have its own layout and faster functions.
+`weight[o, i] = scales[o, g] * (values[o, i] - zero_points[o, g])` with `g = i // group_size`. In
+8 bits, each row is one group. A backend may have its own layout and faster functions.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
+
+FILE_NAMES = ("values", "scales", "zeros")
+"""Names of the arrays of a `Quantized` in files."""
 
 
 class Quantized(NamedTuple):
@@ -21,18 +25,28 @@ class Quantized(NamedTuple):
 
     values: Any  # int8 [out, in]; uint8 [out, in / 2], low half bytes are the first half of a row
     scales: Any  # float32 [out] in 8 bits; bfloat16 [out, in / group_size] in 4
-    zeros: Any = None  # zero points, like the scales of 4 bits; None if all zero points are 0
+    zero_points: Any = None  # like the scales of 4 bits; None if all zero points are 0
+
+    def by_file_name(self) -> dict[str, Any]:
+        """Returns the arrays that are not `None` by their names in files."""
+        pairs = zip(FILE_NAMES, self, strict=True)
+        return {name: array for name, array in pairs if array is not None}
+
+    @classmethod
+    def from_file_names(cls, arrays: Mapping[str, Any]) -> "Quantized":
+        """Inverse of `by_file_name`."""
+        return cls(*(arrays.get(name) for name in FILE_NAMES))
 
 
 def spec(
-    shape: tuple[int, int], kind: str, bits: int, group_size: int, zeros: bool = False
+    shape: tuple[int, int], kind: str, bits: int, group_size: int, zero_points: bool = False
 ) -> Quantized:
     """Returns shape and dtype of each array of a stored weight `[out, in]`."""
     out, length = shape
     if bits == 8:
         return Quantized((shape, "int8"), ((out,), "float32"))
     groups = ((out, length // group_size), "bfloat16")
-    return Quantized(((out, length // 2), "uint8"), groups, groups if zeros else None)
+    return Quantized(((out, length // 2), "uint8"), groups, groups if zero_points else None)
 
 
 def pack(plain: Quantized, kind: str, bits: int) -> Quantized:
@@ -48,24 +62,24 @@ def unpack(packed: Quantized, shape: tuple[int, int]) -> Quantized:
     if packed.values.dtype == np.int8:
         return packed
     values = np.concatenate([packed.values & 15, packed.values >> 4], axis=1).view("int8")
-    if packed.zeros is None:
+    if packed.zero_points is None:
         values = (values ^ 8) - 8  # 15 is -1
     return packed._replace(values=values)
 
 
 def dequantize(packed: Quantized, dtype: str) -> Any:
     """Returns rows of a stored weight, `[..., in]` in `dtype`."""
-    values, scales, zeros = packed
+    values, scales, zero_points = packed
     if keras.backend.standardize_dtype(values.dtype) == "int8":
         return ops.cast(ops.cast(values, "float32") * scales[..., None], dtype)
     low, high = ops.bitwise_and(values, 15), ops.right_shift(values, 4)
     numbers = ops.cast(ops.concatenate([low, high], axis=-1), "float32")
-    if zeros is None:
+    if zero_points is None:
         numbers = ops.where(numbers > 7, numbers - 16, numbers)
     rows, groups = ops.shape(numbers)[:-1], scales.shape[-1]
     numbers = ops.reshape(numbers, (*rows, groups, numbers.shape[-1] // groups))
-    if zeros is not None:
-        numbers = numbers - ops.cast(zeros, "float32")[..., None]
+    if zero_points is not None:
+        numbers = numbers - ops.cast(zero_points, "float32")[..., None]
     numbers = numbers * ops.cast(scales, "float32")[..., None]
     return ops.cast(ops.reshape(numbers, (*rows, groups * numbers.shape[-1])), dtype)
 

@@ -82,8 +82,8 @@ def named_arrays(backbone: Any) -> dict[str, Any]:
     arrays = {}
     for name, weight in named.items():
         if isinstance(weight, backend.Quantized):
-            parts = weight._asdict().items()
-            arrays |= {f"{name}.{part}": array for part, array in parts if array is not None}
+            parts = weight.by_file_name().items()
+            arrays |= {f"{name}.{part}": array for part, array in parts}
         else:
             arrays[name] = weight
     return arrays
@@ -101,5 +101,5 @@ def nested(arrays: dict[str, Any], num_layers: int) -> tuple[list[dict[str, Any]
             place[names[0]] = array
         else:  # one of the parts of a quantized matrix
             known = place.get(names[0], backend.Quantized(None, None))
-            place[names[0]] = known._replace(**{names[1]: array})
+            place[names[0]] = known.from_file_names(known.by_file_name() | {names[1]: array})
     return layers, ends

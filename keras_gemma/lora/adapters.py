@@ -53,8 +53,8 @@ class Adapters:
 
     def linears(self, name: str) -> dict[str, Linear]:
         """Returns the layers that an adapter changes, by the names of their matrices."""
-        holders = self.backbone.holders()
-        return {matrix: holders[matrix] for matrix in self.configs[name].sizes}
+        layers = self.backbone.weight_layers()
+        return {matrix: layers[matrix] for matrix in self.configs[name].sizes}
 
     def variables(self) -> list[keras.Variable]:
         """Returns A and B of all adapters."""
@@ -107,7 +107,7 @@ class Adapters:
         for block in backbone.transformer_layers if lora.dropout else ():
             block.add_lora_seed()
         for matrix, (a, b) in (arrays or {}).items():
-            backbone.holders()[matrix].low_ranks[name].assign(a, b)
+            backbone.weight_layers()[matrix].low_ranks[name].assign(a, b)
         self.active = name
         self._changed()
 
@@ -235,7 +235,7 @@ class Adapters:
         raise ValueError(f"No adapter is active. {advice}")
 
     def check_known(self, name: Any) -> None:
-        """Raises a ValueError if there is no adapter with this name."""
+        """Raises a ValueError if no adapter has this name."""
         if not isinstance(name, str) or name not in self.configs:
             raise ValueError(
                 f"Unknown adapter. The model has {self.listed()}. Add an adapter with "
@@ -330,14 +330,14 @@ class Adapters:
         and scoring take the adapter as an argument.
         """
         trained = {id(variable) for variable in self._frozen} if not self.configs else set()
-        for name, holder in self.backbone.holders().items():
-            if not isinstance(holder, Linear):
+        for name, layer in self.backbone.weight_layers().items():
+            if not isinstance(layer, Linear):
                 continue
             is_target = self.active is not None and name in self.configs[self.active].sizes
-            holder.applied = self.applied if is_target else None
-            holder.saves_low_ranks = not self.merged
-            if holder.applied is not None:
-                low_rank = holder.low_ranks[holder.applied]
+            layer.applied = self.applied if is_target else None
+            layer.saves_low_ranks = not self.merged
+            if layer.applied is not None:
+                low_rank = layer.low_ranks[layer.applied]
                 trained |= {id(low_rank.a), id(low_rank.b)}
         for block in self.backbone.transformer_layers:
             block.lora_dropout = self.configs[self.active].dropout if self.active else 0.0

@@ -6,10 +6,10 @@ Knows the names of a model's matrices. Knows nothing about weights.
 import dataclasses
 import difflib
 import fnmatch
-import math
 from collections.abc import Iterable
 from typing import Any
 
+from keras_gemma.checks import check_integer, check_number, check_one_of
 from keras_gemma.config import GemmaConfig
 from keras_gemma.lora.low_rank import scale_of
 
@@ -87,29 +87,17 @@ def read_lora(
         ValueError: If a setting is out of range or a target matches no matrix.
     """
     check_numbers(rank, alpha, dropout)
-    if dtype not in DTYPES:
-        raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}. Received: dtype={dtype!r}")
+    check_one_of("dtype", dtype, DTYPES)
     names = target_names(config, targets)
-    return Lora(dict.fromkeys(names, (rank, float(alpha))), float(dropout), bool(use_rslora), dtype)
+    size = int(rank), float(alpha)
+    return Lora(dict.fromkeys(names, size), float(dropout), bool(use_rslora), dtype)
 
 
 def check_numbers(rank: Any, alpha: Any, dropout: Any) -> None:
     """Raises a ValueError if a setting of an adapter is out of range."""
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise ValueError(
-            "`rank` must be a positive integer, such as 8: the rows of A and the columns of B. "
-            f"Received: rank={rank!r}"
-        )
-    if not _is_number(alpha) or not (math.isfinite(alpha) and alpha > 0):
-        raise ValueError(
-            "`alpha` must be a positive finite number: the adapter is scaled by alpha / rank. "
-            f"Received: alpha={alpha!r}"
-        )
-    if not _is_number(dropout) or not 0 <= dropout < 1:
-        raise ValueError(
-            "`dropout` must be at least 0 and less than 1, such as 0.05. "
-            f"Received: dropout={dropout!r}"
-        )
+    check_integer("rank", rank, advice="It is the number of rows of A, such as 8.")
+    check_number("alpha", alpha, "(0, inf)", "The adapter is scaled by alpha / rank.")
+    check_number("dropout", dropout, "[0, 1)", "A usual value is 0.05.")
 
 
 def target_names(config: GemmaConfig, targets: str | Iterable[str]) -> list[str]:
@@ -170,7 +158,3 @@ def _unknown(target: Any) -> str:
         "accepts peft's names such as 'q_proj', patterns such as 'layers.[0-3].*', and "
         f"'all-linear'. Received: {target!r}"
     )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -16,7 +16,7 @@ from keras import ops
 
 from keras_gemma import backend
 
-ROWS = 1024
+MERGED_ROWS = 1024
 """Rows of a matrix that are merged at a time, in float32."""
 
 
@@ -56,8 +56,8 @@ class LowRank:
         """Returns `matrix + s B A`, `[out, in]`, in the dtype of `matrix`, rounded once."""
         a, b = self.numpy()
         matrix = np.array(matrix)
-        for start in range(0, len(matrix), ROWS):
-            rows = slice(start, start + ROWS)
+        for start in range(0, len(matrix), MERGED_ROWS):
+            rows = slice(start, start + MERGED_ROWS)
             matrix[rows] = matrix[rows].astype("float32") + self.scale * (b[rows] @ a)
         return matrix
 

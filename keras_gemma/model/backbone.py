@@ -225,17 +225,18 @@ class GemmaBackbone(Presettable, TrainableModel):
             },
         }
 
-    def holders(self) -> dict[str, MatrixLayer | RMSNormalization]:
+    def weight_layers(self) -> dict[str, MatrixLayer | RMSNormalization]:
         """Returns the layer of each weight, by the weight's name in `weight_shapes`."""
-        holders: dict[str, Any] = {"token_embedding": self.token_embedding}
+        layers: dict[str, Any] = {"token_embedding": self.token_embedding}
         for i, block in enumerate(self.transformer_layers):
-            holders |= {f"layers.{i}.{part}": held for part, held in block.holders().items()}
-        return {**holders, "final_norm": self.layer_norm}
+            layers |= {f"layers.{i}.{part}": one for part, one in block.weight_layers().items()}
+        return {**layers, "final_norm": self.layer_norm}
 
     def named_weights(self) -> dict[str, NamedWeight | QuantizedWeight]:
         """Returns all weights, readable and assignable, by their names in `weight_shapes`."""
         shapes = self.config.weight_shapes()
-        return {name: _named(name, holder, shapes[name]) for name, holder in self.holders().items()}
+        layers = self.weight_layers()
+        return {name: _named(name, layer, shapes[name]) for name, layer in layers.items()}
 
     def quantize(
         self,
@@ -382,9 +383,9 @@ class GemmaBackbone(Presettable, TrainableModel):
         return backbone
 
 
-def _named(name: str, holder: Any, shape: tuple[int, ...]) -> NamedWeight | QuantizedWeight:
-    if isinstance(holder, RMSNormalization):
-        return NamedWeight(holder.scale, shape, "norm")
-    if holder.quantization is not None:
-        return QuantizedWeight(name, holder, shape, holder.kind)
-    return NamedWeight(holder.variables_of_matrix, shape, holder.kind, holder.adapted)
+def _named(name: str, layer: Any, shape: tuple[int, ...]) -> NamedWeight | QuantizedWeight:
+    if isinstance(layer, RMSNormalization):
+        return NamedWeight(layer.scale, shape, "norm")
+    if layer.quantization is not None:
+        return QuantizedWeight(name, layer, shape, layer.kind)
+    return NamedWeight(layer.variables_of_matrix, shape, layer.kind, layer.adapted)

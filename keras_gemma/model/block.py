@@ -6,7 +6,7 @@ from typing import Any
 from keras_gemma.config import GemmaConfig
 from keras_gemma.model.attention import attention
 from keras_gemma.model.feed_forward import feed_forward
-from keras_gemma.model.hooks import Taps, tapped
+from keras_gemma.model.hooks import Hooks, apply_hook
 from keras_gemma.model.normalization import rms_normalize
 
 
@@ -19,36 +19,37 @@ def decoder_block(
     cache: tuple[Any, Any] | None = None,
     slots: Any = None,
     dropout: Callable[[Any], Any] = lambda x: x,
-    taps: Taps = None,
+    hooks: Hooks = None,
 ) -> tuple[Any, tuple[Any, Any]]:
-    """One block. Gemma 2 normalises the end of each half too, where the weights hold such a norm.
+    """Computes one block. Gemma 2 also normalizes the output of each half, with its own norms.
 
     Args:
-        x: `[B, T, D]`, the residual.
-        weights: this block's, named as in `GemmaConfig.weight_shapes`.
-        dropout: applied to what each half adds; see `attention` for the rest.
-        taps: by the names of `taps.BLOCK_PLACES`.
+        x: Residual stream, `[B, T, D]`.
+        weights: Packed weights of the block, named as in `GemmaConfig.weight_shapes`.
+        config, rotary, mask, cache, slots: Same as in `attention`.
+        dropout: Function applied to the output of each half.
+        hooks: Functions by hook point in `BLOCK_HOOK_POINTS`.
 
     Returns:
-        `[B, T, D]`, and the keys and values that were looked at.
+        `[B, T, D]`, and the keys and values that were attended to.
     """
 
     def normalize(x: Any, name: str) -> Any:
         return rms_normalize(x, weights[name], config.layer_norm_epsilon)
 
-    x = tapped(taps, "residual.before", x)
-    half, looked_at = attention(
-        normalize(x, "pre_attention_norm"), weights, config, rotary, mask, cache, slots, taps
+    x = apply_hook(hooks, "residual.before", x)
+    half, keys_and_values = attention(
+        normalize(x, "pre_attention_norm"), weights, config, rotary, mask, cache, slots, hooks
     )
     if "post_attention_norm" in weights:
         half = normalize(half, "post_attention_norm")
-    x = x + dropout(tapped(taps, "attention.output", half))
-    x = tapped(taps, "residual.middle", x)
+    x = x + dropout(apply_hook(hooks, "attention.output", half))
+    x = apply_hook(hooks, "residual.middle", x)
 
     half = feed_forward(
-        normalize(x, "pre_ffw_norm"), weights["gate"], weights["up"], weights["down"], taps
+        normalize(x, "pre_ffw_norm"), weights["gate"], weights["up"], weights["down"], hooks
     )
     if "post_ffw_norm" in weights:
         half = normalize(half, "post_ffw_norm")
-    x = x + dropout(tapped(taps, "feed_forward.output", half))
-    return tapped(taps, "residual.after", x), looked_at
+    x = x + dropout(apply_hook(hooks, "feed_forward.output", half))
+    return apply_hook(hooks, "residual.after", x), keys_and_values

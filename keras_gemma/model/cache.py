@@ -1,14 +1,14 @@
-"""Keys and values of the text so far, one pair of arrays `[B, R, K, H]` a layer.
+"""KV cache: keys and values of the text so far, one pair of arrays `[B, R, K, H]` per layer.
 
-A layer that sees everything keeps R = S slots, as many as the text may grow to. A local layer keeps
-R = its window, as a ring: position p lies in slot p mod R, where it has just replaced position
-p - R, the first that p no longer sees.
+A global layer has R = S slots, where S is the maximum text length. A local layer has as many slots
+as its window, used as a ring: position p is in slot p mod R, where it replaces position p - R, the
+first one outside the window of p.
 
     R = 4, the text is at position 6      slot      0  1  2  3
                                           position  4  5  6  3
 
-With R = S the ring never turns, so both kinds of layer share every function here. Each row has
-its own length: rows are neither padded nor read again.
+With R = S the ring never wraps, so both kinds of layers share all functions here. Each row has its
+own length, so rows are not padded.
 """
 
 from typing import Any
@@ -23,15 +23,15 @@ Cache = list[tuple[Any, Any]]
 
 
 def slot_of(positions: Any, slots: int) -> Any:
-    """The slot of each of `positions` in a ring of `slots`."""
+    """Returns the slot of each position in a ring of `slots`."""
     return ops.mod(positions, slots)
 
 
 def position_in(slots: int, last: Any) -> Any:
-    """The position that each slot holds when each row has come to position `last [B]`.
+    """Returns the position in each slot after position `last [B]` of each row was written.
 
     Returns:
-        int32 `[B, R]`; negative where the slot is still empty.
+        Int32 `[B, R]`, negative for empty slots.
     """
     slot = ops.arange(slots, dtype="int32")[None]
     last = last[:, None]
@@ -39,26 +39,26 @@ def position_in(slots: int, last: Any) -> Any:
 
 
 def cache_mask(slots: int, positions: Any, window: int | None) -> Any:
-    """Which slots the queries at `positions [B, T]` see, once the last of them is written.
+    """Returns the slots that are visible to queries whose keys are already in the cache.
 
     Args:
-        slots: R, at least the window and what is read beyond its first token: `window + T - 1`.
-        positions: int32, one after the other.
-        window: positions in sight, its own included; None for all.
+        slots: R, at least `window + T - 1` so that no query's window is overwritten.
+        positions: Int32 `[B, T]`, positions of the queries, consecutive in each row.
+        window: Same as in `causal_mask`.
 
     Returns:
-        bool `[B, T, R]`.
+        Bool `[B, T, R]`.
     """
-    held = position_in(slots, positions[:, -1])[:, None, :]
+    stored = position_in(slots, positions[:, -1])[:, None, :]
     positions = positions[:, :, None]
-    visible = ops.logical_and(held >= 0, held <= positions)
+    visible = ops.logical_and(stored >= 0, stored <= positions)
     if window is not None:
-        visible = ops.logical_and(visible, held > positions - window)
+        visible = ops.logical_and(visible, stored > positions - window)
     return visible
 
 
 def make_cache(config: GemmaConfig, batch: int, slots: int, dtype: str) -> Cache:
-    """A cache without content, of `slots` in every layer, rings or not."""
+    """Returns an empty cache with the same number of slots in every layer."""
     shape = (batch, slots, config.num_key_value_heads, config.head_dim)
     return [
         (ops.zeros(shape, dtype=dtype), ops.zeros(shape, dtype=dtype))
@@ -67,62 +67,65 @@ def make_cache(config: GemmaConfig, batch: int, slots: int, dtype: str) -> Cache
 
 
 def resize(array: Any, slots: int) -> Any:
-    """A copy of `array [B, R, ...]`, which has not turned, with `slots` in the place of R."""
-    held = array.shape[1]
-    if slots <= held:
+    """Returns a copy of `array [B, R, ...]`, whose ring has not wrapped, with R = `slots`."""
+    size = array.shape[1]
+    if slots <= size:
         return ops.copy(array[:, :slots])
     rest = [(0, 0)] * (len(array.shape) - 2)
-    return ops.pad(array, [(0, 0), (0, slots - held), *rest])
+    return ops.pad(array, [(0, 0), (0, slots - size), *rest])
 
 
 def grow_cache(cache: Cache, slots: list[int]) -> Cache:
-    """The cache with at least `slots` in each layer; what is large enough is not copied."""
+    """Returns the cache with at least `slots[i]` slots in layer i; copies only smaller layers."""
     return [
-        tuple(resize(array, size) if array.shape[1] < size else array for array in kept)
-        for kept, size in zip(cache, slots, strict=True)
+        tuple(resize(array, size) if array.shape[1] < size else array for array in pair)
+        for pair, size in zip(cache, slots, strict=True)
     ]
 
 
 def repeat_rows(array: Any, times: int) -> Any:
-    """A copy of `array [B, ...]` with each row `times` times: `[B * times, ...]`.
+    """Repeats each row of `array [B, ...]` -> a new array `[B * times, ...]`.
 
-    `ops.repeat` may give a view, in which the copies of a row are one memory.
+    `ops.repeat` may return a view, in which the copies of a row share memory.
     """
     rows = np.repeat(np.arange(array.shape[0]), times)
     return ops.take(array, ops.convert_to_tensor(rows.astype("int32")), axis=0)
 
 
 def fill_ring(fresh: Any, slots: int, lengths: Any) -> Any:
-    """A ring after a prompt: keys or values `fresh [B, T, K, H]` -> `[B, R, K, H]`.
+    """Returns the ring `[B, R, K, H]` after a prompt.
 
     Args:
-        fresh: of the whole prompt, by position.
+        fresh: Keys or values of the whole prompt by position, `[B, T, K, H]`.
         slots: R.
-        lengths: `[B]`, the true length of each row.
+        lengths: Length of each prompt without padding, `[B]`.
     """
     last = ops.shape(fresh)[1] - 1
-    source = ops.clip(position_in(slots, lengths - 1), 0, last)  # empty slots hold anything
+    source = ops.clip(position_in(slots, lengths - 1), 0, last)  # empty slots get any values
     return ops.take_along_axis(fresh, source[:, :, None, None], axis=1)
 
 
 def unroll_ring(ring: Any, slots: int) -> Any:
-    """A ring `[B, R, K, H]` by position again: `[B, slots, K, H]`.
+    """Orders a ring `[B, R, K, H]` by position -> `[B, slots, K, H]`.
 
-    Right where the ring still holds a position; what it has given up is something else now.
+    Positions that the ring has overwritten get the values of later positions.
     """
-    held = ring.shape[1]
-    if held >= slots:
+    size = ring.shape[1]
+    if size >= slots:
         return ring
-    source = ops.convert_to_tensor((np.arange(slots) % held).astype("int32"))
+    source = ops.convert_to_tensor((np.arange(slots) % size).astype("int32"))
     return ops.take(ring, source, axis=1)
 
 
 def slots_of_layers(config: GemmaConfig, length: int, slack: int = 0) -> list[int]:
-    """R of every layer, for texts of up to `length` tokens.
+    """Returns R of every layer for texts of up to `length` tokens.
 
     Args:
-        slack: tokens that may be written beyond the end of the text and taken back. A ring has as
-            many slots more, so that they replace nothing that is still in sight.
+        config: Configuration of the model.
+        length: Maximum text length, in tokens.
+        slack: Maximum number of draft tokens that may be written after the end of the text and
+            then rejected. Rings get as many extra slots, so that draft tokens overwrite no
+            visible position.
     """
     slots = [config.cache_slots(layer, length) for layer in range(config.num_layers)]
     return [min(length, count + slack) for count in slots]

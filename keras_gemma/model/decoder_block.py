@@ -1,4 +1,4 @@
-"""A decoder block: attention and feed forward, each normalised and added to the residual."""
+"""Layer with the weights of one decoder block."""
 
 import random
 from collections.abc import Callable
@@ -19,27 +19,27 @@ from keras_gemma.model.transformer import run_blocks
 
 
 def rematerialized(compute: Callable[[Any, Any], Any], x: Any, weights: dict[str, Any]) -> Any:
-    """`compute(x, weights)`, of which nothing is kept for the gradient: it is computed anew."""
+    """Returns `compute(x, weights)`, without keeping activations for the gradient."""
     leaves = keras.tree.flatten(weights)
-    # What has a gradient are arguments, as TensorFlow wants it; the rest is closed over.
+    # TensorFlow requires tensors with a gradient as arguments. The others are closed over.
     floats = [
         i
         for i, leaf in enumerate(leaves)
         if ops.is_tensor(leaf) and "float" in keras.backend.standardize_dtype(leaf.dtype)
     ]
 
-    def from_leaves(x: Any, *given: Any) -> Any:
-        whole = list(leaves)
-        for i, leaf in zip(floats, given, strict=True):
-            whole[i] = leaf
-        return compute(x, keras.tree.pack_sequence_as(weights, whole))
+    def from_leaves(x: Any, *float_leaves: Any) -> Any:
+        all_leaves = list(leaves)
+        for i, leaf in zip(floats, float_leaves, strict=True):
+            all_leaves[i] = leaf
+        return compute(x, keras.tree.pack_sequence_as(weights, all_leaves))
 
     return keras.remat(from_leaves)(x, *(leaves[i] for i in floats))
 
 
 @keras.saving.register_keras_serializable(package="keras_gemma")
 class GemmaDecoderBlock(keras.layers.Layer):
-    """Holds the weights of one block; `layer` is its 0-based place, which decides its window."""
+    """Layer with the weights of one block. `layer` is its 0-based index, which sets its window."""
 
     def __init__(
         self, config: GemmaConfig, layer: int, quantization: Any = None, **kwargs: Any
@@ -48,24 +48,24 @@ class GemmaDecoderBlock(keras.layers.Layer):
         self.config = config
         self.layer = layer
         policy = self.dtype_policy
-        how = {"quantization": quantization, "dtype": policy}
+        options = {"quantization": quantization, "dtype": policy}
 
         def norm(name: str) -> RMSNormalization:
             return RMSNormalization(config.layer_norm_epsilon, dtype=policy, name=name)
 
         self.pre_attention_norm = norm("pre_attention_norm")
-        self.attention = GemmaAttention(config, **how, name="attention")
+        self.attention = GemmaAttention(config, **options, name="attention")
         if config.use_post_attention_norm:
             self.post_attention_norm = norm("post_attention_norm")
         self.pre_ffw_norm = norm("pre_ffw_norm")
-        self.gating_ffw = Linear(config.feed_forward_dim, **how, name="ffw_gating")
-        self.gating_ffw_2 = Linear(config.feed_forward_dim, **how, name="ffw_gating_2")
-        self.ffw_linear = Linear(config.hidden_dim, **how, name="ffw_linear")
+        self.gating_ffw = Linear(config.feed_forward_dim, **options, name="ffw_gating")
+        self.gating_ffw_2 = Linear(config.feed_forward_dim, **options, name="ffw_gating_2")
+        self.ffw_linear = Linear(config.hidden_dim, **options, name="ffw_linear")
         if config.use_post_ffw_norm:
             self.post_ffw_norm = norm("post_ffw_norm")
         self.dropout = keras.layers.Dropout(config.dropout, dtype=policy, name="dropout")
-        self.rematerialize = False  # whether training computes the block anew for its gradient
-        self.lora_dropout = 0.0  # of the adapter that is on
+        self.rematerialize = False  # True if the gradient recomputes the block
+        self.lora_dropout = 0.0  # dropout rate of the active adapter
         self.lora_seed: keras.random.SeedGenerator | None = None
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -74,9 +74,9 @@ class GemmaDecoderBlock(keras.layers.Layer):
             layer.build(inner_shape if layer is self.ffw_linear else input_shape)
         self.built = True
 
-    def holders(self) -> dict[str, RMSNormalization | Linear]:
-        """The layer that holds each weight, by the weight's name in `weight_shapes`."""
-        holders = {
+    def weight_layers(self) -> dict[str, RMSNormalization | Linear]:
+        """Returns the layer of each weight, by the weight's name in `weight_shapes`."""
+        layers = {
             "pre_attention_norm": self.pre_attention_norm,
             "query": self.attention.query_dense,
             "key": self.attention.key_dense,
@@ -89,21 +89,21 @@ class GemmaDecoderBlock(keras.layers.Layer):
             "down": self.ffw_linear,
             "post_ffw_norm": getattr(self, "post_ffw_norm", None),
         }
-        return {name: holder for name, holder in holders.items() if holder is not None}
+        return {name: layer for name, layer in layers.items() if layer is not None}
 
     def tensors(self) -> dict[str, Any]:
-        """The packed weights in the compute dtype: what `decoder_block` takes."""
-        return {name: holder.tensor for name, holder in self.holders().items()}
+        """Returns the packed weights in the compute dtype, as arguments of `decoder_block`."""
+        return {name: layer.tensor for name, layer in self.weight_layers().items()}
 
     def add_lora_seed(self) -> None:
-        """Make what the dropout of adapters draws from."""
+        """Creates the seed generator for the dropout of adapters."""
         if self.lora_seed is None:
             with keras_internals.adding_weights(self):
                 # With an explicit seed, because PyTorch otherwise draws from a global generator.
                 self.lora_seed = keras.random.SeedGenerator(random.randrange(1 << 30))
 
     def training_tensors(self) -> dict[str, Any]:
-        """`tensors`, where adapters do not see all of what they are multiplied with."""
+        """Same as `tensors`, with dropout for the input of adapters."""
         if not self.lora_dropout:
             return self.tensors()
         drop = partial(keras.random.dropout, rate=self.lora_dropout, seed=self.lora_seed)
@@ -113,7 +113,7 @@ class GemmaDecoderBlock(keras.layers.Layer):
         }
 
     def call(self, x: Any, padding_mask: Any = None, training: bool | None = None) -> Any:
-        """`[B, T, D]` -> `[B, T, D]`; `padding_mask [B, T]` is as of `causal_mask`."""
+        """Computes the block for `x [B, T, D]`. `padding_mask` is `attended` of `causal_mask`."""
         b, t = ops.shape(x)[0], ops.shape(x)[1]
         if padding_mask is None:
             padding_mask = ops.ones((b, t), dtype="bool")
@@ -144,11 +144,15 @@ class GemmaDecoderBlock(keras.layers.Layer):
         return keras.KerasTensor(x.shape, dtype=self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
-        own = {"config": self.config.to_dict(), "layer": self.layer}
+        config = {
+            **super().get_config(),
+            "config": self.config.to_dict(),
+            "layer": self.layer,
+        }
         quantization = self.ffw_linear.quantization
         if quantization is not None:
-            own["quantization"] = quantization.to_dict()
-        return {**super().get_config(), **own}
+            config["quantization"] = quantization.to_dict()
+        return config
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "GemmaDecoderBlock":

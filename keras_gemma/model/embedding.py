@@ -1,4 +1,4 @@
-"""The tied embedding: ids to vectors on the way in; on the way out, the head's matrix."""
+"""Tied embedding: converts token ids to vectors, and is the matrix of the output head."""
 
 from typing import Any
 
@@ -13,9 +13,9 @@ from keras_gemma.model.matrix import MatrixLayer
 
 
 def scale_embeddings(x: Any, scale: float) -> Any:
-    """`x * scale`, with the scale rounded to the dtype of `x` first, as the models were trained.
+    """Returns `x * scale`, with the scale rounded to the dtype of `x` first, as in training.
 
-    In bfloat16 a hidden size of 3072 multiplies by 55.5, not by 55.43.
+    For a hidden size of 3072, the bfloat16 factor is 55.5 instead of 55.43.
     """
     dtype = keras.backend.standardize_dtype(x.dtype)
     if dtype in ("bfloat16", "float16"):
@@ -25,10 +25,10 @@ def scale_embeddings(x: Any, scale: float) -> Any:
 
 @keras.saving.register_keras_serializable(package="keras_gemma")
 class ReversibleEmbedding(MatrixLayer):
-    """Holds the embedding `[V, D]`.
+    """Layer with the embedding `[V, D]`.
 
-    Calling it with ids `[B, T]` gives their vectors `[B, T, D]`, not yet scaled; with
-    `reverse=True` and hidden states `[B, T, D]` it gives capped logits, float32 `[B, T, V]`.
+    Converts ids `[B, T]` to unscaled vectors `[B, T, D]`. With `reverse=True`, converts hidden
+    states `[B, T, D]` to capped float32 logits `[B, T, V]`.
     """
 
     kind = "embedding"

@@ -1,4 +1,4 @@
-"""The head: hidden states to logits, by the tied embedding."""
+"""Output head: hidden states to logits with the tied embedding."""
 
 from typing import Any
 
@@ -10,20 +10,25 @@ from keras_gemma.model.normalization import rms_normalize
 
 
 def soft_cap(x: Any, cap: float | None) -> Any:
-    """`cap * tanh(x / cap)`; `x` itself where there is no cap (Gemma 2, arXiv:2408.00118, 2.2)."""
+    """Returns `cap * tanh(x / cap)`, or `x` if `cap` is `None` (Gemma 2, arXiv:2408.00118, 2.2)."""
     return x if cap is None else ops.tanh(x / cap) * cap
 
 
 def to_logits(x: Any, packed: Any, cap: float | None) -> Any:
-    """`[..., D]`, normalised, -> float32 `[..., V]`: the product with the embedding, capped."""
+    """Multiplies normalized `x [..., D]` by the embedding; returns capped float32 `[..., V]`."""
     return soft_cap(ops.cast(backend.matmul(x, packed), "float32"), cap)
 
 
 def head(x: Any, weights: dict[str, Any], config: GemmaConfig) -> Any:
-    """The last block's output `[..., D]` -> float32 logits `[..., V]`.
+    """Converts the output of the last block to logits.
 
     Args:
+        x: `[..., D]`.
         weights: `final_norm`, and the packed `token_embedding`.
+        config: Configuration of the model.
+
+    Returns:
+        Float32 `[..., V]`.
     """
     x = rms_normalize(x, weights["final_norm"], config.layer_norm_epsilon)
     return to_logits(x, weights["token_embedding"], config.final_logit_soft_cap)

@@ -1,15 +1,15 @@
-"""Where others may look into a block: named places, and functions that see what stands there.
+"""Hook points of a decoder block, where functions can read and replace activations.
 
-Taps are a dict from names to functions `x -> x`, or None. What is there flows on through the
-function of its name; with no taps, nothing is added to a program.
+Hooks are a dictionary from hook points to functions `x -> x`, or `None`. The result of a function
+replaces the activation. Without hooks, nothing is added to a program.
 """
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-Taps = Mapping[str, Callable[[Any], Any]] | None
+Hooks = Mapping[str, Callable[[Any], Any]] | None
 
-BLOCK_PLACES = {
+BLOCK_HOOK_POINTS = {
     "residual.before": "[B, T, D], what the block reads",
     "attention.queries": "[B, T, N, H], rotated",
     "attention.keys": "[B, T, K, H], rotated",
@@ -22,9 +22,9 @@ BLOCK_PLACES = {
     "feed_forward.output": "[B, T, D], what the second half adds",
     "residual.after": "[B, T, D], what the next block reads",
 }
-"""The places in a block, in the order of the data, and what stands there."""
+"""Activation at each hook point of a block, in the order of the data."""
 
 
-def tapped(taps: Taps, name: str, x: Any) -> Any:
-    """What goes on from the place `name` where `x` has arrived."""
-    return taps[name](x) if taps and name in taps else x
+def apply_hook(hooks: Hooks, hook_point: str, x: Any) -> Any:
+    """Returns the result of the hook at `hook_point`, or `x` itself without one."""
+    return hooks[hook_point](x) if hooks and hook_point in hooks else x

@@ -1,4 +1,4 @@
-"""A matrix without bias, stored as its backend reads it fastest, with or without an adapter."""
+"""Layer with one matrix without bias, and its LoRA updates."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ from keras_gemma.model.matrix import MatrixLayer, matmul
 
 @keras.saving.register_keras_serializable(package="keras_gemma")
 class Linear(MatrixLayer):
-    """Holds one matrix `[out, in]`; `matmul(x [..., in])` -> `[..., out]`.
+    """Layer with one matrix `[out, in]`: `x [..., in]` -> `[..., out]`.
 
-    The variable has the backend's layout; files and `NamedWeight` see `[out, in]`. Products of low
-    rank may stand beside it, by the names of the model's adapters; at most one is added.
+    The variable has the backend's layout; files and `NamedWeight` use `[out, in]`. Each adapter of
+    the model may add one low-rank update, of which at most one is applied.
     """
 
     def __init__(self, out_dim: int, quantization: Any = None, **kwargs: Any) -> None:
@@ -34,27 +34,27 @@ class Linear(MatrixLayer):
 
     @property
     def tensor(self) -> Any:
-        """The packed matrix in the compute dtype or quantized, `LoraWeight` where one is added."""
+        """Packed matrix in the compute dtype or quantized; `LoraWeight` if an update is applied."""
         packed = super().tensor
         if self.applied is None:
             return packed
         return self.low_ranks[self.applied].with_lora(packed, self.compute_dtype)
 
     def adapted(self, matrix: np.ndarray) -> np.ndarray:
-        """`matrix [out, in]` with what is added to it."""
+        """Returns `matrix [out, in]` merged with the applied update."""
         return matrix if self.applied is None else self.low_ranks[self.applied].merged_with(matrix)
 
     def add_low_rank(self, name: str, rank: int, scale: float, dtype: str) -> None:
-        """Make the variables of an adapter, zero, and not added yet."""
+        """Creates the variables of an update, filled with zeros. The update is not applied yet."""
         out, length = self.logical_shape
-        how = {"initializer": "zeros", "dtype": dtype, "autocast": False}
+        options = {"initializer": "zeros", "dtype": dtype, "autocast": False}
         with keras_internals.adding_weights(self):
-            a = self.add_weight(name=f"{name}_lora_a", shape=(rank, length), **how)
-            b = self.add_weight(name=f"{name}_lora_b", shape=(out, rank), **how)
+            a = self.add_weight(name=f"{name}_lora_a", shape=(rank, length), **options)
+            b = self.add_weight(name=f"{name}_lora_b", shape=(out, rank), **options)
         self.low_ranks[name] = LowRank(a, b, scale)
 
     def remove_low_rank(self, name: str) -> None:
-        """Let the variables of an adapter go."""
+        """Deletes the variables of an update."""
         low_rank = self.low_ranks.pop(name)
         keras_internals.untrack(self, low_rank.a)
         keras_internals.untrack(self, low_rank.b)
@@ -69,9 +69,9 @@ class Linear(MatrixLayer):
         stored = {key[: -len(_A)] for key in store.keys() if key.endswith(_A)}  # noqa: SIM118
         if stored != set(self.low_ranks):
             raise ValueError(
-                f"{self.path}: the file has the adapters {sorted(stored)}, and the model has "
-                f"{sorted(self.low_ranks)}. Add or delete adapters first, by `enable_lora` with "
-                "the same settings or `delete_adapter`."
+                f"{self.path}: the file has the adapters {sorted(stored)}, but the model has "
+                f"{sorted(self.low_ranks)}. First add adapters with `enable_lora` and the same "
+                "settings, or delete adapters with `delete_adapter`."
             )
         super().load_own_variables(store)
         for name, low_rank in self.low_ranks.items():
@@ -88,5 +88,5 @@ _A, _B = ".lora_a", ".lora_b"
 
 
 def _parts(name: str) -> tuple[str, str]:
-    """What a file calls A and B of an adapter."""
+    """Returns the names of A and B of an adapter in a file."""
     return name + _A, name + _B

@@ -1,6 +1,6 @@
-"""A layer's one matrix `[out, in]`: a plain variable, or those of 8 or 4 bits.
+"""Base class of layers with one matrix `[out, in]`, in floating point or in 8 or 4 bits.
 
-Knows how the matrix gets its variables and how files see it, and no product with it.
+Creates, quantizes, saves and loads the variables of the matrix.
 """
 
 from collections.abc import Callable
@@ -21,21 +21,21 @@ from keras_gemma.quantization import (
     relative_error,
     to_config,
 )
-from keras_gemma.quantization.array import LARGEST, NO_NUMBERS
+from keras_gemma.quantization.array import INVALID_NUMBERS, MAX_ABS
 
 
 class Observed(NamedTuple):
-    """A packed matrix in the place of which somebody looks at what is multiplied with it."""
+    """Packed matrix that reports its inputs (used for calibration)."""
 
     packed: Any
-    see: Callable[[Any], None]
-    """Told the other factor, `[..., in]`."""
+    on_input: Callable[[Any], None]
+    """Function called with each input `[..., in]`."""
 
 
 def matmul(x: Any, weight: Any) -> Any:
-    """`x [..., in]` times a packed matrix, with what an adapter adds -> `[..., out]`."""
+    """Multiplies `x [..., in]` by a packed matrix, plus its LoRA update -> `[..., out]`."""
     if isinstance(weight, Observed):
-        weight.see(x)
+        weight.on_input(x)
         weight = weight.packed
     if isinstance(weight, LoraWeight):
         return backend.matmul(x, weight.packed) + low_rank_product(x, weight)
@@ -43,10 +43,10 @@ def matmul(x: Any, weight: Any) -> Any:
 
 
 class MatrixLayer(keras.layers.Layer):
-    """The base of layers with one matrix.
+    """Base class of layers with one matrix.
 
-    Quantized, it has no plain variable but `values`, `scales` and, where it has zero points,
-    `zeros`, which are not trained. Built so, they are zero until they are loaded.
+    A quantized layer has the frozen variables `values`, `scales` and, with zero points,
+    `zero_points`. In a new layer they are zero until they are loaded.
     """
 
     kind = "matrix"
@@ -58,7 +58,7 @@ class MatrixLayer(keras.layers.Layer):
         self.relative_error: float | None = None
 
     def add_matrix(self, shape: tuple[int, int]) -> None:
-        """Make the variables of the matrix `shape`, in the layout of the backend."""
+        """Creates the variables of a matrix of this logical shape, in the backend's layout."""
         self.logical_shape = shape
         if self.quantization is not None:
             self._add_quantized()
@@ -83,42 +83,41 @@ class MatrixLayer(keras.layers.Layer):
             setattr(self, name, variable)
 
     def _spec(self, config: QuantizationConfig) -> backend.Quantized:
-        """Shape and dtype of each quantized variable."""
-        bits = config.bits(self.kind)
-        if bits == 4:
+        """Returns shape and dtype of each quantized variable."""
+        if config.bits(self.kind) == 4:
             config.check_shapes({self.name: self.logical_shape})
         return backend.quantized_spec(
-            self.logical_shape, self.kind, bits, config.group_size, bits == 4 and config.zeros
+            self.logical_shape, self.kind, *config.array_options(self.kind)
         )
 
     @property
     def variables_of_matrix(self) -> backend.Quantized | keras.Variable:
-        """The plain variable, or those of the quantized matrix."""
+        """Plain variable, or variables of the quantized matrix."""
         if self.quantization is None:
             return getattr(self, self.variable_name)
-        return backend.Quantized(self.values, self.scales, self.zeros)
+        return backend.Quantized(self.values, self.scales, self.zero_points)
 
     @property
     def tensor(self) -> Any:
-        """The packed matrix: in the compute dtype, or quantized."""
+        """Packed matrix in the compute dtype, or quantized."""
         variables = self.variables_of_matrix
         if self.quantization is None:
             return ops.cast(variables.value, self.compute_dtype)
         return backend.Quantized(*(v if v is None else v.value for v in variables))
 
     def adapted(self, matrix: np.ndarray) -> np.ndarray:
-        """`matrix` with what an adapter adds to it: here, nothing."""
+        """Returns `matrix` merged with its applied LoRA update: unchanged in this class."""
         return matrix
 
     def numpy(self) -> np.ndarray:
-        """The matrix in the dtype that the layer keeps plain variables in."""
+        """Returns the matrix, dequantized if necessary, in the dtype of plain variables."""
         if self.quantization is not None:
             return dequantize_array(self.plain_form(), np.dtype(self.variable_dtype))
         array = backend.to_numpy(self.variables_of_matrix.value)
         return backend.unpack(array, self.logical_shape)
 
     def plain_form(self) -> backend.Quantized:
-        """The quantized matrix as files have it."""
+        """Returns the quantized matrix in the plain form of files."""
         arrays = (
             None if variable is None else ops.convert_to_numpy(variable.value)
             for variable in self.variables_of_matrix
@@ -128,59 +127,61 @@ class MatrixLayer(keras.layers.Layer):
     def pack_quantized(
         self, array: np.ndarray, name: str, importance: np.ndarray | None = None
     ) -> tuple[backend.Quantized, float]:
-        """A matrix quantized and in the layout of the backend, and its relative error.
+        """Quantizes a matrix.
 
         Args:
-            array: `[out, in]`, floating point.
-            name: of the matrix, for an error.
-            importance: as of `quantize_array`.
+            array: Float `[out, in]`.
+            name: Name of the matrix, for errors.
+            importance: Same as in `quantize_array`.
+
+        Returns:
+            The matrix in the backend's layout, and its relative error.
 
         Raises:
-            ValueError: numbers that are not finite.
+            ValueError: If numbers are not finite or too large.
         """
-        config, bits = self.quantization, self.quantization.bits(self.kind)
-        settings = bits, config.group_size, bits == 4 and config.zeros
+        options = self.quantization.array_options(self.kind)
         sums = np.zeros(2)
 
         def quantize(rows: slice) -> backend.Quantized:
-            plain, of_these = quantize_rows(array[rows], *settings, importance)
-            sums[:] += of_these
+            plain, sums_of_rows = quantize_rows(array[rows], *options, importance)
+            sums[:] += sums_of_rows
             return plain
 
         try:
-            packed = backend.quantized_pack_rows(array.shape, self.kind, *settings, quantize)
-        except ValueError as problem:
-            raise ValueError(f"{name}: {problem}") from problem
+            packed = backend.quantized_pack_rows(array.shape, self.kind, *options, quantize)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
         return packed, relative_error(sums)
 
     def take_quantized(self, packed: backend.Quantized, error: float | None) -> None:
-        """Store what `pack_quantized` gave, or `backend.quantized_pack` of what a file had."""
+        """Assigns the result of `pack_quantized`, or of `backend.quantized_pack` for a file."""
         for variable, array in zip(self.variables_of_matrix, packed, strict=True):
             if variable is not None:
                 backend.assign(variable, array)
         self.relative_error = error
 
     def check_quantizes(self, name: str, config: QuantizationConfig) -> None:
-        """Raise a ValueError where `quantize_matrix` would; a model asks all its matrices first."""
+        """Raises a ValueError if `quantize_matrix` would. A model checks all matrices first."""
         self._spec(config)
         x = self.variables_of_matrix.value
         ends = [ops.cast(end, "float32") for end in (ops.min(x), ops.max(x))]
         ends = [float(ops.convert_to_numpy(end)) for end in ends]
-        # XLA's extremes pass NaN over.
-        if max(map(abs, ends)) > LARGEST or bool(ops.any(ops.isnan(x))):
-            raise ValueError(f"{name}: {NO_NUMBERS}")
+        # XLA's minimum and maximum ignore NaN.
+        if max(map(abs, ends)) > MAX_ABS or bool(ops.any(ops.isnan(x))):
+            raise ValueError(f"{name}: {INVALID_NUMBERS}")
 
     def quantize_matrix(
         self, name: str, config: QuantizationConfig, importance: np.ndarray | None = None
     ) -> None:
-        """Replace the plain variable by quantized ones; its memory is free when this returns."""
+        """Replaces the plain variable with quantized ones and frees its memory."""
         array = self.numpy()
         self.quantization = config
         packed, error = self.pack_quantized(array, name, importance)
         del array
         keras_internals.untrack(self, getattr(self, self.variable_name))
-        setattr(self, self.variable_name, None)  # or Keras collects garbage, each time
-        delattr(self, self.variable_name)  # TensorFlow keeps what is only written over
+        setattr(self, self.variable_name, None)  # otherwise Keras runs the garbage collector
+        delattr(self, self.variable_name)  # TensorFlow keeps variables that are only overwritten
         with keras_internals.adding_weights(self):
             self._add_quantized()
         self.take_quantized(packed, error)
@@ -189,9 +190,8 @@ class MatrixLayer(keras.layers.Layer):
         if self.quantization is None:
             store["0"] = self.numpy()
             return
-        for name, array in self.plain_form()._asdict().items():
-            if array is not None:
-                store[name] = array
+        for name, array in self.plain_form().by_file_name().items():
+            store[name] = array
 
     def load_own_variables(self, store: Any) -> None:
         self._check_stored(store)
@@ -199,30 +199,29 @@ class MatrixLayer(keras.layers.Layer):
             variable = self.variables_of_matrix
             backend.assign(variable, backend.pack(np.array(store["0"]), self.kind, variable.dtype))
             return
-        names = backend.Quantized._fields
-        plain = backend.Quantized(*(np.array(store[n]) if n in store else None for n in names))
+        arrays = {name: np.array(store[name]) for name in quantized.FILE_NAMES if name in store}
+        plain = backend.Quantized.from_file_names(arrays)
         bits = self.quantization.bits(self.kind)
         self.take_quantized(backend.quantized_pack(plain, self.kind, bits), None)
 
     def _check_stored(self, store: Any) -> None:
-        """Raise where `store` holds the matrix in other bits or groups than the layer."""
-        names = ("0", *backend.Quantized._fields)
+        """Raises a ValueError if `store` has other bits or groups than the layer."""
+        names = ("0", *quantized.FILE_NAMES)
         stored = {name: tuple(store[name].shape) for name in names if name in store}
         if self.quantization is None:
-            # Where the matrix has another shape, who assigns it says so.
+            # Another shape of the matrix raises when it is assigned.
             expected = {"0": stored.get("0", self.logical_shape)}
         else:
-            config, bits = self.quantization, self.quantization.bits(self.kind)
-            zeros = bits == 4 and config.zeros
-            spec = quantized.spec(self.logical_shape, self.kind, bits, config.group_size, zeros)
-            shapes = {name: entry[0] for name, entry in spec._asdict().items() if entry}
+            options = self.quantization.array_options(self.kind)
+            spec = quantized.spec(self.logical_shape, self.kind, *options)
+            shapes = {name: entry[0] for name, entry in spec.by_file_name().items()}
             expected = shapes | {"values": self.logical_shape}
         if stored != expected:
-            how = self.quantization.describe() if self.quantization else "not quantized"
+            form = self.quantization.describe() if self.quantization else "not quantized"
             raise ValueError(
-                f"{self.path} is {how} and takes {expected}, where 0 is the matrix in floating "
-                "point. Load weights that were saved from a model quantized in the same way, or a "
-                f"preset or `.keras` file, which say how they are. Received: {stored}"
+                f"{self.path} is {form} and requires arrays of shapes {expected}; 0 is the matrix "
+                "in floating point. Load weights from a model with the same quantization, or load "
+                f"a preset or `.keras` file, which restore the quantization. Received: {stored}"
             )
 
     def get_config(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Root mean square normalisation (Zhang and Sennrich, 2019, arXiv:1910.07467), Gemma's way."""
+"""RMS normalization (Zhang and Sennrich, 2019, arXiv:1910.07467) with Gemma's `1 + scale`."""
 
 from typing import Any
 
@@ -7,12 +7,12 @@ from keras import ops
 
 
 def rms_normalize(x: Any, scale: Any, epsilon: float) -> Any:
-    """`x / rms(x) * (1 + scale)`, in float32, rounded to the dtype of `x` last.
+    """Computes `x / rms(x) * (1 + scale)` in float32, then rounds to the dtype of `x`.
 
     Args:
         x: `[..., D]`.
-        scale: `[D]`; zero leaves the normalised vector as it is.
-        epsilon: added to the mean square.
+        scale: `[D]`.
+        epsilon: Number added to the mean square.
     """
     dtype = keras.backend.standardize_dtype(x.dtype)
     x = ops.cast(x, "float32")
@@ -23,14 +23,14 @@ def rms_normalize(x: Any, scale: Any, epsilon: float) -> Any:
 
 @keras.saving.register_keras_serializable(package="keras_gemma")
 class RMSNormalization(keras.layers.Layer):
-    """Holds the scale of one RMS norm, `[D]`, zero at first."""
+    """Layer with the scale `[D]` of one RMS norm, initially zero."""
 
     def __init__(self, epsilon: float = 1e-6, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.epsilon = epsilon
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        # Never rounded to the compute dtype: the sum 1 + scale is taken in float32.
+        # Not rounded to the compute dtype, because 1 + scale is computed in float32.
         self.scale = self.add_weight(
             name="scale", shape=(input_shape[-1],), initializer="zeros", autocast=False
         )
@@ -38,7 +38,7 @@ class RMSNormalization(keras.layers.Layer):
 
     @property
     def tensor(self) -> Any:
-        """The scale, in the dtype it is stored in."""
+        """Scale in its stored dtype."""
         return self.scale.value
 
     def call(self, x: Any) -> Any:

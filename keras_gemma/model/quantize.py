@@ -50,7 +50,7 @@ def quantize(backbone: Any, config: QuantizationConfig, calibration: Any = None)
     check_not_in_fit(backbone, "call `quantize`")
     config.check_shapes(backbone.config.weight_shapes())
     rows = [] if calibration is None else read_rows(calibration, backbone.config)
-    layers = backbone.holders().items()
+    layers = backbone.weight_layers().items()
     matrices = {name: layer for name, layer in layers if isinstance(layer, MatrixLayer)}
     for name, layer in matrices.items():
         layer.check_quantizes(name, config)
@@ -65,7 +65,7 @@ def quantize(backbone: Any, config: QuantizationConfig, calibration: Any = None)
 
 def freeze_norms(backbone: Any) -> None:
     """Freezes all weights of a quantized backbone that are not matrices."""
-    for layer in backbone.holders().values():
+    for layer in backbone.weight_layers().values():
         if not isinstance(layer, MatrixLayer):
             layer.trainable = False
 

@@ -14,12 +14,18 @@ from keras_gemma.config import ROPE_THETA
 def rotary_angles(
     positions: Any, head_dim: int, theta: float = ROPE_THETA, scaling: float = 1.0
 ) -> tuple[Any, Any]:
-    """Cosine and signed sine of every element's angle at `positions [B, T]`.
+    """Returns the cosine and the signed sine of the angle of each head element.
+
+    Args:
+        positions: `[B, T]`.
+        head_dim: H.
+        theta: Base of the frequencies.
+        scaling: Divisor of the positions.
 
     Returns:
-        Two of float32 `[B, T, 1, H]`: `(cos, cos)` and `(-sin, sin)`, by halves. Always float32:
-        bfloat16 cannot tell position 257 from 256. Whole heads, since XLA would compute halves
-        anew for each head of each layer.
+        Two float32 arrays `[B, T, 1, H]`, in halves: `(cos, cos)` and `(-sin, sin)`. Float32,
+        because 256 and 257 are equal in bfloat16. Whole heads, because XLA would compute halves
+        again for each head of each layer.
     """
     positions = ops.cast(positions, "float32")
     if scaling != 1.0:
@@ -32,7 +38,7 @@ def rotary_angles(
 
 
 def rotate(x: Any, cos: Any, sin: Any) -> Any:
-    """Heads `x [B, T, N, H]` turned by their position's angles, in float32 until the end."""
+    """Rotates heads `x [B, T, N, H]` in float32, then rounds to the dtype of `x`."""
     dtype = keras.backend.standardize_dtype(x.dtype)
     x = ops.cast(x, "float32")
     first, second = ops.split(x, 2, axis=-1)

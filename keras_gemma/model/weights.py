@@ -1,4 +1,4 @@
-"""A model's weights as files know them: by name, matrices `[out, in]`, whatever the layout."""
+"""Weights of a model by name, with matrices `[out, in]` as in files, independent of the layout."""
 
 import dataclasses
 import math
@@ -14,13 +14,13 @@ from keras_gemma.model.matrix import MatrixLayer
 
 @dataclasses.dataclass(frozen=True)
 class NamedWeight:
-    """One weight in floating point."""
+    """Weight in floating point."""
 
     variable: keras.Variable
     shape: tuple[int, ...]
     kind: str
     adapted: Callable[[np.ndarray], np.ndarray] = lambda array: array
-    """The weight, from what the variable holds; see `MatrixLayer.adapted`."""
+    """Merges the applied LoRA update into the weight, as `MatrixLayer.adapted`."""
 
     relative_error = 0.0
 
@@ -30,50 +30,50 @@ class NamedWeight:
 
     @property
     def plain_dtype(self) -> str:
-        """That of `numpy()`: JAX holds float32 where float64 was asked for."""
+        """Dtype of `numpy()`. May differ from `dtype`, because JAX stores float64 as float32."""
         return keras.backend.standardize_dtype(self.variable.value.dtype)
 
     @property
     def plain_bytes(self) -> int:
-        """Of `numpy()`."""
+        """Bytes of `numpy()`."""
         return math.prod(self.shape) * np.dtype(self.plain_dtype).itemsize
 
     @property
     def bytes(self) -> int:
-        """That the weight takes in memory."""
+        """Bytes of the weight in memory."""
         return self.plain_bytes
 
     def pack(self, array: np.ndarray) -> np.ndarray:
-        """`array`, of `shape`, in the variable's dtype and layout; in its own memory if it can."""
+        """Packs `array`, of `shape`, as the variable stores it, without a copy if possible."""
         _check_shape(array, self.shape, self.variable.path)
         return backend.pack(array, self.kind, self.dtype)
 
     def take(self, packed: np.ndarray) -> None:
-        """Store what `pack` gave; the variable may live on in its memory."""
+        """Assigns the result of `pack`, whose memory the variable may share."""
         backend.assign(self.variable, packed)
 
     def assign(self, array: np.ndarray) -> None:
-        """Store a copy of `array`, of `shape`, in the variable's dtype and layout."""
+        """Assigns a copy of `array`, of `shape`."""
         self.take(self.pack(np.array(array)))
 
     def numpy(self) -> np.ndarray:
-        """The weight as a NumPy array of `shape`, with what an adapter adds to it."""
+        """Returns the weight, merged with its applied LoRA update, as a NumPy array of `shape`."""
         array = backend.unpack(backend.to_numpy(self.variable.value), self.shape)
         return self.adapted(array)
 
 
 @dataclasses.dataclass(frozen=True)
 class QuantizedWeight:
-    """One weight in 8 or 4 bits: `pack` quantizes, `numpy` gives what the bits stand for."""
+    """Weight in 8 or 4 bits. `pack` quantizes it and `numpy` dequantizes it."""
 
     name: str
-    holder: MatrixLayer
+    layer: MatrixLayer
     shape: tuple[int, ...]
     kind: str
 
     @property
     def bits(self) -> int:
-        return self.holder.quantization.bits(self.kind)
+        return self.layer.quantization.bits(self.kind)
 
     @property
     def dtype(self) -> str:
@@ -81,66 +81,65 @@ class QuantizedWeight:
 
     @property
     def plain_dtype(self) -> str:
-        """That of `numpy()`: the dtype of the model's other weights."""
-        return self.holder.variable_dtype
+        """Dtype of `numpy()`: the dtype of the model's other weights."""
+        return self.layer.variable_dtype
 
     @property
     def plain_bytes(self) -> int:
-        """Of `numpy()`."""
+        """Bytes of `numpy()`."""
         return math.prod(self.shape) * np.dtype(self.plain_dtype).itemsize
 
     @property
     def bytes(self) -> int:
-        """That the weight takes in memory, with its scales and zero points."""
-        variables = [v for v in self.holder.variables_of_matrix if v is not None]
+        """Bytes of the weight in memory, including scales and zero points."""
+        variables = [v for v in self.layer.variables_of_matrix if v is not None]
         return sum(math.prod(v.shape) * np.dtype(v.dtype).itemsize for v in variables)
 
     @property
     def relative_error(self) -> float | None:
-        """The norm of what was lost over that of the weight; None where nobody knows."""
-        return self.holder.relative_error
+        """Norm of the quantization error over the norm of the weight. `None` if unknown."""
+        return self.layer.relative_error
 
     def pack(self, array: np.ndarray) -> tuple[backend.Quantized, float]:
-        """`array`, of `shape` and floating point, quantized and in the backend's layout."""
-        _check_shape(array, self.shape, self.holder.path)
-        return self.holder.pack_quantized(array, self.name)
+        """Quantizes float `array`, of `shape`, to the backend's layout; also returns its error."""
+        _check_shape(array, self.shape, self.layer.path)
+        return self.layer.pack_quantized(array, self.name)
 
     def pack_plain_form(self, plain: backend.Quantized) -> tuple[backend.Quantized, None]:
-        """What a file has, in the backend's layout.
+        """Packs the arrays of a file in the backend's layout.
 
         Args:
-            plain: 4 bits two a byte, as `backend.quantized` stores them.
+            plain: Arrays of the file, with two 4-bit values per byte as in `quantized.pack`.
         """
         if self.bits == 8:
             return backend.quantized_pack(plain, self.kind, 8), None
-        config = self.holder.quantization
 
-        def rows(here: slice) -> backend.Quantized:
-            parts = (None if part is None else part[here] for part in plain)
+        def plain_rows(rows: slice) -> backend.Quantized:
+            parts = (None if part is None else part[rows] for part in plain)
             return quantized.unpack(backend.Quantized(*parts), self.shape)
 
-        settings = self.kind, 4, config.group_size, config.zeros
-        return backend.quantized_pack_rows(self.shape, *settings, rows), None
+        options = self.layer.quantization.array_options(self.kind)
+        return backend.quantized_pack_rows(self.shape, self.kind, *options, plain_rows), None
 
     def take(self, packed: tuple[backend.Quantized, float | None]) -> None:
-        """Store what `pack` or `pack_plain_form` gave."""
-        self.holder.take_quantized(*packed)
+        """Assigns the result of `pack` or `pack_plain_form`."""
+        self.layer.take_quantized(*packed)
 
     def assign(self, array: np.ndarray) -> None:
-        """Quantize `array`, of `shape`, and store it."""
+        """Quantizes and assigns `array`, of `shape`."""
         self.take(self.pack(array))
 
     def numpy(self) -> np.ndarray:
-        """What the weight stands for, as a NumPy array of `shape`, with what an adapter adds."""
-        return self.holder.adapted(self.holder.numpy())
+        """Returns the dequantized weight, merged with its LoRA update, as an array of `shape`."""
+        return self.layer.adapted(self.layer.numpy())
 
     def plain_form(self) -> backend.Quantized:
-        """The weight as files have it."""
-        return self.holder.plain_form()
+        """Returns the quantized weight in the plain form of files."""
+        return self.layer.plain_form()
 
 
 def _check_shape(array: np.ndarray, shape: tuple[int, ...], path: str) -> None:
     if tuple(array.shape) != shape:
         raise ValueError(
-            f"{path} takes an array of shape {shape}. Received: array.shape={tuple(array.shape)}"
+            f"{path} requires an array of shape {shape}. Received: array.shape={tuple(array.shape)}"
         )

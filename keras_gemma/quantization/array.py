@@ -20,7 +20,7 @@ SHARES = {8: (1.0, 0.8), 4: (1.0, 1.06, 1.12, 0.94, 0.88, 0.8)}
 """Candidate clipping ranges by bits, as shares of the largest number. In 4 bits the range ends at
 -8, so a share of 8 / 7 uses -7 to 7."""
 
-SHARES_WITH_ZEROS = (1.0, 0.94, 0.88, 0.82)
+SHARES_WITH_ZERO_POINTS = (1.0, 0.94, 0.88, 0.82)
 """Candidate ranges with zero points, as shares of the largest minus the smallest number."""
 
 CHUNK = 1 << 17
@@ -30,10 +30,10 @@ threads mostly wait for Python."""
 TASK = 1 << 19
 """Numbers that a thread takes at a time."""
 
-LARGEST = 1e16
-"""Largest number that can be quantized: sums of larger squares may overflow float32."""
+MAX_ABS = 1e16
+"""Maximum absolute value that can be quantized. Sums of larger squares may overflow float32."""
 
-NO_NUMBERS = (
+INVALID_NUMBERS = (
     "The matrix contains NaN, infinity or numbers beyond 1e16, which cannot be quantized. "
     "Load the weights again, or use a checkpoint from before training diverged."
 )
@@ -43,7 +43,7 @@ def quantize_array(
     array: np.ndarray,
     bits: int,
     group_size: int = 32,
-    zeros: bool = False,
+    zero_points: bool = False,
     importance: np.ndarray | None = None,
 ) -> tuple[Quantized, float]:
     """Quantizes a matrix to the plain form of `backend.Quantized`.
@@ -54,7 +54,7 @@ def quantize_array(
         array: Float `[out, in]` in any memory layout. Not modified.
         bits: 8 for one scale per row, or 4 for one scale per group.
         group_size: Numbers of a row that share a scale in 4 bits. Must divide `in`. Defaults to 32.
-        zeros: If True, groups have zero points in 4 bits. Defaults to False.
+        zero_points: If True, groups have zero points in 4 bits. Defaults to False.
         importance: `[in]`, the weight of a squared error in each column. `None` weights all columns
             equally.
 
@@ -77,7 +77,7 @@ def quantize_array(
     quantized.values.shape, quantized.scales.shape  # (64, 128), (64, 4)
     ```
     """
-    result, sums = quantize_rows(array, bits, group_size, zeros, importance)
+    result, sums = quantize_rows(array, bits, group_size, zero_points, importance)
     return result, relative_error(sums)
 
 
@@ -91,7 +91,7 @@ def quantize_rows(
     array: np.ndarray,
     bits: int,
     group_size: int = 32,
-    zeros: bool = False,
+    zero_points: bool = False,
     importance: np.ndarray | None = None,
 ) -> tuple[Quantized, np.ndarray]:
     """Same as `quantize_array`, but returns float64 `[2]`: sums of squared errors and squares."""
@@ -99,7 +99,7 @@ def quantize_rows(
         raise ValueError(f"`bits` must be 8 or 4. Received: bits={bits!r}")
     out, length = array.shape
     if bits == 8:
-        group_size, zeros = length, False
+        group_size, zero_points = length, False
     elif group_size < 1 or length % group_size:
         raise ValueError(
             f"`group_size` must divide the length of a row, {length}. "
@@ -109,7 +109,7 @@ def quantize_rows(
     result = Quantized(
         np.empty((out, length), "int8"),
         np.empty(shape, dtype),
-        np.empty(shape, dtype) if zeros else None,
+        np.empty(shape, dtype) if zero_points else None,
     )
     if importance is not None:
         importance = np.asarray(importance, "float32").reshape(-1, group_size)
@@ -123,7 +123,7 @@ def quantize_rows(
 
     total = np.sum(_in_threads(part, range(0, out, rows)), axis=0)
     if not np.isfinite(total).all():
-        raise ValueError(NO_NUMBERS)
+        raise ValueError(INVALID_NUMBERS)
     return result, total
 
 
@@ -160,17 +160,17 @@ def _fill(
         if importance is not None:
             weight = np.tile(importance, (count // groups, 1))
             weight = weight if axis else np.ascontiguousarray(weight.T)
-        fit = _fit_with_zeros if target.zeros is not None else _fit
-        scales, zeros = fit(x, axis, bits, weight, target.scales.dtype, spare)
-        q, e = _values(x, scales, zeros, axis, _range(bits, zeros), spare)
+        fit = _fit_with_zero_points if target.zero_points is not None else _fit
+        scales, zero_points = fit(x, axis, bits, weight, target.scales.dtype, spare)
+        q, e = _values(x, scales, zero_points, axis, _range(bits, zero_points), spare)
         values = target.values[slab].reshape(count, group_size)
         values[...] = q if axis else q.T
         target.scales[slab] = scales.reshape(target.scales[slab].shape)
-        if zeros is not None:
-            target.zeros[slab] = zeros.reshape(target.zeros[slab].shape)
+        if zero_points is not None:
+            target.zero_points[slab] = zero_points.reshape(target.zero_points[slab].shape)
         # Sums within a group are float32, sums over groups float64.
-        errors += float(np.dot(_squares(e, axis, None, e).astype("float64"), scales**2.0))
-        squares += float(_squares(x, axis, None, e).sum(dtype="float64"))
+        errors += float(np.dot(_dot(e, e, axis, None, e).astype("float64"), scales**2.0))
+        squares += float(_dot(x, x, axis, None, e).sum(dtype="float64"))
     return errors, squares
 
 
@@ -181,9 +181,9 @@ def to_float32(array: np.ndarray) -> np.ndarray:
     return array.astype("float32", copy=False)
 
 
-def _range(bits: int, zeros: Any) -> tuple[int, int]:
+def _range(bits: int, zero_points: Any) -> tuple[int, int]:
     """Returns the smallest and the largest value."""
-    if zeros is not None:
+    if zero_points is not None:
         return 0, 15
     return (-127, 127) if bits == 8 else (-8, 7)
 
@@ -195,7 +195,7 @@ def _along(vector: np.ndarray, axis: int) -> np.ndarray:
 def _values(
     x: np.ndarray,
     scales: np.ndarray,
-    zeros: np.ndarray | None,
+    zero_points: np.ndarray | None,
     axis: int,
     ends: tuple[int, int],
     spare: list[np.ndarray],
@@ -203,25 +203,18 @@ def _values(
     """Returns the nearest values and their errors, in units of the scale."""
     y, q = spare[0], spare[1]
     np.multiply(x, _along(np.float32(1) / scales, axis), out=y)
-    if zeros is not None:
-        y += _along(zeros, axis)
+    if zero_points is not None:
+        y += _along(zero_points, axis)
     np.rint(y, out=q)
     np.clip(q, *map(np.float32, ends), out=q)
     np.subtract(y, q, out=y)
     return q, y
 
 
-def _squares(e: np.ndarray, axis: int, weight: np.ndarray | None, out: np.ndarray) -> np.ndarray:
-    """Returns the sum of `weight * e**2` of each group; the terms are written to `out`."""
-    np.multiply(e, e, out=out)
-    if weight is not None:
-        out *= weight
-    return np.add.reduce(out, axis=axis)
-
-
 def _dot(
     a: np.ndarray, b: np.ndarray, axis: int, weight: np.ndarray | None, out: np.ndarray
 ) -> np.ndarray:
+    """Returns the sum of `weight * a * b` of each group; the terms are written to `out`."""
     np.multiply(a, b, out=out)
     if weight is not None:
         out *= weight
@@ -239,9 +232,9 @@ def _best(
     """Returns the scales and zero points of `trials` with the least squared error, by group."""
     least_error = best = None
     for trial in trials:
-        scales, zeros = trial
-        _, e = _values(x, scales, zeros, axis, ends, spare)
-        error = _squares(e, axis, weight, spare[2]) * scales**2
+        scales, zero_points = trial
+        _, e = _values(x, scales, zero_points, axis, ends, spare)
+        error = _dot(e, e, axis, weight, spare[2]) * scales**2
         if best is None:
             least_error, best = error, trial
             continue
@@ -276,7 +269,7 @@ def _fit(
     return _store(fitted, dtype), None
 
 
-def _fit_with_zeros(
+def _fit_with_zero_points(
     x: np.ndarray,
     axis: int,
     bits: int,
@@ -291,10 +284,10 @@ def _fit_with_zeros(
     middle, width = (largest + least) / 2, (largest - least) / np.float32(15)
     flat = width < np.maximum(np.abs(middle) * np.float32(1e-6), np.finfo("float32").tiny)
     width = np.where(flat, np.float32(1), width)
-    steps = (width * np.float32(share) for share in SHARES_WITH_ZEROS)
+    steps = (width * np.float32(share) for share in SHARES_WITH_ZERO_POINTS)
     trials = ((step, np.float32(7.5) - middle / step) for step in steps)
-    scales, zeros = _best(trials, x, axis, ends, weight, spare)
-    q, _ = _values(x, scales, zeros, axis, ends, spare)
+    scales, zero_points = _best(trials, x, axis, ends, weight, spare)
+    q, _ = _values(x, scales, zero_points, axis, ends, spare)
     total = np.float32(x.shape[axis]) if weight is None else np.add.reduce(weight, axis=axis)
     mean_x = (np.add.reduce(x, axis=axis) if weight is None else _sum(x, weight, axis)) / total
     mean_q = (np.add.reduce(q, axis=axis) if weight is None else _sum(q, weight, axis)) / total
@@ -305,8 +298,8 @@ def _fit_with_zeros(
     # A constant group: its number is the scale, and its values are 1.
     fitted = np.where(flat, np.where(middle == 0, np.float32(1), middle), fitted)
     fitted = _store(fitted, dtype)
-    zeros = np.where(flat, np.float32(0), mean_q - mean_x / fitted)
-    return fitted, _store(zeros, dtype)
+    zero_points = np.where(flat, np.float32(0), mean_q - mean_x / fitted)
+    return fitted, _store(zero_points, dtype)
 
 
 def _sum(a: np.ndarray, weight: np.ndarray, axis: int) -> np.ndarray:
@@ -320,7 +313,7 @@ def _store(numbers: np.ndarray, dtype: Any) -> np.ndarray:
 
 def dequantize_array(plain: Quantized, dtype: Any) -> np.ndarray:
     """Returns the matrix `[out, in]` of a plain form in `dtype`, rounded from float32."""
-    values, scales, zeros = plain
+    values, scales, zero_points = plain
     out, length = values.shape
     result = np.empty((out, length), dtype)
     step = max(1, CHUNK // length)
@@ -328,8 +321,8 @@ def dequantize_array(plain: Quantized, dtype: Any) -> np.ndarray:
         slab = slice(start, start + step)
         numbers = values[slab].astype("float32")
         groups = numbers.reshape(len(numbers), scales[slab].size // len(numbers), -1)
-        if zeros is not None:
-            groups -= to_float32(zeros[slab])[..., None]
+        if zero_points is not None:
+            groups -= to_float32(zero_points[slab])[..., None]
         groups *= to_float32(scales[slab]).reshape(groups.shape[:2])[..., None]
         result[slab] = numbers
     return result

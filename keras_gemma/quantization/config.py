@@ -7,26 +7,32 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from keras_gemma.checks import check_bool, check_integer, check_one_of
+
 MODES = ("int8", "int4")
 
 EMBEDDING = "token_embedding"
 """Name of the embedding, which is also the output head and can have its own number of bits."""
 
+_FILE_KEYS = {"zero_points": "zeros"}  # fields with another name in files
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True, init=False)
 class QuantizationConfig:
     """Settings for the quantization of a model's matrices. Norms keep the model's dtype.
 
     `"int8"` has one scale per row. `"int4"` has one scale per group of `group_size` numbers of a
-    row and, with `zeros`, one zero point per group.
+    row and, with `zero_points`, one zero point per group.
 
     Args:
         mode: `"int8"` or `"int4"`.
         group_size: Numbers of a row that share a scale (int4 only). Defaults to 32.
-        zeros: If True, groups have zero points (int4 only). Reduces the error and adds 6 % memory.
-            Defaults to False.
+        zero_points: If True, groups have zero points (int4 only). Reduces the error and adds 6 %
+            memory. Defaults to False.
         embedding: Mode of the embedding, `"int8"`, or `"int4"` with mode `"int4"`. Logits are
             most sensitive to this weight. Defaults to `"int8"`.
+        zeros: Deprecated alias of `zero_points`, which is also an attribute. Overrides
+            `zero_points` unless it is `None`.
 
     Raises:
         ValueError: If the mode is unknown or the settings do not match it.
@@ -42,32 +48,46 @@ class QuantizationConfig:
     """
 
     mode: str
-    group_size: int = 32
-    zeros: bool = False
-    embedding: str = "int8"
+    group_size: int
+    zero_points: bool
+    embedding: str
 
-    def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ValueError(f"`mode` must be {_or(MODES)}. Received: mode={self.mode!r}")
-        if type(self.group_size) is not int or self.group_size < 1:
+    def __init__(
+        self,
+        mode: str,
+        group_size: int = 32,
+        zero_points: bool = False,
+        embedding: str = "int8",
+        *,
+        zeros: bool | None = None,
+    ) -> None:
+        zero_points = zero_points if zeros is None else zeros
+        check_one_of("mode", mode, MODES)
+        check_integer("group_size", group_size)
+        check_bool("zero_points", zero_points)
+        check_one_of("embedding", embedding, MODES)
+        if mode == "int8" and (zero_points or embedding == "int4"):
             raise ValueError(
-                f"`group_size` must be a positive integer. Received: group_size={self.group_size!r}"
+                "`zero_points` and `embedding='int4'` require mode='int4'. Received: mode='int8', "
+                f"zero_points={zero_points}, embedding={embedding!r}"
             )
-        if not isinstance(self.zeros, bool):
-            raise ValueError(f"`zeros` must be True or False. Received: zeros={self.zeros!r}")
-        if self.embedding not in MODES:
-            raise ValueError(
-                f"`embedding` must be {_or(MODES)}. Received: embedding={self.embedding!r}"
-            )
-        if self.mode == "int8" and (self.zeros or self.embedding == "int4"):
-            raise ValueError(
-                "`zeros` and `embedding='int4'` require mode='int4'. Received: mode='int8', "
-                f"zeros={self.zeros}, embedding={self.embedding!r}"
-            )
+        values = (mode, int(group_size), zero_points, embedding)
+        for field, value in zip(dataclasses.fields(self), values, strict=True):
+            object.__setattr__(self, field.name, value)
+
+    @property
+    def zeros(self) -> bool:
+        """Deprecated alias of `zero_points`."""
+        return self.zero_points
 
     def bits(self, kind: str) -> int:
         """Returns the bits of a weight of `kind`, `"matrix"` or `"embedding"`."""
         return 4 if (self.embedding if kind == "embedding" else self.mode) == "int4" else 8
+
+    def array_options(self, kind: str) -> tuple[int, int, bool]:
+        """Returns bits, group size and `zero_points` of a weight of `kind`, as in `bits`."""
+        bits = self.bits(kind)
+        return bits, self.group_size, bits == 4 and self.zero_points
 
     def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Checks that groups fill the rows of all int4 matrices.
@@ -95,22 +115,22 @@ class QuantizationConfig:
         """Returns a short description, such as "int8, one scale per row"."""
         if self.mode == "int8":
             return "int8, one scale per row"
-        zeros = " with zero points" * self.zeros
-        return f"int4 in groups of {self.group_size}{zeros}, embedding {self.embedding}"
+        zero_points = " with zero points" * self.zero_points
+        return f"int4 in groups of {self.group_size}{zero_points}, embedding {self.embedding}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as JSON-compatible values."""
-        return dataclasses.asdict(self)
+        """Returns the fields as JSON-compatible values. Files call `zero_points` `zeros`."""
+        return {_FILE_KEYS.get(name, name): v for name, v in dataclasses.asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "QuantizationConfig":
-        """Inverse of `to_dict`.
+        """Inverse of `to_dict`. Also accepts `zero_points` instead of `zeros`.
 
         Raises:
             ValueError: If a field is unknown or `mode` is missing.
         """
         names = {field.name for field in dataclasses.fields(cls)}
-        if "mode" not in values or set(values) - names:
+        if "mode" not in values or set(values) - names - set(_FILE_KEYS.values()):
             raise ValueError(
                 f"`quantization` requires `mode` and accepts {_or(sorted(names - {'mode'}))}. "
                 f"Received: {dict(values)!r}"

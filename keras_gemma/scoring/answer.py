@@ -5,14 +5,14 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_gemma.model.hooks import Taps
+from keras_gemma.model.hooks import Hooks
 from keras_gemma.model.transformer import hidden_states
 from keras_gemma.scoring.forward import constant_weights, logits_of
 from keras_gemma.scoring.inputs import tokens_of, whole_number
 from keras_gemma.scoring.losses import cross_entropy
 
 
-def log_probability(lm: Any, texts: np.ndarray, answer_id: int, taps: Taps = None) -> Any:
+def log_probability(lm: Any, texts: np.ndarray, answer_id: int, hooks: Hooks = None) -> Any:
     """Returns the log-probability of the answer after each of `texts [B, T]`.
 
     Returns:
@@ -21,7 +21,7 @@ def log_probability(lm: Any, texts: np.ndarray, answer_id: int, taps: Taps = Non
     config, weights = lm.backbone.config, constant_weights(lm.backbone)
     mask = ops.ones(texts.shape, dtype="bool")
     texts = ops.convert_to_tensor(texts)
-    x = hidden_states(weights, texts, mask, config, lm.backbone.compute_dtype, taps)
+    x = hidden_states(weights, texts, mask, config, lm.backbone.compute_dtype, hooks)
     answers = ops.full(texts.shape[:1], answer_id, dtype="int32")
     return -cross_entropy(logits_of(x[:, -1], weights, config), answers)
 

@@ -1,4 +1,4 @@
-"""From ids to what the head reads, with a look at every place on the way.
+"""From ids to what the head reads, with a look at every hook point.
 
 Runs as it is, where Python looks on, or as a part of a compiled program.
 """
@@ -10,7 +10,7 @@ from keras import ops, tree
 from keras_gemma.config import GemmaConfig
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.model.head import to_logits
-from keras_gemma.model.hooks import Taps, tapped
+from keras_gemma.model.hooks import Hooks, apply_hook
 
 
 def constant_weights(backbone: GemmaBackbone) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def constant_weights(backbone: GemmaBackbone) -> dict[str, Any]:
     )
 
 
-def logits_of(x: Any, weights: dict[str, Any], config: GemmaConfig, taps: Taps = None) -> Any:
+def logits_of(x: Any, weights: dict[str, Any], config: GemmaConfig, hooks: Hooks = None) -> Any:
     """What the head says of `x [..., D]`, normalised: float32 `[..., V]`, capped."""
     logits = to_logits(x, weights["head"]["token_embedding"], config.final_logit_soft_cap)
-    return tapped(taps, "logits", logits)
+    return apply_hook(hooks, "logits", logits)

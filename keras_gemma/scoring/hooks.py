@@ -1,7 +1,7 @@
 """Names of the hook points, and name patterns.
 
     embeddings                      [B, T, D], before scaling
-    block.<layer>.<place>           hook points of `keras_gemma.model.hooks.BLOCK_PLACES`
+    block.<layer>.<hook point>      hook points of `keras_gemma.model.hooks.BLOCK_HOOK_POINTS`
     final_norm                      [B, T, D], the input of the head
     logits                          float32 [B, T, V], after the soft cap
 
@@ -20,15 +20,15 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_gemma.model.hooks import BLOCK_PLACES
+from keras_gemma.model.hooks import BLOCK_HOOK_POINTS
 
 Hook = Callable[[Any, str], Any]
 Intercept = Callable[[Any, int], Any]
 
 
-def place_names(num_layers: int) -> list[str]:
+def hook_point_names(num_layers: int) -> list[str]:
     """Returns the names of all hook points, in the order of the forward pass."""
-    blocks = [f"block.{i}.{place}" for i in range(num_layers) for place in BLOCK_PLACES]
+    blocks = [f"block.{i}.{name}" for i in range(num_layers) for name in BLOCK_HOOK_POINTS]
     return ["embeddings", *blocks, "final_norm", "logits"]
 
 
@@ -44,7 +44,7 @@ def match(patterns: Iterable[str], num_layers: int, argument: str) -> dict[str, 
         TypeError: If a pattern is not a string.
         ValueError: If a pattern matches no hook point.
     """
-    names = place_names(num_layers)
+    names = hook_point_names(num_layers)
     matches = {}
     for pattern in patterns:
         if not isinstance(pattern, str):
@@ -98,8 +98,8 @@ def read_hooks(
             checked = partial(_checked, hook, name, f"The hook at {name!r}")
             chains.setdefault(name, []).append(checked)
     if intercept is not None:
-        places = ["embeddings", *(f"block.{i}.residual.after" for i in range(num_layers))]
-        for layer, name in enumerate(places, start=-1):
+        hook_points = ["embeddings", *(f"block.{i}.residual.after" for i in range(num_layers))]
+        for layer, name in enumerate(hook_points, start=-1):
             who = f"`layer_intercept_fn`, at layer {layer},"
             chains.setdefault(name, []).append(partial(_checked, intercept, layer, who))
     return {name: partial(_call_chain, chain) for name, chain in chains.items()}
@@ -126,12 +126,12 @@ def _call_chain(chain: list[Callable[[Any], Any]], x: Any) -> Any:
     return x
 
 
-def _checked(function: Callable[..., Any], place: Any, who: str, x: Any) -> Any:
-    """Returns `function(x, place)`, or raises a ValueError if its shape or dtype is not `x`'s.
+def _checked(function: Callable[..., Any], argument: Any, who: str, x: Any) -> Any:
+    """Returns `function(x, argument)`, or raises a ValueError if its shape or dtype is not `x`'s.
 
     `who` names the function in the error message.
     """
-    y = function(x, place)
+    y = function(x, argument)
     is_array = isinstance(y, np.ndarray | keras.Variable)
     if (is_array or ops.is_tensor(y)) and _describe(y) == _describe(x):
         return ops.convert_to_tensor(y) if is_array else y

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_gemma.model.hooks import BLOCK_PLACES
+from keras_gemma.model.hooks import BLOCK_HOOK_POINTS
 from keras_gemma.scoring.answer import log_probability, read_answer
 from keras_gemma.scoring.inputs import encode_short, tokens_of
 from keras_gemma.scoring.tracing import trace
@@ -19,7 +19,7 @@ from keras_gemma.scoring.tracing import trace
 MAX_BATCH_SIZE = 32
 """Maximum number of positions patched in one batch, one position per row."""
 
-PLACES = [place for place, shape in BLOCK_PLACES.items() if shape.startswith("[B, T,")]
+HOOK_POINTS = [name for name, shape in BLOCK_HOOK_POINTS.items() if shape.startswith("[B, T,")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,10 +78,10 @@ def activation_patching(
     print(grid.recovered.round(2))
     ```
     """
-    if place not in PLACES:
+    if place not in HOOK_POINTS:
         raise ValueError(
-            f"`place` must be one of {', '.join(PLACES)}: the hook points of a block that have a "
-            f"position axis. Received: place={place!r}"
+            f"`place` must be one of {', '.join(HOOK_POINTS)}: the hook points of a block that "
+            f"have a position axis. Received: place={place!r}"
         )
     ids, other = encode_short(lm, clean, "clean"), encode_short(lm, corrupted, "corrupted")
     if len(ids) != len(other):
@@ -98,9 +98,9 @@ def activation_patching(
         )
     length, layers = len(ids), lm.backbone.config.num_layers
 
-    def ask(row: np.ndarray, count: int, taps: Any = None) -> np.ndarray:
+    def ask(row: np.ndarray, count: int, hooks: Any = None) -> np.ndarray:
         """Returns the answer's log-probability after `count` copies of a text: `[count]`."""
-        scores = log_probability(lm, np.repeat(row[None], count, axis=0), answer_id, taps)
+        scores = log_probability(lm, np.repeat(row[None], count, axis=0), answer_id, hooks)
         return ops.convert_to_numpy(ops.stop_gradient(scores))
 
     clean_activations = trace(lm, ids, f"block.*.{place}")

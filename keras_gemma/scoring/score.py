@@ -58,7 +58,7 @@ class Scorer:
                 "`scoring_mode` must be 'logits' or 'loss'. "
                 f"Received: scoring_mode={scoring_mode!r}"
             )
-        taps = read_hooks(hooks, layer_intercept_fn, self.config.num_layers)
+        active_hooks = read_hooks(hooks, layer_intercept_fn, self.config.num_layers)
         inputs = read_inputs(token_ids, padding_mask, target_ids, preprocessor, self.config)
         if scoring_mode == "loss" and inputs.target_ids is None:
             raise ValueError(
@@ -67,26 +67,26 @@ class Scorer:
             )
         if scoring_mode == "logits":
             inputs = inputs._replace(target_ids=None)
-        run = self.run_hooked if taps else self.run_compiled
-        scores = run(inputs, taps)
+        run = self.run_hooked if active_hooks else self.run_compiled
+        scores = run(inputs, active_hooks)
         if inputs.counted is None or scoring_mode == "logits":
             return scores
         return ops.where(ops.convert_to_tensor(inputs.counted), scores, 0.0)
 
-    def run_hooked(self, inputs: Inputs, taps: dict[str, Callable[[Any], Any]]) -> Any:
+    def run_hooked(self, inputs: Inputs, hooks: dict[str, Callable[[Any], Any]]) -> Any:
         """Returns logits `[B, T, V]`, or losses `[B, T]` if there are targets, computed eagerly."""
         config, weights = self.config, constant_weights(self.backbone)
-        hook = taps.get("embeddings", lambda x: x)
-        taps = {**taps, "embeddings": lambda x: hook(backend.requires_grad(x))}
-        x = hidden_states(weights, *_tensors(inputs), config, self.backbone.compute_dtype, taps)
+        hook = hooks.get("embeddings", lambda x: x)
+        hooks = {**hooks, "embeddings": lambda x: hook(backend.requires_grad(x))}
+        x = hidden_states(weights, *_tensors(inputs), config, self.backbone.compute_dtype, hooks)
         if inputs.target_ids is None:
-            return logits_of(x, weights, config, taps)
+            return logits_of(x, weights, config, hooks)
         target_ids = ops.convert_to_tensor(inputs.target_ids)
-        if "logits" in taps:
-            return cross_entropy(logits_of(x, weights, config, taps), target_ids)
+        if "logits" in hooks:
+            return cross_entropy(logits_of(x, weights, config, hooks), target_ids)
         return losses_in_chunks(x, target_ids, weights["head"]["token_embedding"], config)
 
-    def run_compiled(self, inputs: Inputs, taps: Any = None) -> Any:
+    def run_compiled(self, inputs: Inputs, hooks: Any = None) -> Any:
         """Same as `run_hooked` without hooks, with compiled programs."""
         config, weights = self.config, constant_weights(self.backbone)
         length = inputs.token_ids.shape[1]

@@ -207,7 +207,7 @@ def _make_backbone(
         errors = reader.read_errors(folder)
         for name, weight in weights.items():
             if weight.kind != "norm":
-                weight.holder.relative_error = errors.get(name)
+                weight.layer.relative_error = errors.get(name)
     return backbone
 
 

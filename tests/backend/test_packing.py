@@ -1,4 +1,4 @@
-"""Layout in blocks, on any backend."""
+"""Layout of long matrices in blocks."""
 
 import numpy as np
 import pytest

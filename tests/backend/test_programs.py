@@ -55,7 +55,7 @@ def test_compile_keeps_results():
     np.testing.assert_array_equal(to_numpy(cache), 3)
 
 
-def test_fuse_keeps_results():
+def test_jit_part_keeps_results():
     def part(x, weights, offset):
         return backend.matmul(x, weights["w"]) + offset
 

@@ -19,27 +19,29 @@ FORMS = {"int8": (8, False), "int4": (4, False), "int4_zeros": (4, True)}
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # PyTorch's own
 
 
-def plain_form(shape, bits, zeros):
+def plain_form(shape, bits, zero_points):
     """Returns a random weight in the plain form with different scales."""
     rng = np.random.default_rng(0)
     if bits == 8:
         values = rng.integers(-127, 128, shape, dtype="int8")
         return Quantized(values, rng.uniform(0.01, 0.02, shape[:1]).astype("float32"))
-    groups, least = (shape[0], shape[1] // 32), 0 if zeros else -8
+    groups, least = (shape[0], shape[1] // 32), 0 if zero_points else -8
     return Quantized(
         rng.integers(least, least + 16, shape, dtype="int8"),
         rng.uniform(0.1, 0.2, groups).astype(ml_dtypes.bfloat16),
-        rng.integers(0, 16, groups).astype(ml_dtypes.bfloat16) if zeros else None,
+        rng.integers(0, 16, groups).astype(ml_dtypes.bfloat16) if zero_points else None,
     )
 
 
 def dequantized(plain):
     """Returns `[out, in]` in float64, from the definition."""
-    values, scales, zeros = (None if part is None else part.astype("float64") for part in plain)
+    values, scales, zero_points = (
+        None if part is None else part.astype("float64") for part in plain
+    )
     if scales.ndim == 1:
         return values * scales[:, None]
-    zeros = 0 if zeros is None else np.repeat(zeros, 32, axis=1)
-    return np.repeat(scales, 32, axis=1) * (values - zeros)
+    zero_points = 0 if zero_points is None else np.repeat(zero_points, 32, axis=1)
+    return np.repeat(scales, 32, axis=1) * (values - zero_points)
 
 
 def stored(plain, bits):
@@ -89,8 +91,8 @@ def gradient(function, x, compile_all=False):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("form", FORMS)
 def test_gradient_is_that_of_the_dequantized_weight(form, shape, rows, dtype):
-    bits, zeros = FORMS[form]
-    plain = plain_form(shape, bits, zeros)
+    bits, zero_points = FORMS[form]
+    plain = plain_form(shape, bits, zero_points)
     weight, cotangent = stored(plain, bits), normal(*rows, shape[0], dtype=dtype, seed=2)
     factor = tensor(cotangent, dtype)
 
@@ -104,8 +106,8 @@ def test_gradient_is_that_of_the_dequantized_weight(form, shape, rows, dtype):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_compiled_gradient(form):
-    bits, zeros = FORMS[form]
-    plain = plain_form(SHAPES[0], bits, zeros)
+    bits, zero_points = FORMS[form]
+    plain = plain_form(SHAPES[0], bits, zero_points)
     weight, cotangent = stored(plain, bits), normal(3, SHAPES[0][0], seed=2)
     factor = tensor(cotangent)
 

@@ -18,7 +18,7 @@ pytestmark = [
 # (out, in, group size): full lanes, fewer, one; groups of one word, of four and of sixteen.
 SHAPES = [(48, 96, 32), (24, 64, 16), (3, 40, 8), (32, 256, 128)]
 FORMATS = [(8, False), (4, False), (4, True)]
-format_names = ["8", "4", "4 with zeros"]
+format_names = ["8", "4", "4 with zero points"]
 
 
 @pytest.fixture
@@ -32,18 +32,18 @@ def compiler(monkeypatch):
     torch._dynamo.reset()
 
 
-def plain_weight(out, length, group_size, bits, zeros):
+def plain_weight(out, length, group_size, bits, zero_points):
     """Returns a random weight in the plain form."""
     random = np.random.default_rng(out)
     if bits == 8:
         values = random.integers(-127, 128, (out, length)).astype("int8")
         return Quantized(values, random.uniform(0.5, 2, out).astype("float32"))
-    low = 0 if zeros else -8
+    low = 0 if zero_points else -8
     values = random.integers(low, low + 16, (out, length)).astype("int8")
     groups = out, length // group_size
     scales = random.uniform(0.5, 2, groups).astype(ml_dtypes.bfloat16)
     offsets = random.integers(0, 16, groups).astype(ml_dtypes.bfloat16)
-    return Quantized(values, scales, offsets if zeros else None)
+    return Quantized(values, scales, offsets if zero_points else None)
 
 
 def dequantized(plain):
@@ -52,8 +52,12 @@ def dequantized(plain):
     if plain.scales.ndim == 1:
         return values * plain.scales[:, None].astype("float64")
     size = values.shape[1] // plain.scales.shape[1]
-    zeros = 0 if plain.zeros is None else np.repeat(plain.zeros.astype("float64"), size, axis=1)
-    return (values - zeros) * np.repeat(plain.scales.astype("float64"), size, axis=1)
+    zero_points = (
+        0
+        if plain.zero_points is None
+        else np.repeat(plain.zero_points.astype("float64"), size, axis=1)
+    )
+    return (values - zero_points) * np.repeat(plain.scales.astype("float64"), size, axis=1)
 
 
 def stored(plain, bits):
@@ -64,12 +68,12 @@ def stored(plain, bits):
     )
 
 
-@pytest.mark.parametrize(("bits", "zeros"), FORMATS, ids=format_names)
+@pytest.mark.parametrize(("bits", "zero_points"), FORMATS, ids=format_names)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_unpack_inverts_pack(shape, bits, zeros):
-    plain = plain_weight(*shape, bits, zeros)
+def test_unpack_inverts_pack(shape, bits, zero_points):
+    plain = plain_weight(*shape, bits, zero_points)
     packed = backend.quantized_pack(plain, "matrix", bits)
-    specified = backend.quantized_spec(shape[:2], "matrix", bits, shape[2], zeros)
+    specified = backend.quantized_spec(shape[:2], "matrix", bits, shape[2], zero_points)
     unpacked = backend.quantized_unpack(packed, shape[:2])
     for array, spec, before, after in zip(packed, specified, plain, unpacked, strict=True):
         if before is None:
@@ -88,10 +92,10 @@ def test_group_size_must_be_a_multiple_of_8():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("rows", [(), (1,), (1, 5), (40,)], ids=str)
-@pytest.mark.parametrize(("bits", "zeros"), FORMATS, ids=format_names)
+@pytest.mark.parametrize(("bits", "zero_points"), FORMATS, ids=format_names)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_matmul(shape, bits, zeros, rows, dtype):
-    plain = plain_weight(*shape, bits, zeros)
+def test_matmul(shape, bits, zero_points, rows, dtype):
+    plain = plain_weight(*shape, bits, zero_points)
     x = normal(*rows, shape[1], dtype=dtype, seed=1)
     check(backend.matmul(tensor(x, dtype), stored(plain, bits)), x, plain, dtype)
 
@@ -115,11 +119,11 @@ def test_matmul_compiled(dtype, compiler):
         check(y, x[key[:2]], weight, dtype)
 
 
-@pytest.mark.parametrize(("bits", "zeros"), FORMATS, ids=format_names)
+@pytest.mark.parametrize(("bits", "zero_points"), FORMATS, ids=format_names)
 @pytest.mark.parametrize("shape", [(2000, 512, 32)], ids=str)
-def test_many_slices(shape, bits, zeros, compiler):
+def test_many_slices(shape, bits, zero_points, compiler):
     """The weight has more rows than one slice, and is large enough for compiled dequantization."""
-    plain = plain_weight(*shape, bits, zeros)
+    plain = plain_weight(*shape, bits, zero_points)
     x = normal(20, shape[1], dtype="bfloat16")
     check(backend.matmul(tensor(x, "bfloat16"), stored(plain, bits)), x, plain, "bfloat16")
 
@@ -142,11 +146,11 @@ def test_without_a_compiler_there_is_one_warning(monkeypatch):
         check(y, x, plain, "float32")
 
 
-@pytest.mark.parametrize(("bits", "zeros"), FORMATS, ids=format_names)
-def test_gradient(bits, zeros):
+@pytest.mark.parametrize(("bits", "zero_points"), FORMATS, ids=format_names)
+def test_gradient(bits, zero_points):
     import torch
 
-    plain = plain_weight(*SHAPES[0], bits, zeros)
+    plain = plain_weight(*SHAPES[0], bits, zero_points)
     x = tensor(normal(5, SHAPES[0][1])).requires_grad_()
     backend.matmul(x, stored(plain, bits)).sum().backward()
     expected = np.broadcast_to(dequantized(plain).sum(0), x.shape)
@@ -155,10 +159,10 @@ def test_gradient(bits, zeros):
 
 
 @pytest.mark.parametrize("ids", [5, [0, 17, 2], [[1, 1], [0, 2]]], ids=str)
-@pytest.mark.parametrize(("bits", "zeros"), FORMATS, ids=format_names)
+@pytest.mark.parametrize(("bits", "zero_points"), FORMATS, ids=format_names)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_embed(shape, bits, zeros, ids):
-    plain = plain_weight(*shape, bits, zeros)
+def test_embed(shape, bits, zero_points, ids):
+    plain = plain_weight(*shape, bits, zero_points)
     ids = np.array(ids) % shape[0]
     actual = backend.embed(ops.convert_to_tensor(ids), stored(plain, bits), "float32")
     np.testing.assert_allclose(to_numpy(actual), dequantized(plain)[ids], rtol=1e-6)

@@ -7,7 +7,8 @@ import pytest
 from keras import ops
 
 from keras_gemma import backend
-from keras_gemma.backend import Quantized, packing, xla_quantized
+from keras_gemma.backend import Quantized, packing
+from keras_gemma.backend.xla_cpu import xla_quantized
 from tests.backend.arrays import normal, tensor, to_numpy
 
 pytestmark = pytest.mark.skipif(keras.config.backend() == "torch", reason="XLA's layout")
@@ -18,28 +19,30 @@ FORMS = {"int8": (8, False), "int4": (4, False), "int4_zeros": (4, True)}
 GROUP_SIZE = 32
 
 
-def random_plain(shape, bits, zeros, group_size=GROUP_SIZE, seed=0) -> Quantized:
+def random_plain(shape, bits, zero_points, group_size=GROUP_SIZE, seed=0) -> Quantized:
     """Returns a random weight in the plain form with different scales."""
     rng = np.random.default_rng(seed)
     if bits == 8:
         values = rng.integers(-127, 128, shape, dtype="int8")
         return Quantized(values, rng.uniform(0.01, 0.02, shape[:1]).astype("float32"))
-    low, high = (0, 16) if zeros else (-8, 8)
+    low, high = (0, 16) if zero_points else (-8, 8)
     groups = shape[0], shape[1] // group_size
     return Quantized(
         rng.integers(low, high, shape, dtype="int8"),
         rng.uniform(0.1, 0.2, groups).astype(ml_dtypes.bfloat16),
-        rng.integers(0, 16, groups).astype(ml_dtypes.bfloat16) if zeros else None,
+        rng.integers(0, 16, groups).astype(ml_dtypes.bfloat16) if zero_points else None,
     )
 
 
 def dequantized(plain: Quantized) -> np.ndarray:
-    values, scales, zeros = (None if part is None else part.astype("float64") for part in plain)
+    values, scales, zero_points = (
+        None if part is None else part.astype("float64") for part in plain
+    )
     if scales.ndim == 1:
         return values * scales[:, None]
     size = values.shape[1] // scales.shape[1]
-    zeros = 0 if zeros is None else np.repeat(zeros, size, axis=1)
-    return np.repeat(scales, size, axis=1) * (values - zeros)
+    zero_points = 0 if zero_points is None else np.repeat(zero_points, size, axis=1)
+    return np.repeat(scales, size, axis=1) * (values - zero_points)
 
 
 def stored(plain: Quantized, kind: str, bits: int) -> Quantized:
@@ -70,10 +73,10 @@ def in_a_loop(product):
 @pytest.mark.parametrize("shape", [(5, 256), (3, 9216), (2, 3328)], ids=str)
 @pytest.mark.parametrize("form", FORMS)
 def test_layout(form, shape, kind, group_size):
-    bits, zeros = FORMS[form]
-    plain = random_plain(shape, bits, zeros, group_size)
+    bits, zero_points = FORMS[form]
+    plain = random_plain(shape, bits, zero_points, group_size)
     packed = backend.quantized_pack(plain, kind, bits)
-    spec = backend.quantized_spec(shape, kind, bits, group_size, zeros)
+    spec = backend.quantized_spec(shape, kind, bits, group_size, zero_points)
     for array, described in zip(packed, spec, strict=True):
         assert (array is None) == (described is None)
         if array is not None:
@@ -92,8 +95,8 @@ def test_odd_group_size_is_an_error():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("form", FORMS)
 def test_embed(form, dtype):
-    bits, zeros = FORMS[form]
-    plain = random_plain((10, 64), bits, zeros)
+    bits, zero_points = FORMS[form]
+    plain = random_plain((10, 64), bits, zero_points)
     ids = np.array([[3, 0, 9], [9, 1, 1]], "int32")
     actual = backend.embed(tensor(ids, "int32"), stored(plain, "embedding", bits), dtype)
     assert keras.backend.standardize_dtype(actual.dtype) == dtype
@@ -104,8 +107,8 @@ def test_embed(form, dtype):
 @pytest.mark.parametrize("rows", [(1,), (2,), (1, 1), (2, 20)], ids=str)
 @pytest.mark.parametrize("form", FORMS)
 def test_matmul(form, rows, shape):
-    bits, zeros = FORMS[form]
-    plain, x = random_plain(shape, bits, zeros), normal(*rows, shape[1])
+    bits, zero_points = FORMS[form]
+    plain, x = random_plain(shape, bits, zero_points), normal(*rows, shape[1])
     actual = backend.matmul(tensor(x), stored(plain, "matrix", bits))
     assert_near(actual, x @ dequantized(plain).T, "float32")
 
@@ -115,7 +118,7 @@ def test_matmul(form, rows, shape):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("where", ["compile", "jit_part", "loop"])
 def test_matmul_compiled(where, form, rows, dtype):
-    bits, zeros = FORMS[form]
+    bits, zero_points = FORMS[form]
     shapes = {"wide": SHAPES[2], "high": SHAPES[1]}
     if where == "loop":  # prefill does not run in a loop
         if rows > 5:
@@ -125,7 +128,10 @@ def test_matmul_compiled(where, form, rows, dtype):
         compile_product = getattr(backend, where)
     product = compile_product(lambda x, weight: backend.matmul(x, weight))
     for shape in shapes.values():
-        plain, x = random_plain(shape, bits, zeros), normal(rows, shape[1], dtype=dtype, seed=1)
+        plain, x = (
+            random_plain(shape, bits, zero_points),
+            normal(rows, shape[1], dtype=dtype, seed=1),
+        )
         actual = product(tensor(x, dtype), stored(plain, "matrix", bits))
         assert keras.backend.standardize_dtype(actual.dtype) == dtype
         assert_near(actual, x @ dequantized(plain).T, dtype)
@@ -143,8 +149,8 @@ def test_layout_on_an_accelerator(form, monkeypatch):
 
     module = import_module(f"keras_gemma.backend.{keras.config.backend()}")
     monkeypatch.setattr(module, "_on_cpu", lambda: False)
-    bits, zeros = FORMS[form]
-    plain, x = random_plain((6, 64), bits, zeros), normal(3, 64)
+    bits, zero_points = FORMS[form]
+    plain, x = random_plain((6, 64), bits, zero_points), normal(3, 64)
     weight = stored(plain, "embedding", bits)
     assert weight.values.shape[0] == 6
     assert_near(backend.matmul(tensor(x), weight), x @ dequantized(plain).T, "float32")
@@ -157,9 +163,9 @@ def test_layout_on_an_accelerator(form, monkeypatch):
 def test_eager_products_compile_once(form, caplog):
     import jax
 
-    bits, zeros = FORMS[form]
+    bits, zero_points = FORMS[form]
     weight, x = (
-        stored(random_plain(SHAPES[2], bits, zeros), "matrix", bits),
+        stored(random_plain(SHAPES[2], bits, zero_points), "matrix", bits),
         normal(9, SHAPES[2][1]),
     )
 

@@ -8,7 +8,7 @@ from keras import ops
 from keras_gemma import GemmaCausalLM, QuantizationConfig
 from keras_gemma.model.backbone import GemmaBackbone
 from tests.conftest import TEXTS
-from tests.model.test_lora import fill
+from tests.lora_values import fill
 from tests.models import compile_lm, make_backbone, make_lm
 from tests.models import quick as quick
 

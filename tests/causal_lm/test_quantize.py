@@ -142,7 +142,7 @@ def test_nothing_of_the_backbone_to_train(pair):
 
 def test_unknown_mode():
     lm = make_lm()
-    with pytest.raises(ValueError, match="`mode` must be 'int8' or 'int4'"):
+    with pytest.raises(ValueError, match="`mode` must be one of 'int8', 'int4'"):
         lm.quantize("awq")
     assert lm.backbone.quantization is None
 

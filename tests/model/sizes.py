@@ -1,4 +1,4 @@
-"""The published models: their shapes and how many parameters they have."""
+"""Sizes and parameter counts of the published models."""
 
 GEMMA = {"vocabulary_size": 256_000, "head_dim": 256}
 CAPS_AND_WINDOW = {

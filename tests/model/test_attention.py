@@ -1,4 +1,4 @@
-"""Masks, and what they let attention see."""
+"""Masks, and attention with masks."""
 
 import numpy as np
 import pytest
@@ -18,20 +18,20 @@ def test_causal_mask(window):
     for row in range(3):
         for query in range(5):
             for key in range(query + 1):
-                in_sight = window is None or query - key < window
-                expected[row, query, key] = in_sight and attended[row, key]
-    found = ops.convert_to_numpy(causal_mask(ops.convert_to_tensor(attended), window))
-    np.testing.assert_array_equal(found, expected)
+                in_window = window is None or query - key < window
+                expected[row, query, key] = in_window and attended[row, key]
+    actual = ops.convert_to_numpy(causal_mask(ops.convert_to_tensor(attended), window))
+    np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("dtype", ["int32", "float32"])
-def test_a_mask_may_be_numbers(dtype):
+def test_mask_of_numbers(dtype):
     attended = np.array([[1, 1, 0]], dtype)
-    found = ops.convert_to_numpy(causal_mask(ops.convert_to_tensor(attended), None))
-    assert found.dtype == bool and found.sum() == 5
+    actual = ops.convert_to_numpy(causal_mask(ops.convert_to_tensor(attended), None))
+    assert actual.dtype == bool and actual.sum() == 5
 
 
-def test_attention_without_sight_adds_nothing():
+def test_fully_masked_rows_give_zeros():
     config = GemmaConfig(**GEMMA2)
     random = np.random.default_rng(0)
     shapes = {"query": (32, 32), "key": (16, 32), "value": (16, 32), "output": (32, 32)}
@@ -42,23 +42,23 @@ def test_attention_without_sight_adds_nothing():
     x = ops.convert_to_tensor(random.normal(size=(2, 3, 32)).astype("float32"))
     rotary = rotary_angles(ops.arange(3, dtype="int32")[None], 8)
     mask = causal_mask(ops.convert_to_tensor(np.array([[1, 1, 1], [0, 0, 0]], bool)), None)
-    found, (key, value) = attention(x, weights, config, rotary, mask)
-    found = ops.convert_to_numpy(found)
-    assert np.isfinite(found).all() and np.abs(found[0]).min() > 0
-    np.testing.assert_array_equal(found[1], 0)
+    actual, (key, value) = attention(x, weights, config, rotary, mask)
+    actual = ops.convert_to_numpy(actual)
+    assert np.isfinite(actual).all() and np.abs(actual[0]).min() > 0
+    np.testing.assert_array_equal(actual[1], 0)
     assert tuple(key.shape) == tuple(value.shape) == (2, 3, 2, 8)
 
 
 @pytest.mark.parametrize("variant", ["gemma1_multi_query", "gemma2_grouped"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_row_of_padding_has_no_nan(variant, dtype):
+def test_padding_rows_have_no_nan(variant, dtype):
     backbone = GemmaBackbone(**CONFIGURATIONS[variant], dtype=dtype)
     ids = np.array([[2, 7, 9, 30, 4, 8], [0, 0, 0, 0, 0, 0]])
     hidden = backbone({"token_ids": ids, "padding_mask": (ids > 0).astype("int32")})
     assert np.isfinite(ops.convert_to_numpy(ops.cast(hidden, "float32"))).all()
 
 
-def test_padding_changes_nothing_before_it():
+def test_padding_does_not_change_earlier_positions():
     backbone = GemmaBackbone(**GEMMA2)
     ids = np.array([[2, 7, 9, 30, 4, 8]])
     short = backbone({"token_ids": ids[:, :4], "padding_mask": np.ones((1, 4), "int32")})

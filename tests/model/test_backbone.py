@@ -1,4 +1,4 @@
-"""GemmaBackbone as a Keras model: built, described, saved, and its weights by name."""
+"""GemmaBackbone as a Keras model: construction, summary, files, and weights by name."""
 
 import keras
 import numpy as np
@@ -14,7 +14,7 @@ INPUTS = {"token_ids": IDS, "padding_mask": (IDS > 0).astype("int32")}
 
 
 def randomize(backbone):
-    """Norms start at zero and hide their place: give every weight its own numbers."""
+    """Assigns random numbers to every weight, because initial norms are zero."""
     random = np.random.default_rng(0)
     for weight in backbone.named_weights().values():
         weight.assign(random.normal(0, 0.3, weight.shape).astype("float32"))
@@ -34,7 +34,7 @@ def test_counts_and_shapes(variant):
 
 
 @pytest.mark.parametrize("variant", CONFIGURATIONS)
-def test_config_makes_the_same_model(variant):
+def test_from_config_restores_the_model(variant):
     settings = CONFIGURATIONS[variant] | {"context_length": 48, "name": "mine"}
     backbone = GemmaBackbone(**settings, dtype="mixed_bfloat16")
     backbone.trainable = False
@@ -45,7 +45,7 @@ def test_config_makes_the_same_model(variant):
     assert again.name == "mine" and not again.trainable
 
 
-def test_constructor_refuses_sizes_that_do_not_fit():
+def test_inconsistent_sizes_are_an_error():
     with pytest.raises(ValueError, match="num_key_value_heads=3"):
         GemmaBackbone(**GEMMA1 | {"num_key_value_heads": 3})
 
@@ -86,7 +86,7 @@ def test_weights_file(tmp_path):
 @pytest.mark.parametrize(
     "change", [{"intermediate_dim": 64}, {"intermediate_dim": 128}, {"num_key_value_heads": 2}]
 )
-def test_a_weights_file_of_another_size(tmp_path, change):
+def test_weights_file_of_another_size(tmp_path, change):
     GemmaBackbone(**GEMMA1).save_weights(tmp_path / "model.weights.h5")
     other = GemmaBackbone(**GEMMA1 | change)
     with pytest.raises(ValueError, match="shape"):
@@ -106,8 +106,8 @@ def test_named_weights():
         assert weight.dtype == "float32"
 
 
-def test_a_long_matrix_is_named_by_its_logical_shape():
-    """Its stored layout is the backend's: files see `[out, in]`, and training sees that too."""
+def test_long_matrix_has_its_logical_shape():
+    """Files and the layer use `[out, in]`, although a backend stores blocks."""
     backbone = GemmaBackbone(**GEMMA1 | {"intermediate_dim": 2 * 4608})
     down = backbone.named_weights()["layers.0.down"]
     array = np.random.default_rng(0).normal(size=(32, 4608)).astype("float32")
@@ -118,7 +118,7 @@ def test_a_long_matrix_is_named_by_its_logical_shape():
     np.testing.assert_allclose(ops.convert_to_numpy(layer(x)), x @ array.T, atol=1e-3)
 
 
-def test_a_long_matrix_in_a_keras_file(tmp_path):
+def test_long_matrix_in_a_keras_file(tmp_path):
     backbone = randomize(GemmaBackbone(**GEMMA1 | {"intermediate_dim": 2 * 4608}))
     backbone.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
@@ -129,9 +129,9 @@ def test_a_long_matrix_in_a_keras_file(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(32,), (32, 31), (1, 32, 32)])
-def test_a_weight_of_the_wrong_shape(shape):
+def test_array_of_the_wrong_shape_is_an_error(shape):
     weight = GemmaBackbone(**GEMMA1).named_weights()["layers.0.query"]
-    with pytest.raises(ValueError, match=r"query/kernel takes an array of shape \(32, 32\).*Rec"):
+    with pytest.raises(ValueError, match=r"/kernel requires an array of shape \(32, 32\).*Rec"):
         weight.assign(np.zeros(shape, "float32"))
 
 
@@ -142,19 +142,19 @@ def test_uninitialized(dropout):
     weights = backbone.named_weights().values()
     assert all(weight.variable._value is None for weight in weights)
     expected = randomize(GemmaBackbone(**GEMMA2))
-    GemmaBackbone(**GEMMA1)  # another model must not give this one its values
+    GemmaBackbone(**GEMMA1)  # another model must not initialize this one
     assert all(weight.variable._value is None for weight in weights)
     np.testing.assert_array_equal(run(randomize(backbone)), run(expected))
     assert ops.convert_to_numpy(backbone(INPUTS, training=True)).shape == (2, 6, 32)
 
 
-def test_weights_start_as_published():
+def test_initial_weights():
     weights = GemmaBackbone(**GEMMA1).named_weights()
     assert weights["layers.0.query"].numpy().std() == pytest.approx(0.02, rel=0.1)
     assert not weights["final_norm"].numpy().any()
 
 
-def test_uninitialized_ends_with_an_error():
+def test_uninitialized_ends_after_an_error():
     with pytest.raises(ValueError, match="num_layers"), uninitialized():
         GemmaBackbone(**GEMMA1 | {"num_layers": 0})
     assert GemmaBackbone(**GEMMA1).named_weights()["layers.0.query"].numpy().any()
@@ -190,11 +190,11 @@ def test_stateless_call():
         hidden, _ = jax.jit(backbone.stateless_call)(doubled, frozen, INPUTS)
     else:
         hidden, _ = backbone.stateless_call(doubled, frozen, INPUTS)
-    found = ops.convert_to_numpy(hidden)
-    assert np.abs(found - run(backbone)).max() > 0.1
+    actual = ops.convert_to_numpy(hidden)
+    assert np.abs(actual - run(backbone)).max() > 0.1
     for variable in backbone.trainable_variables:
         variable.assign(2 * variable.value)
-    np.testing.assert_allclose(found, run(backbone), atol=1e-4)
+    np.testing.assert_allclose(actual, run(backbone), atol=1e-4)
 
 
 @pytest.mark.skipif(keras.config.backend() != "torch", reason="a PyTorch module")

@@ -1,4 +1,4 @@
-"""Embedding in, logits out."""
+"""Tied embedding: scale, lookup and logits."""
 
 import math
 
@@ -28,23 +28,23 @@ def test_scale_is_exact_in_float32():
 
 def test_soft_cap():
     x = np.array([-1000.0, -3.0, 0.0, 0.01, 30.0, 1000.0], "float32")
-    found = ops.convert_to_numpy(soft_cap(ops.convert_to_tensor(x), 30.0))
-    np.testing.assert_allclose(found, 30 * np.tanh(x.astype("float64") / 30), rtol=1e-5)
-    assert np.abs(found).max() <= 30
+    actual = ops.convert_to_numpy(soft_cap(ops.convert_to_tensor(x), 30.0))
+    np.testing.assert_allclose(actual, 30 * np.tanh(x.astype("float64") / 30), rtol=1e-5)
+    assert np.abs(actual).max() <= 30
     assert soft_cap(x, None) is x
 
 
 def test_logits_are_capped_float32():
     random = np.random.default_rng(0)
     hidden, embedding = random.normal(size=(1, 2, 8)), random.normal(size=(5, 8))
-    found = to_logits(ops.cast(hidden, "float32"), ops.cast(embedding, "float32"), 2.0)
+    actual = to_logits(ops.cast(hidden, "float32"), ops.cast(embedding, "float32"), 2.0)
     expected = 2 * np.tanh(hidden @ embedding.T / 2)
-    np.testing.assert_allclose(ops.convert_to_numpy(found), expected, rtol=1e-4)
+    np.testing.assert_allclose(ops.convert_to_numpy(actual), expected, rtol=1e-4)
     low = to_logits(ops.cast(hidden, "bfloat16"), ops.cast(embedding, "bfloat16"), 2.0)
     assert "float32" in str(low.dtype)
 
 
-def test_layer_both_ways():
+def test_layer_in_both_directions():
     layer = ReversibleEmbedding(5, 8, logit_soft_cap=2.0)
     layer.build()
     random = np.random.default_rng(0)

@@ -2,33 +2,16 @@
 
 import numpy as np
 import pytest
-from keras import ops
 
 from keras_gemma import GemmaBackbone, GemmaConfig, QuantizationConfig
 from keras_gemma.lora.config import target_names
 from tests.configurations import GEMMA1, GEMMA2
+from tests.lora_values import fill, largest, run
 from tests.models import without_cache
 from tests.parity.pairs import FULL, IDS, make_ours, random_weights
 
 CONFIG = GemmaConfig(**GEMMA2)
 FOUR = QuantizationConfig("int4", 16, embedding="int4")
-
-
-def run(backbone, ids=IDS, **options):
-    hidden = backbone({"token_ids": ids, "padding_mask": np.ones_like(ids)}, **options)
-    return ops.convert_to_numpy(ops.cast(hidden, "float32"))
-
-
-def fill(backbone, name="default", seed=1, size=0.1):
-    """Fills an adapter with random numbers; returns the update of each matrix, `scale * B A`."""
-    random = np.random.default_rng(seed)
-    added = {}
-    for matrix, linear in backbone.adapters.linears(name).items():
-        low_rank = linear.low_ranks[name]
-        a, b = (random.normal(0, size, tuple(v.shape)) for v in (low_rank.a, low_rank.b))
-        low_rank.assign(a, b)
-        added[matrix] = low_rank.scale * (b @ a)
-    return added
 
 
 def with_added(configuration, added, dtype="float32"):
@@ -40,13 +23,8 @@ def with_added(configuration, added, dtype="float32"):
     return backbone
 
 
-def largest(actual, expected):
-    """Returns the largest difference relative to the largest expected number."""
-    return np.abs(actual - expected).max() / np.abs(expected).max()
-
-
 @pytest.mark.parametrize("configuration", [GEMMA1 | {"num_key_value_heads": 1}, GEMMA2])
-def test_output_is_that_of_updated_matrices(configuration):
+def test_output_equals_that_of_updated_matrices(configuration):
     backbone = make_ours(configuration)
     before = run(backbone)
     backbone.enable_lora(3, "all-linear", alpha=6, use_rslora=True)
@@ -62,7 +40,7 @@ def test_output_is_that_of_updated_matrices(configuration):
     np.testing.assert_allclose(weight.numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_initial_values_are_those_of_peft():
+def test_initial_values_equal_those_of_peft():
     runs = []
     for _ in range(2):
         backbone = make_ours(GEMMA1)
@@ -185,7 +163,7 @@ def test_quantized_bases(mode, tmp_path):
     backbone.save_to_preset(tmp_path / "preset")
 
 
-def test_quantizing_the_base_of_an_adapter():
+def test_quantizing_a_base_with_an_adapter():
     backbone = make_ours(GEMMA2)
     backbone.enable_lora(4)
     fill(backbone)
@@ -201,14 +179,14 @@ def test_dropout():
     backbone = make_ours(GEMMA1)
     backbone.enable_lora(4, "all-linear", dropout=0.5)
     fill(backbone)
-    still = run(backbone)
-    np.testing.assert_array_equal(run(backbone, training=False), still)
-    drawn = [run(backbone, training=True) for _ in range(2)]
-    assert largest(drawn[0], still) > 1e-3 and largest(drawn[0], drawn[1]) > 1e-3
+    plain = run(backbone)
+    np.testing.assert_array_equal(run(backbone, training=False), plain)
+    dropped = [run(backbone, training=True) for _ in range(2)]
+    assert largest(dropped[0], plain) > 1e-3 and largest(dropped[0], dropped[1]) > 1e-3
     backbone.enable_lora(4, name="none")
     np.testing.assert_array_equal(run(backbone, training=True), run(backbone))
     backbone.set_adapter("default")
-    assert largest(run(backbone, training=True), still) > 1e-3
+    assert largest(run(backbone, training=True), plain) > 1e-3
 
 
 def test_programs_follow_the_adapter():

@@ -6,7 +6,7 @@ import pytest
 
 from keras_gemma import GemmaBackbone, GemmaConfig, QuantizationConfig
 from tests.configurations import GEMMA1, GEMMA2
-from tests.model.test_lora import fill, largest, run
+from tests.lora_values import fill, largest, run
 from tests.parity.pairs import make_ours
 
 CONFIG = GemmaConfig(**GEMMA2)
@@ -51,7 +51,7 @@ def test_weights_files(tmp_path):
     fill(backbone)
     backbone.save_weights(path)
     other = GemmaBackbone(**GEMMA1)
-    with pytest.raises(ValueError, match=r"has the adapters \['default'\], and the model has \[\]"):
+    with pytest.raises(ValueError, match=r"has the adapters \['default'\], but the model has \[\]"):
         other.load_weights(path)
     other.enable_lora(2)
     other.load_weights(path)

@@ -1,4 +1,4 @@
-"""Losses in chunks against those of whole logits, with their gradients, and what `fit` does."""
+"""Losses in chunks and their gradients, compared with losses of all logits."""
 
 from functools import partial
 
@@ -15,7 +15,7 @@ __all__ = ["quick"]
 
 
 def plain(self):
-    """Training as Keras does it, from logits."""
+    """Compiles a model to train from all logits, as Keras does."""
     self.compile(
         optimizer=keras.optimizers.SGD(0.5),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=self.reduction),
@@ -42,7 +42,7 @@ def batch():
 
 @pytest.mark.parametrize("head", ["learned", "frozen"])
 @pytest.mark.parametrize("reduction", ["sum_over_batch_size", "mean_with_sample_weight", "sum"])
-def test_a_step_is_that_of_whole_logits(reduction, head, monkeypatch):
+def test_step_equals_that_of_all_logits(reduction, head, monkeypatch):
     monkeypatch.setattr(losses, "TRAINED_CHUNK", 512 * 3 * 4)  # chunks of 4 of 21 positions
     x, y, weights = batch()
     results = []
@@ -62,7 +62,7 @@ def test_a_step_is_that_of_whole_logits(reduction, head, monkeypatch):
 
 
 def test_fit_never_has_all_logits(tiny_proto, monkeypatch):
-    """Not even in its program: the head is never asked for more than a chunk."""
+    """The head never computes more than a chunk, even while tracing."""
     monkeypatch.setattr(losses, "TRAINED_CHUNK", 512 * 2 * 4)
     seen = []
     for name in ("_sums", "_with_gradient"):

@@ -1,4 +1,4 @@
-"""RMS normalisation against its closed form."""
+"""RMS normalization, compared with its closed form."""
 
 import ml_dtypes
 import numpy as np
@@ -18,20 +18,20 @@ def test_float32(epsilon):
     random = np.random.default_rng(0)
     x = random.normal(size=(2, 3, 16)).astype("float32")
     scale = random.normal(size=16).astype("float32")
-    found = ops.convert_to_numpy(rms_normalize(x, scale, epsilon))
-    np.testing.assert_allclose(found, closed_form(x, scale, epsilon), rtol=1e-5, atol=1e-6)
+    actual = ops.convert_to_numpy(rms_normalize(x, scale, epsilon))
+    np.testing.assert_allclose(actual, closed_form(x, scale, epsilon), rtol=1e-5, atol=1e-6)
 
 
 def test_bfloat16_is_rounded_once_at_the_end():
     random = np.random.default_rng(0)
     x = random.normal(size=(64, 256)).astype(ml_dtypes.bfloat16)
-    # 1 + 2**-9 is 1 in bfloat16: the sum must be taken in float32.
+    # 1 + 2**-9 is 1 in bfloat16, so the sum must be computed in float32.
     scale = np.full(256, 2.0**-9, "float32")
-    found = rms_normalize(ops.convert_to_tensor(x), scale, 1e-6)
-    found = ops.convert_to_numpy(ops.cast(found, "float32"))
+    actual = rms_normalize(ops.convert_to_tensor(x), scale, 1e-6)
+    actual = ops.convert_to_numpy(ops.cast(actual, "float32"))
     right = closed_form(x, scale, 1e-6).astype("float32").astype(ml_dtypes.bfloat16)
-    # A float32 result may lie on the other side of a tie than the float64 one; hardly any does.
-    assert np.mean(found == right.astype("float32")) > 0.999
+    # Near a tie, float32 and float64 results may round differently. This is rare.
+    assert np.mean(actual == right.astype("float32")) > 0.999
 
 
 def test_layer():
@@ -39,7 +39,7 @@ def test_layer():
     x = np.ones((1, 4), "float32")
     assert "bfloat16" in str(layer(x).dtype)
     np.testing.assert_array_equal(ops.convert_to_numpy(ops.cast(layer.scale, "float32")), 0)
-    found = ops.convert_to_numpy(ops.cast(layer(x), "float32"))
-    np.testing.assert_allclose(found, 1 / np.sqrt(1.25), rtol=2**-8)
+    actual = ops.convert_to_numpy(ops.cast(layer(x), "float32"))
+    np.testing.assert_allclose(actual, 1 / np.sqrt(1.25), rtol=2**-8)
     again = RMSNormalization.from_config(layer.get_config())
     assert again.epsilon == 0.25

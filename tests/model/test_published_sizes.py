@@ -1,4 +1,4 @@
-"""The published models by shape alone: nothing is allocated."""
+"""Published models, without memory for weights."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def test_config(name):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_backbone(name):
     configuration, parameters = PUBLISHED[name]
-    with uninitialized():  # a bare StatelessScope would have Keras allocate it all later
+    with uninitialized():  # with a bare StatelessScope, Keras would allocate all weights later
         backbone = GemmaBackbone(**configuration, dtype="bfloat16")
     assert backbone.count_params() == parameters
     assert backbone.context_length == (1024 if name.startswith("vault") else 8192)
@@ -29,12 +29,12 @@ def test_backbone(name):
     assert {name: weight.shape for name, weight in weights.items()} == (
         backbone.config.weight_shapes()
     )
-    # Whatever layout the backend packs a weight in, it holds the same numbers.
+    # A packed weight has as many numbers in any layout.
     for weight in weights.values():
         assert np.prod(weight.variable.shape) == np.prod(weight.shape)
 
 
-def test_scale_of_27b_queries_is_not_that_of_its_heads():
+def test_query_scale_of_27b():
     config = GemmaConfig(**PUBLISHED["gemma2_27b"][0])
     assert config.query_scale == pytest.approx(144**-0.5)
     assert GemmaConfig(**PUBLISHED["gemma2_9b"][0]).query_scale == pytest.approx(256**-0.5)

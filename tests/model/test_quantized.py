@@ -15,14 +15,9 @@ from keras_gemma.quantization import report
 from keras_gemma.quantization.calibration import mean_squares
 from tests.configurations import GEMMA1, GEMMA2
 from tests.models import without_cache
+from tests.quantizations import MODES
 from tests.storage.conftest import IDS, make_backbone
 
-MODES = {
-    "int8": QuantizationConfig("int8"),
-    "int4": QuantizationConfig("int4", 16),
-    "int4_zeros": QuantizationConfig("int4", 16, zeros=True),
-    "int4_embedding": QuantizationConfig("int4", 16, embedding="int4"),
-}
 MODE = pytest.mark.parametrize("mode", MODES)
 INPUTS = {"token_ids": IDS, "padding_mask": np.ones_like(IDS)}
 
@@ -52,7 +47,7 @@ def test_output_is_that_of_dequantized_weights(mode):
 
 @MODE
 def test_quantized_construction_and_assignment(mode):
-    """Loads as storage does: no unquantized weight is ever allocated."""
+    """Constructs and assigns as storage does, without allocating unquantized weights."""
     expected = make_backbone(GEMMA2)
     numbers = {name: weight.numpy() for name, weight in expected.named_weights().items()}
     expected.quantize(MODES[mode])
@@ -174,7 +169,7 @@ def test_weights_of_other_settings_are_an_error(tmp_path):
         (other,) = (j for j in range(4) if j == (i ^ 1))
         with (
             warnings.catch_warnings(),
-            pytest.raises(ValueError, match=r"Load weights that were saved .* the same way"),
+            pytest.raises(ValueError, match="from a model with the same quantization"),
         ):
             warnings.simplefilter("ignore")  # Keras warns about skipped layers
             model.load_weights(tmp_path / f"{other}.weights.h5")
@@ -183,7 +178,7 @@ def test_weights_of_other_settings_are_an_error(tmp_path):
 
 @pytest.mark.parametrize("mode", ["float8", "gptq", "int2", None, 8])
 def test_unknown_modes(mode):
-    message = f"`mode` must be 'int8' or 'int4'. Received: mode={mode!r}"
+    message = f"`mode` must be one of 'int8', 'int4'. Received: mode={mode!r}"
     with pytest.raises(ValueError, match=message):
         GemmaBackbone(**GEMMA1).quantize(mode)
 

@@ -1,4 +1,4 @@
-"""Training reaches every weight, and dropout is for training alone."""
+"""Training changes every weight; dropout is active only in training."""
 
 import keras
 import numpy as np
@@ -16,11 +16,11 @@ INPUTS = {"token_ids": IDS, "padding_mask": (IDS > 0).astype("int32")}
     ("variant", "policy"),
     [("gemma1_multi_query", "float32"), ("gemma2_27b_scale", "mixed_bfloat16")],
 )
-def test_a_step_changes_every_weight(variant, policy):
+def test_step_changes_every_weight(variant, policy):
     backbone = GemmaBackbone(**CONFIGURATIONS[variant], dtype=policy)
     logits = backbone.token_embedding(backbone.output, reverse=True)
     model = keras.Model(backbone.input, logits)
-    # Adam moves every weight that has a gradient, however small, by about its rate.
+    # Adam changes every weight that has a gradient by about the learning rate.
     model.compile(
         optimizer=keras.optimizers.Adam(0.01, epsilon=1e-12),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -34,21 +34,21 @@ def test_a_step_changes_every_weight(variant, policy):
         assert np.mean(moved > 1e-3) > 0.9, name
 
 
-def test_frozen_weights_stay():
+def test_frozen_backbone_has_no_trainable_variables():
     backbone = GemmaBackbone(**GEMMA1)
     backbone.trainable = False
     assert not backbone.trainable_variables
     assert len(backbone.variables) == len(backbone.named_weights())
 
 
-def test_dropout_in_training_alone():
+def test_dropout_only_in_training():
     backbone = GemmaBackbone(**GEMMA1 | {"dropout": 0.5})
-    still = ops.convert_to_numpy(backbone(INPUTS))
-    np.testing.assert_array_equal(ops.convert_to_numpy(backbone(INPUTS, training=False)), still)
-    shaken = ops.convert_to_numpy(backbone(INPUTS, training=True))
-    assert np.abs(shaken - still).max() > 1e-3
+    plain = ops.convert_to_numpy(backbone(INPUTS))
+    np.testing.assert_array_equal(ops.convert_to_numpy(backbone(INPUTS, training=False)), plain)
+    dropped = ops.convert_to_numpy(backbone(INPUTS, training=True))
+    assert np.abs(dropped - plain).max() > 1e-3
     again = ops.convert_to_numpy(backbone(INPUTS, training=True))
-    assert np.abs(shaken - again).max() > 1e-3
+    assert np.abs(dropped - again).max() > 1e-3
 
 
 def test_without_dropout_training_changes_nothing():

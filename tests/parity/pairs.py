@@ -1,7 +1,7 @@
-"""The same random model twice: here, and in transformers on PyTorch.
+"""The same random model in this package and in transformers.
 
-Which of transformers' tensors is which weight is written out anew, not taken from
-`keras_gemma.storage`: a mistake there must not cancel out.
+The names of transformers' tensors are repeated here instead of imported from
+`keras_gemma.storage`, so that a mistake there does not cancel out.
 """
 
 import os
@@ -24,22 +24,22 @@ IDS = np.array(
         [2, 400, 3, 17, 17, 60, 211, 4, 90, 1, 33, 508],
     ]
 )
-"""Three times as long as the window of `tests.configurations`."""
+"""Token ids, three times as long as the window of `tests.configurations`."""
 
 FULL = np.ones_like(IDS)
 PADDED = FULL.copy()
-"""The second row ends after 7 tokens; what follows is padding, with ids that would be seen."""
+"""Padding mask with 7 tokens in the second row. The ids of its padding are not zero."""
 PADDED[1, 7:] = 0
 
 TOLERANCE = 1e-4
-"""Of the largest value: how far float32 results may be apart."""
+"""Tolerance of float32 results, relative to the largest value."""
 
 STANDARD_DEVIATION = 0.4
-"""Of every weight: attention logits of about 5, so that a soft cap of 2 changes them all."""
+"""Standard deviation of all weights. Attention logits are about 5, above the soft cap of 2."""
 
 
 def random_weights(config: GemmaConfig, seed: int = 0) -> dict[str, np.ndarray]:
-    """Every weight, norms too, by its name; float32 numbers that bfloat16 holds exactly."""
+    """Returns all weights, including norms, in float32 that bfloat16 represents exactly."""
     random = np.random.default_rng(seed)
     return {
         name: torch.tensor(random.normal(0.0, STANDARD_DEVIATION, shape), dtype=torch.bfloat16)
@@ -50,13 +50,13 @@ def random_weights(config: GemmaConfig, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def tensor_name(name: str, config: GemmaConfig) -> str:
-    """What transformers calls the weight `name`."""
+    """Returns the name of a weight in transformers."""
     if name == "token_embedding":
         return "model.embed_tokens.weight"
     if name == "final_norm":
         return "model.norm.weight"
     _, layer, part = name.split(".")
-    # Only Gemma 1 calls the norm before the feed forward by what stands before it.
+    # Only Gemma 1 names the norm before the feed forward after the attention.
     gemma1 = not config.use_post_ffw_norm and not config.use_sliding_window_attention
     tensor = {
         "pre_attention_norm": "input_layernorm",
@@ -77,7 +77,7 @@ def tensor_name(name: str, config: GemmaConfig) -> str:
 def make_theirs(
     configuration: dict[str, Any], seed: int = 0, **changes: Any
 ) -> transformers.PreTrainedModel:
-    """transformers' model of a configuration, with `random_weights`; `changes` to its config."""
+    """Returns a transformers model with `random_weights` and `changes` to its config."""
     config = GemmaConfig(**configuration)
     values = {
         "vocab_size": config.vocabulary_size,
@@ -117,7 +117,7 @@ def make_theirs(
 def make_ours(
     configuration: dict[str, Any], dtype: str = "float32", seed: int = 0
 ) -> GemmaBackbone:
-    """Our backbone of a configuration, with `random_weights`."""
+    """Returns a backbone with `random_weights`."""
     backbone = GemmaBackbone(**configuration, dtype=dtype)
     arrays = random_weights(backbone.config, seed)
     for name, weight in backbone.named_weights().items():
@@ -126,15 +126,15 @@ def make_ours(
 
 
 def run_ours(backbone: GemmaBackbone, mask: np.ndarray) -> dict[str, np.ndarray]:
-    """Hidden states `[B, T, D]` and logits `[B, T, V]` for `IDS`, float32."""
+    """Returns hidden states `[B, T, D]` and logits `[B, T, V]` for `IDS`, in float32."""
     hidden = backbone({"token_ids": IDS, "padding_mask": mask})
     logits = backbone.token_embedding(hidden, reverse=True)
-    found = {"hidden": hidden, "logits": logits}
-    return {name: ops.convert_to_numpy(ops.cast(x, "float32")) for name, x in found.items()}
+    outputs = {"hidden": hidden, "logits": logits}
+    return {name: ops.convert_to_numpy(ops.cast(x, "float32")) for name, x in outputs.items()}
 
 
 def run_theirs(model: transformers.PreTrainedModel, mask: np.ndarray) -> dict[str, np.ndarray]:
-    """As `run_ours`."""
+    """Same as `run_ours` for a transformers model."""
     ids, mask = torch.from_numpy(IDS), torch.from_numpy(mask)
     with torch.no_grad():
         hidden = model.model(input_ids=ids, attention_mask=mask).last_hidden_state
@@ -143,11 +143,11 @@ def run_theirs(model: transformers.PreTrainedModel, mask: np.ndarray) -> dict[st
 
 
 def largest_difference(ours: np.ndarray, theirs: np.ndarray, mask: np.ndarray) -> float:
-    """Over the positions that are no padding, as a share of the largest value of `theirs`."""
-    seen = mask.astype(bool)
-    return float(np.abs(ours - theirs)[seen].max() / np.abs(theirs)[seen].max())
+    """Returns the largest difference without padding, relative to the largest value of `theirs`."""
+    attended = mask.astype(bool)
+    return float(np.abs(ours - theirs)[attended].max() / np.abs(theirs)[attended].max())
 
 
 def typical_difference(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Root mean square, as a share of that of `theirs`."""
+    """Returns the root mean square of the difference, relative to that of `theirs`."""
     return float(np.sqrt(np.mean((ours - theirs) ** 2) / np.mean(theirs**2)))

@@ -1,7 +1,7 @@
-"""Prints how far every variant is from transformers: `python -m tests.parity.report`.
+"""Prints the differences from transformers for every variant: `python -m tests.parity.report`.
 
-KERAS_BACKEND chooses the backend. Numbers are shares of the largest value, those of bfloat16 of
-the root mean square.
+KERAS_BACKEND selects the backend. Differences are relative to the largest value, and for bfloat16
+to the root mean square.
 """
 
 import keras

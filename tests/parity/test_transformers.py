@@ -1,4 +1,4 @@
-"""Hidden states and logits are those of transformers, for every variant."""
+"""Hidden states and logits of every variant, compared with transformers."""
 
 import numpy as np
 import pytest
@@ -16,8 +16,8 @@ from tests.parity.pairs import (
     typical_difference,
 )
 
-ROUNDINGS_A_BLOCK = 16
-"""Results a block rounds to bfloat16: 7 products, 4 norms, 2 sums, 2 rotations, a gate."""
+ROUNDINGS_PER_BLOCK = 16
+"""Results of a block in bfloat16: 7 products, 4 norms, 2 sums, 2 rotations and a gate."""
 
 
 @pytest.mark.parametrize("variant", CONFIGURATIONS)
@@ -33,18 +33,18 @@ def test_float32(variant: str, mask: np.ndarray):
 def test_bfloat16(variant: str):
     configuration = CONFIGURATIONS[variant]
     exact, ours, theirs = [], [], []
-    # One draw of weights can favour either side by a third: four are taken together.
+    # With one set of weights, either side may be better by a third, so four sets are combined.
     for seed in range(4):
         exact.append(run_ours(make_ours(configuration, "float32", seed), FULL))
         ours.append(run_ours(make_ours(configuration, "bfloat16", seed), FULL))
         theirs.append(run_theirs(make_theirs(configuration, seed).bfloat16(), FULL))
-    # Independent roundings of at most 2**-9 each add up as a random walk does. transformers also
-    # rounds attention logits, and the softmax multiplies that error by their size: four times more.
-    roundings = ROUNDINGS_A_BLOCK * configuration["num_layers"]
+    # Independent roundings of at most 2**-9 add up like a random walk. transformers also rounds
+    # attention logits, and the softmax multiplies that error by their size, about 4.
+    roundings = ROUNDINGS_PER_BLOCK * configuration["num_layers"]
     for name in ("hidden", "logits"):
         a, b, truth = (np.stack([run[name] for run in runs]) for runs in (ours, theirs, exact))
         assert typical_difference(a, b) < 4 * 2**-9 * roundings**0.5, name
-        # It rounds the angles as well: we are no further from float32 than it is.
+        # transformers also rounds the angles, so our error must not be larger.
         assert typical_difference(a, truth) < 1.1 * typical_difference(b, truth), name
 
 
@@ -62,30 +62,30 @@ def test_bfloat16(variant: str):
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
-def test_a_mistake_would_be_seen(variant: str, change: dict):
-    """Every constant bites at this size: without it, the result is another one."""
+def test_every_constant_matters(variant: str, change: dict):
+    """Without one of the constants, the result differs."""
     configuration = CONFIGURATIONS[variant]
     right = run_ours(make_ours(configuration), FULL)["logits"]
     wrong = run_ours(make_ours(configuration | change), FULL)["logits"]
     assert largest_difference(wrong, right, FULL) > 100 * TOLERANCE
 
 
-def test_the_other_gelu_would_be_seen():
+def test_exact_gelu_differs():
     configuration = CONFIGURATIONS["gemma2_grouped"]
     ours = run_ours(make_ours(configuration), FULL)["logits"]
     exact_gelu = run_theirs(make_theirs(configuration, hidden_activation="gelu"), FULL)["logits"]
     assert largest_difference(ours, exact_gelu, FULL) > TOLERANCE
 
 
-def test_gelu_of_gemma1_is_tanh_whatever_its_config_says():
+def test_gelu_of_gemma1_is_always_the_tanh_approximation():
     configuration = CONFIGURATIONS["gemma1_multi_query"]
     ours = run_ours(make_ours(configuration), FULL)["logits"]
     theirs = run_theirs(make_theirs(configuration, hidden_act="gelu"), FULL)["logits"]
     assert largest_difference(ours, theirs, FULL) < TOLERANCE
 
 
-def test_padding_would_be_seen():
-    """Padding stands at the end, where causality hides it; at the start, only the mask does."""
+def test_padding_at_the_start_matters():
+    """Only the mask hides padding at the start; causality would hide padding at the end."""
     model = make_ours(CONFIGURATIONS["gemma2_grouped"])
     mask = FULL.copy()
     mask[1, :3] = 0

@@ -7,7 +7,7 @@ import pytest
 from keras_gemma.quantization import array as module
 from keras_gemma.quantization import dequantize_array, quantize_array
 
-BOTH = pytest.mark.parametrize("zeros", [False, True])
+BOTH = pytest.mark.parametrize("zero_points", [False, True])
 
 
 def normal(*shape, seed=0, tails=False):
@@ -54,7 +54,7 @@ def test_int4_error_is_close_to_brute_force(tails):
 
 def test_int4_error_with_zero_points_is_close_to_brute_force():
     weight = normal(2, 32).astype("float64") + 0.05
-    _, error = quantize_array(weight.astype("float32"), 4, 32, zeros=True)
+    _, error = quantize_array(weight.astype("float32"), 4, 32, zero_points=True)
     best = 0.0
     for group in weight:
         width = np.ptp(group) / 15
@@ -85,15 +85,15 @@ def test_error_is_below_that_of_maximum_scaling(bits, tails):
 
 def test_zero_points_reduce_the_error():
     weight = normal(64, 256)
-    assert checked_error(weight, 4, zeros=True) < checked_error(weight, 4)
-    assert checked_error(weight + 0.05, 4, zeros=True) < 0.6 * checked_error(weight + 0.05, 4)
+    assert checked_error(weight, 4, zero_points=True) < checked_error(weight, 4)
+    assert checked_error(weight + 0.05, 4, zero_points=True) < 0.6 * checked_error(weight + 0.05, 4)
 
 
 @BOTH
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("kind", ["bfloat16", "float16", "float64", "transposed", "read-only"])
-def test_result_is_independent_of_dtype_and_memory_layout(kind, bits, zeros):
-    if bits == 8 and zeros:
+def test_result_is_independent_of_dtype_and_memory_layout(kind, bits, zero_points):
+    if bits == 8 and zero_points:
         pytest.skip("8 bits have no zero points")
     weight = normal(24, 64).astype(ml_dtypes.bfloat16).astype("float32")
     array = weight.copy()
@@ -104,8 +104,8 @@ def test_result_is_independent_of_dtype_and_memory_layout(kind, bits, zeros):
     else:
         array = weight.astype(kind)
     before = array.copy()
-    expected, _ = quantize_array(weight if kind != "float16" else array, bits, 32, zeros)
-    actual, _ = quantize_array(array, bits, 32, zeros)
+    expected, _ = quantize_array(weight if kind != "float16" else array, bits, 32, zero_points)
+    actual, _ = quantize_array(array, bits, 32, zero_points)
     for one, other in zip(actual, expected, strict=True):
         assert (one is None) == (other is None)
         if one is not None:
@@ -115,25 +115,25 @@ def test_result_is_independent_of_dtype_and_memory_layout(kind, bits, zeros):
 
 @BOTH
 @pytest.mark.parametrize("bits", [8, 4])
-def test_result_is_independent_of_slabs_and_threads(bits, zeros, monkeypatch):
+def test_result_is_independent_of_slabs_and_threads(bits, zero_points, monkeypatch):
     weight = normal(50, 96)
-    expected = quantize_array(weight, bits, 32, zeros)
+    expected = quantize_array(weight, bits, 32, zero_points)
     monkeypatch.setattr(module, "CHUNK", 96 * 7)
     monkeypatch.setattr(module, "TASK", 96 * 11)
-    actual = quantize_array(weight, bits, 32, zeros)
+    actual = quantize_array(weight, bits, 32, zero_points)
     assert actual[1] == pytest.approx(expected[1])
     for one, other in zip(actual[0], expected[0], strict=True):
         assert (one is None and other is None) or np.array_equal(one, other)
 
 
 @BOTH
-def test_representable_numbers_are_exact(zeros):
+def test_representable_numbers_are_exact(zero_points):
     """Constant rows, zeros and a regular grid have no error."""
     weight = np.zeros((4, 32), "float32")
     weight[1] = 0.375
     weight[2] = -0.375
     weight[3] = 0.5 * np.resize(np.arange(-8, 8), 32)
-    plain, error = quantize_array(weight, 4, 32, zeros)
+    plain, error = quantize_array(weight, 4, 32, zero_points)
     np.testing.assert_allclose(dequantize_array(plain, "float32"), weight, atol=1e-6)
     assert error < 1e-6
 
@@ -143,12 +143,12 @@ def test_int8_of_zeros():
     assert error == 0 and not plain.values.any() and np.isfinite(plain.scales).all()
 
 
-@pytest.mark.parametrize("zeros", [False, True])
-def test_importance_reduces_the_error_of_columns(zeros):
+@pytest.mark.parametrize("zero_points", [False, True])
+def test_importance_reduces_the_error_of_columns(zero_points):
     weight, importance = normal(256, 64), np.ones(64, "float32")
     importance[::8] = 100
-    plain, _ = quantize_array(weight, 4, 32, zeros)
-    weighted, _ = quantize_array(weight, 4, 32, zeros, importance)
+    plain, _ = quantize_array(weight, 4, 32, zero_points)
+    weighted, _ = quantize_array(weight, 4, 32, zero_points, importance)
 
     def error(plain):
         off = dequantize_array(plain, "float32") - weight

@@ -1,5 +1,6 @@
 """Quantization settings: validation and conversion."""
 
+import dataclasses
 import json
 
 import pytest
@@ -12,13 +13,14 @@ from tests.configurations import GEMMA2
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"mode": "int2"}, "`mode` must be 'int8' or 'int4'. Received: mode='int2'"),
+        ({"mode": "int2"}, "`mode` must be one of 'int8', 'int4'. Received: mode='int2'"),
         ({"mode": "int4", "group_size": 0}, "group_size=0"),
         ({"mode": "int4", "group_size": True}, "group_size=True"),
-        ({"mode": "int4", "zeros": 1}, "zeros=1"),
+        ({"mode": "int4", "zero_points": 1}, "zero_points=1"),
+        ({"mode": "int4", "zeros": 1}, "zero_points=1"),
         ({"mode": "int4", "embedding": "bfloat16"}, "embedding='bfloat16'"),
         ({"mode": "int8", "embedding": "int4"}, "require mode='int4'"),
-        ({"mode": "int8", "zeros": True}, "require mode='int4'"),
+        ({"mode": "int8", "zero_points": True}, "require mode='int4'"),
     ],
 )
 def test_invalid_settings(arguments, message):
@@ -27,7 +29,7 @@ def test_invalid_settings(arguments, message):
 
 
 def test_to_and_from_a_dictionary():
-    config = QuantizationConfig("int4", 16, zeros=True, embedding="int4")
+    config = QuantizationConfig("int4", 16, zero_points=True, embedding="int4")
     assert to_config(json.loads(json.dumps(config.to_dict()))) == config
     assert to_config("int8") == QuantizationConfig("int8")
     assert to_config(None) is None and to_config(config) is config
@@ -35,6 +37,22 @@ def test_to_and_from_a_dictionary():
         to_config({"mode": "int4", "bits": 4})
     with pytest.raises(TypeError, match=r"`quantization` must be 'int8' or 'int4'.*Received: 8"):
         to_config(8)
+
+
+def test_zeros_is_an_alias_of_zero_points():
+    config = QuantizationConfig("int4", zeros=True)
+    assert config == QuantizationConfig("int4", zero_points=True)
+    assert config.zeros and config.zero_points
+    assert not dataclasses.replace(config, zero_points=False).zero_points
+    assert not dataclasses.replace(config, zeros=False).zero_points
+    assert config.to_dict() == {
+        "mode": "int4",
+        "group_size": 32,
+        "zeros": True,
+        "embedding": "int8",
+    }
+    for name in ("zeros", "zero_points"):
+        assert to_config({"mode": "int4", name: True}) == config
 
 
 def test_groups_must_fill_rows():

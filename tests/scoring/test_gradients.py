@@ -78,6 +78,6 @@ def test_chunked_attention_gives_the_same_gradient(monkeypatch):
     """Attention in chunks of queries recomputes its logits in the gradient."""
     lm = make_lm("gemma2_grouped")
     expected = embedding_gradient(lm)
-    monkeypatch.setattr(attention, "LARGEST_CHUNK", 3)
+    monkeypatch.setattr(attention, "MAX_CHUNK_QUERIES", 3)
     actual = embedding_gradient(lm)
     assert np.abs(actual - expected).max() < 1e-5 * np.abs(expected).max()

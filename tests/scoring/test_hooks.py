@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_gemma.model.hooks import BLOCK_PLACES
+from keras_gemma.model.hooks import BLOCK_HOOK_POINTS
 from keras_gemma.scoring import trace
-from keras_gemma.scoring.hooks import place_names
+from keras_gemma.scoring.hooks import hook_point_names
 from tests.models import make_lm
 from tests.scoring.texts import IDS, MASK, close, numpy
 
@@ -31,7 +31,7 @@ def test_hooks_are_called_once_at_every_hook_point_in_order(lm):
         return x
 
     close(run(lm, {"*": look}), numpy(lm.score(IDS, MASK)))
-    assert seen == place_names(lm.backbone.config.num_layers)
+    assert seen == hook_point_names(lm.backbone.config.num_layers)
 
 
 def test_shapes_and_dtypes(lm):
@@ -39,11 +39,11 @@ def test_shapes_and_dtypes(lm):
     sizes = {"B": 1, "T": 7, "S": 7, "D": c.hidden_dim, "F": c.feed_forward_dim}
     sizes |= {"N": c.num_query_heads, "K": c.num_key_value_heads, "H": c.head_dim}
     seen = trace(lm, IDS[0], "block.1.*")
-    assert list(seen) == [f"block.1.{place}" for place in BLOCK_PLACES]
-    for place, description in BLOCK_PLACES.items():
+    assert list(seen) == [f"block.1.{hook_point}" for hook_point in BLOCK_HOOK_POINTS]
+    for hook_point, description in BLOCK_HOOK_POINTS.items():
         letters = re.search(r"\[(.*?)\]", description)[1].split(", ")
-        x = seen[f"block.1.{place}"]
-        assert tuple(x.shape) == tuple(sizes[letter] for letter in letters), place
+        x = seen[f"block.1.{hook_point}"]
+        assert tuple(x.shape) == tuple(sizes[letter] for letter in letters), hook_point
         assert keras.backend.standardize_dtype(x.dtype) == "float32"
 
 
@@ -85,17 +85,19 @@ def test_attention_weights_match_float64(lm):
                 np.testing.assert_allclose(seen[at + "heads"][t, n], head, atol=1e-4)
 
 
-@pytest.mark.parametrize("place", [*(f"block.1.{p}" for p in BLOCK_PLACES), "final_norm", "logits"])
-def test_every_hook_point_can_be_replaced(lm, place):
+@pytest.mark.parametrize(
+    "hook_point", [*(f"block.1.{p}" for p in BLOCK_HOOK_POINTS), "final_norm", "logits"]
+)
+def test_every_hook_point_can_be_replaced(lm, hook_point):
     """Replaces activations by those of another text.
 
     If no path bypasses the hook point, the scores equal those of the other text.
     """
     other = (IDS[:1] + 100) % 512
-    (replacement,) = trace(lm, other[0], place).values()
-    changed = numpy(lm.score(IDS[:1], hooks={place: lambda x, name: replacement}))
+    (replacement,) = trace(lm, other[0], hook_point).values()
+    changed = numpy(lm.score(IDS[:1], hooks={hook_point: lambda x, name: replacement}))
     bottlenecks = ("residual.before", "residual.middle", "residual.after", "final_norm", "logits")
-    if place.removeprefix("block.1.") in bottlenecks:
+    if hook_point.removeprefix("block.1.") in bottlenecks:
         close(changed, numpy(lm.score(other)))
     else:
         assert np.abs(changed - numpy(lm.score(IDS[:1]))).max() > 1e-3
@@ -113,7 +115,7 @@ def test_several_hooks_at_one_hook_point_are_chained(lm):
     order = []
 
     def note(who):
-        return lambda x, place: order.append(who) or x
+        return lambda x, hook_point: order.append(who) or x
 
     hooks = {"embeddings": note("first"), "embed*": note("second")}
     lm.score(IDS, MASK, layer_intercept_fn=note("last"), hooks=hooks)

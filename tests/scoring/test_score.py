@@ -183,7 +183,7 @@ def test_losses_in_chunks(name, monkeypatch):
 
     whole = numpy(make_lm(name).score(IDS, MASK, "loss", None, TARGETS))
     monkeypatch.setattr(losses, "LARGEST_CHUNK", 2048)  # four positions
-    monkeypatch.setattr(attention, "LARGEST_CHUNK", 3)
+    monkeypatch.setattr(attention, "MAX_CHUNK_QUERIES", 3)
     close(numpy(make_lm(name).score(IDS, MASK, "loss", None, TARGETS)), whole)
 
 
@@ -228,26 +228,28 @@ def test_unused_hook_points_cost_nothing(monkeypatch):
 
     from keras_gemma.model.transformer import hidden_states
     from keras_gemma.scoring.forward import logits_of
-    from keras_gemma.scoring.hooks import place_names, read_hooks
+    from keras_gemma.scoring.hooks import hook_point_names, read_hooks
     from keras_gemma.scoring.score import Scorer
 
     lm = make_lm("gemma2_grouped")
     config, weights = lm.backbone.config, lm.backbone.tensors()
     inputs = ops.convert_to_tensor(IDS), ops.convert_to_tensor(MASK.astype("bool"))
     # Fused attention has no weights to read, so a hook on them changes the program.
-    names = [name for name in place_names(config.num_layers) if "attention.weights" not in name]
-    taps = read_hooks(dict.fromkeys(names, lambda x, name: x), lambda x, i: x, config.num_layers)
+    names = [
+        name for name in hook_point_names(config.num_layers) if "attention.weights" not in name
+    ]
+    hooks = read_hooks(dict.fromkeys(names, lambda x, name: x), lambda x, i: x, config.num_layers)
 
-    def program(taps):
+    def program(hooks):
         def run(weights, token_ids, mask):
-            x = hidden_states(weights, token_ids, mask, config, "float32", taps)
-            return logits_of(x, weights, config, taps)
+            x = hidden_states(weights, token_ids, mask, config, "float32", hooks)
+            return logits_of(x, weights, config, hooks)
 
         return listing(run, weights, *inputs)
 
     bare = program(None)
     assert len(bare) > 1000
-    assert bare == program({}) == program(taps)
+    assert bare == program({}) == program(hooks)
 
     scorer = Scorer(lm.backbone)
 
@@ -257,8 +259,8 @@ def test_unused_hook_points_cost_nothing(monkeypatch):
     assert bare == listing(compiled, weights, *inputs)
     for module in ("attention", "block", "feed_forward", "transformer"):
         module = import_module(f"keras_gemma.model.{module}")
-        monkeypatch.setattr(module, "tapped", lambda taps, name, x: x)
-    monkeypatch.setattr("keras_gemma.scoring.forward.tapped", lambda taps, name, x: x)
+        monkeypatch.setattr(module, "apply_hook", lambda hooks, name, x: x)
+    monkeypatch.setattr("keras_gemma.scoring.forward.apply_hook", lambda hooks, name, x: x)
     assert bare == program(None)
 
 

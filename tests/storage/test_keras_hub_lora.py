@@ -6,7 +6,7 @@ from keras import ops
 
 from keras_gemma import from_keras_hub, to_keras_hub
 from tests.configurations import GEMMA1, GEMMA2
-from tests.model.test_lora import fill
+from tests.lora_values import fill
 from tests.storage.conftest import assert_close, make_backbone, make_keras_hub_backbone, outputs
 
 CONFIGURATIONS = [GEMMA1 | {"num_key_value_heads": 1}, GEMMA2]

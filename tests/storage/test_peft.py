@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from keras_gemma import GemmaCausalLM
 from tests.configurations import GEMMA1, GEMMA2, VOCABULARY_SIZE
-from tests.model.test_lora import fill
+from tests.lora_values import fill
 from tests.parity.pairs import FULL, IDS, TOLERANCE, make_ours, make_theirs, run_ours, run_theirs
 from tests.storage.conftest import default_policy as default_policy
 
@@ -170,7 +170,7 @@ A = "base_model.model.model.layers.{}.self_attn.{}_proj.lora_A.weight"
         ({"novelty": 3}, r"novelty=3"),
         ({"peft_type": "IA3"}, r"of type 'IA3'"),
         ({"init_lora_weights": "pissa_niter_4"}, r"changes the base model's matrices"),
-        ({"lora_alpha": 0}, r"adapter_config.json: `alpha` must be a positive finite number"),
+        ({"lora_alpha": 0}, r"adapter_config.json: `alpha` must be a finite number greater than 0"),
         ({"r": "8"}, r"r='8', not int"),
         ({"lora_dropout": 1.5}, r"`dropout` must be"),
         ({"alpha_pattern": {"(": 1}}, r"invalid regular expression: '\('"),

@@ -1,9 +1,8 @@
 """Implementation of the contract on PyTorch.
 
 Decoding compiles one block and calls it for every layer (`jit_part`), so compile time does not grow
-with depth. In that block, one row times a matrix is an elementwise product and a sum. Inductor
-turns both into one parallel loop over the weight, at twice the speed of the library's product on
-CPU. Prefill runs without compilation, because the library is fast for many rows.
+with depth. `cpu.py` has the kernels of a compiled block for CPU. Prefill runs without compilation,
+because the library is fast for many rows.
 """
 
 import threading
@@ -23,15 +22,9 @@ from torch._dynamo import maybe_mark_dynamic
 from torch.utils._pytree import tree_leaves
 
 from keras_gemma.backend import host, packing, reference, stepping
+from keras_gemma.backend.torch import cpu
 from keras_gemma.backend.torch import quantized as torch_quantized
-from keras_gemma.backend.torch.quantized import NOT_COMPILED, materialize
-
-MAX_ROWS_IN_LOOP = 4
-"""Maximum rows for which Inductor's product and sum are faster than the library's product."""
-
-WEIGHT_FIRST = range(16, 65)
-"""Rows for which the library is faster with the weight as its first operand: 630 to 830 GFLOP/s
-instead of 370 to 540 at 16 and 32 rows. From 128 rows, both reach 800 to 950."""
+from keras_gemma.backend.torch.quantized import NOT_COMPILED
 
 LOGITS_PER_CHUNK = 1 << 20
 """Logits that a loss processes at a time: 4 MB of float32, which stay in the processor's cache."""
@@ -67,44 +60,22 @@ def to_numpy(x: torch.Tensor) -> np.ndarray:
 
 
 def _for_inductor(x: torch.Tensor) -> bool:
-    """Returns True if Inductor compiles this for a CPU, where its loops beat library calls."""
-    return x.device.type == "cpu" and _compiling()
+    """Returns True if Inductor compiles this for a CPU, where its loops beat library calls.
 
-
-def _compiling() -> bool:
-    """Returns True if Inductor compiles this. An exported program may also run uncompiled."""
-    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-
-
-def _few_rows(rows: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
-    """Multiplies `rows [R, in]` -> `[R, out]` with products and sums, one loop in Inductor.
-
-    For several rows, the loop reads four parts of the weight in parallel and uses each loaded piece
-    of `rows` four times. Sums of more than 4096 numbers are split into blocks, because Inductor's
-    own long sums are more precise than float32 needs and four times slower.
+    Returns False for an exported program, because it may also run uncompiled.
     """
-    out, length = packed.shape
-    parts = 4 if len(rows) > 1 and out % 4 == 0 else 1
-    blocks = packing.count_blocks(packed.shape, "matrix")
-    shape = (blocks, length // blocks) if blocks > 1 else (length,)
-
-    def dot(weight: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
-        y = (weight.float() * row.float()).sum(-1)
-        return y.sum(-1) if blocks > 1 else y
-
-    weights = packed.view(parts, out // parts, *shape)
-    products = [torch.cat([dot(w, row) for w in weights]) for row in rows.reshape(-1, *shape)]
-    return torch.stack(products).to(rows.dtype)
+    is_compiling = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    return x.device.type == "cpu" and is_compiling
 
 
 def matmul(x: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
     if torch.compiler.is_exporting():  # for any number of rows
         return F.linear(x, packed)
     rows = x.numel() // x.shape[-1]
-    if rows <= MAX_ROWS_IN_LOOP and _for_inductor(x):
-        y = _few_rows(materialize(x.reshape(rows, -1)), packed)
+    if rows <= cpu.MAX_ROWS_IN_LOOP and _for_inductor(x):
+        y = cpu.few_rows(cpu.materialize(x.reshape(rows, -1)), packed)
         return y.reshape(*x.shape[:-1], packed.shape[0])
-    if rows in WEIGHT_FIRST and x.device.type == "cpu" and x.dtype == torch.bfloat16:
+    if rows in cpu.WEIGHT_FIRST and x.device.type == "cpu" and x.dtype == torch.bfloat16:
         y = torch.mm(packed, x.reshape(rows, -1).T).T.contiguous()
         return y.reshape(*x.shape[:-1], packed.shape[0])
     # As rows: for a non-contiguous `x` PyTorch would make one product per sequence, and write out
@@ -138,18 +109,7 @@ def attend(
 ) -> torch.Tensor:
     if not _for_inductor(query) or query.shape[1] > 1:
         return reference.attend(query, key, value, mask, scale=scale, soft_cap=soft_cap)
-    # One query per sequence: keys and values are read once, in place, without float32 copies.
-    b, _, n, h = query.shape
-    k = key.shape[2]
-    queries = (query.float() * scale).view(b, 1, k, n // k, h).unbind(3)  # (B, 1, K, H) each
-    logits = torch.stack([(key.float() * q).sum(-1) for q in queries], -1)  # (B, S, K, G)
-    if soft_cap is not None:
-        logits = torch.tanh(logits / soft_cap) * soft_cap
-    visible = mask.view(b, -1, 1, 1)
-    weights = torch.where(visible, logits, reference.LOWEST).softmax(1)
-    weights = torch.where(visible, weights, 0.0).unbind(-1)  # (B, S, K) each
-    heads = torch.stack([(value.float() * w[..., None]).sum(1) for w in weights], 2)
-    return heads.view(b, 1, n, h).to(value.dtype)  # from (B, K, G, H)
+    return cpu.attend_one_query(query, key, value, mask, scale=scale, soft_cap=soft_cap)
 
 
 def cross_entropy(

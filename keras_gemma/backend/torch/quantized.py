@@ -28,6 +28,7 @@ from torch._dynamo.exc import BackendCompilerFailed, InternalTorchDynamoError, U
 
 from keras_gemma.backend import quantized
 from keras_gemma.backend.quantized import Quantized
+from keras_gemma.backend.torch.cpu import materialize
 
 NOT_COMPILED = (BackendCompilerFailed, InternalTorchDynamoError, Unsupported)
 """Exceptions of a failed compilation. Errors of the compiled function have other types."""
@@ -58,21 +59,12 @@ def any_in_4_bits(arrays: list[torch.Tensor]) -> bool:
     return any(array.dtype == torch.int32 for array in arrays)
 
 
-def materialize(x: torch.Tensor) -> torch.Tensor:
-    """Returns `x` and makes Inductor store it.
-
-    Otherwise Inductor repeats the computation of `x`, such as a norm, for each row of the weight:
-    63 GB/s instead of 79.
-    """
-    return x.as_strided(x.shape, x.stride())
-
-
 def spec(
-    shape: tuple[int, int], kind: str, bits: int, group_size: int, zeros: bool = False
+    shape: tuple[int, int], kind: str, bits: int, group_size: int, zero_points: bool = False
 ) -> Quantized:
     """Returns shape and dtype of each array of a stored weight `[out, in]`."""
     if bits == 8:
-        return quantized.spec(shape, kind, bits, group_size, zeros)
+        return quantized.spec(shape, kind, bits, group_size, zero_points)
     if group_size % 8:
         raise ValueError(
             "`group_size` must be a multiple of 8, such as 32, on PyTorch, which stores int4 "
@@ -82,7 +74,7 @@ def spec(
     lanes = math.gcd(out, LANES)
     groups = ((out // lanes, length // group_size, lanes), "bfloat16")
     words = (out // lanes, length // group_size, group_size // 8, lanes)
-    return Quantized((words, "int32"), groups, groups if zeros else None)
+    return Quantized((words, "int32"), groups, groups if zero_points else None)
 
 
 def pack(plain: Quantized, kind: str, bits: int) -> Quantized:
@@ -93,7 +85,7 @@ def pack(plain: Quantized, kind: str, bits: int) -> Quantized:
     lanes, groups = math.gcd(out, LANES), plain.scales.shape[1]
     pairs = np.ascontiguousarray(plain.values).view("<u2")
     words = ((pairs & 15) | (pairs >> 4 & 240)).astype("uint8").view("<u4")
-    words ^= np.uint32(0x08888888 if plain.zeros is None else 0x80000000)
+    words ^= np.uint32(0x08888888 if plain.zero_points is None else 0x80000000)
     words = words.view("int32").reshape(out // lanes, lanes, groups, -1)
 
     def as_lanes(array: np.ndarray | None) -> np.ndarray | None:
@@ -102,7 +94,7 @@ def pack(plain: Quantized, kind: str, bits: int) -> Quantized:
         return np.ascontiguousarray(array.reshape(-1, lanes, groups).swapaxes(1, 2))
 
     values = np.ascontiguousarray(words.transpose(0, 2, 3, 1))
-    return Quantized(values, as_lanes(plain.scales), as_lanes(plain.zeros))
+    return Quantized(values, as_lanes(plain.scales), as_lanes(plain.zero_points))
 
 
 def unpack(packed: Quantized, shape: tuple[int, int]) -> Quantized:
@@ -110,16 +102,16 @@ def unpack(packed: Quantized, shape: tuple[int, int]) -> Quantized:
     if packed.values.dtype == np.int8:
         return packed
     words = np.ascontiguousarray(packed.values.transpose(0, 3, 1, 2)).view("uint32")
-    words ^= np.uint32(0x08888888 if packed.zeros is None else 0x80000000)
+    words ^= np.uint32(0x08888888 if packed.zero_points is None else 0x80000000)
     halves = words.view("uint8").reshape(shape[0], -1, 1)
     values = np.concatenate([halves & 15, halves >> 4], axis=-1).reshape(shape).view("int8")
-    if packed.zeros is None:
+    if packed.zero_points is None:
         values = (values ^ 8) - 8  # 15 is -1
 
     def as_rows(array: np.ndarray | None) -> np.ndarray | None:
         return None if array is None else array.swapaxes(1, 2).reshape(shape[0], -1)
 
-    return Quantized(values, as_rows(packed.scales), as_rows(packed.zeros))
+    return Quantized(values, as_rows(packed.scales), as_rows(packed.zero_points))
 
 
 def _numbers(words: torch.Tensor) -> torch.Tensor:
@@ -128,10 +120,10 @@ def _numbers(words: torch.Tensor) -> torch.Tensor:
     return ((words ^ TOP)[..., None] >> shifts) & 15
 
 
-def _dequantize(values: Any, scales: Any, zeros: Any, dtype: torch.dtype) -> torch.Tensor:
+def _dequantize(values: Any, scales: Any, zero_points: Any, dtype: torch.dtype) -> torch.Tensor:
     """Dequantizes int4 rows, `[..., groups, words]` with scales `[..., groups]` -> `[..., in]`."""
-    zeros = 8 if zeros is None else zeros.float()[..., None, None]
-    numbers = (_numbers(values).float() - zeros) * scales.float()[..., None, None]
+    zero_points = 8 if zero_points is None else zero_points.float()[..., None, None]
+    numbers = (_numbers(values).float() - zero_points) * scales.float()[..., None, None]
     return numbers.flatten(-3).to(dtype)
 
 
@@ -142,10 +134,10 @@ def embed(ids: torch.Tensor, packed: Quantized, dtype: str) -> torch.Tensor:
     ids, lanes = ids.long(), packed.values.shape[-1]
     block, lane = ids // lanes, ids % lanes
     values = packed.values.permute(0, 3, 1, 2)[block, lane]
-    scales, zeros = (
+    scales, zero_points = (
         None if array is None else array.transpose(1, 2)[block, lane] for array in packed[1:]
     )
-    return _dequantize(values, scales, zeros, getattr(torch, dtype))
+    return _dequantize(values, scales, zero_points, getattr(torch, dtype))
 
 
 def _few_rows_8(rows: torch.Tensor, values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
@@ -167,7 +159,7 @@ def _few_rows_8(rows: torch.Tensor, values: torch.Tensor, scales: torch.Tensor) 
 
 
 def _few_rows_4(
-    rows: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None
+    rows: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, zero_points: torch.Tensor | None
 ) -> torch.Tensor:
     """Multiplies `rows [R, in]` by an int4 weight -> float32 `[R, out]`, one loop in Inductor.
 
@@ -178,13 +170,13 @@ def _few_rows_4(
     together = math.gcd(words, 4)  # unrolled words: all of a group of 32
     count = groups * words // together
     values = values.view(blocks, count, together, lanes)
-    scales, zeros = (
+    scales, zero_points = (
         None
         if array is None
         else array.float().repeat_interleave(count // groups, dim=1)
         if count > groups
         else array.float()
-        for array in (scales, zeros)
+        for array in (scales, zero_points)
     )
     weights = [
         (values[:, :, i] & (15 << 4 * j if j < 7 else -(1 << 28))).float()
@@ -196,10 +188,10 @@ def _few_rows_4(
     for row in rows.view(-1, count, together, 8):
         placed = materialize(row * places).flatten(1)
         highest, total = row[..., 7].sum(-1), row.sum((-1, -2))
-        if zeros is None:
+        if zero_points is None:
             sums = [materialize(8 * (highest - total))[:, None]]
         else:
-            sums = [materialize(8 * highest)[:, None] - zeros * materialize(total)[:, None]]
+            sums = [materialize(8 * highest)[:, None] - zero_points * materialize(total)[:, None]]
         sums += [0.0] * 3
         for i, weight in enumerate(weights):
             sums[i % 4] = sums[i % 4] + weight * placed[:, i, None]
@@ -209,14 +201,14 @@ def _few_rows_4(
 
 
 def _dequantize_blocks(
-    values: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, dtype: torch.dtype
+    values: torch.Tensor, scales: torch.Tensor, zero_points: torch.Tensor | None, dtype: torch.dtype
 ) -> torch.Tensor:
     """Dequantizes blocks of an int4 weight -> `[in, out]`, which keeps lanes adjacent."""
     words = values.permute(1, 2, 0, 3)[:, :, None]
     shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=values.device).view(8, 1, 1)
     numbers = ((words ^ TOP) >> shifts) & 15
-    zeros = 8 if zeros is None else zeros.float().transpose(0, 1)[:, None, None]
-    numbers = (numbers.float() - zeros) * scales.float().transpose(0, 1)[:, None, None]
+    zero_points = 8 if zero_points is None else zero_points.float().transpose(0, 1)[:, None, None]
+    numbers = (numbers.float() - zero_points) * scales.float().transpose(0, 1)[:, None, None]
     return numbers.to(dtype).flatten(3).flatten(0, 2)
 
 
@@ -232,14 +224,16 @@ def _compiled_dequantize_blocks() -> Any:
 _can_compile = True
 
 
-def _dequantize_fast(values: Any, scales: Any, zeros: Any, dtype: torch.dtype) -> torch.Tensor:
+def _dequantize_fast(
+    values: Any, scales: Any, zero_points: Any, dtype: torch.dtype
+) -> torch.Tensor:
     """Same as `_dequantize_blocks`, compiled if possible: 2 ms for a matrix instead of 10 to 40."""
     global _can_compile
     worth = values.device.type == "cpu" and values.nbytes >= 1 << 18
     if _can_compile and worth and not torch.compiler.is_exporting():
         try:
             with _compile_lock:
-                return _compiled_dequantize_blocks()(values, scales, zeros, dtype)
+                return _compiled_dequantize_blocks()(values, scales, zero_points, dtype)
         except NOT_COMPILED:
             _can_compile = False
             warnings.warn(
@@ -248,20 +242,20 @@ def _dequantize_fast(values: Any, scales: Any, zeros: Any, dtype: torch.dtype) -
                 "g++, or set the environment variable CXX. Set TORCH_LOGS=dynamo to see the cause.",
                 stacklevel=2,
             )
-    return _dequantize_blocks(values, scales, zeros, dtype)
+    return _dequantize_blocks(values, scales, zero_points, dtype)
 
 
 def _dequantize_slice(
-    start: int, values: Any, scales: Any, zeros: Any, dtype: torch.dtype
+    start: int, values: Any, scales: Any, zero_points: Any, dtype: torch.dtype
 ) -> torch.Tensor:
     """Dequantizes `SLICE` rows of an int4 weight from block `start` on -> `[in, rows]`."""
     part = slice(start, start + SLICE[4] // values.shape[-1])
-    zeros = None if zeros is None else zeros[part]
-    return _dequantize_fast(values[part], scales[part], zeros, dtype)
+    zero_points = None if zero_points is None else zero_points[part]
+    return _dequantize_fast(values[part], scales[part], zero_points, dtype)
 
 
 def _many_rows(
-    x: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None
+    x: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, zero_points: torch.Tensor | None
 ) -> torch.Tensor:
     """Multiplies `x [R, in]` -> `[R, out]`, one slice of the weight at a time.
 
@@ -273,25 +267,25 @@ def _many_rows(
             products.append(torch.mm(weight.to(x.dtype), x.T))
         return (torch.cat(products).T * scales).to(x.dtype).contiguous()
     for start in range(0, len(values), SLICE[4] // values.shape[-1]):
-        products.append(torch.mm(x, _dequantize_slice(start, values, scales, zeros, x.dtype)))
+        products.append(torch.mm(x, _dequantize_slice(start, values, scales, zero_points, x.dtype)))
     return torch.cat(products, 1)
 
 
 @torch.library.custom_op("keras_gemma::quantized_matmul", mutates_args=())
 def _opaque_many_rows(
-    x: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None
+    x: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, zero_points: torch.Tensor | None
 ) -> torch.Tensor:
     """Same as `_many_rows` as one operation: an embedding would add hundreds to a graph."""
-    return _many_rows(x, values, scales, zeros)
+    return _many_rows(x, values, scales, zero_points)
 
 
 @_opaque_many_rows.register_fake
-def _(x: Any, values: Any, scales: Any, zeros: Any) -> torch.Tensor:
+def _(x: Any, values: Any, scales: Any, zero_points: Any) -> torch.Tensor:
     return x.new_empty(len(x), scales.numel() if scales.ndim == 1 else _out(values))
 
 
 def _matmul_transposed(
-    dy: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None
+    dy: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, zero_points: torch.Tensor | None
 ) -> torch.Tensor:
     """Multiplies `dy [R, out]` by the transposed weight -> `[R, in]`, the gradient of `matmul`."""
     dtype = dy.dtype
@@ -303,21 +297,21 @@ def _matmul_transposed(
     else:
         starts = range(0, len(values), SLICE[4] // values.shape[-1])
         for start, part in zip(starts, dy.split(SLICE[4], 1), strict=True):
-            weight = _dequantize_slice(start, values, scales, zeros, dtype)
+            weight = _dequantize_slice(start, values, scales, zero_points, dtype)
             total = total + torch.mm(part, weight.T).float()
     return total.to(dtype)
 
 
 @torch.library.custom_op("keras_gemma::quantized_matmul_transposed", mutates_args=())
 def _opaque_transposed(
-    dy: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None
+    dy: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, zero_points: torch.Tensor | None
 ) -> torch.Tensor:
     """Same as `_matmul_transposed`, as one operation."""
-    return _matmul_transposed(dy, values, scales, zeros)
+    return _matmul_transposed(dy, values, scales, zero_points)
 
 
 @_opaque_transposed.register_fake
-def _(dy: Any, values: Any, scales: Any, zeros: Any) -> torch.Tensor:
+def _(dy: Any, values: Any, scales: Any, zero_points: Any) -> torch.Tensor:
     in_8_bits = values.dtype == torch.int8
     return dy.new_empty(len(dy), values.shape[1] if in_8_bits else 8 * math.prod(values.shape[1:3]))
 
@@ -340,27 +334,27 @@ def _out(values: torch.Tensor) -> int:
 
 def matmul(x: torch.Tensor, packed: Quantized) -> torch.Tensor:
     """Multiplies `x [..., in]` by the weight -> `[..., out]`."""
-    values, scales, zeros = packed
+    values, scales, zero_points = packed
     bits = 8 if values.dtype == torch.int8 else 4
     out = len(values) if bits == 8 else _out(values)
     rows = x.reshape(-1, x.shape[-1])
     # An exported program may run without Inductor and without this package's operations.
     compiling = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
     if x.requires_grad and torch.is_grad_enabled():
-        y = _opaque_many_rows(rows, values, scales, zeros)
+        y = _opaque_many_rows(rows, values, scales, zero_points)
     elif compiling and len(rows) <= MAX_ROWS_IN_LOOP[bits]:
         floats = materialize(rows.float())
         if bits == 8:
             y = _few_rows_8(floats, values, scales)
         else:
-            y = _few_rows_4(floats, values, scales, zeros)
+            y = _few_rows_4(floats, values, scales, zero_points)
         y = y.to(x.dtype)
     elif x.device.type != "cpu":
         if bits == 8:
             weight = (values.float() * scales[:, None]).to(x.dtype)
         else:
-            weight = _dequantize_blocks(values, scales, zeros, x.dtype).T
+            weight = _dequantize_blocks(values, scales, zero_points, x.dtype).T
         y = F.linear(rows, weight)
     else:
-        y = (_opaque_many_rows if compiling else _many_rows)(rows, values, scales, zeros)
+        y = (_opaque_many_rows if compiling else _many_rows)(rows, values, scales, zero_points)
     return y.reshape(*x.shape[:-1], out)

@@ -81,15 +81,14 @@ def quantized_specs(
     specs: dict[str, TensorSpec | QuantizedTensorSpec] = dict(h5_specs(config))
     for name, shape in config.weight_shapes().items():
         if len(shape) == 2:
-            bits = quantization.bits("embedding" if name == "token_embedding" else "matrix")
+            kind = "embedding" if name == "token_embedding" else "matrix"
             folder = specs[name].name.removesuffix("/0")
-            zeros = bits == 4 and quantization.zeros
-            spec = quantized.spec(shape, "matrix", bits, quantization.group_size, zeros)
-            parts = (
-                entry and TensorSpec(f"{folder}/{part}", entry[0], dtypes=(entry[1],))
-                for part, entry in spec._asdict().items()
-            )
-            specs[name] = QuantizedTensorSpec(backend.Quantized(*parts))
+            spec = quantized.spec(shape, "matrix", *quantization.array_options(kind))
+            parts = {
+                part: TensorSpec(f"{folder}/{part}", entry[0], dtypes=(entry[1],))
+                for part, entry in spec.by_file_name().items()
+            }
+            specs[name] = QuantizedTensorSpec(backend.Quantized.from_file_names(parts))
     return specs
 
 

@@ -53,7 +53,7 @@ def _count_blocks(shape: tuple[int, int], kind: str, group_size: int = 1) -> int
 
 
 def spec(
-    shape: tuple[int, int], kind: str, bits: int, group_size: int, zeros: bool = False
+    shape: tuple[int, int], kind: str, bits: int, group_size: int, zero_points: bool = False
 ) -> Quantized:
     """Returns shape and dtype of each array of a stored weight `[out, in]`."""
     out, length = shape
@@ -70,18 +70,18 @@ def spec(
         return (out, length) if blocks == 1 else (blocks, out, length // blocks)
 
     groups = stored(length // group_size), "bfloat16"
-    return Quantized((stored(length // 2), "uint8"), groups, groups if zeros else None)
+    return Quantized((stored(length // 2), "uint8"), groups, groups if zero_points else None)
 
 
 def pack(plain: Quantized, kind: str, bits: int) -> Quantized:
     """Packs NumPy arrays from the plain form into the stored layout."""
     if bits == 8:
         return plain._replace(values=packing.pack(plain.values, kind))
-    values, scales, zeros = plain
+    values, scales, zero_points = plain
     out, groups = scales.shape
     size = values.shape[1] // groups
     blocks = _count_blocks(values.shape, kind, size)
-    if zeros is None:
+    if zero_points is None:
         values = values + np.int8(8)
     low, high = np.moveaxis(values.view("uint8").reshape(out, groups, 2, size // 2), 2, 0)
     pairs = (low | high << 4).reshape(out, blocks, groups // blocks, size // 2)
@@ -94,13 +94,13 @@ def pack(plain: Quantized, kind: str, bits: int) -> Quantized:
     return Quantized(
         packing.as_aligned(pairs if blocks > 1 else pairs[0]),
         by_block(scales),
-        None if zeros is None else by_block(zeros),
+        None if zero_points is None else by_block(zero_points),
     )
 
 
 def unpack(packed: Quantized, shape: tuple[int, int]) -> Quantized:
     """Inverse of `pack`."""
-    values, scales, zeros = packed
+    values, scales, zero_points = packed
     if values.dtype == np.int8:
         return packed._replace(values=packing.unpack(values, shape))
     out = shape[0]
@@ -113,9 +113,9 @@ def unpack(packed: Quantized, shape: tuple[int, int]) -> Quantized:
         return packing.unpack(array, (out, groups))
 
     return Quantized(
-        both - np.int8(8) if zeros is None else both,
+        both - np.int8(8) if zero_points is None else both,
         whole(scales),
-        None if zeros is None else whole(zeros),
+        None if zero_points is None else whole(zero_points),
     )
 
 
@@ -138,7 +138,7 @@ def one_row(x: Any, packed: Quantized, ones: Callable[[int], Any]) -> Any:
         packed: Stored weight.
         ones: Returns a float32 row `[1, lanes]` of ones that the compiler cannot simplify.
     """
-    values, scales, zeros = packed
+    values, scales, zero_points = packed
     blocks = values.shape[0] if len(values.shape) == 3 else 1
     out, length = values.shape[-2:]
     wide = ops.cast(x, "float32")
@@ -153,11 +153,11 @@ def one_row(x: Any, packed: Quantized, ones: Callable[[int], Any]) -> Any:
         wide = ops.swapaxes(ops.reshape(wide, (blocks, groups, 2 * half)), 1, 2)[:, None]
         values = ops.reshape(values, (blocks, out, half, groups))
         scales = ops.cast(ops.reshape(scales, (blocks, out, groups)), "float32")
-        if zeros is None:
-            zeros = 8.0
+        if zero_points is None:
+            zero_points = 8.0
         else:
-            zeros = ops.cast(ops.reshape(zeros, (blocks, out, groups)), "float32")
-        terms = -zeros * ops.sum(wide, axis=2)
+            zero_points = ops.cast(ops.reshape(zero_points, (blocks, out, groups)), "float32")
+        terms = -zero_points * ops.sum(wide, axis=2)
         for j in range(half):
             low, high = _halves(values[:, :, j])
             terms = terms + low * wide[:, :, j] + high * wide[:, :, half + j]
@@ -198,14 +198,14 @@ def dequantize(packed: Quantized, dtype: str) -> list[Any]:
     8 bits: only the values `[..., in]`, because the sums are scaled instead. 4 bits: the low and
     the high half bytes, `[..., in / 2]` each, scaled. `split` gives activations the same order.
     """
-    values, scales, zeros = packed
+    values, scales, zero_points = packed
     if _in_8_bits(packed):
         return [ops.cast(values, dtype)]
     groups, shape = scales.shape[-1], ops.shape(values)
     values = ops.reshape(values, (*shape[:-1], shape[-1] // groups, groups))
     scales = ops.cast(scales, "float32")[..., None, :]
-    zeros = 8.0 if zeros is None else ops.cast(zeros, "float32")[..., None, :]
-    parts = ((half - zeros) * scales for half in _halves(values))
+    zero_points = 8.0 if zero_points is None else ops.cast(zero_points, "float32")[..., None, :]
+    parts = ((half - zero_points) * scales for half in _halves(values))
     return [ops.reshape(_narrow(part, dtype), shape) for part in parts]
 
 
