@@ -29,18 +29,20 @@ def bench(
         typer.Option(
             "--model",
             "--preset",
-            help=f"Preset name, handle, or folder.  [default: {DEFAULT_MODEL}]",
+            help="Preset name, handle, or folder.",
+            show_default=DEFAULT_MODEL,
         ),
     ] = None,
     shape: Annotated[
         str | None, typer.Option(help="Use random weights in the sizes of this preset.")
     ] = None,
     layers: Annotated[
-        int | None, typer.Option(min=1, help="Number of layers of --shape.  [default: all]")
+        int | None, typer.Option(min=1, help="Number of layers of --shape.", show_default="all")
     ] = None,
     dtype: DtypeOption = None,
     quantization: Annotated[
-        Quantization | None, typer.Option(help="Precision of the matrices.  [default: as stored]")
+        Quantization | None,
+        typer.Option(help="Precision of the matrices.", show_default="as stored"),
     ] = None,
     prompt: Annotated[int, typer.Option(min=1, help="Tokens per prompt.")] = 32,
     new: Annotated[int, typer.Option(min=2, help="New tokens per prompt.")] = 32,

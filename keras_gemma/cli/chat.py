@@ -30,6 +30,7 @@ def chat(
     prompt: Annotated[
         list[str] | None,
         typer.Argument(
+            metavar="PROMPT",
             help="Message to reply to, instead of a conversation. A pipe is appended to it.",
             show_default=False,
         ),
@@ -38,12 +39,16 @@ def chat(
     options: ModelOptions,
     mode: Annotated[
         Mode | None,
-        typer.Option(help="Sampling settings.  [default: chat; factual with the built-in model]"),
+        typer.Option(
+            help="Sampling settings.", show_default="chat; factual with the built-in model"
+        ),
     ] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     max_new_tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="Maximum tokens per reply.  [default: rest of the context]"),
+        typer.Option(
+            min=1, help="Maximum tokens per reply.", show_default="the rest of the context"
+        ),
     ] = None,
     seed: SeedOption = None,
     silent: SilentOption = False,

@@ -47,7 +47,10 @@ def convert(
     target: Annotated[Path, typer.Argument(help="Folder to write, or file that ends in .gguf.")],
     to: Annotated[
         Format | None,
-        typer.Option(help="[default: keras, which KerasHub also loads; gguf for a .gguf file]"),
+        typer.Option(
+            help="Format to write. KerasHub also loads keras.",
+            show_default="keras; gguf for a .gguf file",
+        ),
     ] = None,
     lora: LoraOption = None,
     dtype: DtypeOption = None,

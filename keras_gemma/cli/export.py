@@ -49,14 +49,14 @@ def export(
     ] = None,
     max_new_tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="tf_saved_model: default of its calls.  [default: 256]"),
+        typer.Option(min=1, help="tf_saved_model: default for its calls.", show_default="256"),
     ] = None,
     max_batch_size: Annotated[
         int | None, typer.Option(min=1, help="tf_saved_model: maximum number of texts per call.")
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(min=0, help="jax: batch size of all calls; 0 means any.  [default: 1]"),
+        typer.Option(min=0, help="jax: batch size of all calls; 0 means any.", show_default="1"),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier export.")

@@ -52,7 +52,9 @@ def finetune(
     alpha: Annotated[float, typer.Option(help="The adapter is scaled by alpha / rank.")] = 16,
     target: Annotated[
         list[str] | None,
-        typer.Option(help="Matrix to adapt, or all-linear. Can be repeated.  [query, value]"),
+        typer.Option(
+            help="Matrix to adapt, or all-linear. Can be repeated.", show_default="query, value"
+        ),
     ] = None,
     dropout: Annotated[float, typer.Option(min=0, max=0.99, help="Dropout of the adapter.")] = 0.0,
     quantization: Annotated[
@@ -88,7 +90,8 @@ def finetune(
         int | None,
         typer.Option(
             min=1,
-            help="Steps between evaluations, which write checkpoints.  [an epoch, or a tenth]",
+            help="Steps between evaluations, which also write checkpoints.",
+            show_default="an epoch, at most a tenth of the steps",
         ),
     ] = None,
     patience: Annotated[

@@ -64,13 +64,15 @@ def generate(
         int | None,
         typer.Option(
             min=1,
-            help="Maximum number of new tokens.  "
-            f"[default: {DEFAULT_MAX_NEW_TOKENS}, or the rest of the context]",
+            help="Maximum number of new tokens.",
+            show_default=f"{DEFAULT_MAX_NEW_TOKENS}, or the rest of the context",
         ),
     ] = None,
     sampler: Annotated[
         SamplerName | None,
-        typer.Option(help="[default: greedy, or random if another option needs it]"),
+        typer.Option(
+            help="Sampling method.", show_default="greedy, or random if another option needs it"
+        ),
     ] = None,
     temperature: Annotated[
         float | None, typer.Option(min=0, help="Divisor of the logits. 0 means greedy decoding.")

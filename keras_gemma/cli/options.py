@@ -72,13 +72,15 @@ ModelOption = Annotated[
     str, typer.Option(help="Preset name, 2b, 9b, 27b, kaggle:// or hf:// handle, or folder.")
 ]
 DtypeOption = Annotated[
-    Dtype | None, typer.Option(help="Data type of weights and activations.  [default: as stored]")
+    Dtype | None,
+    typer.Option(help="Data type of weights and activations.", show_default="as stored"),
 ]
 DeviceOption = Annotated[
-    str | None, typer.Option(help="cpu, gpu or gpu:1.  [default: chosen by the backend]")
+    str | None, typer.Option(help="cpu, gpu or gpu:1.", show_default="chosen by the backend")
 ]
 BackendOption = Annotated[
-    Backend | None, typer.Option(help="[default: KERAS_BACKEND, or the first installed]")
+    Backend | None,
+    typer.Option(help="Keras backend.", show_default="KERAS_BACKEND, or the first installed"),
 ]
 SeedOption = Annotated[int | None, typer.Option(help="The same seed gives the same text.")]
 LoraOption = Annotated[
@@ -109,8 +111,8 @@ class ModelOptions:
     model: Annotated[
         str | None,
         typer.Option(
-            help="Preset name, 2b, 9b, 27b, kaggle:// or hf:// handle, or folder.  "
-            "[default: a built-in model]"
+            help="Preset name, 2b, 9b, 27b, kaggle:// or hf:// handle, or folder.",
+            show_default="a built-in model",
         ),
     ] = None
     lora: LoraOption = None
