@@ -167,8 +167,7 @@ def check_memory(
     """
     free, dtype = backend.free_memory(), dtype or "bfloat16"
     text = work.prompt + work.new
-    workload = Load(prompts=work.batch, copies=1, prompt=work.prompt, text=text)
-    needed = bytes_needed(workload, config, dtype)
+    needed = bytes_needed(Load(work.batch, 1, work.prompt, text), config, dtype)
     needed += work.batch * (work.prompt * BYTES_PER_PROMPT_ID + text * 4)
     weights = config.weight_bytes(quantization or dtype)
     if free is not None and weights + needed > free:

@@ -93,7 +93,7 @@ def find_shape(name: str) -> str:
     """Returns the preset `name`, or `name` with `_en` appended.
 
     Raises:
-        typer.BadParameter: If there is no such preset. The message names the closest ones.
+        typer.BadParameter: If the preset does not exist. The message names the closest ones.
     """
     listed = catalogue.presets()
     for candidate in (name, f"{name}_en"):
@@ -101,7 +101,7 @@ def find_shape(name: str) -> str:
             return candidate
     near = difflib.get_close_matches(name, listed, n=3, cutoff=0.5) or list(listed)[:3]
     raise typer.BadParameter(
-        f"there is no preset {name!r}. The closest names are {', '.join(near)}",
+        f"unknown preset {name!r}. The closest names are {', '.join(near)}",
         param_hint="--shape",
     )
 

@@ -84,7 +84,7 @@ def chat(
 def read_message(prompt: list[str], file: Path | None, stdin: TextIO) -> str | None:
     """Returns the message to reply to: command line, file and pipe, each on its own lines.
 
-    Returns `None` if there is none of these, which starts a conversation.
+    Without any of these, returns `None`, which starts a conversation.
 
     Raises:
         typer.BadParameter: If `stdin` is not a terminal, and everything is empty.

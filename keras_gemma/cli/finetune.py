@@ -121,7 +121,7 @@ def finetune(
         raise typer.BadParameter("needs --validation", param_hint="--patience")
     for path in filter(None, (data, validation)):
         if not path.is_file():
-            raise FileNotFoundError(f"There is no file {path}.")
+            raise FileNotFoundError(f"{path} does not exist, or is not a file.")
     if tensorboard and not all(map(importlib.util.find_spec, ("tensorflow", "tensorboard"))):
         raise ImportError("--tensorboard needs two packages: pip install tensorflow tensorboard")
     start(backend, device, debug)

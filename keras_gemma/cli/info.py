@@ -58,7 +58,7 @@ def model_facts(model: str) -> dict[str, Any]:
     """Returns the sizes of a model, without importing Keras if it has a preset name.
 
     Raises:
-        ValueError, FileNotFoundError: If there is no such model.
+        ValueError, FileNotFoundError: If the model does not exist.
     """
     listed = catalogue.find(model)
     if listed is not None:

@@ -64,7 +64,7 @@ def load_model(
 
     Raises:
         FileNotFoundError: If the folder `options.lora` has no adapter.
-        ValueError: If there is no such model, no precision fits, or the adapter is for another
+        ValueError: If the model does not exist, no precision fits, or the adapter is for another
             model.
     """
     choice = choose(name, options.fit, options.dtype, quantization)
@@ -98,7 +98,7 @@ def choose(
     """Chooses the precision of `model`.
 
     Raises:
-        ValueError: If there is no such model, or `fit` is `auto` and no precision fits.
+        ValueError: If the model does not exist, or `fit` is `auto` and no precision fits.
     """
     arguments: dict[str, Any] = {"dtype": dtype and dtype.value}
     if quantization is not None:
@@ -147,7 +147,7 @@ def stored_dtype(model: str) -> str:
 def bytes_of_fit(config: GemmaConfig, fit: Fit, dtype: str) -> int:
     """Returns the peak memory of loading a model and generating one text of its whole context."""
     length = config.context_length
-    text = Load(prompts=1, copies=1, prompt=length - 1, text=length)
+    text = Load(1, 1, length - 1, length)
     weights = weight_bytes(config, QUANTIZATION[fit], dtype)
     peak = max(LOADING_OVERHEAD * weights, weights + bytes_needed(text, config, dtype))
     return int(peak + PROGRAM_BYTES)

@@ -166,13 +166,13 @@ def read_prompts(prompts: list[str], stdin: TextIO, file: Path | None = None) ->
     """Returns the prompts of a command.
 
     Args:
-        prompts: Prompts of the command line. "-" is replaced with the content of `stdin`, which
-            is also read if there is no prompt and no file.
+        prompts: Prompts of the command line. "-" means the content of `stdin`. Without any
+            prompt or file, `stdin` is read if it is a pipe.
         stdin: Standard input, a pipe or a terminal.
         file: File with one more prompt.
 
     Raises:
-        typer.BadParameter: If there is no prompt and no pipe, or the pipe or the file is empty.
+        typer.BadParameter: If the prompt is missing, or the pipe or the file is empty.
     """
     if file is not None:
         prompts = [*prompts, _check_text(file.read_text(encoding="utf-8"), f"{file} is empty")]
