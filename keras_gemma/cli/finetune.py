@@ -154,7 +154,7 @@ def finetune(
     arguments = {"quantization": quantization.value} if quantization else {}
     lm = GemmaCausalLM.from_preset(model, dtype=policy, **arguments)
     if not full:
-        lm.enable_lora(rank, alpha, target or ("query", "value"), dropout, seed=seed)
+        lm.enable_lora(rank, target or None, alpha, dropout, seed=seed)
     try:
         result = training.finetune(
             lm,
