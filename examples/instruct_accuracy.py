@@ -1,8 +1,8 @@
-"""How many held-out items of `instruct_data.py` a model answers exactly, by skill.
+"""Exact-match accuracy of a model on the held-out items of `instruct_data.py`, by skill.
 
     python examples/instruct_accuracy.py gemma_tiny_instruct_en instruct/held_out.jsonl
 
-Decoding is greedy, and an answer counts only where every character is right and it ends by itself.
+Decoding is greedy. An answer is correct if all characters match and it ends with a stop token.
 """
 
 import argparse
@@ -14,8 +14,8 @@ from keras_gemma.models import GemmaCausalLM
 
 
 def measure(lm: GemmaCausalLM, items: list[dict], batch_size: int = 100) -> dict[str, list[bool]]:
-    """For each skill, whether each of its items is answered; wrong answers are printed."""
-    right = defaultdict(list)
+    """Returns True for each item with a correct answer, by skill. Prints the other answers."""
+    correct = defaultdict(list)
     for start in range(0, len(items), batch_size):
         batch = items[start : start + batch_size]
         questions = [item["messages"][:-1] for item in batch]
@@ -23,24 +23,24 @@ def measure(lm: GemmaCausalLM, items: list[dict], batch_size: int = 100) -> dict
             questions, max_new_tokens=96, sampler="greedy", return_logprobs=1
         )
         for item, reply in zip(batch, replies, strict=True):
-            wanted = item["messages"][-1]["content"]
-            good = reply.text == wanted and reply.finish_reason == "stop"
-            right[item["skill"]].append(good)
-            if not good:
+            expected = item["messages"][-1]["content"]
+            is_correct = reply.text == expected and reply.finish_reason == "stop"
+            correct[item["skill"]].append(is_correct)
+            if not is_correct:
                 question = item["messages"][-2]["content"]
-                print(f"{item['skill']}: {question!r}: {reply.text!r}, not {wanted!r}")
-    return right
+                print(f"{item['skill']}: {question!r}: {reply.text!r}, not {expected!r}")
+    return correct
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", help="a preset's name or folder")
-    parser.add_argument("held_out", type=Path, help="held_out.jsonl, of instruct_data.py")
+    parser.add_argument("model", help="name or folder of a preset")
+    parser.add_argument("held_out", type=Path, help="held_out.jsonl, written by instruct_data.py")
     options = parser.parse_args()
     items = [json.loads(line) for line in options.held_out.read_text("utf-8").splitlines()]
-    right = measure(GemmaCausalLM.from_preset(options.model), items)
+    correct = measure(GemmaCausalLM.from_preset(options.model), items)
     print("\n| skill | held-out items | exact |\n|---|---|---|")
-    for skill, answers in right.items():
+    for skill, answers in correct.items():
         print(f"| {skill} | {len(answers)} | {sum(answers) / len(answers):.1%} |")
 
 

@@ -1,17 +1,17 @@
-"""Conversations for a tiny model that follows instructions: training data, and held-out items.
+"""Writes conversations for a tiny instruction model: training data and held-out items.
 
     python examples/instruct_data.py instruct
 
-writes to the folder `instruct`, the same bytes for the same arguments:
+The same arguments give the same bytes:
 
-    drills.jsonl     bare sums, and words spelled, reversed and counted; easy conversations
-    short.jsonl      conversations of about 128 tokens: all skills, one turn or several
-    long.jsonl       the same of about 256, with more sums
-    last.jsonl       the same of about 128, with more letters and more turns that refer to others
-    held_out.jsonl   items that measure: {"skill": ..., "messages": [...]}
+    drills.jsonl     sums, words spelled, reversed and counted; conversations about the same skills
+    short.jsonl      conversations of about 128 tokens with all skills and one or more turns
+    long.jsonl       conversations of about 256 tokens with more sums
+    last.jsonl       conversations of about 128 tokens with more letters and more follow-up turns
+    held_out.jsonl   items for evaluation: {"skill": ..., "messages": [...]}
 
-What is held out is never said in training: words, pairs of numbers in this order, and for the
-other skills the way to ask. Knows no model and no tokens; its words are in `instruct_phrases.py`.
+The training data contains none of the held-out words, ordered pairs of numbers, and, for the other
+skills, phrases. Knows no model and no tokens. The words are in `instruct_phrases.py`.
 """
 
 import argparse
@@ -39,15 +39,15 @@ from instruct_phrases import (
     WORDS,
 )
 
-MOST = 20
-"""The largest number that is added to another in a first turn."""
+MAX_SUMMAND = 20
+"""Largest summand of a first turn."""
 
-LONGEST_COUNT = 12
-"""Where counting ends."""
+MAX_COUNT = 12
+"""Largest number to count to."""
 
 
 class Turn(NamedTuple):
-    """A question, its answer, which skill it needs, and what the next turn may refer to."""
+    """Question and answer with their skill, and what the next turn may refer to."""
 
     skill: str
     question: str
@@ -58,40 +58,41 @@ class Turn(NamedTuple):
 
 
 def options(text: str) -> list[str]:
-    """The phrases of a table's cell."""
+    """Returns the phrases of a table cell."""
     return [phrase.strip() for phrase in text.split("|")]
 
 
 class Writer:
-    """Writes turns and conversations, from the items for training or from those held out."""
+    """Generator of turns and conversations, from the training items or from the held-out ones."""
 
     def __init__(self, held_out: bool, seed: int, last: bool = False) -> None:
         self.held_out, self.last = held_out, last
         self.random = random.Random(f"{seed} {held_out}{' last' if last else ''}")
         chance = random.Random(seed)
-        self.kept_words = set(chance.sample(WORDS, len(WORDS) // 3))
-        pairs = [(a, b) for b in range(10, MOST + 1) for a in range(b)]  # digits are never kept
-        kept = chance.sample(pairs, len(pairs) // 8)
-        self.kept_pairs = {pair if chance.random() < 0.5 else pair[::-1] for pair in kept}
-        self.kept_countries = set(chance.sample(OTHER_COUNTRIES, len(OTHER_COUNTRIES) // 3))
+        self.held_out_words = set(chance.sample(WORDS, len(WORDS) // 3))
+        # Pairs of single digits are never held out.
+        pairs = [(a, b) for b in range(10, MAX_SUMMAND + 1) for a in range(b)]
+        pairs = chance.sample(pairs, len(pairs) // 8)
+        self.held_out_pairs = {pair if chance.random() < 0.5 else pair[::-1] for pair in pairs}
+        self.held_out_countries = set(chance.sample(OTHER_COUNTRIES, len(OTHER_COUNTRIES) // 3))
 
     def phrase(self, table: dict, name: str, held_out_table: dict | None = None) -> str:
-        """A way to ask: of those held out where there are any and it is their turn."""
+        """Returns a random phrase, from the held-out table if there is one for this writer."""
         chosen = held_out_table if self.held_out and held_out_table else table
         return self.random.choice(options(chosen[name]))
 
     def word(self) -> str:
-        """A word; in training mostly one that means nothing, so that letters are what counts."""
+        """Returns a random word. In training, most have no meaning, so that letters matter."""
         if self.held_out:
-            return self.random.choice(sorted(self.kept_words))
+            return self.random.choice(sorted(self.held_out_words))
         while True:
             real = self.random.random() < (0.1 if self.last else 0.25)
             word = self.random.choice(WORDS) if real else self.nonsense()
-            if word not in self.kept_words:
+            if word not in self.held_out_words:
                 return word.capitalize() if self.random.random() < 0.1 else word
 
     def nonsense(self) -> str:
-        """What might be a word of 2 to 7 letters."""
+        """Returns a made-up word of 2 to 7 letters."""
         if self.random.random() < (0.6 if self.last else 0.2):
             letters = "abcdefghijklmnopqrstuvwxyz"
             return "".join(self.random.choices(letters, k=self.random.randint(2, 7)))
@@ -101,26 +102,28 @@ class Writer:
         return (word + self.random.choice(LAST))[: self.random.choice([4, 5, 6, 7, 7])]
 
     def pair(self) -> tuple[int, int]:
-        """Two numbers to add."""
+        """Returns two numbers to add."""
         while True:
-            top = self.random.choice([9, MOST, MOST])
+            top = self.random.choice([9, MAX_SUMMAND, MAX_SUMMAND])
             a, b = self.random.randint(0, top), self.random.randint(0, top)
             if self.may_add(a, b):
                 return a, b
 
     def may_add(self, a: int, b: int) -> bool:
-        """Whether this sum is one of those held out, when they are written, or one of the rest."""
-        return ((a, b) in self.kept_pairs) == self.held_out
+        """Returns True if the pair belongs to this writer: held out, or for training."""
+        return ((a, b) in self.held_out_pairs) == self.held_out
 
     def country(self) -> str:
-        """A country of the table, or sometimes another."""
+        """Returns a country of `CAPITALS`, or sometimes another one."""
         if self.random.random() > 0.12:
             return self.random.choice(list(CAPITALS))
-        known = sorted(set(OTHER_COUNTRIES) - self.kept_countries)
-        return self.random.choice(sorted(self.kept_countries) if self.held_out else known)
+        for_training = sorted(set(OTHER_COUNTRIES) - self.held_out_countries)
+        return self.random.choice(
+            sorted(self.held_out_countries) if self.held_out else for_training
+        )
 
     def about_word(self, skill: str, phrase: str, word: str) -> Turn:
-        """A turn about the letters of a word."""
+        """Returns a turn about the letters of a word."""
         answers = {
             "spell": "-".join(word),
             "reverse": word[::-1],
@@ -129,22 +132,22 @@ class Writer:
         return Turn(skill, phrase.format(w=word), answers[skill], word=word)
 
     def about_capital(self, phrase: str) -> Turn:
-        """A turn about a country."""
+        """Returns a turn about a country."""
         country = self.country()
         answer = f"{CAPITALS[country]}." if country in CAPITALS else UNKNOWN_CAPITAL
         return Turn("capital", phrase.format(c=country), answer, country=country)
 
     def opening(self, skill: str) -> Turn:
-        """A turn that stands by itself."""
+        """Returns a turn that does not refer to another."""
         if skill in ("spell", "reverse", "letters"):
             word = self.word()
-            spoken = self.random.choice([word] * 8 + [f'"{word}"', f"'{word}'"])
+            quoted = self.random.choice([word] * 8 + [f'"{word}"', f"'{word}'"])
             turn = self.about_word(skill, "{w}", word)
-            return turn._replace(question=self.phrase(PHRASES, skill).format(w=spoken))
+            return turn._replace(question=self.phrase(PHRASES, skill).format(w=quoted))
         if skill == "capital":
             return self.about_capital(self.phrase(PHRASES, skill, HELD_OUT_PHRASES))
         if skill == "count":
-            n = self.random.randint(1, LONGEST_COUNT)
+            n = self.random.randint(1, MAX_COUNT)
             question = self.phrase(PHRASES, skill, HELD_OUT_PHRASES).format(n=n)
             return Turn(skill, question, " ".join(map(str, range(1, n + 1))))
         if skill == "add":
@@ -161,10 +164,10 @@ class Writer:
         return Turn("chatter", question, answer)
 
     def follow_up(self, before: Turn) -> Turn | None:
-        """A turn that refers to the one before; None where nothing can be referred to."""
+        """Returns a turn that refers to the one before, or `None` if that is not possible."""
         if before.number is not None:
-            most = min(MOST, 2 * MOST - before.number)
-            steps = [n for n in range(most + 1) if self.may_add(before.number, n)]
+            largest = min(MAX_SUMMAND, 2 * MAX_SUMMAND - before.number)
+            steps = [n for n in range(largest + 1) if self.may_add(before.number, n)]
             if not steps:
                 return None
             n = self.random.choice(steps)
@@ -181,7 +184,7 @@ class Writer:
         return None
 
     def drill(self, length: int) -> str:
-        """Lines of sums, or of words spelled, reversed and counted, and no question: pure skill."""
+        """Returns lines of sums, or of words spelled, reversed and counted, without questions."""
         lines, size, sums = [], 0, self.random.random() < 0.5
         while True:
             if sums:
@@ -194,8 +197,8 @@ class Writer:
             if size > length:
                 return "\n".join(lines[:-1])
 
-    def said(self, turn: Turn, shout: bool) -> list[dict[str, str]]:
-        """A turn as messages; the question sometimes without capitals or its last mark."""
+    def messages(self, turn: Turn, shout: bool) -> list[dict[str, str]]:
+        """Returns the messages of a turn. Some questions lose capitals or the last punctuation."""
         question = turn.question
         if self.random.random() < 0.25 and (turn.word is None or turn.word.islower()):
             question = question.lower()
@@ -205,7 +208,7 @@ class Writer:
         return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
     def conversation(self, length: int, shares: dict[str, int]) -> list[dict[str, str]]:
-        """Messages of one turn, and more while they take no more than `length` tokens."""
+        """Returns messages of one turn, or of several with at most `length` tokens in total."""
         shout = self.random.random() < 0.15
         messages, turn = self.system(shout), None
         while True:
@@ -213,54 +216,54 @@ class Writer:
             turn = before and self.follow_up(before)
             if turn is None:
                 turn = self.opening(*self.random.choices(list(shares), shares.values()))
-            said = self.said(turn, shout)
-            if messages[1:] and tokens(messages + said) > length:
+            new_messages = self.messages(turn, shout)
+            if messages[1:] and count_tokens(messages + new_messages) > length:
                 return messages
-            messages += said
+            messages += new_messages
 
     def system(self, shout: bool) -> list[dict[str, str]]:
-        """The system message, where the answers are to be in capitals."""
+        """Returns the system message that asks for capitals, or no message."""
         return [{"role": "system", "content": self.random.choice(SHOUT)}] if shout else []
 
     def items(self, name: str, count: int) -> list[dict]:
-        """Questions that are held out, of one kind: a skill, `second turn` or `in capitals`."""
-        found = []
-        while len(found) < count:
+        """Returns held-out items of a skill, of kind `second turn` or of kind `in capitals`."""
+        items = []
+        while len(items) < count:
             shout, second = name == "in capitals", name == "second turn"
             skills = [s for s in SHARES if not (second and s in ("count", "chatter"))]
             turn = self.opening(self.random.choice(skills) if shout or second else name)
-            messages = self.system(shout) + self.said(turn, shout)
+            messages = self.system(shout) + self.messages(turn, shout)
             if second:
                 turn = self.follow_up(turn)
                 if turn is None:
                     continue
-                messages += self.said(turn, shout)
+                messages += self.messages(turn, shout)
             item = {"skill": name, "messages": messages}
-            if item not in found:
-                found.append(item)
-        return found
+            if item not in items:
+                items.append(item)
+        return items
 
 
 SHARES = {"add": 7, "spell": 3, "reverse": 6, "letters": 3, "count": 3, "capital": 4, "chatter": 4}
-"""The skills, and how often each is trained."""
+"""Skill to its relative frequency in training."""
 
 MORE_SUMS = {**SHARES, "add": 12}
-"""What takes longest, at last."""
+"""Frequencies with more sums, which take longest to learn."""
 
 MORE_LETTERS = {**SHARES, "add": 4, "spell": 8, "reverse": 12, "letters": 6}
-"""And letters, in words that mean nothing and in turns that refer to others."""
+"""Frequencies with more letters."""
 
 LETTERS_AND_SUMS = {skill: SHARES[skill] for skill in ("add", "spell", "reverse", "letters")}
-"""Those that take long to learn."""
+"""Frequencies of the skills that take long to learn."""
 
 
-def tokens(messages: list[dict[str, str]]) -> int:
-    """About how many tokens messages take where each character is one."""
+def count_tokens(messages: list[dict[str, str]]) -> int:
+    """Returns about how many tokens messages have if each character is one."""
     return sum(len(message["content"]) + 9 for message in messages)
 
 
 def write(path: Path, records: list[dict]) -> None:
-    """A line of JSON a record."""
+    """Writes one line of JSON per record."""
     lines = [json.dumps(record) + "\n" for record in records]
     path.write_text("".join(lines), encoding="utf-8")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
@@ -277,7 +280,7 @@ def make(
     length: int,
     seed: int,
 ) -> None:
-    """Write the five files."""
+    """Writes the five files."""
     folder.mkdir(parents=True, exist_ok=True)
     train = Writer(held_out=False, seed=seed)
     records = [{"text": train.drill(length)} for _ in range(drills)]
@@ -297,15 +300,18 @@ def make(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="where to write the files")
+    parser.add_argument("folder", type=Path, help="folder to write")
     parser.add_argument(
-        "--drills", type=int, default=11000, help="texts, and as many easy conversations"
+        "--drills",
+        type=int,
+        default=11000,
+        help="number of drills, and of conversations about the same skills",
     )
-    parser.add_argument("--conversations", type=int, default=96000, help="to train on")
-    parser.add_argument("--longer", type=int, default=5000, help="of twice the length")
-    parser.add_argument("--lasts", type=int, default=45000, help="with more letters")
-    parser.add_argument("--each", type=int, default=100, help="held-out items of each skill")
-    parser.add_argument("--length", type=int, default=128, help="tokens a text, at most")
+    parser.add_argument("--conversations", type=int, default=96000, help="number in short.jsonl")
+    parser.add_argument("--longer", type=int, default=5000, help="number in long.jsonl")
+    parser.add_argument("--lasts", type=int, default=45000, help="number in last.jsonl")
+    parser.add_argument("--each", type=int, default=100, help="number of held-out items per skill")
+    parser.add_argument("--length", type=int, default=128, help="maximum number of tokens per text")
     parser.add_argument("--seed", type=int, default=0)
     make(**vars(parser.parse_args()))
 

@@ -1,4 +1,4 @@
-"""What `instruct_data.py` writes conversations from: words, capitals, ways to ask and to answer."""
+"""Vocabulary of `instruct_data.py`: words, capitals, questions and answers."""
 
 HELLO = "Hello!"
 ELSE = "I am a tiny model: I can add, spell, reverse, count and name capitals."
@@ -67,7 +67,7 @@ PHRASES = {
         {c}'s capital|What is {c}'s capital?|Please name the capital of {c}.|
         Do you know the capital of {c}?|The capital of {c} is|Say the capital of {c}.""",
 }
-"""Ways to ask, `|` between them."""
+"""Questions of each skill, separated by `|`."""
 
 HELD_OUT_PHRASES = {
     "count": "Could you count up to {n}?|Please count from 1 to {n}.|Can you count up to {n}?",
@@ -87,7 +87,7 @@ FOLLOW_UPS = {
     "capital": "And of {c}?|And {c}?|What about {c}?|And the capital of {c}?|And that of {c}?|{c}?",
     "word": "And {w}?|What about {w}?|Now {w}.|And the word {w}?",
 }
-"""Ways to go on: each refers to the turn before."""
+"""Questions that refer to the turn before."""
 
 SHOUT = [
     "Answer in capitals.",
@@ -141,7 +141,7 @@ CHATTER = {
     "Goodbye!": """Bye|Bye!|Goodbye|Goodbye!|See you|See you later!|Good night.|Bye bye|
         I must go.|Goodbye, model!|See you tomorrow.|Bye now.|See you again!""",
 }
-"""Answers, and what is answered so."""
+"""Answer to its questions."""
 
 HELD_OUT_CHATTER = {
     HELLO: "Hello, model!|Hi, model!|Good morning to you|Hey, how are you?",
@@ -158,7 +158,7 @@ Angola Bolivia Cambodia Chad Cyprus Ecuador Estonia Fiji Gabon Guinea Haiti Hond
 Laos Latvia Lebanon Libya Mali Malta Monaco Mongolia Namibia Niger Oman Panama Qatar Rwanda Samoa
 Senegal Slovakia Somalia Sudan Syria Togo Tonga Tunisia Uganda Uruguay Yemen Zambia Zimbabwe
 """)
-"""Those that are not in the table, and Atlantis with them."""
+"""Countries that are not in `CAPITALS`."""
 
 FIRST = str.split(
     "b c d f g h j k l m n p r s t v w z bl br ch cl cr dr fl fr gl gr pl pr sh sl sn st th tr"

@@ -1,10 +1,10 @@
-"""Train a small Gemma 2 on a text of your own, from nothing: vocabulary, model, preset.
+"""Trains a small Gemma 2 from scratch on your text: vocabulary, model, preset.
 
     python examples/train_from_scratch.py my_text.txt my_preset
 
 The built-in preset `gemma_tiny_en` was made by this script from the tiny Shakespeare corpus, with
-the defaults below. The architecture is Gemma 2's with every feature on, made small: grouped heads,
-both soft caps, sliding windows that are shorter than the context.
+the defaults below. The model is a small Gemma 2 with all features: grouped heads, both soft caps,
+and sliding windows that are shorter than the context.
 """
 
 # ruff: noqa: I001 - keras_gemma comes before keras, so that it can choose the backend.
@@ -42,11 +42,11 @@ ARCHITECTURE = {
 
 
 EPOCHS = 12
-"""How often the held-out loss is taken; the weights of the best are kept."""
+"""Number of evaluations of the held-out loss. The weights with the lowest are kept."""
 
 
 class Windows(keras.utils.PyDataset):
-    """Batches of windows that begin at the start of a random line, each after `<bos>`."""
+    """Batches of windows that start with `<bos>` and a random line."""
 
     def __init__(self, ids: np.ndarray, starts: np.ndarray, length: int, batch: int, steps: int):
         super().__init__()
@@ -63,14 +63,14 @@ class Windows(keras.utils.PyDataset):
 
 
 def windows_at(ids: np.ndarray, starts: np.ndarray, length: int) -> tuple:
-    """Inputs `[B, length]` that begin with `<bos>`, and the token after each."""
+    """Returns inputs `[B, length]`, which start with `<bos>`, and the token after each."""
     labels = np.stack([ids[start : start + length] for start in starts])
     inputs = np.concatenate([np.full((len(starts), 1), 2, "int32"), labels[:, :-1]], axis=1)
     return {"token_ids": inputs, "padding_mask": np.ones_like(inputs)}, labels
 
 
 def bigram_loss(train: np.ndarray, held_out: np.ndarray, size: int) -> float:
-    """Nats a token of a bigram model with unigram back-off (interpolated by absolute discount)."""
+    """Returns the loss of a bigram model with absolute discounting, in nats per token."""
     unigram = (np.bincount(train, minlength=size) + 1) / (len(train) + size)
     pairs = np.zeros((size, size), "float32")
     np.add.at(pairs, (train[:-1], train[1:]), 1)
@@ -83,23 +83,23 @@ def bigram_loss(train: np.ndarray, held_out: np.ndarray, size: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("text", type=Path, help="a text file, UTF-8")
-    parser.add_argument("preset", type=Path, help="the folder to write")
+    parser.add_argument("text", type=Path, help="text file in UTF-8")
+    parser.add_argument("preset", type=Path, help="folder to write")
     parser.add_argument("--vocabulary-size", type=int, default=1024)
     parser.add_argument("--sequence-length", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--dropout", type=float, default=0.3)
-    parser.add_argument("--held-out", type=float, default=0.1, help="share at the text's end")
+    parser.add_argument("--held-out", type=float, default=0.1, help="share of the text, at its end")
     options = parser.parse_args()
     if options.steps < EPOCHS:
-        parser.error(f"--steps must be {EPOCHS} or more, one an epoch. Received: {options.steps}")
+        parser.error(f"--steps must be at least {EPOCHS}, one per epoch. Received: {options.steps}")
     keras.utils.set_random_seed(0)
 
     text = options.text.read_text(encoding="utf-8")
     if len(text) < 20 * options.sequence_length:
-        parser.error(f"{options.text} holds {len(text)} characters: too few to train on")
+        parser.error(f"{options.text} has {len(text)} characters, which are too few to train on")
     border = int(len(text) * (1 - options.held_out))
     border = text.rfind("\n", 0, border) + 1 or border
     train_text, held_out_text = text[:border], text[border:]
@@ -152,8 +152,8 @@ def main() -> None:
     print(f"trained in {minutes:.1f} minutes on {keras.config.backend()}")
     for name, nats in (("model, in bfloat16", loss), ("bigrams", baseline)):
         print(
-            f"{name}: held-out loss {nats:.3f} nats a token, {nats * tokens / size:.3f} a byte "
-            f"({nats * tokens / size / math.log(2):.3f} bits a byte)"
+            f"{name}: held-out loss {nats:.3f} nats per token, {nats * tokens / size:.3f} per byte "
+            f"({nats * tokens / size / math.log(2):.3f} bits per byte)"
         )
     preset.save_to_preset(options.preset)
     load_as_float32(options.preset)
@@ -163,7 +163,7 @@ def main() -> None:
 
 
 class Best(keras.callbacks.Callback):
-    """Keeps the weights of the epoch with the lowest held-out loss."""
+    """Callback that keeps the weights of the epoch with the lowest held-out loss."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -175,7 +175,7 @@ class Best(keras.callbacks.Callback):
 
 
 def make_preset(lm: GemmaCausalLM, tokenizer: GemmaTokenizer, length: int) -> GemmaCausalLM:
-    """The trained model in bfloat16, without dropout, with its preprocessor."""
+    """Returns the trained model in bfloat16, without dropout, and with a preprocessor."""
     sizes = {**lm.backbone.config.to_dict(), "dropout": 0.0, "context_length": length}
     backbone = GemmaBackbone(**sizes, dtype="bfloat16", name="gemma_backbone")
     for name, weight in lm.backbone.named_weights().items():
@@ -188,9 +188,9 @@ def make_preset(lm: GemmaCausalLM, tokenizer: GemmaTokenizer, length: int) -> Ge
 
 
 def load_as_float32(preset: Path) -> None:
-    """Stored in bfloat16 for size, computed in float32 unless a `dtype` is given.
+    """Makes float32 the default dtype of a preset that is stored in bfloat16.
 
-    Then the text is the same on every backend, to the last word.
+    In float32, all backends generate the same text.
     """
     policy = keras.dtype_policies.serialize(keras.DTypePolicy("float32"))
     for name in ("config.json", "task.json"):

@@ -1,12 +1,12 @@
-"""Make the built-in preset `gemma_tiny_instruct_en`: vocabulary, model, fine-tuning, preset.
+"""Makes the built-in preset `gemma_tiny_instruct_en`: vocabulary, model, training, preset.
 
     python examples/instruct_data.py instruct
     python examples/tune_tiny_instruct.py instruct my_preset
     python examples/instruct_accuracy.py my_preset instruct/held_out.jsonl
 
-The model begins from nothing, for its vocabulary is one of its own: every character is a token, so
-that spelling and reversing are within sight of a million parameters. The rest is the recipe of
-`keras-gemma finetune --full`; interrupted and started again, it goes on from its last checkpoint.
+The model is trained from scratch with its own vocabulary, in which each character is a token. A
+million parameters can then learn to spell and reverse words. The rest is the recipe of
+`keras-gemma finetune --full`. An interrupted run resumes from its last checkpoint.
 """
 
 # ruff: noqa: I001 - keras_gemma comes before keras, so that it can choose the backend.
@@ -34,16 +34,16 @@ ARCHITECTURE = {
     "num_key_value_heads": 2,
     "hidden_dim": 128,
 }
-"""That of `gemma_tiny_en`, smaller."""
+"""Sizes of the model, smaller than those of `gemma_tiny_en`."""
 
 CHARACTERS = string.ascii_letters + string.digits + string.punctuation
 WORDS = str.split("""
 user model Answer backwards capital capitals Capital count Count Goodbye Hello letters
 numbers please Please reverse Reverse spell Spell upper welcome What what Which which
 """)
-"""Tokens too, so that questions are shorter. No other word holds one of them."""
+"""Words that are tokens, so that questions are shorter. No other word contains one of them."""
 VOCABULARY_SIZE = 466 + len(WORDS)
-"""Control tokens, bytes, newlines, spaces, and these: there is no room for merges."""
+"""Control tokens, bytes, newlines, spaces, characters and words, without merges."""
 
 CONTEXT = 256
 
@@ -53,16 +53,16 @@ STAGES = {
     "long": (256, 1e-3),
     "last": (128, 2e-3),
 }
-"""Files of `instruct_data.py`, each with the length of its rows and the learning rate."""
+"""File of `instruct_data.py` to row length, in tokens, and learning rate."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path, help="the folder that instruct_data.py wrote")
-    parser.add_argument("preset", type=Path, help="the folder to write")
-    parser.add_argument("--run", type=Path, default=Path("tiny_instruct_run"), help="its folder")
+    parser.add_argument("data", type=Path, help="folder written by instruct_data.py")
+    parser.add_argument("preset", type=Path, help="folder to write")
+    parser.add_argument("--run", type=Path, default=Path("tiny_instruct_run"), help="run folder")
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--steps", type=int, help="of each stage; all of its data by default")
+    parser.add_argument("--steps", type=int, help="steps per stage  [default: all data]")
     options = parser.parse_args()
 
     keras.utils.set_random_seed(0)
@@ -78,7 +78,7 @@ def main() -> None:
             tokenizer,
             sequence_length=length,
             batch_size=options.batch_size,
-            truncate=True,  # by a token, where the length of a conversation was guessed wrong
+            truncate=True,  # The lengths in the data are estimates.
         )
         print(data.describe())
         training.finetune(

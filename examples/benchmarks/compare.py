@@ -1,25 +1,24 @@
-"""The same greedy generation by this package, KerasHub, transformers and llama.cpp, in one run.
+"""Greedy generation with this package, KerasHub, transformers and llama.cpp, on the same weights.
 
     python examples/benchmarks/compare.py --backends jax torch tensorflow
     python examples/benchmarks/compare.py --tiny --libraries keras_gemma transformers
     python examples/benchmarks/compare.py --quantization int4
 
-Random weights in the sizes of a preset, cut to a few layers, are written to a folder once and read
-by all. Every line is a process of its own, one after the other. The third call counts, or with
-`--calls`, where others use the machine too, the fastest from the third on:
+Writes random weights in the sizes of a preset, cut to a few layers, to a folder that all libraries
+read. Each line of the table is measured in its own process. The third call counts or, with more
+`--calls`, the fastest from the third on:
 
-    tokens/s     all rows' new tokens over that call, prompt included
-    loading,     peaks over the process's size before the model was loaded, in multiples of the
-    generating   weights (Linux)
-    same ids     how many of the first row's new tokens are those of the first line; in 16 bits
-                 random weights soon lead apart
-    GB/s         what the machine reads, measured after the calls: it changes by itself on some
-    MBU          the share of it that reading weights and cache takes, while tokens are decoded
-    x BACKEND    this package's speed on that backend over the line's
+    tokens/s     new tokens of the whole batch per second, including the prefill
+    loading,     peak memory in addition to that before loading, as a multiple of the weights
+    generating   (Linux)
+    same ids     number of new tokens that agree with the first line, up to the first difference;
+                 with random weights, rounding in 16 bits soon causes one
+    GB/s         memory bandwidth, measured after the calls because it varies on some machines
+    MBU          share of the bandwidth that decoding uses to read weights and cache
+    x BACKEND    speed of this package on that backend, relative to the line
 
-With `--quantization` all compute with the same weights, each in its own 8 or 4 bits: KerasHub's
-int8, llama.cpp's Q8_0, or Q4_0, where the embedding has 6 bits. A line of KerasHub's on PyTorch
-then takes minutes.
+With `--quantization`, each library quantizes the same weights in its own format: KerasHub to int8,
+llama.cpp to Q8_0 or Q4_0, with an embedding of 6 bits. KerasHub on PyTorch then takes minutes.
 """
 
 import argparse
@@ -38,7 +37,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from child import figures_of
+from child import memory, reset_peak, run_command
 
 NEEDS = {
     "keras_gemma": "keras_gemma",
@@ -47,44 +46,29 @@ NEEDS = {
     "transformers_compiled": "transformers",
     "llama_cpp": "llama_cpp",
 }
-"""Each library, and the module that must be installed."""
+"""Library to the module that it needs."""
 ON_KERAS = ("keras_gemma", "keras_hub")
 KERAS, HUGGING_FACE, GGUF = "keras", "hugging_face", "model.gguf"
 GGML_KINDS = {"int8": "q8_0", "int4": "q4_0"}
 QUANTIZED = {"keras_gemma": ("int8", "int4"), "keras_hub": ("int8",), "llama_cpp": ("int8", "int4")}
-"""What each library can do on a CPU in bearable time."""
+"""Library to its quantization modes that are fast enough on a CPU."""
 
 Generate = Callable[[list[list[int]], int], list[int]]
-"""Prompts and the number of new tokens -> the first row's new ids."""
+"""Function `(prompts, number of new tokens) -> new ids of the first prompt`."""
 
 
 class Loaded(NamedTuple):
-    """A model in memory."""
+    """A loaded model."""
 
     generate: Generate
     weight_bytes: int
 
 
-def memory(what: str) -> float:
-    """Bytes of this process (Linux): `"VmRSS"` now, `"VmHWM"` at most since `forget_peak`."""
-    path = Path("/proc/self/status")
-    for line in path.read_text().splitlines() if path.exists() else ():
-        if line.startswith(what):
-            return int(line.split()[1]) * 1024
-    return float("nan")
-
-
-def forget_peak() -> None:
-    path = Path("/proc/self/clear_refs")
-    if path.exists():
-        path.write_text("5")
-
-
 def write_checkpoints(folder: Path, options: argparse.Namespace) -> None:
-    """The formats that the libraries read, those that are not in `folder` yet, and `sizes.json`.
+    """Writes the formats that are not in `folder` yet, and `sizes.json`.
 
     Raises:
-        ValueError: the folder holds other weights.
+        ValueError: If the folder has other weights.
     """
     from keras_gemma import GemmaCausalLMPreprocessor
     from keras_gemma.benchmark.random_model import random_model
@@ -97,10 +81,10 @@ def write_checkpoints(folder: Path, options: argparse.Namespace) -> None:
         "weight_bytes": config.weight_bytes(options.dtype),
     }
     gguf = gguf_name(options)
-    described = folder / "sizes.json"
-    if described.exists() and json.loads(described.read_text()) != sizes:
-        raise ValueError(f"{folder} holds other weights: name another --folder, or delete it")
-    # Nobody reads a text here, but llama.cpp wants a vocabulary.
+    sizes_path = folder / "sizes.json"
+    if sizes_path.exists() and json.loads(sizes_path.read_text()) != sizes:
+        raise ValueError(f"{folder} has other weights: pass another --folder, or delete it")
+    # The prompts are ids, but llama.cpp needs a vocabulary.
     preprocessor = GemmaCausalLMPreprocessor.from_preset("gemma_tiny_en")
 
     @cache
@@ -116,7 +100,7 @@ def write_checkpoints(folder: Path, options: argparse.Namespace) -> None:
         lm().save_to_gguf(folder / GGUF, dtype="bf16")
     if "llama_cpp" in names and not (folder / gguf).exists():
         quantize_gguf(folder / GGUF, folder / gguf, options.quantization)
-    described.write_text(json.dumps(sizes))
+    sizes_path.write_text(json.dumps(sizes))
 
 
 def gguf_name(options: argparse.Namespace) -> str:
@@ -124,7 +108,7 @@ def gguf_name(options: argparse.Namespace) -> str:
 
 
 def quantize_gguf(source: Path, target: Path, quantization: str) -> None:
-    """llama.cpp's own file of 8 or 4 bits, as its tool `llama-quantize` makes it."""
+    """Quantizes a GGUF file as llama.cpp's tool `llama-quantize` does."""
     import llama_cpp
 
     quiet = llama_cpp.llama_log_callback(lambda *_: None)
@@ -172,7 +156,7 @@ def load_keras_hub(folder: Path, options: argparse.Namespace) -> Loaded:
 
 
 def keras_bytes(model: Any) -> int:
-    """Of all weights, each in its own dtype; Keras counts four bits in a byte as one."""
+    """Returns the bytes of all weights as stored. int4 weights are packed in int8 arrays."""
     sizes = (np.prod(weight.shape) * np.dtype(weight.dtype).itemsize for weight in model.weights)
     return int(sum(sizes))
 
@@ -209,13 +193,13 @@ def load_transformers(folder: Path, options: argparse.Namespace, compiled: bool 
 
 
 def check_compiled(cache: Any) -> None:
-    """Raise a RuntimeError where transformers did not do what it was asked to."""
+    """Raises a RuntimeError if transformers fell back to eager execution."""
     import torch._dynamo
     from transformers import StaticCache
 
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     if not graphs or not isinstance(cache, StaticCache):
-        raise RuntimeError(f"{graphs} compiled graphs and a {type(cache).__name__}")
+        raise RuntimeError(f"not compiled: {graphs} graphs and a {type(cache).__name__}")
 
 
 def load_llama_cpp(folder: Path, options: argparse.Namespace) -> Loaded:
@@ -234,7 +218,7 @@ def load_llama_cpp(folder: Path, options: argparse.Namespace) -> Loaded:
     )
 
     def generate(prompts: list[list[int]], new: int) -> list[int]:
-        model.reset()  # or it would keep what it knows of the same prompt
+        model.reset()  # removes the cached prompt
         tokens = model.generate(prompts[0], temp=0.0)
         return [token for _, token in zip(range(new), tokens, strict=False)]
 
@@ -253,14 +237,14 @@ def load(library: str, folder: Path, options: argparse.Namespace) -> Loaded:
 
 
 def measure(library: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """One process's figures."""
+    """Returns the measurements of a library, in this process."""
     importlib.import_module(NEEDS[library])
     before = memory("VmRSS")
-    forget_peak()
+    reset_peak()
     start = time.perf_counter()
     generate, weights = load(library, folder, options)
     load_seconds, load_peak = time.perf_counter() - start, memory("VmHWM") - before
-    forget_peak()
+    reset_peak()
     sizes = json.loads((folder / "sizes.json").read_text())
     shape, vocabulary = (options.batch, options.prompt), sizes["config"]["vocabulary_size"]
     prompts = np.random.default_rng(0).integers(200, vocabulary, shape).tolist()
@@ -294,8 +278,8 @@ def measure(library: str, folder: Path, options: argparse.Namespace) -> dict[str
 def measure_machine(
     weights: int, decoding: float | None, sizes: dict[str, Any], options: argparse.Namespace
 ) -> tuple[float, float | None]:
-    """Bandwidth in GB/s, and the share of it that `decoding` seconds after the prompt used."""
-    # Imported late: none of it counts as the memory of another library.
+    """Returns the bandwidth in GB/s, and the share used during `decoding` seconds of decoding."""
+    # Imported late, so that the imports do not count as memory of another library.
     from keras_gemma.backend import memory_bandwidth
     from keras_gemma.benchmark.arithmetic import bandwidth_utilization, decode_bytes
     from keras_gemma.config import GemmaConfig
@@ -309,18 +293,18 @@ def measure_machine(
     return round(bandwidth / 1e9, 1), utilization
 
 
-def command_of(work: str, folder: Path) -> list[str]:
-    return [sys.executable, __file__, *sys.argv[1:], "--one", work, "--folder", str(folder)]
+def make_command(task: str, folder: Path) -> list[str]:
+    return [sys.executable, __file__, *sys.argv[1:], "--one", task, "--folder", str(folder)]
 
 
 def run(library: str, backend: str | None, folder: Path, options: argparse.Namespace) -> dict:
-    """`measure` in a process of its own; `"error"` instead of figures where it failed."""
-    figures = figures_of(command_of(library, folder), backend, options.limit)
+    """Runs `measure` in a subprocess. The result has the key `"error"` if it failed."""
+    figures = run_command(make_command(library, folder), backend, options.limit)
     return {"library": library, "backend": backend, **figures}
 
 
 def print_table(lines: list[dict[str, Any]]) -> None:
-    """Every line, and this package's speed over it."""
+    """Prints the table."""
     ours = {
         line["backend"]: line["tokens_per_second"]
         for line in lines
@@ -359,18 +343,25 @@ def read_options() -> argparse.Namespace:
     )
     parser.add_argument("--shape", default="gemma2_2b_en")
     parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--tiny", action="store_true", help="the shape of gemma_tiny_en")
+    parser.add_argument("--tiny", action="store_true", help="use --shape gemma_tiny_en")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--quantization", choices=list(GGML_KINDS))
-    parser.add_argument("--embedding", default="int8", choices=list(GGML_KINDS), help="of int4")
+    parser.add_argument(
+        "--embedding",
+        default="int8",
+        choices=list(GGML_KINDS),
+        help="precision of the embedding with int4",
+    )
     parser.add_argument("--prompt", type=int, default=32)
     parser.add_argument("--new", type=int, default=32)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--calls", type=int, default=3)
     parser.add_argument("--libraries", nargs="+", default=list(NEEDS), choices=list(NEEDS))
     parser.add_argument("--backends", nargs="+", default=["jax", "torch", "tensorflow"])
-    parser.add_argument("--folder", type=Path, help="for the weights; kept. Else a temporary one")
-    parser.add_argument("--limit", type=int, default=600, help="seconds of a line")
+    parser.add_argument(
+        "--folder", type=Path, help="folder of the weights, which is kept  [default: temporary]"
+    )
+    parser.add_argument("--limit", type=int, default=600, help="time limit of a line, in seconds")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.calls < 3:
@@ -391,14 +382,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        subprocess.run(command_of("checkpoints", folder), check=True)
+        subprocess.run(make_command("checkpoints", folder), check=True)
         lines = []
         for library in options.libraries:
             if importlib.util.find_spec(NEEDS[library]) is None:
                 print(f"{library} is not installed")
                 continue
             if options.quantization not in (None, *QUANTIZED.get(library, ())):
-                print(f"{library} has no {options.quantization} here")
+                print(f"{library} is not measured in {options.quantization}")
                 continue
             for backend in options.backends if library in ON_KERAS else [None]:
                 lines.append(run(library, backend, folder, options))

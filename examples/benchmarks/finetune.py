@@ -1,12 +1,13 @@
-"""A step of LoRA by this package, KerasHub, and transformers with peft: tokens/s and peak memory.
+"""Speed and memory of a LoRA step with this package, KerasHub, and transformers with peft.
 
     python examples/benchmarks/finetune.py --libraries keras_gemma keras_hub --backends jax
 
-Random weights in the sizes of a preset, cut to a few layers; adapters of rank 8 beside queries and
-values; Adam; one row of `--length` tokens, all of them learned. Every line is a process of its own:
+Random weights in the sizes of a preset, cut to a few layers; adapters of rank 8 on query and value
+matrices; Adam; one row of `--length` tokens that all count in the loss. Each line is measured in
+its own process:
 
     tokens/s     of the fastest step after the first
-    peak         over the process's size before the model was made, while it trained (Linux)
+    peak         peak memory during training, in addition to that before the model (Linux)
 """
 
 import argparse
@@ -15,28 +16,12 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from child import figures_of
+from child import memory, reset_peak, run_command
 
 ON_KERAS = ("keras_gemma", "keras_hub")
-
-
-def memory(what: str) -> float:
-    """GB of this process (Linux): `"VmRSS"` now, `"VmHWM"` at most since `forget_peak`."""
-    path = Path("/proc/self/status")
-    for line in path.read_text().splitlines() if path.exists() else ():
-        if line.startswith(what):
-            return int(line.split()[1]) * 1024 / 1e9
-    return float("nan")
-
-
-def forget_peak() -> None:
-    path = Path("/proc/self/clear_refs")
-    if path.exists():
-        path.write_text("5")
 
 
 def make_keras_gemma(config: Any, options: argparse.Namespace) -> Callable[..., float]:
@@ -103,7 +88,7 @@ def make_transformers(config: Any, options: argparse.Namespace) -> Callable[...,
     optimizer = torch.optim.Adam(trained, 1e-4)
 
     def step(ids: np.ndarray) -> float:
-        # Its labels are shifted by itself: the last position has none.
+        # transformers shifts the labels itself, so the last position has none.
         inputs = torch.tensor(ids[:, :-1], dtype=torch.long)
         optimizer.zero_grad()
         loss = model(input_ids=inputs, labels=inputs, use_cache=False).loss
@@ -122,7 +107,7 @@ MAKERS = {
 
 
 def measure(library: str, options: argparse.Namespace) -> dict[str, Any]:
-    """One process's figures."""
+    """Returns the measurements of a library, in this process."""
     from keras_gemma.catalogue import presets
 
     config = dataclasses.replace(presets()[options.shape].config, num_layers=options.layers)
@@ -131,7 +116,7 @@ def measure(library: str, options: argparse.Namespace) -> dict[str, Any]:
     before = memory("VmRSS")
     step = MAKERS[library](config, options)
     ids = np.random.default_rng(0).integers(200, config.vocabulary_size, (1, options.length + 1))
-    forget_peak()
+    reset_peak()
     seconds, losses = [], []
     for _ in range(options.steps):
         start = time.perf_counter()
@@ -146,16 +131,16 @@ def measure(library: str, options: argparse.Namespace) -> dict[str, Any]:
     return {
         "tokens_per_second": round(options.length / min(seconds[1:]), 1),
         "first_step_seconds": round(seconds[0], 2),
-        "peak_gb": round(peak, 2),
+        "peak_gb": round(peak / 1e9, 2),
         "losses": [round(loss, 3) for loss in losses],
         "bandwidth_gb_per_second": bandwidth,
     }
 
 
 def run(library: str, backend: str | None, options: argparse.Namespace) -> dict[str, Any]:
-    """`measure` in a process of its own; `"error"` instead of figures where it failed."""
+    """Runs `measure` in a subprocess. The result has the key `"error"` if it failed."""
     command = [sys.executable, __file__, *sys.argv[1:], "--one", library]
-    return {"library": library, "backend": backend, **figures_of(command, backend, options.limit)}
+    return {"library": library, "backend": backend, **run_command(command, backend, options.limit)}
 
 
 def main() -> None:
@@ -168,12 +153,12 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=3, help="the first does not count")
     parser.add_argument(
-        "--remat", action="store_true", help="keras_gemma: blocks are computed anew"
+        "--remat", action="store_true", help="keras_gemma: rematerialize the blocks"
     )
     parser.add_argument("--jit", default="auto", choices=["auto", "yes", "no"])
     parser.add_argument("--libraries", nargs="+", default=list(MAKERS), choices=list(MAKERS))
     parser.add_argument("--backends", nargs="+", default=["jax", "torch", "tensorflow"])
-    parser.add_argument("--limit", type=int, default=600, help="seconds of a line")
+    parser.add_argument("--limit", type=int, default=600, help="time limit of a line, in seconds")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.steps < 2:

@@ -4,15 +4,14 @@
     python examples/benchmarks/load.py /tmp/load --quantizations int8 int4 int4_all \
         --dtypes bfloat16 --libraries keras_gemma
 
-Writes the checkpoints to the folder once: VaultGemma's sizes with Gemma 2's norms, random
-weights in bfloat16, as Keras presets and as Hugging Face's safetensors, each whole and in shards.
-Then every line is a process of its own, the files in the page cache:
+Writes the checkpoints to the folder once: VaultGemma's sizes with Gemma 2's norms, and random
+bfloat16 weights, as Keras presets and as Hugging Face's safetensors, each in one file and in
+shards. Each line is measured in its own process, with the files in the page cache:
 
-    floor_seconds    reading the files' bytes and copying them once
-    seconds          `GemmaBackbone.from_preset`, the fastest of three, as the floor is
-    peak_over_limit  the first load's peak above the process's size before it, divided by
-                     1.15 * the final weights (1.2 * quantized ones) + the largest tensor of the
-                     file
+    floor_seconds    reading and copying the bytes of the files, the fastest of three
+    seconds          `GemmaBackbone.from_preset`, the fastest of three
+    peak_over_limit  additional peak memory of the first load, divided by the size of the largest
+                     tensor in the file + 1.15 * the weights (1.2 * the weights if quantized)
 """
 
 import argparse
@@ -27,6 +26,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from child import memory, reset_peak
 
 SHAPE = {
     "vocabulary_size": 256000,
@@ -51,20 +51,8 @@ QUANTIZATIONS = {
 FORMATS = ("h5", "h5_shards", "safetensors", "safetensors_shards")
 
 
-def memory(what: str) -> int:
-    """Bytes of this process (Linux): `"VmRSS"` now, `"VmHWM"` at most since `forget_peak`."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(what):
-            return int(line.split()[1]) * 1024
-    raise ValueError(f"no {what} in /proc/self/status")
-
-
-def forget_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
-
-
 def write_checkpoints(folder: Path) -> None:
-    """The four checkpoints, those that are not there yet."""
+    """Writes the checkpoints that are not in the folder yet."""
     missing = [name for name in FORMATS if not (folder / name).is_dir()]
     if not missing:
         return
@@ -88,7 +76,7 @@ def write_checkpoints(folder: Path) -> None:
 
 
 def measure_floor(folder: Path) -> float:
-    """Seconds to read the weights' bytes, file by file, and to copy them into new memory."""
+    """Returns the seconds to read the files of weights and copy them into new memory."""
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.h5")])
     best = float("inf")
     for _ in range(3):
@@ -100,7 +88,7 @@ def measure_floor(folder: Path) -> float:
 
 
 def measure(library: str, folder: Path, dtype: str, quantization: str) -> dict:
-    """One process's figures."""
+    """Returns the measurements of a library, in this process."""
     import keras
 
     if library == "keras_gemma":
@@ -109,7 +97,7 @@ def measure(library: str, folder: Path, dtype: str, quantization: str) -> dict:
         from keras_hub.models import GemmaBackbone
     floor = measure_floor(folder)
     tiny = SHAPE | {"vocabulary_size": 512, "num_layers": 2, "hidden_dim": 64}
-    GemmaBackbone(**tiny, dtype=dtype)  # so that what every first model imports is not counted
+    GemmaBackbone(**tiny, dtype=dtype)  # Imports that the first model needs are not measured.
     keras.backend.clear_session()
     arguments = {"dtype": dtype}
     if quantization != "none":
@@ -118,7 +106,7 @@ def measure(library: str, folder: Path, dtype: str, quantization: str) -> dict:
     for _ in range(3):
         gc.collect()
         before = memory("VmRSS")
-        forget_peak()
+        reset_peak()
         start = time.perf_counter()
         backbone = GemmaBackbone.from_preset(str(folder), **arguments)
         seconds.append(time.perf_counter() - start)
@@ -128,7 +116,7 @@ def measure(library: str, folder: Path, dtype: str, quantization: str) -> dict:
             for variable in backbone.variables
         )
         del backbone
-    # Of the file, which is in bfloat16; plain weights are read in the dtype that they get.
+    # The file is in bfloat16. Weights that are not quantized are converted while they are read.
     itemsize = 4 if dtype == "float32" and quantization == "none" else 2
     largest = itemsize * SHAPE["vocabulary_size"] * SHAPE["hidden_dim"]
     share = 1.15 if quantization == "none" else 1.2
@@ -159,8 +147,8 @@ def main() -> None:
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        library, name, *how = options.one
-        print(json.dumps(measure(library, options.folder / name, *how)))
+        library, name, dtype, quantization = options.one
+        print(json.dumps(measure(library, options.folder / name, dtype, quantization)))
         return
     write_checkpoints(options.folder)
     lines = itertools.product(
@@ -168,7 +156,7 @@ def main() -> None:
     )
     for backend, name, dtype, quantization, library in lines:
         if library == "keras_hub" and quantization != "none":
-            continue  # it quantizes no model while it loads
+            continue  # KerasHub cannot quantize while it loads.
         command = [sys.executable, __file__, str(options.folder)]
         command += ["--one", library, name, dtype, quantization]
         environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}

@@ -1,15 +1,15 @@
-"""Memory that `score` takes beyond the weights: the loss of one long text.
+"""Memory of `score` in addition to the weights: the loss of one long text.
 
     python examples/benchmarks/score_memory.py --backends jax torch tensorflow
 
-Gemma 2 2B's shape cut to 2 layers, random weights in bfloat16, one text of 4,096 tokens, whose
-logits alone would be 4.2 GB of float32. Each line is a process of its own:
+Gemma 2 2B's shape cut to 2 layers, random bfloat16 weights, and one text of 4,096 tokens, whose
+logits would be 4.2 GB in float32. Each line is measured in its own process:
 
-    plain       without hooks, compiled
-    hooked      with a hook that looks on at every block and changes nothing
-    gradient    of the summed loss with respect to the embeddings
+    plain       compiled, without hooks
+    hooked      with a hook at each block that changes nothing
+    gradient    gradient of the summed loss with respect to the embeddings
 
-Needs Linux, which tells the peak of a process, and counts an accelerator's memory not at all.
+Needs Linux, which reports the peak memory of a process. Device memory is not counted.
 """
 
 import argparse
@@ -29,7 +29,7 @@ WAYS = ("plain", "hooked", "gradient")
 
 
 def gradient(backend: str, loss: Callable[..., Any]) -> Any:
-    """The gradient of `sum(loss(hook))` at the embeddings that the hook sees, by the framework."""
+    """Returns the gradient of `sum(loss(hook))` with respect to the embeddings."""
     if backend == "jax":
         import jax
 
@@ -59,12 +59,12 @@ def gradient(backend: str, loss: Callable[..., Any]) -> Any:
             return x
 
         embeddings = None
-        found = loss(watch)
-    return tape.gradient(found, embeddings)
+        losses = loss(watch)
+    return tape.gradient(losses, embeddings)
 
 
 def measure(way: str) -> dict[str, Any]:
-    """One process's figures."""
+    """Returns the measurements of one way, in this process."""
     import dataclasses
 
     import keras
@@ -89,7 +89,7 @@ def measure(way: str) -> dict[str, Any]:
     }[way]
     gc.collect()
     before = memory.resident()
-    memory.forget_peak()
+    memory.reset_peak()
     start = time.perf_counter()
     result = keras.ops.convert_to_numpy(keras.ops.cast(run(), "float32"))
     return {

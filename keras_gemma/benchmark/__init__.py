@@ -1,11 +1,10 @@
-"""How fast this machine runs a model, beside what its memory and its arithmetic allow.
+"""Speed and memory of a model, compared with the limits of the machine.
 
-Knows models by `generate` alone, and no command line: `keras-gemma bench` prints what stands here.
+Knows nothing about the command line: `keras-gemma bench` prints the results.
 
-    arithmetic.py     bytes and operations that the work cannot do without
-    machine.py        what the machine reaches: reading, and multiplying square matrices
-    memory.py         what this process holds, and held at most
-    random_model.py   a model of any size with random weights, made cheaply
-    generation.py     load, first call, prompt, token after token
-    kernels.py        a few rows times each matrix of a model, in each form
+    arithmetic.py     bytes and operations that generation needs at least
+    machine.py        matrix throughput of the machine
+    memory.py         current and peak memory of this process
+    random_model.py   model of any size with random weights
+    generation.py     loading, first call, prefill and decoding of a model
 """

@@ -1,4 +1,4 @@
-"""Bytes and operations that generation cannot do without, from a model's sizes alone.
+"""Minimum bytes and operations of generation, computed from the sizes of a model.
 
 Knows no framework and no clock.
 """
@@ -17,19 +17,19 @@ def decode_bytes(
     new: int,
     cache_dtype: str = "bfloat16",
 ) -> float:
-    """Bytes that a decoding step reads: every weight once, and the filled part of the cache.
+    """Returns the bytes that a decode step reads: each weight once, and the filled KV cache.
 
-    The tied embedding counts once, as the output head; the row that is looked up does not. The
-    cache grows by a token a step, so this is the mean over the steps.
+    The tied embedding counts once, as the output head. The cache grows by a token per step, so
+    the result is the mean over the steps.
 
     Args:
-        config: the model's sizes.
-        weight_bytes: of all weights, each in its own dtype.
-        batch: B, rows that are generated together.
-        prompt: tokens of each prompt.
-        new: tokens that follow, at least 2. The first comes from the prompt; the others take a
-            step each.
-        cache_dtype: of keys and values.
+        config: Sizes of the model.
+        weight_bytes: Bytes of all weights, each in its own dtype.
+        batch: Batch size.
+        prompt: Tokens per prompt.
+        new: New tokens per prompt, at least 2. The first one is part of the prefill, and each
+            other one takes a decode step.
+        cache_dtype: Dtype of keys and values.
 
     Example:
 
@@ -47,10 +47,10 @@ def decode_bytes(
 
 
 def prefill_flops(config: GemmaConfig, *, batch: int, prompt: int) -> int:
-    """Floating-point operations of reading the prompts: two for each multiplication and addition.
+    """Returns the floating-point operations of the prefill, two per multiplication and addition.
 
-    The matrices of the blocks count once a token, the head once a row, as only the last token is
-    continued. The lookup in the embedding and the products within attention do not count.
+    Counts the matrices of the blocks once per token, and the output head once per prompt. The
+    embedding lookup and the products within attention are not counted.
 
     Example:
 
@@ -68,5 +68,5 @@ def prefill_flops(config: GemmaConfig, *, batch: int, prompt: int) -> int:
 
 
 def bandwidth_utilization(steps_per_second: float, step_bytes: float, bandwidth: float) -> float:
-    """MBU: the share of `bandwidth`, in bytes/s, that steps of `step_bytes` use."""
+    """Returns the MBU: the share of `bandwidth`, in bytes/s, that steps of `step_bytes` use."""
     return steps_per_second * step_bytes / bandwidth

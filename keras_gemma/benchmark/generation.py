@@ -1,6 +1,6 @@
-"""A model's speed and memory: load, first call, reading the prompt, token after token.
+"""Speed and memory of a model: loading, first call, prefill and decoding.
 
-Knows a model by `generate` on ids. Which model, and what is printed, is the caller's choice.
+Knows only `generate` of a model. The caller chooses the model and prints the result.
 """
 
 import dataclasses
@@ -16,67 +16,66 @@ from keras_gemma import backend
 from keras_gemma.benchmark import memory
 from keras_gemma.benchmark.arithmetic import bandwidth_utilization, decode_bytes, prefill_flops
 from keras_gemma.benchmark.machine import best_product
+from keras_gemma.checks import check_integer
 from keras_gemma.config import GemmaConfig
 from keras_gemma.generation.memory import Load, bytes_needed
 
-BYTES_OF_AN_ID = 48
-"""In the prompts, which are lists of Python's."""
+BYTES_PER_PROMPT_ID = 48
+"""Bytes of a token id in the prompts, which are Python lists."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What is generated: greedy, to the end, whatever the tokens.
+    """Sizes of a measurement: greedy generation without stop tokens.
 
     Raises:
-        ValueError: nothing to time.
+        ValueError: If a size is too small.
     """
 
     prompt: int = 32
-    """Tokens of each prompt."""
+    """Tokens per prompt."""
     new: int = 32
-    """Tokens that follow; 2 at least, as the first one is the prompt's."""
+    """New tokens per prompt, at least 2, because the first one is part of the prefill."""
     batch: int = 1
-    """Rows that are generated together."""
+    """Batch size."""
     repeat: int = 3
-    """Calls of each kind after the first one, of which the fastest counts."""
+    """Number of calls after the first one. The fastest counts."""
 
     def __post_init__(self) -> None:
-        for name, least in (("prompt", 1), ("new", 2), ("batch", 1), ("repeat", 1)):
-            value = getattr(self, name)
-            if value < least:
-                raise ValueError(f"`{name}` must be at least {least}. Received: {name}={value}")
+        for name, minimum in (("prompt", 1), ("new", 2), ("batch", 1), ("repeat", 1)):
+            check_integer(name, getattr(self, name), minimum)
 
 
 @dataclasses.dataclass(frozen=True)
 class Seconds:
-    """What the calls took."""
+    """Durations of calls of `generate`."""
 
     first_call: float
-    """The first one, compiling included."""
+    """Duration of the first call, including compilation."""
     first_token: float
-    """The fastest that ends with the first new token."""
+    """Duration of the fastest call with one new token."""
     whole: float
-    """The fastest with all new tokens."""
+    """Duration of the fastest call with all new tokens."""
 
     def steps_per_second(self, new: int) -> float | None:
-        """Decoding steps; None where the work is too short for this clock to tell."""
+        """Returns the decode steps per second, or `None` if the work is too short to measure."""
         decoding = self.whole - self.first_token
         return (new - 1) / decoding if decoding > 0 else None
 
 
 def measure(make: Callable[[], Any], work: Work) -> dict[str, Any]:
-    """Make a model, let it work, and measure the machine beside it, in this process.
+    """Measures a model and the limits of the machine, in this process.
 
     Args:
-        make: gives the `GemmaCausalLM`; its time is that of loading.
-        work: what is generated.
+        make: Function that returns the `GemmaCausalLM`. Its duration is the time of loading.
+        work: Sizes of the measurement.
 
     Returns:
-        Figures by name; units stand in the names, memory is over what the process held before,
-        and what cannot be known is None.
+        Results by name. The names end in the units. Memory is in addition to that of the process
+        before. Values that cannot be measured are `None`.
 
     Raises:
-        ValueError: the work does not fit the model's context.
+        ValueError: If prompt and new tokens exceed the context length.
 
     Example:
 
@@ -89,7 +88,7 @@ def measure(make: Callable[[], Any], work: Work) -> dict[str, Any]:
     ```
     """
     before = memory.resident()
-    memory.forget_peak()
+    memory.reset_peak()
     start = time.perf_counter()
     lm = make()
     load = time.perf_counter() - start
@@ -97,12 +96,12 @@ def measure(make: Callable[[], Any], work: Work) -> dict[str, Any]:
     config, dtype = lm.backbone.config, lm.compute_dtype
     check_context(config, work)
 
-    memory.forget_peak()
+    memory.reset_peak()
     seconds = time_calls(lm, work)
     generate_peak = memory.peak()
     device_peak = backend.peak_device_memory()
 
-    # Others may be using the machine: the better of two moments is nearer to what it can do.
+    # Measured twice, because other programs may use the machine at times.
     bandwidth = backend.memory_bandwidth()
     product, product_dtype = best_product(dtype)
     bandwidth = max(bandwidth, backend.memory_bandwidth())
@@ -144,38 +143,43 @@ def measure(make: Callable[[], Any], work: Work) -> dict[str, Any]:
 
 
 def check_context(config: Any, work: Work) -> None:
-    """Raise a ValueError where prompt and new tokens exceed the model's context."""
+    """Raises a ValueError if prompt and new tokens exceed the context length."""
     if work.prompt + work.new > config.context_length:
         raise ValueError(
-            f"The model's context holds {config.context_length} tokens. Make `prompt` or `new` "
-            f"smaller. Received: prompt={work.prompt}, new={work.new}"
+            f"`prompt` and `new` exceed the context length of {config.context_length} tokens. Make "
+            f"one of them smaller. Received: prompt={work.prompt}, new={work.new}"
         )
 
 
 def check_memory(
     config: GemmaConfig, work: Work, dtype: str | None, quantization: str | None = None
 ) -> None:
-    """Raise a ValueError where weights and work cannot fit into the memory that is free.
+    """Checks that weights and work fit into the free memory.
 
     Args:
-        dtype: of weights and activations; the least of them where it is None.
-        quantization: of weights, `"int8"` or `"int4"`; None for none.
+        config: Sizes of the model.
+        work: Sizes of the measurement.
+        dtype: Dtype of weights and activations. `None` means bfloat16.
+        quantization: `"int8"`, `"int4"`, or `None` for weights in `dtype`.
+
+    Raises:
+        ValueError: If they do not fit.
     """
     free, dtype = backend.free_memory(), dtype or "bfloat16"
     text = work.prompt + work.new
     needed = bytes_needed(Load(work.batch, 1, work.prompt, text), config, dtype)
-    needed += work.batch * (work.prompt * BYTES_OF_AN_ID + text * 4)
+    needed += work.batch * (work.prompt * BYTES_PER_PROMPT_ID + text * 4)
     weights = config.weight_bytes(quantization or dtype)
     if free is not None and weights + needed > free:
         raise ValueError(
             f"The weights need {weights / 1e9:.1f} GB and the work about {needed / 1e9:.1f} GB, "
-            f"and {free / 1e9:.1f} GB are free. Make `batch`, `prompt` or `new` smaller, or take a "
+            f"and {free / 1e9:.1f} GB are free. Make `batch`, `prompt` or `new` smaller, or use a "
             f"smaller model. Received: batch={work.batch}, prompt={work.prompt}, new={work.new}"
         )
 
 
 def time_calls(lm: Any, work: Work) -> Seconds:
-    """Time `lm.generate`: the whole work, and its first token alone, in turn."""
+    """Times `lm.generate` with all new tokens and with one, in turn."""
     size = lm.backbone.config.vocabulary_size
     ids = np.random.default_rng(0).integers(size // 8, size, (work.batch, work.prompt)).tolist()
 
@@ -186,9 +190,9 @@ def time_calls(lm: Any, work: Work) -> Seconds:
 
     lm.compile(sampler="greedy")
     first = call(work.new)
-    call(1)  # compiles, where that is another program
-    turns = [(call(1), call(work.new)) for _ in range(work.repeat)]
-    first_token, whole = map(min, zip(*turns, strict=True))
+    call(1)  # may compile another program
+    pairs = [(call(1), call(work.new)) for _ in range(work.repeat)]
+    first_token, whole = map(min, zip(*pairs, strict=True))
     return Seconds(first, first_token, whole)
 
 
@@ -201,5 +205,5 @@ def _over(before: int | None, peak: int | None) -> float | None:
 
 
 def _round(value: float) -> float:
-    """Four digits that count."""
+    """Returns `value` rounded to four significant digits."""
     return float(f"{value:.4g}")

@@ -1,6 +1,6 @@
-"""What this machine reaches, on Keras's backend and with as many threads as a model has.
+"""Matrix throughput of the machine, on the Keras backend and its threads.
 
-Reading is the backend's own `memory_bandwidth`; multiplying is measured here.
+The memory bandwidth is measured by the backend's `memory_bandwidth`.
 """
 
 import time
@@ -15,17 +15,17 @@ from keras_gemma import backend
 from keras_gemma.benchmark.random_model import random_array
 
 SIZES = (1024, 2048, 4096, 8192)
-"""Rows and columns of the square matrices that are tried."""
+"""Sizes of the square matrices to measure."""
 
-LONG_ENOUGH = 0.05
-"""Seconds of a product from which a larger one tells nothing new."""
+MAX_SECONDS = 0.05
+"""Duration of a product beyond which larger ones are not measured, in seconds."""
 
 
 def matrix_throughput(dtype: str) -> float:
-    """FLOP/s of the best product of two square matrices in `dtype`.
+    """Returns the FLOP/s of the fastest product of two square matrices in `dtype`.
 
-    Sizes, both layouts of the second matrix, and the backend's own product with a packed one are
-    tried, each the best of three.
+    Measures several sizes, both layouts of the second matrix, and the backend's product with a
+    packed matrix, each three times.
 
     Example:
 
@@ -36,7 +36,7 @@ def matrix_throughput(dtype: str) -> float:
     ```
     """
 
-    # Only the largest elements leave the program, so that copying them out takes no time.
+    # The programs return only the maxima, so that copying the result takes no time.
     def plain(x: Any, y: Any) -> Any:
         return ops.max(ops.matmul(x, y), axis=-1)
 
@@ -54,22 +54,22 @@ def matrix_throughput(dtype: str) -> float:
         programs = (plain, x), (transposed, x), (packed, y)
         seconds = min(_best_seconds(backend.compile(form), x, other) for form, other in programs)
         fastest = max(fastest, 2 * size**3 / seconds)
-        if seconds > LONG_ENOUGH:
+        if seconds > MAX_SECONDS:
             break
     return fastest
 
 
 def best_product(dtype: str) -> tuple[float, str]:
-    """FLOP/s of the best product in `dtype` or in float32, and which of the two it was.
+    """Returns the FLOP/s of the fastest product in `dtype` or float32, and its dtype.
 
-    A prompt in 16 bits may be read by either: without instructions for 16 bits, as on many CPUs,
-    float32 is faster.
+    A prefill in 16 bits may use either: many CPUs have no 16-bit instructions and are faster in
+    float32.
     """
     return max((matrix_throughput(name), name) for name in sorted({dtype, "float32"}))
 
 
 def place(packed: np.ndarray) -> Any:
-    """A tensor of the backend, on its device, with what `backend.pack` gave."""
+    """Returns an array of `backend.pack` as a tensor on the device."""
     with backend.uninitialized():
         variable = keras.Variable(initializer="zeros", shape=packed.shape, dtype=packed.dtype.name)
     backend.assign(variable, packed)

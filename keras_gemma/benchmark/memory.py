@@ -1,7 +1,7 @@
-"""What this process holds in the host's memory, and held at most.
+"""Current and peak host memory of this process.
 
-Known on Linux, from `/proc/self`; elsewhere, and where the peak may not be reset, the answer is
-None. Knows nothing of an accelerator's memory.
+Read from `/proc/self` on Linux. `None` on other systems, or if the peak cannot be reset. Knows
+nothing about device memory.
 """
 
 import os
@@ -10,21 +10,21 @@ from pathlib import Path
 STATUS = Path("/proc/self/status")
 RESET = Path("/proc/self/clear_refs")
 RESET_PEAK = "5"
-"""What `clear_refs` takes to begin a new peak (proc(5))."""
+"""Value that resets the peak, written to `clear_refs` (proc(5))."""
 
 
 def resident() -> int | None:
-    """Bytes of this process in memory now."""
+    """Returns the bytes of this process that are in memory."""
     return _field("VmRSS") if STATUS.exists() else None
 
 
 def peak() -> int | None:
-    """Bytes of this process in memory at most since `forget_peak`."""
+    """Returns the peak of `resident` since `reset_peak`."""
     return _field("VmHWM") if _can_reset() else None
 
 
-def forget_peak() -> None:
-    """Begin a new peak, at what is in memory now."""
+def reset_peak() -> None:
+    """Resets the peak to the current memory."""
     if _can_reset():
         RESET.write_text(RESET_PEAK)
 
@@ -37,4 +37,4 @@ def _field(name: str) -> int:
     for line in STATUS.read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
-    raise ValueError(f"{STATUS} has no line {name!r}: this kernel does not tell.")
+    raise ValueError(f"{STATUS} has no line {name!r}, so this kernel does not report it.")

@@ -1,6 +1,6 @@
-"""A model of any size with random weights, made as cheaply as loading one.
+"""Model of any size with random weights, for measurements.
 
-Knows no file: what it makes can be saved and measured, and says nothing sensible.
+Knows no files. Making the model is as fast as loading one.
 """
 
 from typing import Any
@@ -13,21 +13,21 @@ from keras_gemma.config import GemmaConfig
 from keras_gemma.model.backbone import GemmaBackbone
 
 PERIOD = 1_000_003
-"""Random numbers that are drawn; they repeat. A prime, so that the rows of a matrix differ."""
+"""Period of the random numbers. A prime, so that the rows of a matrix differ."""
 
 
 def random_model(
     config: GemmaConfig, dtype: str, preprocessor: Any = None, quantization: Any = None
 ) -> GemmaCausalLM:
-    """A model of the sizes in `config`, with the same random weights each time.
+    """Returns a model with random weights, which are the same each time.
 
-    Takes the memory of its weights, and a few megabytes.
+    Needs only a few megabytes in addition to the weights.
 
     Args:
-        config: the sizes.
-        dtype: of weights and activations, such as `"bfloat16"`.
-        preprocessor: as of `GemmaCausalLM`.
-        quantization: as of `GemmaBackbone`.
+        config: Sizes of the model.
+        dtype: Dtype of weights and activations, such as `"bfloat16"`.
+        preprocessor: Same as in `GemmaCausalLM`.
+        quantization: Same as in `GemmaBackbone`.
 
     Example:
 
@@ -48,9 +48,9 @@ def random_model(
 
 
 def random_array(shape: tuple[int, ...], dtype: str, seed: int = 0) -> np.ndarray:
-    """Normal numbers of variance 1 / in, `in` the last size, in memory that a backend takes over.
+    """Returns normal numbers of variance `1 / shape[-1]`, in memory that the backend can adopt.
 
-    With that variance a product is as large as what goes in, whatever the sizes.
+    This variance keeps the magnitude of activations, whatever the size of the matrix.
     """
     array = backend.empty(shape, dtype)
     flat = array.reshape(-1)

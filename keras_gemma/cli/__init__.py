@@ -1,13 +1,13 @@
 """The command `keras-gemma`.
 
-Knows terminals, pipes and exit codes; each command imports Keras when it runs, not before, so
+Knows terminals, pipes and exit codes. Each command imports Keras when it runs and not before, so
 that `--help` answers at once.
 
-    app.py        the application, its exit codes and its errors
-    options.py    what several commands take, and how they begin
-    loading.py    a model in bits that fit the machine
-    printing.py   texts that a terminal takes no orders from
-    speed.py      what `--benchmark` says
+    app.py        the application: its commands, exit codes and errors
+    options.py    options that several commands share, and their common start
+    loading.py    loads a model, in a precision that fits into memory
+    printing.py   tables, and safe output of generated text
+    speed.py      the report of `--benchmark`
     chat.py       `keras-gemma chat`
     terminal.py   its conversation in a terminal
     generate.py   `keras-gemma generate`
@@ -31,21 +31,21 @@ __all__ = ["main"]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command, as `app.main` does; returns the exit code.
+    """Runs the command and returns the exit code, as `app.main` does.
 
-    Where the reader of a pipe has read enough and left, as `head` does, that is 0, and not a word.
+    If the reader of a pipe leaves early, as `head` does, the exit code is 0 and nothing is printed.
 
     Args:
-        arguments: what follows `keras-gemma`; None for those of this process.
+        arguments: Arguments after `keras-gemma`. `None` uses those of this process.
     """
     try:
         code = app.main(arguments)
-        print(end="", flush=True)  # what is left is written here, or at the exit
+        print(end="", flush=True)  # A closed pipe must raise here, not at exit.
     except (KeyboardInterrupt, typer.Abort):
         print(file=sys.stderr)
         return 1
     except (BrokenPipeError, SystemExit) as error:
-        # typer and rich make an exit of it.
+        # typer and rich turn a broken pipe into an exit.
         if not any(isinstance(e, BrokenPipeError) for e in (error, error.__context__)):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

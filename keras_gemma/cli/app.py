@@ -1,6 +1,6 @@
-"""The application: its commands, and what reaches the terminal when one of them fails.
+"""The application: its commands, exit codes and error messages.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage. An error is one or two lines on stderr.
+Exit codes: 0 success, 1 failure, 2 wrong usage. An error is one or two lines on stderr.
 """
 
 import sys
@@ -29,16 +29,16 @@ for command in COMMANDS:
     app.command()(command)
 
 READABLE = (ValueError, TypeError, OSError, ImportError, FloatingPointError)
-"""Errors whose text says what to do; of others the kind is named too."""
+"""Errors that are printed without their type, because their messages say what to do."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit code.
+    """Runs the command and returns the exit code.
 
-    What a command raises is reported by `sys.excepthook`, and Python then exits with 1.
+    Exceptions of a command reach `sys.excepthook`, which prints them; Python then exits with 1.
 
     Args:
-        arguments: what follows `keras-gemma`; None for those of this process.
+        arguments: Arguments after `keras-gemma`. `None` uses those of this process.
     """
     sys.excepthook = report
     command = typer.main.get_command(app)
@@ -46,17 +46,17 @@ def main(arguments: list[str] | None = None) -> int:
         code = command(arguments, prog_name="keras-gemma", standalone_mode=False)
     except typer.TyperException as error:
         print(f"error: {error.format_message()}", file=sys.stderr)
-        print("keras-gemma COMMAND --help shows the usage.", file=sys.stderr)
+        print("Run keras-gemma COMMAND --help to see the usage.", file=sys.stderr)
         return error.exit_code
     return code or 0
 
 
 def report(kind: type[BaseException], error: BaseException, _: TracebackType | None) -> None:
-    """Print at most two lines about `error` to stderr."""
+    """Prints `error` to stderr, in at most two lines."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
     if not issubclass(kind, READABLE):
         lines[0] = f"{kind.__name__}: {lines[0]}"
     if len(lines) > 2:
-        lines[1] += " (--debug shows all)"
+        lines[1] += " (--debug shows more)"
     print("error:", *lines[:1], file=sys.stderr)
     print(*lines[1:2], sep="\n", end="\n" if lines[1:] else "", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`keras-gemma chat`: a conversation in the terminal, or one answer to a prompt or a pipe."""
+"""`keras-gemma chat`: a conversation in the terminal, or one reply to a prompt or a pipe."""
 
 import json
 import sys
@@ -9,102 +9,85 @@ import typer
 
 from keras_gemma.cli.options import (
     MODES,
-    BackendOption,
     BenchmarkOption,
-    DebugOption,
-    DeviceOption,
-    DtypeOption,
-    FileOption,
-    Fit,
-    FitOption,
-    JsonOption,
-    LoraOption,
     Mode,
+    ModelOptions,
     SeedOption,
     SilentOption,
     full_name,
     start,
+    with_model_options,
 )
 from keras_gemma.cli.printing import show
 from keras_gemma.cli.speed import Watch
 
-BUILT_IN = "gemma_tiny_instruct_en"
-"""What is talked to where no model is named. Too small to be bold: it says what is likeliest."""
+DEFAULT_MODEL = "gemma_tiny_instruct_en"
+"""Built-in chat model, used if no model is named. It is too small for random sampling."""
 
 
+@with_model_options
 def chat(
     prompt: Annotated[
         list[str] | None,
-        typer.Argument(help="Answer this and be done; also what is piped in.", show_default=False),
-    ] = None,
-    file: FileOption = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Name, 2b, 9b or 27b, kaggle:// or hf:// handle, or directory; by default the "
-            "one that comes with the package."
+        typer.Argument(
+            metavar="PROMPT",
+            help="Message to reply to, instead of a conversation. A pipe is appended to it.",
+            show_default=False,
         ),
     ] = None,
-    lora: LoraOption = None,
-    preset: FitOption = Fit.AUTO,
+    *,
+    options: ModelOptions,
     mode: Annotated[
         Mode | None,
         typer.Option(
-            help="How bold the words are; by default chat, of the built-in model factual."
+            help="Sampling settings.", show_default="chat; factual with the built-in model"
         ),
     ] = None,
-    system: Annotated[str | None, typer.Option(help="What stands before the conversation.")] = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Of a reply; by default what the context holds.")
+        int | None,
+        typer.Option(
+            min=1, help="Maximum tokens per reply.", show_default="the rest of the context"
+        ),
     ] = None,
     seed: SeedOption = None,
-    dtype: DtypeOption = None,
-    device: DeviceOption = None,
-    backend: BackendOption = None,
     silent: SilentOption = False,
     benchmark: BenchmarkOption = False,
-    as_json: JsonOption = False,
-    debug: DebugOption = False,
 ) -> None:
-    """Talk with a model; !help in the conversation shows what else can be done there."""
-    text = read_message(prompt or [], file, sys.stdin)
-    if text is None and as_json:
+    """Talk with a model. Type !help in the conversation to see its commands."""
+    text = read_message(prompt or [], options.file, sys.stdin)
+    if text is None and options.as_json:
         raise typer.BadParameter("--json needs a prompt, or a pipe", param_hint="PROMPT")
-    start(backend, device, debug)
+    start(options.backend, options.device, options.debug)
 
-    # Imports Keras, on the chosen backend.
-    from keras_gemma import catalogue, storage  # noqa: F401
-    from keras_gemma.cli.loading import choose, load
+    # These imports load Keras on the chosen backend.
+    from keras_gemma import catalogue
+    from keras_gemma.cli.loading import load_model
     from keras_gemma.cli.options import check_device
 
-    check_device(device)
-    listed = catalogue.presets()
-    name = full_name(model or BUILT_IN)
-    mode = mode or (Mode.FACTUAL if name == BUILT_IN else Mode.CHAT)
-    choice = choose(name, preset, dtype)
-    if not silent and (text is None or not choice.plain):
-        print(f"{name}: {choice.reason}", file=sys.stderr)
-    settings: dict[str, Any] = {**MODES[mode], "seed": seed, "max_new_tokens": max_new_tokens}
-    settings = {name: value for name, value in settings.items() if value is not None}
-    lm = load(choice, name, silent, lora)
+    check_device(options.device)
+    name = full_name(options.model or DEFAULT_MODEL)
+    mode = mode or (Mode.FACTUAL if name == DEFAULT_MODEL else Mode.CHAT)
+    settings = {**MODES[mode], "seed": seed, "max_new_tokens": max_new_tokens}
+    settings = {key: value for key, value in settings.items() if value is not None}
+    lm = load_model(options, name, silent=silent, explain=text is None)
     conversation = lm.chat(system, context_full="drop_oldest", **settings)
     if text is not None:
-        answer(conversation, text, name, as_json, benchmark)
+        answer(conversation, text, name, options.as_json, benchmark)
         return
     from keras_gemma.cli.terminal import Terminal
 
-    about = listed[name].description if name in listed else ""
-    Terminal(conversation, name, benchmark, silent).talk(about)
+    listed = catalogue.presets().get(name)
+    Terminal(conversation, name, benchmark, silent).talk(listed.description if listed else "")
 
 
 def read_message(prompt: list[str], file: Path | None, stdin: TextIO) -> str | None:
-    """What is to be answered: the words of the command line, a file, and a pipe, in this order.
+    """Returns the message to reply to: command line, file and pipe, each on its own lines.
 
-    Returns:
-        The message, its parts on lines of their own; None for a conversation.
+    Without any of these, returns `None`, which starts a conversation.
 
     Raises:
-        typer.BadParameter: no terminal, and nothing in the pipe.
+        typer.BadParameter: If `stdin` is not a terminal, and everything is empty.
     """
     parts = [" ".join(prompt)] if prompt else []
     if file is not None:
@@ -119,7 +102,7 @@ def read_message(prompt: list[str], file: Path | None, stdin: TextIO) -> str | N
 
 
 def answer(conversation: Any, text: str, model: str, as_json: bool, benchmark: bool) -> None:
-    """Print the one reply to `text`."""
+    """Prints the reply to `text`."""
     watch = Watch()
     if as_json:
         reply = conversation.send(text)

@@ -1,5 +1,6 @@
-"""`keras-gemma convert` and `quantize`: a model from anywhere, written in another form."""
+"""`keras-gemma convert` and `quantize`: write a model in another format or precision."""
 
+import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,7 @@ from keras_gemma.cli.options import (
     Dtype,
     DtypeOption,
     Fit,
+    JsonOption,
     LoraOption,
     Quantization,
     full_name,
@@ -19,13 +21,12 @@ from keras_gemma.cli.options import (
 )
 
 SourceArgument = Annotated[
-    str, typer.Argument(help="Name, kaggle:// or hf:// handle, or directory, in any format.")
+    str, typer.Argument(help="Preset name, kaggle:// or hf:// handle, or folder, in any format.")
 ]
-BitsOption = Annotated[Quantization, typer.Option(help="Bits of the matrices.")]
 
 
 class Format(StrEnum):
-    """What a model can be written as."""
+    """Format of a model."""
 
     KERAS = "keras"
     HUGGING_FACE = "hugging_face"
@@ -33,7 +34,7 @@ class Format(StrEnum):
 
 
 class GgufType(StrEnum):
-    """How numbers are written to a GGUF file."""
+    """Number format of a GGUF file."""
 
     BF16 = "bf16"
     F16 = "f16"
@@ -43,42 +44,45 @@ class GgufType(StrEnum):
 
 def convert(
     source: SourceArgument,
-    target: Annotated[
-        Path, typer.Argument(help="The folder to write, or the file, ending in .gguf.")
-    ],
+    target: Annotated[Path, typer.Argument(help="Folder to write, or file that ends in .gguf.")],
     to: Annotated[
         Format | None,
-        typer.Option(help="keras: a preset that KerasHub loads too; by default that, or gguf."),
+        typer.Option(
+            help="Format to write. KerasHub also loads keras.",
+            show_default="keras; gguf for a .gguf file",
+        ),
     ] = None,
     lora: LoraOption = None,
     dtype: DtypeOption = None,
-    gguf_type: Annotated[GgufType, typer.Option(help="Numbers of a GGUF file.")] = GgufType.BF16,
+    gguf_type: Annotated[
+        GgufType, typer.Option(help="Number format of a GGUF file.")
+    ] = GgufType.BF16,
     max_shard_size: Annotated[
-        str | None, typer.Option(help="Largest file of weights, e.g. 2GB; not for gguf.")
+        str | None, typer.Option(help="Maximum size of a weights file, such as 2GB.")
     ] = None,
     backend: BackendOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Write SOURCE to TARGET as a Keras preset, a Hugging Face checkpoint or a GGUF file.
 
-    With --lora the adapter is merged.
+    An adapter, --lora, is merged into the weights.
     """
-    named = target.suffix == ".gguf"
-    to = to or (Format.GGUF if named else Format.KERAS)
-    if named != (to is Format.GGUF):
+    is_gguf = target.suffix == ".gguf"
+    to = to or (Format.GGUF if is_gguf else Format.KERAS)
+    if is_gguf != (to is Format.GGUF):
         raise typer.BadParameter(
-            "a GGUF file ends in .gguf, and what ends so is one", param_hint="TARGET"
+            "the name of a GGUF file, and no other, ends in .gguf", param_hint="TARGET"
         )
     if to is Format.GGUF and max_shard_size is not None:
-        raise typer.BadParameter("a GGUF file is one file", param_hint="--max-shard-size")
+        raise typer.BadParameter("a GGUF model is one file", param_hint="--max-shard-size")
     start(backend, debug=debug)
 
-    # Imports Keras, on the chosen backend.
+    # These imports load Keras on the chosen backend.
     from keras_gemma.cli.loading import choose, load
 
     check_target(target)
     name = full_name(source)
-    lm = load(choose(name, Fit.EXACT, dtype), name, lora=lora)  # which the writers merge
+    lm = load(choose(name, Fit.EXACT, dtype), name, lora=lora)  # The writers merge it.
     size = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
     if to is Format.KERAS:
         lm.save_to_preset(target, **size)
@@ -86,30 +90,31 @@ def convert(
         lm.save_to_hugging_face(target, **size)
     else:
         lm.save_to_gguf(target, gguf_type.value)
-    print(f"{source} is in {target} now, as {to.value}: {written(target)}")
+    print(f"Wrote {source} to {target} as {to.value}: {size_on_disk(target)}")
 
 
 def quantize(
     source: SourceArgument,
-    target: Annotated[Path, typer.Argument(help="The folder of the preset to write.")],
-    bits: BitsOption = Quantization.INT4,
-    group_size: Annotated[
-        int, typer.Option(min=1, help="Of int4: numbers that share a scale.")
-    ] = 32,
-    zeros: Annotated[bool, typer.Option("--zeros", help="Of int4: zero points too.")] = False,
+    target: Annotated[Path, typer.Argument(help="Folder of the preset to write.")],
+    bits: Annotated[
+        Quantization, typer.Option(help="Precision of the matrices.")
+    ] = Quantization.INT4,
+    group_size: Annotated[int, typer.Option(min=1, help="int4: number of weights per scale.")] = 32,
+    zeros: Annotated[bool, typer.Option("--zeros", help="int4: store zero points.")] = False,
     embedding: Annotated[
-        Quantization, typer.Option(help="Of int4: bits of the embedding.")
+        Quantization, typer.Option(help="int4: precision of the embedding.")
     ] = Quantization.INT8,
-    dtype: Annotated[Dtype | None, typer.Option(help="Of what is not quantized.")] = None,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Data type of weights that are not quantized.")
+    ] = None,
     backend: BackendOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The report as a line of JSON.")] = False,
+    as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Write SOURCE to TARGET as a preset in 8 or 4 bits, and report what that cost."""
+    """Write SOURCE to TARGET as an int8 or int4 preset, and report the quantization error."""
     start(backend, debug=debug)
 
-    # Imports Keras, on the chosen backend.
-    import json
+    # These imports load Keras on the chosen backend.
 
     from keras_gemma.causal_lm.model import GemmaCausalLM
     from keras_gemma.quantization import QuantizationConfig, report
@@ -122,20 +127,20 @@ def quantize(
     dtype = dtype and dtype.value
     lm = GemmaCausalLM.from_preset(full_name(source), dtype=dtype, quantization=config)
     lm.save_to_preset(target)
-    found = report(lm)
-    print(json.dumps(found.to_dict()) if as_json else found)
+    result = report(lm)
+    print(json.dumps(result.to_dict()) if as_json else result)
 
 
 def check_target(target: Path) -> None:
-    """Raise a ValueError where nothing can be written, before a model is read for minutes."""
+    """Raises a ValueError if `target` cannot be written. Called before a model is read."""
     from keras_gemma.storage.files import local_path, scratch_folder
 
     with scratch_folder(local_path(target, "target").absolute(), "target"):
         pass
 
 
-def written(target: Path) -> str:
-    """How many files a model has, and their size together."""
+def size_on_disk(target: Path) -> str:
+    """Returns the number of files in `target` and their total size, to be printed."""
     files = [path for path in target.rglob("*") if path.is_file()] or [target]
     size = sum(path.stat().st_size for path in files)
     return f"{len(files)} file{'s' * (len(files) > 1)}, {size / 1e6:,.1f} MB"

@@ -1,4 +1,4 @@
-"""`keras-gemma export`: a model as a folder that others run, without Keras and without this."""
+"""`keras-gemma export`: write a model as a folder that runs without Keras and this package."""
 
 import os
 from enum import StrEnum
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from keras_gemma.cli.convert import SourceArgument, written
+from keras_gemma.cli.convert import SourceArgument, size_on_disk
 from keras_gemma.cli.options import (
     Backend,
     BackendOption,
@@ -20,7 +20,7 @@ from keras_gemma.cli.options import (
 
 
 class Format(StrEnum):
-    """What a model can be exported as."""
+    """Format of an export."""
 
     TF_SAVED_MODEL = "tf_saved_model"
     TORCH = "torch"
@@ -28,36 +28,38 @@ class Format(StrEnum):
     ONNX = "onnx"
 
 
-MAKERS = {
+PREFERRED_BACKENDS = {
     Format.TF_SAVED_MODEL: Backend.tensorflow,
     Format.TORCH: Backend.torch,
     Format.JAX: Backend.jax,
     Format.ONNX: Backend.torch,
 }
-"""The backend that needs no second process for a format."""
+"""Backend that exports a format without a subprocess."""
 
 
 def export(
     source: SourceArgument,
-    target: Annotated[Path, typer.Argument(help="The folder to write.")],
+    target: Annotated[Path, typer.Argument(help="Folder to write.")],
     format: Annotated[
-        Format, typer.Option(help="The first takes and gives strings, the others ids and logits.")
+        Format,
+        typer.Option(help="tf_saved_model maps text to text, the others ids to logits."),
     ] = Format.TF_SAVED_MODEL,
     quantization: Annotated[
-        Quantization | None, typer.Option(help="Bits of the matrices; not for onnx.")
+        Quantization | None, typer.Option(help="Precision of the matrices; not for onnx.")
     ] = None,
     max_new_tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="Of tf_saved_model: where a call does not say; by default 256."),
+        typer.Option(min=1, help="tf_saved_model: default for its calls.", show_default="256"),
     ] = None,
     max_batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Of tf_saved_model: the most texts at a time.")
+        int | None, typer.Option(min=1, help="tf_saved_model: maximum number of texts per call.")
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=0, help="Of jax: rows of every call, by default 1; 0: any.")
+        int | None,
+        typer.Option(min=0, help="jax: batch size of all calls; 0 means any.", show_default="1"),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the export that is there.")
+        bool, typer.Option("--overwrite", help="Replace an earlier export.")
     ] = False,
     dtype: DtypeOption = None,
     backend: BackendOption = None,
@@ -66,7 +68,7 @@ def export(
     """Write SOURCE to TARGET as a TensorFlow SavedModel, or a program for another runtime."""
     if quantization is not None and format is Format.ONNX:
         raise typer.BadParameter(
-            "onnx takes a model in floating point", param_hint="--quantization"
+            "onnx needs a model in floating point", param_hint="--quantization"
         )
     options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
@@ -80,24 +82,25 @@ def export(
             Format.ONNX,
         ):
             raise typer.BadParameter(
-                f"{format.value} has no such option", param_hint=f"--{name.replace('_', '-')}"
+                f"{format.value} does not have this option",
+                param_hint=f"--{name.replace('_', '-')}",
             )
     if "batch_size" in options:
         options["batch_size"] = batch_size or None
     if backend is None and not os.environ.get("KERAS_BACKEND"):
-        backend = MAKERS[format]
+        backend = PREFERRED_BACKENDS[format]
     start(backend, debug=debug)
 
-    # Imports Keras, on the chosen backend.
+    # These imports load Keras on the chosen backend.
     from keras_gemma.causal_lm.model import GemmaCausalLM
     from keras_gemma.export import FORMATS
     from keras_gemma.export.folder import new_folder
 
-    with new_folder(target, format.value, overwrite) as directory:  # before a model is read
+    with new_folder(target, format.value, overwrite) as directory:  # before the model is read
         lm = GemmaCausalLM.from_preset(
             full_name(source),
             dtype=dtype and dtype.value,
             quantization=quantization and quantization.value,
         )
         FORMATS[format.value](lm, directory, **options)
-    print(f"{source} is in {target} now, as {format.value}: {written(target)}")
+    print(f"Wrote {source} to {target} as {format.value}: {size_on_disk(target)}")

@@ -1,4 +1,4 @@
-"""`keras-gemma finetune`: tune a model on conversations or texts, by an adapter or as a whole."""
+"""`keras-gemma finetune`: train an adapter, or all weights, on conversations or texts."""
 
 import importlib.util
 import sys
@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from keras_gemma.cli.options import (
+    DEFAULT_MODEL,
     BackendOption,
     DebugOption,
     DeviceOption,
@@ -21,7 +22,7 @@ from keras_gemma.cli.options import (
 
 
 class LossOn(StrEnum):
-    """Which tokens of a conversation are learned."""
+    """Tokens of a conversation that count in the loss."""
 
     ASSISTANT = "assistant"
     ALL = "all"
@@ -29,88 +30,103 @@ class LossOn(StrEnum):
 
 def finetune(
     data: Annotated[
-        Path, typer.Option(help="JSON lines: messages; prompt, completion; instruction; or text.")
+        Path, typer.Option(help="JSON Lines: messages; prompt, completion; instruction; or text.")
     ],
     output: Annotated[
         Path,
-        typer.Option(
-            help="A folder; with a run in it that was interrupted, to go on.", file_okay=False
-        ),
+        typer.Option(help="Folder to write. An interrupted run in it is resumed.", file_okay=False),
     ],
-    model: ModelOption = "gemma_tiny_en",
+    model: ModelOption = DEFAULT_MODEL,
     validation: Annotated[
-        Path | None, typer.Option(help="JSON lines to evaluate on; the best weights are kept.")
+        Path | None, typer.Option(help="JSON Lines to evaluate on. The best weights are kept.")
     ] = None,
     full: Annotated[
         bool,
         typer.Option(
             "--full",
-            help="Train all weights instead of an adapter (LoRA); where they are bfloat16, in "
-            "float32, and compute in bfloat16.",
+            help="Train all weights instead of a LoRA adapter. A bfloat16 model is trained in "
+            "mixed precision: float32 weights, bfloat16 computations.",
         ),
     ] = False,
-    rank: Annotated[int, typer.Option(min=1, help="Of the adapter.")] = 8,
-    alpha: Annotated[float, typer.Option(help="Of the adapter: it counts alpha / rank.")] = 16,
+    rank: Annotated[int, typer.Option(min=1, help="Rank of the adapter.")] = 8,
+    alpha: Annotated[float, typer.Option(help="The adapter is scaled by alpha / rank.")] = 16,
     target: Annotated[
         list[str] | None,
-        typer.Option(help="A matrix with an adapter, or all-linear; repeat.  [query, value]"),
+        typer.Option(
+            help="Matrix to adapt, or all-linear. Can be repeated.", show_default="query, value"
+        ),
     ] = None,
-    dropout: Annotated[float, typer.Option(min=0, max=0.99, help="Of the adapter.")] = 0.0,
+    dropout: Annotated[float, typer.Option(min=0, max=0.99, help="Dropout of the adapter.")] = 0.0,
     quantization: Annotated[
-        Quantization | None, typer.Option(help="Bits of the frozen matrices (QLoRA).")
+        Quantization | None, typer.Option(help="Precision of the frozen matrices (QLoRA).")
     ] = None,
     dtype: DtypeOption = None,
-    sequence_length: Annotated[int, typer.Option(min=1, help="Tokens a row.")] = 1024,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows a step.")] = 1,
+    sequence_length: Annotated[int, typer.Option(min=1, help="Tokens per row.")] = 1024,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows per step.")] = 1,
     packing: Annotated[
-        bool, typer.Option(help="Several samples in a row; none sees another.")
+        bool, typer.Option(help="Pack several samples into a row. Each attends only to itself.")
     ] = True,
-    loss_on: Annotated[LossOn, typer.Option(help="What is learned.")] = LossOn.ASSISTANT,
+    loss_on: Annotated[
+        LossOn, typer.Option(help="Tokens that count in the loss.")
+    ] = LossOn.ASSISTANT,
     truncate: Annotated[
-        bool, typer.Option("--truncate", help="Cut samples that are too long, and count them.")
+        bool,
+        typer.Option(
+            "--truncate", help="Truncate samples that are too long, and report their number."
+        ),
     ] = False,
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out lines that are bad, and count them.")
+        bool, typer.Option("--skip-bad", help="Skip invalid lines, and count them.")
     ] = False,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the data.")] = 1,
-    steps: Annotated[int | None, typer.Option(min=1, help="Instead of --epochs.")] = None,
-    learning_rate: Annotated[float, typer.Option(help="The highest.")] = 2e-4,
-    warmup: Annotated[float, typer.Option(help="Share of the steps in which it rises.")] = 0.05,
-    weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = 0.0,
-    accumulate: Annotated[int, typer.Option(min=1, help="Steps that make one update.")] = 1,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Number of steps, instead of --epochs.")
+    ] = None,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-4,
+    warmup: Annotated[float, typer.Option(help="Share of the steps with a rising rate.")] = 0.05,
+    weight_decay: Annotated[float, typer.Option(help="Weight decay of AdamW.")] = 0.0,
+    accumulate: Annotated[int, typer.Option(min=1, help="Steps per weight update.")] = 1,
     evaluate_every: Annotated[
-        int | None, typer.Option(min=1, help="Steps; and of checkpoints.  [an epoch, or a tenth]")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Steps between evaluations, which also write checkpoints.",
+            show_default="an epoch, at most a tenth of the steps",
+        ),
     ] = None,
     patience: Annotated[
-        int | None, typer.Option(min=1, help="Evaluations without progress before it stops.")
+        int | None, typer.Option(min=1, help="Evaluations without progress before training stops.")
     ] = None,
     rematerialize: Annotated[
-        bool, typer.Option("--rematerialize", help="Less memory, a third more time.")
+        bool, typer.Option("--rematerialize", help="Use less memory and a third more time.")
     ] = False,
     sample: Annotated[
-        list[str] | None, typer.Option(help="A question to answer at each checkpoint; repeat.")
+        list[str] | None,
+        typer.Option(help="Question to answer at each checkpoint. Can be repeated."),
     ] = None,
     tensorboard: Annotated[
-        Path | None, typer.Option(help="A folder for TensorBoard; needs TensorFlow.")
+        Path | None, typer.Option(help="Folder of TensorBoard logs. Needs TensorFlow.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the adapter and of the order.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Random seed of the adapter and the order of samples.")
+    ] = 0,
     backend: BackendOption = None,
     device: DeviceOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Tune a model on DATA; write adapter, log and curves to OUTPUT. Run again to go on."""
+    """Train a model on DATA. Write adapter, log and curves to OUTPUT. Run again to resume."""
     if full and quantization:
-        raise typer.BadParameter("quantized weights are not trained", param_hint="--full")
+        raise typer.BadParameter("quantized weights cannot be trained", param_hint="--full")
     if patience and not validation:
         raise typer.BadParameter("needs --validation", param_hint="--patience")
     for path in filter(None, (data, validation)):
         if not path.is_file():
-            raise FileNotFoundError(f"There is no file {path}.")
+            raise FileNotFoundError(f"{path} does not exist, or is not a file.")
     if tensorboard and not all(map(importlib.util.find_spec, ("tensorflow", "tensorboard"))):
-        raise ImportError("--tensorboard needs both: pip install tensorflow tensorboard")
+        raise ImportError("--tensorboard needs two packages: pip install tensorflow tensorboard")
     start(backend, device, debug)
 
-    # Imports Keras, on the chosen backend.
+    # These imports load Keras on the chosen backend.
     import keras
 
     from keras_gemma import training
@@ -126,17 +142,17 @@ def finetune(
     train = training.chat_dataset(data, tokenizer, **rows)  # before the weights are read
     print(f"{data}: {train.describe()}")
     for reason in train.counts.reasons:
-        print(f"left out: {reason}")
+        print(f"skipped: {reason}")
     held_out = validation and training.chat_dataset(validation, tokenizer, **rows, shuffle=False)
     if held_out:
         print(f"{validation}: {held_out.describe()}")
 
     keras.utils.set_random_seed(seed)
-    bits = {"quantization": quantization.value} if quantization else {}
     policy = dtype and dtype.value
     if full and policy is None and stored_dtype(model) == "bfloat16":
-        policy = "mixed_bfloat16"  # in bfloat16 alone, small updates would be rounded away
-    lm = GemmaCausalLM.from_preset(model, dtype=policy, **bits)
+        policy = "mixed_bfloat16"  # Pure bfloat16 would round small updates to zero.
+    arguments = {"quantization": quantization.value} if quantization else {}
+    lm = GemmaCausalLM.from_preset(model, dtype=policy, **arguments)
     if not full:
         lm.enable_lora(rank, target or None, alpha, dropout, seed=seed)
     try:
@@ -158,8 +174,8 @@ def finetune(
             rematerialize=rematerialize,
         )
     except KeyboardInterrupt:
-        kept = "goes on from the last checkpoint" if (output / LAST).exists() else "begins anew"
-        print(f"\nstopped: the same command {kept}", file=sys.stderr)
+        place = "from the last checkpoint" if (output / LAST).exists() else "from the beginning"
+        print(f"\nstopped: the same command continues {place}", file=sys.stderr)
         raise
     print(f"\n{result.steps} steps, loss {result.loss:.4f}", end="")
     if result.validation_loss is not None:

@@ -1,4 +1,4 @@
-"""`keras-gemma generate`: text for a prompt from the command line, a file or a pipe."""
+"""`keras-gemma generate`: continues prompts from the command line, a file or a pipe."""
 
 import json
 import sys
@@ -8,35 +8,29 @@ from typing import Annotated, Any
 import typer
 
 from keras_gemma.cli.options import (
+    DEFAULT_MODEL,
     MODES,
-    BackendOption,
     BenchmarkOption,
-    DebugOption,
-    DeviceOption,
-    DtypeOption,
-    FileOption,
     Fit,
-    FitOption,
-    JsonOption,
-    LoraOption,
     Mode,
-    ModelOption,
+    ModelOptions,
     Quantization,
     SeedOption,
     SilentOption,
     full_name,
     read_prompts,
     start,
+    with_model_options,
 )
 from keras_gemma.cli.printing import show
 from keras_gemma.cli.speed import Watch
 
-MOST_NEW_TOKENS = 128
-"""Where nothing is said; fewer where the context holds no more."""
+DEFAULT_MAX_NEW_TOKENS = 128
+"""Default number of new tokens, if the context has room for them."""
 
 
 class SamplerName(StrEnum):
-    """How the next token is chosen."""
+    """Method that chooses the next token."""
 
     GREEDY = "greedy"
     RANDOM = "random"
@@ -48,82 +42,78 @@ class SamplerName(StrEnum):
 
 
 SEARCHES = (SamplerName.BEAM, SamplerName.CONTRASTIVE)
-"""They know their text only at its end."""
+"""Samplers that cannot stream, because they know their text only at its end."""
 
 
+@with_model_options
 def generate(
     prompts: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="PROMPT",
-            help='Texts to continue, each on its own. "-", or none and a pipe: standard input.',
+            help='Texts to continue, each by itself. "-", or a pipe and no PROMPT: standard input.',
             show_default=False,
         ),
     ] = None,
-    file: FileOption = None,
-    model: ModelOption = "gemma_tiny_en",
-    lora: LoraOption = None,
-    preset: FitOption = Fit.AUTO,
+    *,
+    options: ModelOptions,
     mode: Annotated[
-        Mode | None, typer.Option(help="How bold; options below change what it sets.")
+        Mode | None, typer.Option(help="Sampling settings, which the options below override.")
     ] = None,
     max_new_tokens: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help=f"Tokens after the prompt; by default {MOST_NEW_TOKENS}, or what the context "
-            "holds.",
+            help="Maximum number of new tokens.",
+            show_default=f"{DEFAULT_MAX_NEW_TOKENS}, or the rest of the context",
         ),
     ] = None,
     sampler: Annotated[
         SamplerName | None,
-        typer.Option(help="By default greedy, or what the other options call for."),
+        typer.Option(
+            help="Sampling method.", show_default="greedy, or random if another option needs it"
+        ),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(min=0, help="Below 1 bolder choices are rarer.")
+        float | None, typer.Option(min=0, help="Divisor of the logits. 0 means greedy decoding.")
     ] = None,
     top_k: Annotated[
-        int | None, typer.Option(min=1, help="Choose among the K likeliest tokens.")
+        int | None, typer.Option(min=1, help="Sample from the K most likely tokens.")
     ] = None,
     top_p: Annotated[
-        float | None, typer.Option(help="Choose among the likeliest that reach probability P.")
+        float | None,
+        typer.Option(help="Sample from the most likely tokens with total probability P."),
     ] = None,
     min_p: Annotated[
-        float | None, typer.Option(help="Leave out what is P times less likely than the likeliest.")
+        float | None,
+        typer.Option(help="Minimum probability of a token, relative to the most likely one."),
     ] = None,
     repetition_penalty: Annotated[
-        float | None, typer.Option(help="Above 1: tokens that were there get less likely.")
+        float | None, typer.Option(help="Above 1, tokens in the text become less likely.")
     ] = None,
-    stop: Annotated[
-        list[str] | None, typer.Option(help="A string that ends the text; may be repeated.")
-    ] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop string. Can be repeated.")] = None,
     seed: SeedOption = None,
     strip_prompt: Annotated[
-        bool, typer.Option("--strip-prompt", help="Print what follows the prompt alone.")
+        bool, typer.Option("--strip-prompt", help="Print only the continuation.")
     ] = False,
-    dtype: DtypeOption = None,
     quantization: Annotated[
-        Quantization | None, typer.Option(help="Bits of the matrices, instead of --preset.")
+        Quantization | None, typer.Option(help="Precision of the matrices, instead of --fit.")
     ] = None,
-    device: DeviceOption = None,
-    backend: BackendOption = None,
     silent: SilentOption = False,
     benchmark: BenchmarkOption = False,
-    as_json: JsonOption = False,
-    debug: DebugOption = False,
 ) -> None:
     """Continue each PROMPT and print it with its continuation."""
-    if quantization is not None and preset is not Fit.AUTO:
-        raise typer.BadParameter("give --preset or --quantization, not both")
-    texts = read_prompts(prompts or [], sys.stdin, file)
-    start(backend, device, debug)
+    if quantization is not None and options.fit is not Fit.AUTO:
+        raise typer.BadParameter("pass --fit or --quantization, not both")
+    texts = read_prompts(prompts or [], sys.stdin, options.file)
+    start(options.backend, options.device, options.debug)
 
-    # Imports Keras, on the chosen backend.
+    # These imports load Keras on the chosen backend.
     from keras_gemma.causal_lm.settings import GenerationSettings
-    from keras_gemma.cli.loading import choose, load
+    from keras_gemma.cli.loading import load_model
     from keras_gemma.cli.options import check_device
 
-    given = {
+    settings = {
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,
@@ -133,53 +123,50 @@ def generate(
         "seed": seed,
         "sampler": sampler and sampler.value,
     }
-    given = {name: value for name, value in given.items() if value is not None}
-    drawing = {"sampler", "temperature", "top_k", "top_p", "min_p"}
+    settings = {name: value for name, value in settings.items() if value is not None}
     if mode is not None:
-        given = {**MODES[mode], **given}
-    if "seed" in given and not drawing & given.keys():
-        given["sampler"] = "random"  # a seed is no use to a greedy sampler
+        settings = {**MODES[mode], **settings}
+    samples = {"sampler", "temperature", "top_k", "top_p", "min_p"} & settings.keys()
+    if "seed" in settings and not samples:
+        settings["sampler"] = "random"  # A seed has no effect on a greedy sampler.
     try:  # before the weights are read
-        GenerationSettings(**given)
+        GenerationSettings(**settings)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    check_device(device)
-    model = full_name(model)
-    choice = choose(model, preset, dtype, quantization)
-    if not choice.plain and not silent:
-        print(f"{model}: {choice.reason}", file=sys.stderr)
-    lm = load(choice, model, silent, lora)
-    given["max_new_tokens"] = max_new_tokens or room(lm, texts)
+    check_device(options.device)
+    model = full_name(options.model or DEFAULT_MODEL)
+    lm = load_model(options, model, quantization, silent)
+    settings["max_new_tokens"] = max_new_tokens or default_new_tokens(lm, texts)
     watch = Watch()
-    if as_json or len(texts) > 1 or sampler in SEARCHES:
-        outputs = lm.generate(texts, strip_prompt=strip_prompt, **given)
+    if options.as_json or len(texts) > 1 or sampler in SEARCHES:
+        outputs = lm.generate(texts, strip_prompt=strip_prompt, **settings)
         for prompt, text in zip(texts, outputs, strict=True):
             entry = {"model": model, "prompt": prompt, "text": text}
-            show(json.dumps(entry, ensure_ascii=False) if as_json else text)
-        new = [
+            show(json.dumps(entry, ensure_ascii=False) if options.as_json else text)
+        continuations = [
             text if strip_prompt else text[len(prompt) :]
             for prompt, text in zip(texts, outputs, strict=True)
         ]
     else:
-        new = [stream(lm, texts[0], given, strip_prompt, watch)]
+        continuations = [stream(lm, texts[0], settings, strip_prompt, watch)]
     if benchmark:
-        count = lm.preprocessor.tokenizer.encode
-        watch.report(sum(map(len, count(texts))), 0, sum(map(len, count(new))))
+        encode = lm.preprocessor.tokenizer.encode
+        watch.report(sum(map(len, encode(texts))), 0, sum(map(len, encode(continuations))))
 
 
-def room(lm: Any, texts: list[str]) -> int | list[int]:
-    """How many tokens each text gets where nothing is said; 1 at least, where none would fit.
+def default_new_tokens(lm: Any, texts: list[str]) -> int | list[int]:
+    """Returns the default number of new tokens: a number for one text, else a list.
 
-    A number for one text.
+    A text that fills the context gets 1, so that `generate` raises the error.
     """
     context = lm.backbone.config.context_length
     lengths = [len(ids) for ids in lm.preprocessor.tokenize_prompts(texts)]
-    rooms = [max(1, min(MOST_NEW_TOKENS, context - length)) for length in lengths]
-    return rooms[0] if len(rooms) == 1 else rooms
+    counts = [max(1, min(DEFAULT_MAX_NEW_TOKENS, context - length)) for length in lengths]
+    return counts[0] if len(counts) == 1 else counts
 
 
 def stream(lm: Any, text: str, settings: dict[str, Any], strip_prompt: bool, watch: Watch) -> str:
-    """Print `text` and what follows as it is made; returns what follows."""
+    """Prints `text` and its continuation while it is generated. Returns the continuation."""
     pieces = []
     stream = lm.stream(text, **settings)
     show("" if strip_prompt else text, end="")

@@ -1,4 +1,4 @@
-"""`keras-gemma info`: what is installed, and what would run; or what a model is."""
+"""`keras-gemma info`: installed versions and the backend, or the sizes of a model."""
 
 import importlib.metadata
 import json
@@ -10,7 +10,7 @@ import typer
 
 from keras_gemma import catalogue
 from keras_gemma.backend_choice import choose_backend, configured_backend, is_installed
-from keras_gemma.cli.options import full_name, start
+from keras_gemma.cli.options import JsonOption, full_name, start
 from keras_gemma.cli.presets import describe
 from keras_gemma.version import __version__
 
@@ -18,7 +18,7 @@ PACKAGES = ("keras", "jax", "torch", "tensorflow", "keras-hub")
 
 
 def installed_version(package: str) -> str | None:
-    """The version of `package`, read without importing it; None where it is not installed."""
+    """Returns the version of `package` without importing it, or `None` if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -28,12 +28,12 @@ def installed_version(package: str) -> str | None:
 def info(
     model: Annotated[
         str | None,
-        typer.Argument(help="A name, handle or directory, to be described.", show_default=False),
+        typer.Argument(help="Preset name, handle or folder to describe.", show_default=False),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Show the version, the backend and the frameworks; or the sizes of MODEL."""
-    facts = facts_of(full_name(model)) if model else installed()
+    """Show installed versions and the backend, or the sizes of MODEL."""
+    facts = model_facts(full_name(model)) if model else installed_versions()
     if as_json:
         print(json.dumps(facts, ensure_ascii=False))
         return
@@ -44,8 +44,8 @@ def info(
         print(f"{name:<{width}} {missing if value is None else shown}")
 
 
-def installed() -> dict[str, str | None]:
-    """The versions of this package and of what it runs on."""
+def installed_versions() -> dict[str, str | None]:
+    """Returns the backend, and the versions of this package, Python and the frameworks."""
     return {
         "keras-gemma": __version__,
         "backend": choose_backend(os.environ, configured_backend(os.environ), is_installed),
@@ -54,23 +54,21 @@ def installed() -> dict[str, str | None]:
     }
 
 
-def facts_of(model: str) -> dict[str, Any]:
-    """The sizes of a model; those of a name are known without Keras.
+def model_facts(model: str) -> dict[str, Any]:
+    """Returns the sizes of a model, without importing Keras if it has a preset name.
 
     Raises:
-        ValueError, FileNotFoundError: there is no such model.
+        ValueError, FileNotFoundError: If the model does not exist.
     """
     listed = catalogue.find(model)
     if listed is not None:
         facts, config = describe(listed), listed.config
     else:
         start(None)
+        from keras_gemma.cli.loading import read_description
         from keras_gemma.config import GemmaConfig
-        from keras_gemma.storage.hub.locate import resolve
-        from keras_gemma.storage.presets import reader_of
 
-        folder = resolve(model, text=False, weights=False)
-        config = GemmaConfig.from_dict(reader_of(folder).read_backbone(folder))
+        config = GemmaConfig.from_dict(read_description(model))
         facts = {"name": model, "parameters": config.parameter_count}
     memory = facts.pop("memory", None) or {"bfloat16": config.weight_bytes("bfloat16")}
     facts |= {f"bytes in {dtype}": size for dtype, size in memory.items()}

@@ -1,17 +1,19 @@
-"""A model for a command: which bits it is loaded in so that it fits, and why.
+"""Loads a model for a command, in a precision that fits into the free memory.
 
-Imports Keras; the command has chosen the backend before.
+Imports Keras, so commands import this module after they have chosen the backend.
 """
 
 import dataclasses
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
 from keras_gemma import backend, catalogue, progress
 from keras_gemma.causal_lm.model import GemmaCausalLM
-from keras_gemma.cli.options import Dtype, Fit, Quantization
+from keras_gemma.cli.options import Dtype, Fit, ModelOptions, Quantization
 from keras_gemma.config import GROUP_SIZE, GemmaConfig
+from keras_gemma.generation.memory import Load, bytes_needed
 from keras_gemma.quantization import QuantizationConfig
 from keras_gemma.storage.adapters.peft import find_adapter
 from keras_gemma.storage.hub.locate import resolve
@@ -23,38 +25,65 @@ QUANTIZATION = {
     Fit.MEMORY: QuantizationConfig("int4"),
     Fit.MEMORY_EXTREME: QuantizationConfig("int4", embedding="int4"),
 }
-"""In the order that `auto` tries."""
+"""Quantization of each fit, in the order that `auto` tries them."""
 
-WHILE_LOADING = 1.15
-"""Of the weights, the most that is taken while they are read."""
+LOADING_OVERHEAD = 1.15
+"""Peak memory while weights are loaded, as a multiple of their size."""
 
-BESIDE = 0.3e9
-"""Bytes for what is compiled, and all that is small."""
+PROGRAM_BYTES = 300_000_000
+"""Memory of compiled programs and other small objects, in bytes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """How a model is loaded."""
+    """Precision in which a model is loaded."""
 
     arguments: dict[str, Any]
-    """Of `from_preset`."""
+    """Arguments of `from_preset`."""
     reason: str
-    """In words, for people."""
-    plain: bool
-    """Whether it is as everybody expects."""
+    """Reason for the choice, to be printed."""
+    is_expected: bool
+    """True if the user asked for this precision, or the model is stored in it."""
+
+
+def load_model(
+    options: ModelOptions,
+    name: str,
+    quantization: Quantization | None = None,
+    silent: bool = False,
+    explain: bool = False,
+) -> GemmaCausalLM:
+    """Loads the model of a command, and prints to standard error in which precision.
+
+    Args:
+        options: Options of the command.
+        name: Full name of the model.
+        quantization: Quantization to use instead of `options.fit`.
+        silent: If True, nothing is printed.
+        explain: If True, the precision is printed even if it is the expected one.
+
+    Raises:
+        FileNotFoundError: If the folder `options.lora` has no adapter.
+        ValueError: If the model does not exist, no precision fits, or the adapter is for another
+            model.
+    """
+    choice = choose(name, options.fit, options.dtype, quantization)
+    if not silent and (explain or not choice.is_expected):
+        print(f"{name}: {choice.reason}", file=sys.stderr)
+    return load(choice, name, silent, options.lora)
 
 
 def load(
     choice: Choice, model: str, silent: bool = False, lora: Path | None = None
 ) -> GemmaCausalLM:
-    """The model, with the adapter `lora` on; with `silent` no bar is shown.
+    """Returns the model, with the adapter in folder `lora`. `silent` hides the progress bar.
 
     Raises:
-        FileNotFoundError: no adapter is in the folder `lora`.
-        ValueError: it is none of this model.
+        FileNotFoundError: If the folder `lora` has no adapter.
+        ValueError: If the adapter is for another model.
     """
     if lora is not None:
-        find_adapter(lora)  # before the weights are read
+        find_adapter(lora)  # Fails before the weights are read.
     if silent:
         progress.PATIENCE = math.inf
     lm = GemmaCausalLM.from_preset(model, **choice.arguments)
@@ -66,68 +95,83 @@ def load(
 def choose(
     model: str, fit: Fit, dtype: Dtype | None, quantization: Quantization | None = None
 ) -> Choice:
-    """How to load `model`.
+    """Chooses the precision of `model`.
 
     Raises:
-        ValueError: there is no such model, or `auto` finds that none of its forms fits.
+        ValueError: If the model does not exist, or `fit` is `auto` and no precision fits.
     """
-    given: dict[str, Any] = {"dtype": dtype and dtype.value}
+    arguments: dict[str, Any] = {"dtype": dtype and dtype.value}
     if quantization is not None:
-        given["quantization"] = quantization.value
-        return Choice(given, f"{quantization.value}, as you chose", True)
+        arguments["quantization"] = quantization.value
+        return Choice(arguments, f"{quantization.value}, as requested", True)
     if fit is not Fit.AUTO:
         if fit is not Fit.EXACT:
-            given["quantization"] = QUANTIZATION[fit]
-        return Choice(given, f"{fit.value}, as you chose", True)
-    folder = resolve(model, text=False, weights=False)
-    described = reader_of(folder).read_backbone(folder)
+            arguments["quantization"] = QUANTIZATION[fit]
+        return Choice(arguments, f"{fit.value}, as requested", True)
+    description = read_description(model)
+    if description.get("quantization") is not None:
+        return Choice(arguments, "quantized, as stored", True)
     listed = catalogue.find(model)
-    if described.get("quantization") is not None:
-        return Choice(given, "quantized as it is stored", True)
-    config = listed.config if listed else GemmaConfig.from_dict(described)
-    stored = given["dtype"] or stored_dtype(model)
+    config = listed.config if listed else GemmaConfig.from_dict(description)
     free = backend.free_memory()
     if free is None:
-        return Choice(given, "exact, for nobody says how much memory is free", True)
-    needs = {fit: needed(config, fit, stored) for fit in QUANTIZATION}
-    for fit, bits in QUANTIZATION.items():
+        return Choice(arguments, "exact (free memory could not be determined)", True)
+    stored = arguments["dtype"] or stored_dtype(model)
+    needs = {fit: bytes_of_fit(config, fit, stored) for fit in QUANTIZATION}
+    for fit, config_of_fit in QUANTIZATION.items():
         if needs[fit] <= free:
-            if bits is not None:
-                given["quantization"] = bits
-            return Choice(given, _reason(needs, fit, free), fit is Fit.EXACT)
+            if config_of_fit is not None:
+                arguments["quantization"] = config_of_fit
+            return Choice(arguments, _reason(needs, fit, free), fit is Fit.EXACT)
     raise ValueError(
-        f"{model} does not fit: even memory_extreme takes {_size(needs[Fit.MEMORY_EXTREME])} while "
-        f"it is loaded, and {_size(free)} are free. Choose a smaller --model, or a --preset of "
-        "your own to try it nevertheless."
+        f"{model} does not fit into memory: even memory_extreme needs up to "
+        f"{_size(needs[Fit.MEMORY_EXTREME])}, and {_size(free)} are free. Choose a smaller "
+        "--model, or pass --fit to try it anyway."
     )
 
 
+def read_description(model: str) -> dict[str, Any]:
+    """Returns the stored arguments of a model's backbone, without reading its weights."""
+    folder = resolve(model, text=False, weights=False)
+    return reader_of(folder).read_backbone(folder)
+
+
 def stored_dtype(model: str) -> str:
-    """The dtype of a model's weights where they are stored."""
+    """Returns the dtype in which a model's weights are stored."""
     listed = catalogue.find(model)
     if listed and listed.dtype:
         return listed.dtype
-    folder = resolve(model, text=False, weights=False)
-    return str(reader_of(folder).read_backbone(folder).get("dtype") or "float32")
+    return str(read_description(model).get("dtype") or "float32")
 
 
-def needed(config: GemmaConfig, fit: Fit, dtype: str) -> int:
-    """Bytes that a model takes while it is loaded, and with one text of its whole context."""
-    bits = QUANTIZATION[fit]
-    weights = config.weight_bytes(dtype if bits is None else bits.mode)
-    if bits is not None and bits.embedding == "int4" and bits.mode == "int4":
-        # Half a byte less each, and a bfloat16 scale a group for a float32 one a row.
-        row = config.hidden_dim // 2 + 4 - 2 * config.hidden_dim // GROUP_SIZE
-        weights -= config.vocabulary_size * row
-    cache = config.cache_bytes(1, config.context_length, dtype)
-    return int(WHILE_LOADING * weights + cache + BESIDE)
+def bytes_of_fit(config: GemmaConfig, fit: Fit, dtype: str) -> int:
+    """Returns the peak memory of loading a model and generating one text of its whole context."""
+    length = config.context_length
+    text = Load(1, 1, length - 1, length)
+    weights = weight_bytes(config, QUANTIZATION[fit], dtype)
+    peak = max(LOADING_OVERHEAD * weights, weights + bytes_needed(text, config, dtype))
+    return int(peak + PROGRAM_BYTES)
 
 
-def _reason(needs: dict[Fit, int], chosen: Fit, free: int) -> str:
-    forms = list(needs)
-    before = [f"{fit.value} would take {_size(needs[fit])}" for fit in forms[: forms.index(chosen)]]
-    takes = f"{chosen.value}, which takes up to {_size(needs[chosen])} of {_size(free)} free"
-    return "; ".join([takes, *before])
+def weight_bytes(config: GemmaConfig, quantization: QuantizationConfig | None, dtype: str) -> int:
+    """Returns the bytes of a model's weights, quantized or in `dtype`."""
+    if quantization is None:
+        return config.weight_bytes(dtype)
+    weights = config.weight_bytes(quantization.mode)
+    if quantization.mode == "int4" and quantization.embedding == "int4":
+        # `weight_bytes` counts an int8 embedding. int4 saves half a byte per element, and replaces
+        # a float32 scale per row with a bfloat16 scale per group.
+        saved_per_row = config.hidden_dim // 2 + 4 - 2 * config.hidden_dim // GROUP_SIZE
+        weights -= config.vocabulary_size * saved_per_row
+    return weights
+
+
+def _reason(needs: dict[Fit, int], fit: Fit, free: int) -> str:
+    fits = list(needs)
+    larger = [f"{other.value} needs {_size(needs[other])}" for other in fits[: fits.index(fit)]]
+    return "; ".join(
+        [f"{fit.value}, needs up to {_size(needs[fit])} of {_size(free)} free", *larger]
+    )
 
 
 def _size(count: int) -> str:

@@ -1,12 +1,16 @@
-"""What several commands take: models by their size, backends, devices; prompts and their sources.
+"""Options that several commands share, and the start of a command.
 
 Knows no model and imports no framework.
 """
 
+import dataclasses
+import functools
+import inspect
 import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TextIO
@@ -15,14 +19,17 @@ import typer
 
 from keras_gemma.backend_choice import BACKENDS, use_backend
 
+DEFAULT_MODEL = "gemma_tiny_en"
+"""Built-in model, used if no model is named."""
+
 SIZES = {size: f"gemma2_instruct_{size}_en" for size in ("2b", "9b", "27b")}
-"""Short names for the models that answer."""
+"""Short names of the instruction-tuned models."""
 
 Backend = StrEnum("Backend", [(name, name) for name in BACKENDS])
 
 
 class Dtype(StrEnum):
-    """Of weights and activations."""
+    """Data type of weights and activations."""
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
@@ -30,14 +37,14 @@ class Dtype(StrEnum):
 
 
 class Quantization(StrEnum):
-    """Bits of the matrices."""
+    """Precision of quantized matrices."""
 
     INT8 = "int8"
     INT4 = "int4"
 
 
 class Fit(StrEnum):
-    """How much memory a model may take; `loading.py` says what each means."""
+    """Trade-off between precision and memory. `loading.py` defines each."""
 
     AUTO = "auto"
     EXACT = "exact"
@@ -47,7 +54,7 @@ class Fit(StrEnum):
 
 
 class Mode(StrEnum):
-    """How bold the words are."""
+    """Named set of sampling settings."""
 
     CHAT = "chat"
     FACTUAL = "factual"
@@ -59,86 +66,136 @@ MODES: dict[Mode, dict[str, Any]] = {
     Mode.FACTUAL: {"sampler": "greedy"},
     Mode.CREATIVE: {"temperature": 1.0, "top_p": 0.98},
 }
-"""The settings of generation that each stands for."""
+"""Generation settings of each mode."""
 
 ModelOption = Annotated[
-    str, typer.Option(help="Name, 2b, 9b or 27b, kaggle:// or hf:// handle, or directory.")
-]
-FitOption = Annotated[
-    Fit,
-    typer.Option(
-        help="exact: as published; speed: 8 bits; memory: 4 bits; memory_extreme: 4 bits, the "
-        "embedding too; auto: the first of them that fits."
-    ),
+    str, typer.Option(help="Preset name, 2b, 9b, 27b, kaggle:// or hf:// handle, or folder.")
 ]
 DtypeOption = Annotated[
-    Dtype | None, typer.Option(help="Of weights and activations; by default the model's own.")
+    Dtype | None,
+    typer.Option(help="Data type of weights and activations.", show_default="as stored"),
 ]
 DeviceOption = Annotated[
-    str | None, typer.Option(help="cpu, gpu, or gpu:1; by default what the backend takes.")
+    str | None, typer.Option(help="cpu, gpu or gpu:1.", show_default="chosen by the backend")
 ]
 BackendOption = Annotated[
-    Backend | None, typer.Option(help="By default KERAS_BACKEND, or the first installed.")
+    Backend | None,
+    typer.Option(help="Keras backend.", show_default="KERAS_BACKEND, or the first installed"),
 ]
 SeedOption = Annotated[int | None, typer.Option(help="The same seed gives the same text.")]
 LoraOption = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of an adapter, of `finetune`, `save_lora` or peft, to put on the model.",
+        help="Folder of a LoRA adapter, written by `finetune`, `save_lora` or peft.",
         exists=True,
         file_okay=False,
     ),
 ]
-FileOption = Annotated[
-    Path | None, typer.Option("--file", help="Read a prompt from this file.", exists=True)
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="One line of JSON for each.")]
-SilentOption = Annotated[bool, typer.Option("--silent", help="The text, and nothing beside it.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one line per entry.")]
+SilentOption = Annotated[bool, typer.Option("--silent", help="Print only the text.")]
 BenchmarkOption = Annotated[
-    bool, typer.Option("--benchmark", help="Say how fast it went, on standard error.")
+    bool, typer.Option("--benchmark", help="Print the speed to standard error.")
 ]
 DebugOption = Annotated[
-    bool, typer.Option("--debug", help="Show tracebacks and what the frameworks log.")
+    bool, typer.Option("--debug", help="Show tracebacks and the logs of the frameworks.")
 ]
+
+
+@dataclasses.dataclass
+class ModelOptions:
+    """Options of the commands that run a model on texts: `chat`, `generate` and `score`."""
+
+    file: Annotated[
+        Path | None, typer.Option(help="Read a prompt from this file.", exists=True)
+    ] = None
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Preset name, 2b, 9b, 27b, kaggle:// or hf:// handle, or folder.",
+            show_default="a built-in model",
+        ),
+    ] = None
+    lora: LoraOption = None
+    fit: Annotated[
+        Fit,
+        typer.Option(
+            help="exact: not quantized; speed: int8; memory: int4; memory_extreme: int4, including "
+            "the embedding; auto: the first of these that fits into memory."
+        ),
+    ] = Fit.AUTO
+    preset: Annotated[Fit | None, typer.Option(hidden=True, help="Earlier name of --fit.")] = None
+    dtype: DtypeOption = None
+    device: DeviceOption = None
+    backend: BackendOption = None
+    as_json: JsonOption = False
+    debug: DebugOption = False
+
+    def __post_init__(self) -> None:
+        self.fit = self.preset or self.fit
+
+
+def with_model_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Decorates a command: its parameter `options` becomes one option per `ModelOptions` field."""
+    fields = dataclasses.fields(ModelOptions)
+
+    @functools.wraps(command)
+    def run(**arguments: Any) -> None:
+        options = ModelOptions(**{field.name: arguments.pop(field.name) for field in fields})
+        command(options=options, **arguments)
+
+    shared = [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type
+        )
+        for field in fields
+    ]
+    signature = inspect.signature(command)
+    parameters = list(signature.parameters.values())
+    index = list(signature.parameters).index("options")
+    parameters[index : index + 1] = shared
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return run
 
 
 def full_name(model: str) -> str:
-    """The preset that a short name such as `2b` stands for; other names as they are."""
+    """Returns the preset of a short name such as `2b`, and other names unchanged."""
     return SIZES.get(model.lower(), model)
 
 
 def read_prompts(prompts: list[str], stdin: TextIO, file: Path | None = None) -> list[str]:
-    """The prompts, with standard input in the place of "-", or alone where there is none.
+    """Returns the prompts of a command.
 
     Args:
-        prompts: of the command line.
-        stdin: a pipe or a terminal.
-        file: whose text is one more.
+        prompts: Prompts of the command line. "-" means the content of `stdin`. Without any
+            prompt or file, `stdin` is read if it is a pipe.
+        stdin: Standard input, a pipe or a terminal.
+        file: File with one more prompt.
 
     Raises:
-        typer.BadParameter: no prompt and no pipe, or nothing in the pipe or the file.
+        typer.BadParameter: If the prompt is missing, or the pipe or the file is empty.
     """
     if file is not None:
-        prompts = [*prompts, _filled(file.read_text(encoding="utf-8"), f"{file} is empty")]
+        prompts = [*prompts, _check_text(file.read_text(encoding="utf-8"), f"{file} is empty")]
     elif not prompts and not stdin.isatty():
         prompts = ["-"]
     if not prompts:
-        raise typer.BadParameter("write one, or pipe a text in", param_hint="PROMPT")
+        raise typer.BadParameter("pass a prompt, or pipe a text in", param_hint="PROMPT")
     if "-" not in prompts:
         return prompts
-    piped = _filled(stdin.read(), "standard input is empty")
+    piped = _check_text(stdin.read(), "standard input is empty")
     return [piped if prompt == "-" else prompt for prompt in prompts]
 
 
-def _filled(text: str, otherwise: str) -> str:
+def _check_text(text: str, message: str) -> str:
+    """Returns `text` without its last newline. Raises `BadParameter` if nothing is left."""
     text = text.removesuffix("\n")
     if not text:
-        raise typer.BadParameter(otherwise, param_hint="PROMPT")
+        raise typer.BadParameter(message, param_hint="PROMPT")
     return text
 
 
 def start(backend: Backend | None, device: str | None = None, debug: bool = False) -> None:
-    """Choose the framework and its device; before Keras is imported."""
+    """Sets framework, device and logging, before Keras is imported."""
     if debug:
         sys.excepthook = sys.__excepthook__
     else:
@@ -148,17 +205,17 @@ def start(backend: Backend | None, device: str | None = None, debug: bool = Fals
 
 
 def choose_device(device: str | None) -> None:
-    """Let the frameworks see this device alone; before one of them is imported.
+    """Restricts the frameworks to `device`, before any of them is imported.
 
     Raises:
-        typer.BadParameter: it is not called so.
+        typer.BadParameter: If `device` is not a device name.
     """
     if device is None:
         return
     kind, _, number = device.lower().replace("cuda", "gpu").partition(":")
     if kind not in ("cpu", "gpu") or (number and not number.isdecimal()):
         raise typer.BadParameter(
-            f"{device!r} is neither cpu nor gpu, with or without a number as in gpu:1",
+            f"{device!r} must be cpu or gpu, optionally with a number as in gpu:1",
             param_hint="--device",
         )
     if kind == "cpu":
@@ -168,28 +225,32 @@ def choose_device(device: str | None) -> None:
 
 
 def check_device(device: str | None) -> None:
-    """Raise a ValueError where a GPU was asked for and the backend, loaded now, has none."""
+    """Checks that the backend, which is loaded here, has the device.
+
+    Raises:
+        ValueError: If `device` is a GPU and the backend finds none.
+    """
     import keras
 
     from keras_gemma import backend
 
-    wanted = device is not None and not device.lower().startswith("cpu")
-    if wanted and backend.peak_device_memory() is None:  # which the CPU does not know
+    is_gpu = device is not None and not device.lower().startswith("cpu")
+    if is_gpu and backend.peak_device_memory() is None:  # None on a CPU
         raise ValueError(
-            f"{keras.config.backend()} finds no GPU here: leave --device out, or install the "
-            f"backend with support for it. Received: --device {device}"
+            f"{keras.config.backend()} finds no GPU. Leave --device out, or install the "
+            f"backend with GPU support. Received: --device {device}"
         )
 
 
 def silence_frameworks() -> None:
-    """Keep logs, warnings and, in a pipe, progress bars off stderr; before Keras is imported.
+    """Keeps logs, warnings and, in a pipe, progress bars off stderr, before Keras is imported.
 
-    TensorFlow's native code writes to file descriptor 2 whatever it is told: from here on that
-    leads nowhere, and `sys.stderr` to where it led before.
+    TensorFlow's native code always writes to file descriptor 2. Therefore the descriptor is
+    redirected to the null device, and `sys.stderr` to a copy of the old one.
     """
     if not sys.stderr.isatty():
         hide_progress()
-    os.environ.setdefault("KAGGLEHUB_VERBOSITY", "error")  # it reports to stdout
+    os.environ.setdefault("KAGGLEHUB_VERBOSITY", "error")  # It logs to stdout.
     for logger in ("absl", "jax", "tensorflow"):
         logging.getLogger(logger).setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
@@ -199,6 +260,6 @@ def silence_frameworks() -> None:
 
 
 def hide_progress() -> None:
-    """No bars of the hubs' clients; before they are imported."""
+    """Disables the progress bars of the hub clients, before they are imported."""
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

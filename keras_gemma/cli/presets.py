@@ -1,43 +1,47 @@
-"""`keras-gemma presets`: the models that have a name, and what they take.
+"""`keras-gemma presets`: lists the presets with their sizes and licenses.
 
-Reads the catalogue and the caches of the hubs; needs neither Keras nor a network.
+Reads the catalogue and the caches of the hubs. Needs neither Keras nor a network.
 """
 
 import json
-import sys
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from keras_gemma import catalogue
+from keras_gemma.cli.options import JsonOption
+from keras_gemma.cli.printing import PIPE_WIDTH, make_console, make_table
 
 DTYPES = ("float32", "bfloat16", "int8", "int4")
-DROPPED = ("license", "float32", "int8", "int4", "context", "parameters", "bfloat16", "weights")
-"""The columns that a narrow terminal does without, one after the other."""
-PIPE_WIDTH = 400
-"""Characters a line may have where no terminal sets a limit."""
+OPTIONAL_COLUMNS = (
+    "license",
+    "float32",
+    "int8",
+    "int4",
+    "context",
+    "parameters",
+    "bfloat16",
+    "weights",
+)
+"""Columns that a narrow terminal leaves out, in this order."""
 
 
-def presets(
-    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON a preset.")] = False,
-) -> None:
-    """List the models that have a name: size, memory of the weights, and where they are."""
-    described = [describe(preset) for preset in catalogue.presets().values()]
+def presets(as_json: JsonOption = False) -> None:
+    """List the presets: size, memory of the weights, location and license."""
+    entries = [describe(preset) for preset in catalogue.presets().values()]
     if as_json:
-        for entry in described:
+        for entry in entries:
             print(json.dumps(entry, ensure_ascii=False))
         return
-    print_table(described)
+    print_table(entries)
 
 
 def describe(preset: catalogue.Preset) -> dict[str, Any]:
-    """What the command tells of `preset`; memory is in bytes, that of the weights alone."""
+    """Returns the entry of `preset`. Memory is in bytes, and counts only the weights."""
     return {
         "name": preset.name,
         "parameters": preset.config.parameter_count,
         "context_length": preset.config.context_length,
         "memory": {dtype: preset.config.weight_bytes(dtype) for dtype in DTYPES},
-        "weights": whereabouts(preset),
+        "weights": location(preset),
         "license": preset.license,
         "license_url": preset.license_url,
         "description": preset.description,
@@ -46,47 +50,33 @@ def describe(preset: catalogue.Preset) -> dict[str, Any]:
     }
 
 
-def whereabouts(preset: catalogue.Preset) -> str:
-    """`"built in"`, `"cached"` on this machine, or `"to download"`."""
+def location(preset: catalogue.Preset) -> str:
+    """Returns where the weights are: `"built in"`, `"cached"` or `"to download"`."""
     if preset.has_weights:
         return "built in"
     return "cached" if preset.is_cached() else "to download"
 
 
-def print_table(described: list[dict[str, Any]]) -> None:
-    """A table on standard output: in colour on a terminal, plain and whole in a pipe."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    terminal = sys.stdout.isatty()
-    if terminal:
-        console = Console()
-    else:
-        console = Console(force_terminal=False, color_system=None, width=PIPE_WIDTH)
+def print_table(entries: list[dict[str, Any]]) -> None:
+    """Prints a table of as many columns as fit."""
+    console = make_console()
     unlimited = console.options.update(width=PIPE_WIDTH)
-    rows = [_cells(entry) for entry in described]
-
-    def make(columns: list[str]) -> Table:
-        table = Table(box=SIMPLE_HEAD if terminal else None, pad_edge=False, header_style="bold")
-        for name in columns:
-            justify = "left" if name in ("preset", "weights", "license") else "right"
-            style = "cyan" if name == "preset" else None
-            table.add_column(name, justify=justify, style=style, no_wrap=True)
-        for row in rows:
-            table.add_row(*(row[name] for name in columns))
-        return table
-
+    rows = [_cells(entry) for entry in entries]
     columns = list(rows[0])
-    for name in DROPPED:
-        if console.measure(make(columns), options=unlimited).maximum <= console.width:
+
+    def make() -> Any:
+        titles = [(name, name not in ("preset", "weights", "license")) for name in columns]
+        return make_table(titles, [[row[name] for name in columns] for row in rows])
+
+    for name in OPTIONAL_COLUMNS:
+        if console.measure(make(), options=unlimited).maximum <= console.width:
             break
         columns.remove(name)
-    console.print(make(columns))
+    console.print(make())
 
 
 def _cells(entry: dict[str, Any]) -> dict[str, str]:
-    """A row of the table: the columns and what they say."""
+    """Returns a row of the table, by column."""
     memory = {dtype: _gigabytes(entry["memory"][dtype]) for dtype in DTYPES}
     return {
         "preset": entry["name"],

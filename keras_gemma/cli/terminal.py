@@ -1,7 +1,7 @@
-"""A conversation in a terminal: lines in, replies out as they are made, and commands.
+"""Conversation in a terminal: reads messages and commands, and streams the replies.
 
-Enter sends; Alt-Enter, or Enter behind a backslash, begins a new line; the arrow keys bring back
-what was written before. Ctrl-C stops the reply, and Ctrl-D the program. Knows a chat, and no model.
+Enter sends; Alt-Enter, or a backslash and Enter, starts a new line; the arrow keys recall earlier
+messages. Ctrl-C stops the reply, Ctrl-D the program. Knows a `Chat`, but no model.
 """
 
 import json
@@ -20,27 +20,28 @@ from keras_gemma.cli.speed import Watch
 
 HELP = """\
 !new session     forget the conversation          (also !new)
-!undo            take the last message and its reply back
-!system TEXT     what stands before the conversation; without TEXT, nothing
-!history         what has been said
+!undo            remove the last message and its reply
+!system TEXT     set the system message; without TEXT, remove it
+!history         show the conversation
 !save FILE       write the conversation to a file
-!load FILE       go on from such a file
-!help            this
+!load FILE       continue the conversation in a file
+!help            show this help
 !exit            leave                            (also Ctrl-D)
-Enter sends. Alt-Enter, or Enter behind a backslash, begins a new line. The arrow keys bring back
-earlier messages. Ctrl-C stops a reply. /save and the like mean the same as !save."""
+Enter sends. Alt-Enter, or a backslash and Enter, starts a new line. The arrow keys recall earlier
+messages. Ctrl-C stops a reply. A slash works like the exclamation mark, as in /save."""
 
 FORMAT = "keras-gemma chat"
+"""Format name in saved conversations."""
 
 
 class Terminal:
-    """Reads from the keyboard and prints to the terminal, until somebody leaves.
+    """Interactive loop of a conversation.
 
     Args:
-        chat: a `Chat`.
-        model: its model's name, to be shown and saved.
-        benchmark: whether to say how fast each reply was.
-        silent: whether to print replies alone.
+        chat: A `Chat`.
+        model: Name of the model, for saved conversations.
+        benchmark: If True, prints the speed of each reply.
+        silent: If True, prints only the replies.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Terminal:
         }
 
     def talk(self, about: str = "") -> None:
-        """Until `!exit` or the end of input."""
+        """Runs the conversation until `!exit` or the end of input."""
         if not self.silent:
             self.note(about)
             self.note("!help shows the commands, !exit leaves.")
@@ -80,23 +81,23 @@ class Terminal:
             if name in ("!exit", "/exit", "!quit", "/quit"):
                 return
             try:
-                self.obey_or_send(text, name, rest.strip())
+                self.handle(text, name, rest.strip())
             except (ValueError, TypeError, OSError) as error:
                 self.note(f"error: {error}")
             except KeyboardInterrupt:
-                self.note("(stopped, and nothing of it is kept)")
+                self.note("(stopped, and the reply was discarded)")
 
-    def obey_or_send(self, text: str, name: str, rest: str) -> None:
-        """Do what a line says: a command, or a message to the model."""
+    def handle(self, text: str, name: str, rest: str) -> None:
+        """Runs the command `name` with the argument `rest`, or sends `text` to the model."""
         if name[:1] in ("!", "/") and name[1:] in self.commands:
             self.commands[name[1:]](rest)
         elif name[:1] == "!" and name[1:].isalpha() and not rest:
-            self.note(f"{name} is no command; !help shows them.")
+            self.note(f"Unknown command {name}. !help shows the commands.")
         elif text.strip():
             self.reply(text)
 
     def reply(self, text: str) -> None:
-        """Send `text`, and print what comes, until its end or Ctrl-C."""
+        """Sends `text` and prints the reply until its end or Ctrl-C."""
         watch, before = Watch(), len(self.chat.dropped)
         stream = self.chat.stream(text)
         with interrupts() as interrupted:
@@ -110,57 +111,58 @@ class Terminal:
         show()
         dropped = len(self.chat.dropped) - before
         if dropped:
-            self.note(f"(the context was full: the oldest {dropped} messages were forgotten)")
+            self.note(f"(the context was full: the oldest {dropped} messages were dropped)")
         if self.chat.finish_reason == "length" and not self.silent:
-            self.note("(the reply had no more room)")
+            self.note("(the reply reached its maximum length)")
         if self.benchmark:
             chat = self.chat
             watch.report(chat.prefilled_tokens, chat.cached_tokens, chat.new_tokens)
 
     def new(self, _: str) -> None:
-        """Forget what was said."""
+        """Starts a new conversation."""
         self.chat.clear()
         self.note("A new session.")
 
     def undo(self, _: str) -> None:
-        """Take a turn back."""
+        """Removes the last message and its reply."""
         undone = self.chat.undo()
-        self.note(f"Taken back: {undone[0]['content']}" if undone else "There is nothing to undo.")
+        self.note(f"Removed: {undone[0]['content']}" if undone else "There is nothing to undo.")
 
     def system(self, text: str) -> None:
-        """Change the system message."""
+        """Sets the system message, or removes it if `text` is empty."""
         self.chat.system = text or None
         self.note(f"System: {text}" if text else "No system message.")
 
     def history(self, _: str) -> None:
-        """Print what was said."""
+        """Prints all messages."""
         for message in self.chat.messages:
             self.note(f"{message['role']}: {message['content']}")
 
     def save(self, file: str) -> None:
-        """Write the conversation to `file`, whole or not at all."""
+        """Writes the conversation to `file` atomically."""
         path = self._path(file, "save")
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         content = {"format": FORMAT, "model": self.model, "messages": self.chat.messages}
         text = json.dumps(content, ensure_ascii=False, indent=2)
-        beside.write_text(text + "\n", encoding="utf-8")
-        os.replace(beside, path)
+        temporary.write_text(text + "\n", encoding="utf-8")
+        os.replace(temporary, path)
         self.note(f"Saved {len(self.chat.history)} messages to {path}.")
 
     def load(self, file: str) -> None:
-        """Go on from the conversation in `file`: what `save` wrote, or a list of messages."""
+        """Continues the conversation in `file`: one written by `save`, or a list of messages."""
         from keras_gemma.text.chat import read_turns
 
         path = self._path(file, "load")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"{path} holds no conversation: {error}") from error
+            raise ValueError(f"{path} is not a saved conversation: {error}") from error
         messages = content.get("messages") if isinstance(content, dict) else content
         if not isinstance(messages, list):
-            raise ValueError(f"{path} holds no conversation: no list of messages")
+            raise ValueError(f"{path} is not a saved conversation: it has no list of messages")
         if messages:
-            read_turns([*messages, {"role": "user", "content": ""}] if ends(messages) else messages)
+            next_turn = [{"role": "user", "content": ""}] if is_complete(messages) else []
+            read_turns(messages + next_turn)  # Raises if the messages are invalid.
         system = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
         self.chat.clear()
         self.chat.system = system
@@ -169,41 +171,41 @@ class Terminal:
 
     def _path(self, file: str, command: str) -> Path:
         if not file:
-            raise ValueError(f"!{command} needs the name of a file, as in !{command} chat.json")
+            raise ValueError(f"!{command} needs a file name, as in !{command} chat.json")
         return Path(file).expanduser()
 
     def note(self, text: str) -> None:
-        """Print what is no reply."""
+        """Prints a remark, which is not part of the conversation."""
         if text:
             self.console.print(printable(text), style="dim")
 
 
-def ends(messages: list[Any]) -> bool:
-    """Whether a conversation is such that the user speaks next."""
+def is_complete(messages: list[Any]) -> bool:
+    """Returns True if the last message is not the user's."""
     last = messages[-1]
     return isinstance(last, dict) and last.get("role") != "user"
 
 
 @contextmanager
 def interrupts() -> Iterator[Callable[[], bool]]:
-    """Within it the first Ctrl-C is noted, for the function that it gives; the second raises."""
-    came = False
+    """Yields a function that returns True after the first Ctrl-C. The second one raises."""
+    interrupted = False
 
-    def note(signum: int, frame: Any) -> None:
-        nonlocal came
-        if came:
+    def on_signal(signum: int, frame: Any) -> None:
+        nonlocal interrupted
+        if interrupted:
             raise KeyboardInterrupt
-        came = True
+        interrupted = True
 
-    before = signal.signal(signal.SIGINT, note)
+    previous = signal.signal(signal.SIGINT, on_signal)
     try:
-        yield lambda: came
+        yield lambda: interrupted
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous)
 
 
 def reader() -> Callable[[], str]:
-    """What reads a message: an editor of lines in a terminal, and plain lines elsewhere."""
+    """Returns a function that reads a message: with an editor in a terminal, else `input`."""
     if not sys.stdout.isatty():
         return input
     from prompt_toolkit import PromptSession

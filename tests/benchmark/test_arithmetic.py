@@ -1,4 +1,4 @@
-"""Bytes and operations against what Keras counts, and against sums written out by hand."""
+"""Bytes and operations, compared with the counts of Keras and with sums written by hand."""
 
 import keras
 import pytest
@@ -10,7 +10,7 @@ from tests.configurations import CONFIGURATIONS, GEMMA2
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_prefill_counts_every_matrix_once_a_token(name):
+def test_prefill_counts_each_matrix_once_per_token(name):
     config = GemmaConfig(**CONFIGURATIONS[name])
     backbone = random_model(config, "float32").backbone
     embedding = config.vocabulary_size * config.hidden_dim
@@ -20,10 +20,10 @@ def test_prefill_counts_every_matrix_once_a_token(name):
 
 
 def test_decode_reads_weights_and_the_filled_cache():
-    """Two layers see a window of 4, two see everything; 2 key/value heads of 8, in 2 bytes."""
+    """Two layers have a window of 4, two are global; 2 key/value heads of 8, in 2 bytes."""
     config = GemmaConfig(**GEMMA2)
     token = 2 * 2 * 8 * 2
-    # Prompt 3, new 4: the steps look at texts of 4, 5 and 6 tokens.
+    # Prompt 3, new 4: the decode steps read texts of 4, 5 and 6 tokens.
     whole = 2 * (4 + 5 + 6) * token
     local = 2 * (4 + 4 + 4) * token
     read = decode_bytes(config, 1000, batch=1, prompt=3, new=4, cache_dtype="bfloat16")
@@ -33,7 +33,7 @@ def test_decode_reads_weights_and_the_filled_cache():
 
 
 def test_published_shape():
-    """Gemma 2 2B in bfloat16: 26 layers of 4 heads of 256, so 106,496 bytes a token."""
+    """Gemma 2 2B in bfloat16: 26 layers of 4 heads of 256, so 106,496 bytes per token."""
     from keras_gemma.catalogue import presets
 
     config = presets()["gemma2_2b_en"].config

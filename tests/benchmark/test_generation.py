@@ -1,4 +1,4 @@
-"""What is called, and how figures follow from the seconds; no figure is judged by its size."""
+"""Calls of a measurement, and the results computed from their durations."""
 
 import types
 
@@ -12,7 +12,7 @@ from tests.configurations import GEMMA2
 
 
 class Clocked:
-    """A model that takes 1 s for a prompt and 0.25 s for a further token, 5 s more at first."""
+    """Model that takes 1 s per prompt, 0.25 s per further token, and 5 s more in the first call."""
 
     def __init__(self):
         self.config = GemmaConfig(**GEMMA2)
@@ -38,11 +38,11 @@ def test_seconds_of_calls(monkeypatch):
     assert lm.calls == [(2, {7}, new) for new in (5, 1, 1, 5, 1, 5)]
 
 
-def test_too_short_to_tell():
+def test_too_short_to_measure():
     assert Seconds(1.0, 0.5, 0.5).steps_per_second(2) is None
 
 
-def test_figures_fit_together(monkeypatch):
+def test_results_are_consistent(monkeypatch):
     monkeypatch.setattr(generation.backend, "memory_bandwidth", lambda: 10e9)
     monkeypatch.setattr(generation, "best_product", lambda dtype: (1e12, dtype))
     monkeypatch.setattr(generation, "time_calls", lambda lm, work: Seconds(9.0, 0.5, 1.5))
@@ -58,8 +58,8 @@ def test_figures_fit_together(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["prompt", "new", "batch", "repeat"])
-def test_nothing_to_time(name):
-    with pytest.raises(ValueError, match=rf"`{name}` must be at least .* Received: {name}=0"):
+def test_size_is_too_small(name):
+    with pytest.raises(ValueError, match=rf"`{name}` must be an? .*integer.* Received: {name}=0"):
         Work(**{name: 0})
 
 
@@ -72,15 +72,15 @@ def test_context():
 
 def test_peak_memory():
     if memory.peak() is None:
-        pytest.skip("known on Linux alone")
-    memory.forget_peak()
+        pytest.skip("known only on Linux")
+    memory.reset_peak()
     before = memory.resident()
     block = bytearray(64 << 20)
     block[::4096] = bytes(len(block[::4096]))
     assert memory.peak() - before > 60 << 20
 
 
-def test_memory_is_not_known_elsewhere(monkeypatch, tmp_path):
+def test_memory_is_unknown_on_other_systems(monkeypatch, tmp_path):
     monkeypatch.setattr(memory, "STATUS", tmp_path / "status")
-    memory.forget_peak()
+    memory.reset_peak()
     assert memory.resident() is None and memory.peak() is None

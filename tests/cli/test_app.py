@@ -1,49 +1,41 @@
-"""The command as a process: what it prints where, its exit codes, and what it does not import."""
+"""Exit codes, errors and output of the command, in a subprocess only if the process matters."""
 
+import io
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
+import keras
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from keras_gemma.cli import main
+from keras_gemma.cli.app import report
+from tests.cli.process import COMMAND, PREAMBLE, ROOT, run
 
-AS_INSTALLED = "import sys; sys.argv[0] = 'keras-gemma'; from keras_gemma.cli import main; "
+HEAVY = ("keras", "numpy", "kagglehub", "huggingface_hub")
 
 
-def run(arguments, environment, *, stdin=None, after=""):
-    """Run the command as the installed script does; `after` runs when it is done."""
-    code = f"{AS_INSTALLED}code = main(); {after}\nsys.exit(code)"
-    source = {"input": stdin} if stdin is not None else {"stdin": subprocess.DEVNULL}
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        env=environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        **source,
+def test_commands_that_need_no_keras(command_environment):
+    commands = [["--help"], ["generate", "--help"], ["bench", "--help"], ["presets"], ["info"]]
+    code = f"{PREAMBLE}[main(command) for command in {commands}]; "
+    code += f"sys.exit(str(set({HEAVY}) & set(sys.modules) or ''))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=command_environment, capture_output=True, text=True
     )
+    assert result.stderr.strip() == ""
+    assert "--shape" in result.stdout and "\x1b" not in result.stdout
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["info"]])
-def test_answers_without_keras(command_environment, arguments):
-    result = run(arguments, command_environment, after="sys.exit('keras' in sys.modules)")
-    assert result.returncode == 0, result.stderr
-    assert "\x1b" not in result.stdout
-    assert result.stderr == ""
-
-
-def test_info(command_environment):
-    result = run(["info", "--json"], command_environment)
-    facts = json.loads(result.stdout)
-    assert facts["backend"] == command_environment["KERAS_BACKEND"]
+def test_info(capsys):
+    assert main(["info", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["backend"] == keras.config.backend()
     assert facts["keras"] and facts["keras-gemma"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         ([], "Missing command"),
         (["generate"], "standard input is empty"),
@@ -54,15 +46,16 @@ def test_info(command_environment):
         (["generate", "x", "--nonsense"], "--nonsense"),
     ],
 )
-def test_wrong_usage(command_environment, arguments, says):
-    result = run(arguments, command_environment)
-    assert result.returncode == 2
-    assert says in result.stderr.splitlines()[0]
-    assert len(result.stderr.splitlines()) == 2
-    assert result.stdout == ""
+def test_wrong_usage(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err.splitlines()[0]
+    assert len(printed.err.splitlines()) == 2
+    assert printed.out == ""
 
 
-def test_a_failure_is_short(command_environment):
+def test_failure_prints_a_short_error(command_environment):
     result = run(["generate", "x", "--model", "gemma_tiny_fr"], command_environment)
     assert result.returncode == 1
     assert result.stderr.startswith("error: ")
@@ -71,35 +64,26 @@ def test_a_failure_is_short(command_environment):
     assert result.stdout == ""
 
 
-def test_debug_shows_the_traceback(command_environment):
-    arguments = ["generate", "x", "--model", "gemma_tiny_fr", "--debug"]
-    result = run(arguments, command_environment)
-    assert result.returncode == 1
-    assert "Traceback" in result.stderr
+def test_debug_shows_the_traceback():
+    with pytest.raises(ValueError, match="gemma_tiny_fr"):
+        main(["generate", "x", "--model", "gemma_tiny_fr", "--debug"])
+    assert sys.excepthook is sys.__excepthook__
 
 
-def test_unsupported_backend_is_an_error_not_a_traceback(command_environment):
-    result = run(["info"], {**command_environment, "KERAS_BACKEND": "numpy"})
-    assert result.returncode == 1
-    assert result.stderr.startswith("error: KERAS_BACKEND must be one of")
-    assert len(result.stderr.splitlines()) == 1
+def test_unsupported_backend(monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "numpy")
+    with pytest.raises(ValueError, match=r"^KERAS_BACKEND must be one of"):
+        main(["info"])
+    assert sys.excepthook is report
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["presets"],
-        ["presets", "--json"],
-        ["info", "--json"],
-        ["generate", "ROMEO:", "--max-new-tokens", "1", "--json"],
-    ],
-)
-def test_a_reader_that_leaves(command_environment, arguments):
-    """What `| head` does when it has read enough."""
+@pytest.mark.parametrize("arguments", [["presets"], ["info", "--json"]])
+def test_closed_pipe_is_not_an_error(command_environment, arguments):
+    """The pipe is closed before all is written, as by `| head`."""
     read, write = os.pipe()
     os.close(read)
     result = subprocess.run(
-        [sys.executable, "-c", f"{AS_INSTALLED}sys.exit(main())", *arguments],
+        [*COMMAND, *arguments],
         env=command_environment,
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
@@ -111,9 +95,24 @@ def test_a_reader_that_leaves(command_environment, arguments):
 
 
 def test_generates_from_a_pipe(command_environment):
-    """With the built-in preset: text on stdout, and nothing else anywhere."""
+    """Prints the text of the built-in model to stdout, and nothing to stderr."""
     result = run(["generate", "--max-new-tokens", "4"], command_environment, stdin="ROMEO:\n")
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("ROMEO:")
     assert len(result.stdout) > len("ROMEO:\n")
     assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ValueError("what, and the remedy"), "error: what, and the remedy\n"),
+        (KeyError("name"), "error: KeyError: 'name'\n"),
+        (RuntimeError(), "error: RuntimeError: \n"),
+        (ValueError("one\n\ntwo"), "error: one\ntwo\n"),
+        (ValueError("one\ntwo\nthree"), "error: one\ntwo (--debug shows more)\n"),
+    ],
+)
+def test_report(error, expected, capsys):
+    report(type(error), error, None)
+    assert capsys.readouterr().err == expected

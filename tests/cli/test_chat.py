@@ -1,11 +1,10 @@
-"""`keras-gemma chat`: what it reads, its commands, and one conversation in a terminal."""
+"""`keras-gemma chat`: its input, its commands, and a conversation in a terminal."""
 
 import io
 import json
 import os
 import signal
 import subprocess
-import sys
 
 import pytest
 import typer
@@ -13,13 +12,9 @@ import typer
 from keras_gemma.cli import main
 from keras_gemma.cli.chat import read_message
 from keras_gemma.cli.terminal import Terminal, interrupts
-from tests.cli.test_app import AS_INSTALLED, ROOT, run
+from tests.cli.process import COMMAND, ROOT
+from tests.cli.process import Terminal as Keyboard
 from tests.models import make_lm
-
-
-class Keyboard(io.StringIO):
-    def isatty(self):
-        return True
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +24,9 @@ def lm(tiny_proto):
 
 @pytest.fixture
 def talk(lm, monkeypatch, capsys):
-    """Types lines into a terminal; returns it, and what was printed."""
+    """Function that types lines into a terminal, and returns the terminal and the output."""
 
-    def types(*lines, **arguments):
+    def type_lines(*lines, **arguments):
         typed = iter(lines)
 
         def read():
@@ -47,10 +42,10 @@ def talk(lm, monkeypatch, capsys):
         terminal.talk("A model.")
         return terminal, capsys.readouterr()
 
-    return types
+    return type_lines
 
 
-def test_messages(tmp_path):
+def test_read_message(tmp_path):
     file = tmp_path / "file.txt"
     file.write_text("of a file\n")
     pipe = "from\na pipe\n"
@@ -63,13 +58,13 @@ def test_messages(tmp_path):
         read_message([], None, io.StringIO("\n"))
 
 
-def test_a_conversation(talk):
+def test_conversation(talk):
     terminal, printed = talk("to be", "or not", benchmark=True)
     first, second = (m["content"] for m in terminal.chat.history[1::2])
     assert printed.out.index("A model.") < printed.out.index(first)
     assert f"{first}\n" in printed.out and f"{second}\n" in printed.out
     speeds = printed.err.splitlines()
-    assert "in the cache" not in speeds[0] and "more were in the cache" in speeds[1]
+    assert "the cache" not in speeds[0] and "reused from the cache" in speeds[1]
     assert "\x1b" not in printed.out
 
 
@@ -93,35 +88,35 @@ def test_commands(talk, tmp_path):
     assert saved["messages"][0] == {"role": "user", "content": "to be"}
     assert terminal.chat.history == []
     assert terminal.chat.system == "Be brief."
-    for said in (
+    for remark in (
         "Saved 2 messages",
         "A new session.",
         "nothing to undo",
         "Loaded 2 messages",
         "system: Be brief.",
         "user: to be",
-        "Taken back: to be",
+        "Removed: to be",
         "!load FILE",
-        "!nonsense is no command",
+        "Unknown command !nonsense",
         "Ctrl-D leaves",
     ):
-        assert said in printed.out
+        assert remark in printed.out
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_what_goes_wrong_is_said_and_the_conversation_goes_on(talk, tmp_path):
+def test_errors_do_not_end_the_conversation(talk, tmp_path):
     wrong = tmp_path / "wrong.json"
     wrong.write_text('{"messages": [{"role": "assistant", "content": "x"}]}')
     terminal, printed = talk(
         *("to be " * 9000, "!load", f"!load {wrong}", f"!load {tmp_path / 'none.json'}"),
         *(f"!load {__file__}", "to be"),
     )
-    said = [line for line in printed.out.splitlines() if line.startswith("error: ")]
-    assert len(said) == 5
+    errors = [line for line in printed.out.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 5
     assert len(terminal.chat.history) == 2
 
 
-def test_the_first_interrupt_is_noted_and_the_second_raises():
+def test_second_interrupt_raises():
     before = signal.getsignal(signal.SIGINT)
     with interrupts() as interrupted:
         assert not interrupted()
@@ -132,7 +127,7 @@ def test_the_first_interrupt_is_noted_and_the_second_raises():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_an_interrupt_stops_the_reply(talk, lm, monkeypatch):
+def test_interrupt_stops_the_reply(talk, lm, monkeypatch):
     pieces = []
 
     def interrupt(self):
@@ -146,19 +141,19 @@ def test_an_interrupt_stops_the_reply(talk, lm, monkeypatch):
     assert terminal.chat.history[1]["content"] + " ...\n" in printed.out
 
 
-def test_one_answer(command_environment, tmp_path):
-    """From a pipe, as JSON, by the command itself."""
+def test_one_reply_as_json(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("who's there\n"))
     options = ["--json", "--max-new-tokens", "3", "--mode", "factual", "--system", "Be brief."]
-    result = run(["chat", "Say", *options], command_environment, stdin="who's there\n")
-    assert result.returncode == 0, result.stderr
-    answer = json.loads(result.stdout)
+    assert main(["chat", "Say", *options]) == 0
+    printed = capsys.readouterr()
+    answer = json.loads(printed.out)
     assert answer["messages"][:2] == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Say\nwho's there"},
     ]
     assert answer["messages"][2] == {"role": "assistant", "content": answer["reply"]}
     assert answer["new_tokens"] == 3
-    assert result.stderr == ""
+    assert printed.err == ""
 
 
 def test_json_needs_a_prompt(monkeypatch, capsys):
@@ -168,25 +163,25 @@ def test_json_needs_a_prompt(monkeypatch, capsys):
 
 
 def test_in_a_terminal(command_environment, tmp_path):
-    """Keys: a message of two lines, the one before, Ctrl-C, leaving."""
+    """Types a message of two lines, recalls it, presses Ctrl-C, and leaves."""
     pytest.importorskip("pexpect")
     from pexpect import EOF, fdpexpect
 
     environment = {**command_environment, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
     options = ["chat", "--max-new-tokens", "5", "--seed", "1"]
-    here, there = os.openpty()
-    process = subprocess.Popen(  # `pexpect.spawn` forks, which JAX's threads do not survive
-        [sys.executable, "-c", f"{AS_INSTALLED}sys.exit(main())", *options],
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(  # `pexpect.spawn` would fork, which JAX's threads do not survive.
+        [*COMMAND, *options],
         **{"env": environment, "cwd": ROOT, "start_new_session": True},
-        **dict.fromkeys(("stdin", "stdout", "stderr"), there),
+        **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
     )
-    os.close(there)
-    child = fdpexpect.fdspawn(here, timeout=240, encoding="utf-8")
-    ready = r"\x1b\[\?2004h"  # what an editor of lines says to a terminal
+    os.close(theirs)
+    child = fdpexpect.fdspawn(ours, timeout=240, encoding="utf-8")
+    ready = r"\x1b\[\?2004h"  # sent when the editor waits for input
     child.expect("!help shows the commands")
     for typed, printed in (
-        ("who's\x1b\rthere\r", "no more room"),
-        ("\x1b[A\r", "no more room"),  # the message before, again
+        ("who's\x1b\rthere\r", "maximum length"),
+        ("\x1b[A\r", "maximum length"),  # recalls and sends the earlier message
         ("!history\r", r"(?s)user: who's.{1,20}there.*user: who's.{1,20}there"),
         ("\x03", "Ctrl-D leaves"),
         ("!exit\r", EOF),

@@ -1,4 +1,4 @@
-"""The commands that README, docs and notebooks show are ones that the program takes."""
+"""Commands in README, docs and notebooks have valid options."""
 
 import json
 import re
@@ -14,15 +14,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def commands():
-    """Each `keras-gemma ...` in a block of shell, without what is piped in and out."""
+    """Returns each `keras-gemma` command in a shell block, without pipes."""
     texts = [path.read_text("utf-8") for path in (ROOT / "README.md", *ROOT.glob("docs/**/*.md"))]
     for path in ROOT.glob("examples/*.ipynb"):
         cells = json.loads(path.read_text("utf-8"))["cells"]
         texts += ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
     blocks = [block for text in texts for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)]
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    found = re.findall(r"(?m)(?:^|\| )keras-gemma (.*?)(?: \||$)", "\n".join(lines))
-    return sorted(set(found))
+    return sorted(set(re.findall(r"(?m)(?:^|\| )keras-gemma (.*?)(?: \||$)", "\n".join(lines))))
 
 
 def test_there_are_commands():
@@ -30,11 +29,11 @@ def test_there_are_commands():
 
 
 @pytest.mark.parametrize("line", commands())
-def test_a_command_parses(line, tmp_path, monkeypatch):
+def test_command_parses(line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name, *arguments = shlex.split(line, comments=True)
     for argument in arguments:
-        if "/" in argument:  # a folder of the reader's
+        if "/" in argument:  # a folder that must exist
             Path(argument).mkdir(parents=True)
     command = typer.main.get_command(app).commands[name]
-    command.make_context(name, arguments)  # raises what is wrong with it
+    command.make_context(name, arguments)  # raises if an option is invalid

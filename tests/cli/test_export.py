@@ -1,6 +1,4 @@
-"""`keras-gemma export`, in this process, with the built-in model and formats that take no time."""
-
-import sys
+"""`keras-gemma export` of the built-in model, with test doubles of the formats."""
 
 import keras
 import pytest
@@ -10,16 +8,9 @@ from keras_gemma.causal_lm.model import GemmaCausalLM
 from keras_gemma.cli import main
 
 
-@pytest.fixture(autouse=True)
-def quiet(monkeypatch):
-    """The process is left as it was."""
-    monkeypatch.setattr("sys.excepthook", sys.excepthook)
-    monkeypatch.setattr("keras_gemma.cli.options.silence_frameworks", lambda: None)
-
-
 @pytest.fixture
 def seen(monkeypatch):
-    """What the formats were called with."""
+    """Backbone and options of each call of a format."""
     calls = []
 
     def write(lm, directory, **options):
@@ -31,13 +22,13 @@ def seen(monkeypatch):
     return calls
 
 
-def test_a_saved_model(tmp_path, seen, capsys):
+def test_saved_model(tmp_path, seen, capsys):
     target = tmp_path / "served"
     command = ["export", "gemma_tiny_en", str(target)]
     options = ["--max-new-tokens", "40", "--max-batch-size", "8", "--quantization", "int8"]
     assert main([*command, *options, "--dtype", "float32"]) == 0
-    ((backbone, given),) = seen
-    assert given == {"max_new_tokens": 40, "max_batch_size": 8}
+    ((backbone, settings),) = seen
+    assert settings == {"max_new_tokens": 40, "max_batch_size": 8}
     assert backbone.quantization.mode == "int8"
     assert keras.backend.standardize_dtype(backbone.compute_dtype) == "float32"
     assert "as tf_saved_model: 2 files" in capsys.readouterr().out
@@ -54,24 +45,24 @@ def test_programs(rows, batch_size, tmp_path, seen):
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         (["--format", "zip"], "tf_saved_model"),
         (["--format", "onnx", "--quantization", "int8"], "floating point"),
-        (["--format", "torch", "--max-new-tokens", "4"], "torch has no such option"),
-        (["--format", "jax", "--max-batch-size", "4"], "jax has no such option"),
-        (["--batch-size", "4"], "tf_saved_model has no such option"),
+        (["--format", "torch", "--max-new-tokens", "4"], "torch does not have this option"),
+        (["--format", "jax", "--max-batch-size", "4"], "jax does not have this option"),
+        (["--batch-size", "4"], "tf_saved_model does not have this option"),
         (["--max-new-tokens", "0"], "--max-new-tokens"),
     ],
 )
-def test_wrong_usage(options, says, capsys):
+def test_wrong_usage(options, message, capsys):
     assert main(["export", "x", "y", *options]) == 2
     error = capsys.readouterr().err
-    assert says in error
+    assert message in error
     assert len(error.splitlines()) == 2
 
 
-def test_the_target_is_tried_before_the_model_is_read(tmp_path, monkeypatch):
+def test_target_is_checked_before_the_model_is_read(tmp_path, monkeypatch):
     def read(*args, **kwargs):
         raise AssertionError("The model was read.")
 
@@ -79,10 +70,10 @@ def test_the_target_is_tried_before_the_model_is_read(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "thesis.txt").write_text("")
-    for place, says in (
+    for place, message in (
         ("file/model", "`path` cannot be written: .*Pass a writable path"),
         ("file", "`path` exists"),
         ("folder", "`path` exists"),
     ):
-        with pytest.raises(ValueError, match=says):
+        with pytest.raises(ValueError, match=message):
             main(["export", "gemma_tiny_en", str(tmp_path / place)])

@@ -1,26 +1,20 @@
-"""The command's own decisions, in this process; a double stands in for the model."""
+"""`keras-gemma generate` with a test double of the model."""
 
 import io
 import json
-import sys
 from types import SimpleNamespace
 
 import pytest
 import typer
 
 from keras_gemma.cli import main
-from keras_gemma.cli.app import report
 from keras_gemma.cli.loading import Choice
 from keras_gemma.cli.options import read_prompts
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
+from tests.cli.process import Terminal
 
 
 class Model:
-    """Answers every prompt with the settings it was called with."""
+    """Test double that records the settings of each call."""
 
     def from_preset(self, preset, **arguments):
         self.loaded = (preset, arguments)
@@ -40,22 +34,19 @@ class Model:
 
     @property
     def preprocessor(self):
-        """A token a character."""
+        """Preprocessor whose tokens are characters."""
         tokenizer = SimpleNamespace(encode=lambda texts: texts)
         return SimpleNamespace(tokenize_prompts=lambda texts: texts, tokenizer=tokenizer)
 
 
 def choose(model, fit, dtype, quantization):
-    """As `loading.choose`, of models that are nowhere."""
+    """Same as `loading.choose`, for models that do not exist."""
     bits = {} if quantization is None else {"quantization": quantization.value}
     return Choice({"dtype": dtype and dtype.value, **bits}, "", True)
 
 
 @pytest.fixture
 def model(monkeypatch):
-    """The double, in a process that the command leaves as it was."""
-    monkeypatch.setattr("sys.excepthook", sys.excepthook)
-    monkeypatch.setattr("keras_gemma.cli.options.silence_frameworks", lambda: None)
     double = Model()
     monkeypatch.setattr("keras_gemma.cli.loading.GemmaCausalLM", double)
     monkeypatch.setattr("keras_gemma.cli.loading.choose", choose)
@@ -71,11 +62,11 @@ def test_prompts():
 
 
 @pytest.mark.parametrize(
-    ("prompts", "stdin", "says"),
-    [([], Terminal(), "write one"), ([], io.StringIO(), "empty"), (["-"], Terminal(), "empty")],
+    ("prompts", "stdin", "message"),
+    [([], Terminal(), "pass a prompt"), ([], io.StringIO(), "empty"), (["-"], Terminal(), "empty")],
 )
-def test_no_prompt(prompts, stdin, says):
-    with pytest.raises(typer.BadParameter, match=says):
+def test_no_prompt(prompts, stdin, message):
+    with pytest.raises(typer.BadParameter, match=message):
         read_prompts(prompts, stdin)
 
 
@@ -100,18 +91,18 @@ def test_options(model, options, settings):
     assert model.settings == {"max_new_tokens": 128, **settings}
 
 
-def test_what_the_model_would_refuse_is_refused_before_it_is_loaded(model, capsys):
-    for options, says in (
+def test_settings_are_checked_before_the_model_is_loaded(model, capsys):
+    for options, message in (
         (["--top-p", "0"], "top_p=0"),
         (["--sampler", "beam", "--top-k", "3"], "`top_k` cannot be changed for BeamSampler"),
         (["--stop", ""], "stop="),
     ):
         assert main(["generate", "one", *options]) == 2
-        assert says in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     assert not hasattr(model, "loaded")
 
 
-def test_by_default_there_are_as_many_tokens_as_fit(model):
+def test_default_number_of_new_tokens_fits_the_context(model):
     assert main(["generate", "x" * 150, "y" * 10]) == 0
     assert model.settings["max_new_tokens"] == [50, 128]
     assert main(["generate", "x" * 300]) == 0
@@ -124,7 +115,7 @@ def test_one_text_is_streamed(model, tmp_path, capsys):
     assert main(["generate", "--file", str(file), "--benchmark"]) == 0
     printed = capsys.readouterr()
     assert printed.out == "one ❧\n"
-    assert printed.err.startswith("3 tokens read, 2 made in ")
+    assert printed.err.startswith("3 tokens read, 2 generated in ")
     assert main(["generate", "one", "--strip-prompt"]) == 0
     assert capsys.readouterr().out == " ❧\n"
 
@@ -158,25 +149,10 @@ def test_generate_json(model, capsys):
     assert model.strip_prompt is True
 
 
-def test_errors_raised_by_the_work_are_not_taken_for_usage(model, monkeypatch):
+def test_errors_while_loading_are_not_usage_errors(model, monkeypatch):
     def fail(*_, **__):
         raise FileNotFoundError("a missing shard")
 
     monkeypatch.setattr(model, "from_preset", fail)
     with pytest.raises(FileNotFoundError, match="a missing shard"):
         main(["generate", "one"])
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (ValueError("what, and the remedy"), "error: what, and the remedy\n"),
-        (KeyError("name"), "error: KeyError: 'name'\n"),
-        (RuntimeError(), "error: RuntimeError: \n"),
-        (ValueError("one\n\ntwo"), "error: one\ntwo\n"),
-        (ValueError("one\ntwo\nthree"), "error: one\ntwo (--debug shows all)\n"),
-    ],
-)
-def test_report(error, expected, capsys):
-    report(type(error), error, None)
-    assert capsys.readouterr().err == expected

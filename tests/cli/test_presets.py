@@ -1,6 +1,5 @@
-"""`keras-gemma presets` as a process: a table for people, JSON for programs, and no Keras."""
+"""`keras-gemma presets`: table and JSON."""
 
-import io
 import json
 import re
 import sys
@@ -8,33 +7,29 @@ import sys
 import pytest
 
 from keras_gemma import catalogue
-from keras_gemma.cli.presets import presets
-from tests.cli.test_app import run
+from keras_gemma.cli import main
 from tests.storage.hubs import lay_out_hugging_face, lay_out_kaggle
 
 DTYPES = ("float32", "bfloat16", "int8", "int4")
 
 
 @pytest.fixture
-def environment(command_environment, tmp_path):
+def caches(tmp_path, monkeypatch):
+    """Caches of both hubs with one model each, and colors requested."""
     tiny = catalogue.presets()["gemma_tiny_en"].folder
     lay_out_kaggle(tmp_path / "kagglehub", "keras/gemma/keras/gemma_2b_en/3", tiny)
     lay_out_hugging_face(tmp_path / "hub", "google/gemma-2-27b-it", tiny)
-    return {
-        **command_environment,
-        "KAGGLEHUB_CACHE": str(tmp_path / "kagglehub"),
-        "HF_HUB_CACHE": str(tmp_path / "hub"),
-        "FORCE_COLOR": "1",
-    }
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "kagglehub"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("FORCE_COLOR", "1")
 
 
-def test_table(environment):
-    """Whole and without colours in a pipe, even where colours are asked for."""
-    light = "sys.exit(len({'keras', 'numpy', 'kagglehub', 'huggingface_hub'} & set(sys.modules)))"
-    result = run(["presets"], environment, after=light)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout.isascii() and "\x1b" not in result.stdout
-    head, *lines = result.stdout.splitlines()
+def test_table_in_a_pipe(caches, capsys):
+    """All columns without colors."""
+    assert main(["presets"]) == 0
+    table = capsys.readouterr().out
+    assert table.isascii() and "\x1b" not in table
+    head, *lines = table.splitlines()
     assert head.split() == ["preset", "parameters", "context", *DTYPES, "weights", "license"]
     rows = {line.split()[0]: line for line in lines}
     assert list(rows) == list(catalogue.presets())
@@ -45,11 +40,6 @@ def test_table(environment):
         assert rows[name].split()[-3:] == ["built", "in", "Apache-2.0"]
     cached = [name for name, line in rows.items() if " cached " in line]
     assert cached == ["gemma_2b_en", "gemma2_instruct_27b_en"]
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
 
 
 ALL = ["preset", "parameters", "context", *DTYPES, "weights", "license"]
@@ -66,12 +56,11 @@ ALL = ["preset", "parameters", "context", *DTYPES, "weights", "license"]
         (32, ["preset"]),
     ],
 )
-def test_a_narrow_terminal_has_fewer_columns(width, columns, monkeypatch):
-    terminal = Terminal()
+def test_narrow_terminal_has_fewer_columns(width, columns, terminal, monkeypatch):
     monkeypatch.setattr(sys, "stdout", terminal)
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("TERM", "xterm")
-    presets()
+    assert main(["presets"]) == 0
     lines = re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue()).splitlines()
     assert max(map(len, lines)) <= width
     lines = [line for line in lines if line.strip()]
@@ -80,9 +69,10 @@ def test_a_narrow_terminal_has_fewer_columns(width, columns, monkeypatch):
     assert "\N{HORIZONTAL ELLIPSIS}" not in "".join(lines)
 
 
-def test_json(environment):
-    result = run(["presets", "--json"], environment)
-    entries = {entry["name"]: entry for entry in map(json.loads, result.stdout.splitlines())}
+def test_json(caches, capsys):
+    assert main(["presets", "--json"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    entries = {entry["name"]: entry for entry in map(json.loads, lines)}
     assert list(entries) == list(catalogue.presets())
     assert entries["gemma_2b_en"]["weights"] == "cached"
     assert entries["gemma_7b_en"]["weights"] == "to download"

@@ -1,4 +1,4 @@
-"""What a model writes gives a terminal no orders, and reaches a pipe as it is."""
+"""Text of a model: control characters are removed in a terminal, and kept in a pipe."""
 
 import io
 import sys
@@ -15,14 +15,13 @@ from keras_gemma.cli.terminal import Terminal
 EVIL = "a\x1b[2J\x1b]0;title\x07\tb\r\x9b31m\x08\x7f\nc ❧ é"
 HARMLESS = "a[2J]0;title\tb31m\nc ❧ é"
 
-
 EXPECTED = pytest.mark.parametrize(
     ("terminal", "expected"), [(True, HARMLESS), (False, EVIL)], ids=["terminal", "pipe"]
 )
 
 
 def output(monkeypatch, terminal):
-    """Standard output from now on: a terminal, or a pipe."""
+    """Replaces standard output with a terminal or a pipe, and returns it."""
     out = io.StringIO()
     out.isatty = lambda: terminal
     monkeypatch.setattr(sys, "stdout", out)
@@ -50,14 +49,14 @@ def test_generated_text(terminal, expected, monkeypatch):
 
 
 @EXPECTED
-def test_an_answer(terminal, expected, monkeypatch):
+def test_reply(terminal, expected, monkeypatch):
     out = output(monkeypatch, terminal)
     answer(Chat(), EVIL, "tiny", as_json=False, benchmark=False)
     assert out.getvalue() == expected + "\n"
 
 
 @EXPECTED
-def test_a_conversation(terminal, expected, monkeypatch):
+def test_conversation(terminal, expected, monkeypatch):
     out = output(monkeypatch, terminal)
     chat = Chat(dropped=[], finish_reason="stop", messages=[{"role": "user", "content": EVIL}])
     conversation = Terminal(chat, "tiny", silent=True)

@@ -38,7 +38,7 @@ def generate(rows):
     lm.generate([[2] * 200], max_new_tokens=3, stop_token_ids=None, **many)
 generate(2)
 before = memory.resident()
-memory.forget_peak()
+memory.reset_peak()
 generate(600)
 print(memory.peak() - before, estimates[-1])
 """

@@ -290,7 +290,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert "10 samples" in printed and "1 bad, left out" in printed
-    assert "left out: data.jsonl, line 11: no JSON" in printed
+    assert "skipped: data.jsonl, line 11: no JSON" in printed
     assert printed.strip().endswith(str(tmp_path / "out" / "adapter"))
     if not all(map(importlib.util.find_spec, ("tensorflow", "tensorboard"))):
         with pytest.raises(ImportError, match="pip install tensorflow tensorboard"):
@@ -304,4 +304,4 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     with pytest.raises(ConnectionAbortedError, match="mixed_bfloat16"):
         main([*command, "--full"])
     assert main([*command, "--full", "--quantization", "int4"]) == 2
-    assert "quantized weights are not trained" in capsys.readouterr().err
+    assert "quantized weights cannot be trained" in capsys.readouterr().err

@@ -1,5 +1,6 @@
-"""The comparison with other libraries, on a model of two layers: the same weights, the same ids."""
+"""Scripts of `examples/benchmarks`, on a model of two layers."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -48,11 +49,29 @@ def test_compare_in_4_bits(command_environment):
     (ours,) = (json.loads(line) for line in lines if line.startswith("{"))
     assert ours["quantization"] == "int4" and len(ours["ids"]) == 6
     assert ours["tokens_per_second"] > 0 and 0 <= ours["mbu"] < 1
-    assert "transformers has no int4 here" in lines
+    assert "transformers is not measured in int4" in lines
 
 
-def test_a_folder_of_other_weights(command_environment, tmp_path):
+def test_folder_with_other_weights(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(COMPARE.parent)
+    compare = importlib.import_module("compare")
     (tmp_path / "sizes.json").write_text("{}")
-    result = run(command_environment, "--folder", str(tmp_path), "--libraries", "keras_gemma")
-    assert result.returncode == 1
-    assert "holds other weights" in result.stderr
+    options = ["--tiny", "--folder", str(tmp_path), "--one", "checkpoints"]
+    monkeypatch.setattr("sys.argv", ["compare.py", *options])
+    with pytest.raises(ValueError, match="has other weights"):
+        compare.main()
+
+
+def test_kernels(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(COMPARE.parent)
+    kernels = importlib.import_module("kernels")
+    monkeypatch.setattr(kernels, "MAX_MATRICES", 1)
+    monkeypatch.setattr(kernels, "MIN_SECONDS", 1e-6)
+    monkeypatch.setattr("keras_gemma.backend.memory_bandwidth", lambda: 47e9)
+    monkeypatch.setattr("sys.argv", ["kernels.py", "--shape", "gemma_tiny_en", "--rows", "1", "8"])
+    kernels.main()
+    title, head, *lines = capsys.readouterr().out.splitlines()
+    assert title == "memory bandwidth 47 GB/s"
+    assert head.split()[-4:] == ["1", "rows", "8", "rows"]
+    assert len(lines) == 6 * 3
+    assert lines[3].startswith("key, value    128 x 192     packed")
