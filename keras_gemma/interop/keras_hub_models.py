@@ -73,6 +73,7 @@ def to_keras_hub(item: Any) -> Any:
         preprocessor = item.preprocessor
         if preprocessor is not None:
             preprocessor = _preprocessor_to(preprocessor)
+            preprocessor.build(None)  # otherwise Keras warns about unbuilt state
         backbone = _backbone_to(item.backbone)
         theirs = models.GemmaCausalLM(backbone, preprocessor, name=item.name)
         theirs.compile(sampler=convert_sampler(item.sampler))
