@@ -1,6 +1,6 @@
-"""Conversations: messages checked, and as Gemma's turns, in ids or as a string.
+"""Conversations: checks of messages, and their rendering as Gemma turns, in ids or as a string.
 
-A conversation of a system message, two of the user's and a reply:
+A conversation of a system message, two user messages and a reply:
 
     <bos><start_of_turn>user
     {system}
@@ -12,8 +12,8 @@ A conversation of a system message, two of the user's and a reply:
     {user}<end_of_turn>
     <start_of_turn>model
 
-Gemma knows no system role: such a message stands at the head of the first user turn. Knows no
-model, and not how long a conversation may get.
+Gemma has no system role, so a system message is prepended to the first user turn. Knows nothing
+about models and context lengths.
 """
 
 import dataclasses
@@ -25,29 +25,29 @@ from keras_gemma.text.pieces import Pieces
 START, END = "<start_of_turn>", "<end_of_turn>"
 
 Message = Mapping[str, str]
-"""`{"role", "content"}`; roles are `"system"`, at the beginning, `"user"` and `"assistant"`."""
+"""`{"role", "content"}`. Roles are `"user"`, `"assistant"` or `"model"`, and a first `"system"`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """What stands between the control tokens: `{role}\\n{text}`."""
+    """Text between the control tokens of one turn: `{role}\\n{text}`."""
 
     role: str
     text: str
 
     @property
     def head(self) -> str:
-        """What stands before the text."""
+        """Text before the content: the role and a newline."""
         return f"{self.role}\n"
 
 
 def read_turns(messages: Sequence[Message]) -> list[Turn]:
-    """The turns of a conversation, with `system` folded into the first of them.
+    """Converts messages to turns, with the system message folded into the first turn.
 
     Raises:
-        TypeError: no list of messages, or content that is no string.
-        ValueError: an empty list, a message without role or content, or roles that do not
-            alternate; the message is named.
+        TypeError: If `messages` is not a list of messages, or a role or content is not a string.
+        ValueError: If there is no user message, a message has no role or content, or roles do not
+            alternate.
     """
     if isinstance(messages, Mapping | str | bytes) or not isinstance(messages, Sequence):
         raise TypeError(
@@ -56,37 +56,36 @@ def read_turns(messages: Sequence[Message]) -> list[Turn]:
         )
     for i, message in enumerate(messages):
         _check_message(i, message)
-    system = [] if not messages or messages[0]["role"] != "system" else [messages[0]]
-    rest = messages[len(system) :]
+    has_system = bool(messages) and messages[0]["role"] == "system"
+    preface = f"{messages[0]['content'].strip()}\n\n" if has_system else ""
+    rest = messages[has_system:]
     if not rest:
         raise ValueError(
-            "`messages` must hold a message of the user's. "
+            "`messages` must have at least one user message. "
             f"Received: messages={list(messages)!r:.80}"
         )
     turns = []
     for i, message in enumerate(rest):
-        role, number = message["role"], i + len(system)
-        if (role == "user") != (i % 2 == 0):
-            wanted = "user" if i % 2 == 0 else "assistant"
+        role, content = message["role"], message["content"]
+        expected = "assistant" if i % 2 else "user"
+        if (role == "user") != (expected == "user"):
             raise ValueError(
-                "`messages` must alternate: user, assistant, user, ..., behind a system message if "
-                f"there is one. Message {number} must be of the role {wanted!r}. "
-                f"Received: role={role!r}, content={message['content']!r:.60}"
+                "The roles of `messages` must alternate: user, assistant, user, ..., after an "
+                f"optional system message. Message {i + has_system} must have the role "
+                f"{expected!r}. Received: role={role!r}, content={content!r:.60}"
             )
-        turns.append(Turn("model" if role == "assistant" else role, message["content"].strip()))
-    if system:
-        preface = system[0]["content"].strip()
-        turns[0] = Turn("user", f"{preface}\n\n{turns[0].text}")
+        role = "model" if role == "assistant" else role
+        turns.append(Turn(role, content.strip() if i else preface + content.strip()))
     return turns
 
 
 def render(turns: Sequence[Turn], start: str, prompt: bool) -> str:
-    """The turns as a string.
+    """Renders turns as a string.
 
     Args:
-        turns: of `read_turns`.
-        start: `<bos>`.
-        prompt: whether the model is to speak next.
+        turns: Result of `read_turns`.
+        start: The start token, `<bos>`.
+        prompt: If True, the string ends with the head of a model turn.
     """
     text = "".join(f"{START}{turn.head}{turn.text}{END}\n" for turn in turns)
     return start + text + (f"{START}model\n" if prompt else "")
@@ -97,37 +96,43 @@ def encode_turns(
     vocabulary: Pieces,
     prompt: bool,
     replies: Mapping[str, Sequence[int]] | None = None,
-) -> list[int]:
-    """The ids of the turns; what is written in them gives no control token.
+) -> tuple[list[int], list[range]]:
+    """Encodes turns as token ids. Control tokens written in the text of a turn are plain text.
 
     Args:
-        turns: of `read_turns`.
-        vocabulary: has the control tokens of turns.
-        prompt: whether the model is to speak next.
-        replies: the ids of turns of the model's own, by their text, where they are known.
+        turns: Result of `read_turns`.
+        vocabulary: Vocabulary with the control tokens of turns.
+        prompt: If True, the ids end with the head of a model turn.
+        replies: Known ids of generated model turns, by their text.
+
+    Returns:
+        The ids, and the positions of each model turn: its text and `<end_of_turn>`.
 
     Raises:
-        ValueError: the vocabulary lacks a control token.
+        ValueError: If the vocabulary lacks a control token.
     """
     names = ("<bos>", START, END)
     bos, start, end = (vocabulary.id_or_none(name) for name in names)
     missing = [n for n, id in zip(names, (bos, start, end), strict=True) if id is None]
     if missing:
         raise ValueError(
-            f"The vocabulary has no {' and no '.join(missing)}, so it cannot tell turns apart. "
-            "Use that of a Gemma checkpoint, or one of `train_vocabulary`."
+            f"The vocabulary has no {' and no '.join(missing)}, which conversations require. Use "
+            "the vocabulary of a Gemma checkpoint, or create one with `train_vocabulary`."
         )
-    heads = {"model\n", *(turn.head for turn in turns), "\n"}
-    plain = dict(zip(heads, vocabulary.encode(list(heads), False), strict=True))
-    ids = [bos]
-    for turn in turns:
-        said = (replies or {}).get(turn.text) if turn.role == "model" else None
-        if said is None:
-            (within,) = vocabulary.encode([turn.head + turn.text], False)
-        else:
-            within = [*plain[turn.head], *said]
-        ids += [start, *within, end, *plain["\n"]]
-    return [*ids, start, *plain["model\n"]] if prompt else ids
+    generated = [(replies or {}).get(t.text) if t.role == "model" else None for t in turns]
+    texts = [
+        turn.head + turn.text if reply is None else turn.head
+        for turn, reply in zip(turns, generated, strict=True)
+    ]
+    *encoded, model, newline = vocabulary.encode([*texts, "model\n", "\n"], False)
+    ids, spans = [bos], []
+    for turn, part, reply in zip(turns, encoded, generated, strict=True):
+        begin = len(ids) + 1 + len(model)
+        ids += [start, *part, *(reply or ()), end]
+        if turn.role == "model":
+            spans.append(range(begin, len(ids)))
+        ids += newline
+    return ([*ids, start, *model] if prompt else ids), spans
 
 
 def _check_message(i: int, message: Any) -> None:
@@ -139,8 +144,8 @@ def _check_message(i: int, message: Any) -> None:
     missing = [name for name in ("role", "content") if name not in message]
     if missing:
         raise ValueError(
-            f'Each of `messages` must have a "role" and a "content". Message {i} has no '
-            f"{' and no '.join(missing)}. Received: {dict(message)!r:.80}"
+            'A message must have a "role" and a "content". '
+            f"Message {i} has no {' and no '.join(missing)}. Received: {dict(message)!r:.80}"
         )
     for name in ("role", "content"):
         if not isinstance(message[name], str):

@@ -294,8 +294,9 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
         add_generation_prompt: bool = True,
         replies: Mapping[str, Sequence[int]] | None = None,
     ) -> list[int]:
-        """The ids of turns; arguments as of `text.chat.encode_turns`."""
-        return encode_turns(turns, self.pieces, add_generation_prompt, replies)
+        """Returns the ids of turns. Same arguments as in `text.chat.encode_turns`."""
+        ids, _ = encode_turns(turns, self.pieces, add_generation_prompt, replies)
+        return ids
 
     # Ids to strings.
 

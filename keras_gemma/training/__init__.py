@@ -1,21 +1,23 @@
-"""Making a model one's own.
+"""Fine-tuning: datasets, training runs, and direct preference optimization.
 
-samples.py        what a line of data says: turns, or a plain text
-documents.py      a sample as ids, and which of them are learned
-reading.py        samples one after the other, bad ones told of or counted
-packing.py        documents side by side in rows, and rows in batches
-chat_dataset.py   all of that as a data set that `fit` takes
-finetune.py       the recipe, as it is called
-settings.py       its numbers
-training_run.py   its work: schedule, steps, evaluation, checkpoints, samples
-checkpoint.py     where a run stands, in one file
-log.py            its figures, and their picture
-preferences.py    the loss of preferred and rejected answers (DPO)
-preference_dataset.py    pairs of such answers as a data set
+In the order of the data:
+
+    samples.py             samples in all accepted formats, as turns or plain text
+    documents.py           samples as token ids, with the tokens that have a loss
+    jsonl.py               documents from lists and JSON-lines files; skips bad samples
+    row_packing.py         documents in rows, and rows in batches
+    chat_dataset.py        the dataset for `fit`
+    settings.py            settings of `finetune`
+    log.py                 metrics of a run, and their plot
+    checkpoint.py          state of a run, in one file
+    training_run.py        schedule, steps, evaluation, checkpoints, samples
+    finetune.py            the function `finetune`
+    preferences.py         loss of preferred and rejected answers (DPO)
+    preference_dataset.py  pairs of answers as a dataset for `fit`
 """
 
 from keras_gemma.training.chat_dataset import ChatDataset, ChatStream, chat_dataset
-from keras_gemma.training.finetune import Finetuned, finetune
+from keras_gemma.training.finetune import FinetuneResult, finetune
 from keras_gemma.training.preference_dataset import PreferenceDataset, preference_dataset
 from keras_gemma.training.preferences import PreferenceLoss, answer_log_probabilities, dpo_loss
 from keras_gemma.training.settings import FinetuneSettings
@@ -23,8 +25,8 @@ from keras_gemma.training.settings import FinetuneSettings
 __all__ = [
     "ChatDataset",
     "ChatStream",
+    "FinetuneResult",
     "FinetuneSettings",
-    "Finetuned",
     "PreferenceDataset",
     "PreferenceLoss",
     "answer_log_probabilities",

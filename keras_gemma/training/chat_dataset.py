@@ -1,20 +1,22 @@
-"""Conversations as batches that `fit` takes, on every backend and without another framework.
+"""Conversations and texts as batches for `fit`, on every backend.
 
-What is a list or a file is encoded at once, four bytes a token; what is only iterable may be
-larger than memory, and is read as it is needed.
+Lists and files are encoded at once, with four bytes per token. Other iterables may be larger than
+memory; they are read during training.
 """
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sized
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
+from keras_gemma.checks import check_integer, check_one_of
 from keras_gemma.text.tokenizer import GemmaTokenizer
-from keras_gemma.training.documents import Document, document_maker
-from keras_gemma.training.jsonl import Counts, Encoder, number, read_lines
+from keras_gemma.training.documents import Document, make_document
+from keras_gemma.training.jsonl import Counts, Encoder, read_samples
 from keras_gemma.training.row_packing import Batch, Row, in_batches, make_batch, pack
 
 
@@ -31,36 +33,36 @@ def chat_dataset(
     shuffle: bool = True,
     seed: int = 0,
 ) -> "ChatDataset | ChatStream":
-    """Training data from conversations or texts: give it to `fit`, or iterate over its batches.
+    """Creates a training dataset from conversations or texts, for `fit` or for iteration.
 
-    All batches have the same shape, so nothing is compiled twice. Each document begins with one
-    `<bos>`, and packed documents do not see each other.
+    All batches have the same shape, so programs are compiled once. Each document begins with one
+    `<bos>`. Packed documents do not attend to each other.
 
     Args:
-        source: a list of samples, in the forms of `training.samples`; the path of a file with one
-            a line, in JSON; or, where they are larger than memory, anything that can be iterated
-            over again and again, or a function that returns an iterator.
-        tokenizer: the model's.
-        sequence_length: positions a row, S.
-        packing: put several documents into a row where they fit.
-        loss_on: `"assistant"`: the model's turns, and the `<end_of_turn>` after each; or `"all"`.
-            Plain texts are always learned as a whole.
-        batch_size: rows a batch, B.
-        truncate: cut longer samples at their end, and count them; else they are an error.
-        skip_bad: leave out samples that cannot be used, and count them; else the first is an error.
-        shuffle: another order in each epoch, the same for the same seed. A source that is only
-            iterable keeps its order.
-        seed: of the order.
+        source: A list of samples in the formats of `training.samples`, or the path of a JSON-lines
+            file. For data larger than memory, an iterable that can be read several times, or a
+            function that returns an iterator.
+        tokenizer: Tokenizer of the model.
+        sequence_length: Positions of a row, S.
+        packing: If True, a row has several documents if they fit.
+        loss_on: `"assistant"` learns the model turns and the `<end_of_turn>` after each. `"all"`
+            learns all tokens. All tokens of plain texts are learned.
+        batch_size: Rows of a batch, B.
+        truncate: If True, longer samples are truncated and counted. If False, they are errors.
+        skip_bad: If True, bad samples are skipped and counted. If False, the first is an error.
+        shuffle: If True, the order differs in each epoch. Iterables and functions keep their
+            order.
+        seed: Seed of the order.
 
     Returns:
         A `keras.utils.PyDataset` of `({"token_ids", "padding_mask"}, labels, weights)`, `[B, S]`
-        each. Of an iterable its length is not known: pass `steps_per_epoch` to `fit`.
+        each. The length of an iterable is unknown: pass `steps_per_epoch` to `fit`.
 
     Raises:
-        ValueError: a bad sample, with its place and the reason; no samples at all; settings out
-            of range. Of an iterable, samples are checked when they are read.
-        TypeError: a source that can be read only once, or no tokenizer.
-        FileNotFoundError: no file at `source`.
+        ValueError: If a sample is bad, there are no samples, or an argument is out of range.
+            Samples of an iterable are checked when they are read.
+        TypeError: If `source` can be read only once, or `tokenizer` is not a tokenizer.
+        FileNotFoundError: If there is no file at `source`.
 
     Example:
 
@@ -83,101 +85,100 @@ def chat_dataset(
             "`tokenizer` must be a GemmaTokenizer, such as `lm.preprocessor.tokenizer`. "
             f"Received: tokenizer={tokenizer!r}"
         )
-    if loss_on not in ("assistant", "all"):
-        raise ValueError(f"`loss_on` must be 'assistant' or 'all'. Received: loss_on={loss_on!r}")
-    for name, value in {"sequence_length": sequence_length, "batch_size": batch_size}.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+    check_one_of("loss_on", loss_on, ("assistant", "all"))
+    check_integer("sequence_length", sequence_length)
+    check_integer("batch_size", batch_size)
     shape = Shape(sequence_length, batch_size, tokenizer.pad_token_id, packing)
-    encode = Encoder(document_maker(tokenizer, loss_on), sequence_length, truncate, skip_bad)
-    if isinstance(source, str | Path):
-        encode.source = str(source)
-        path = Path(source)
-        if not path.is_file():
-            raise FileNotFoundError(f"There is no file of samples at {str(path)!r}.")
-        return ChatDataset(encode, encode(read_lines(path)), shape, shuffle, seed)
-    if isinstance(source, Sized) and isinstance(source, Iterable):
-        return ChatDataset(encode, encode(number(source)), shape, shuffle, seed)
+    make = partial(make_document, tokenizer=tokenizer, loss_on=loss_on)
+    encoder = Encoder(make, sequence_length, truncate, skip_bad)
+    is_path = isinstance(source, str | Path)
+    if is_path or (isinstance(source, Sized) and isinstance(source, Iterable)):
+        encoder.source = str(source) if is_path else encoder.source
+        return ChatDataset(encoder, read_samples(source), shape, shuffle, seed)
     if callable(source):
-        return ChatStream(encode, source, shape)
+        return ChatStream(encoder, source, shape)
     if isinstance(source, Iterator) or not isinstance(source, Iterable):
         raise TypeError(
-            "`source` must be a list, a path, something that can be iterated over again and "
-            "again, or a function that returns a new iterator: every epoch reads it anew. "
+            "`source` must be a list, a path, an iterable that can be read several times, or a "
+            "function that returns a new iterator, because every epoch reads it again. "
             f"Received: source={source!r:.80}"
         )
-    return ChatStream(encode, lambda: iter(source), shape)
+    return ChatStream(encoder, lambda: iter(source), shape)
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """Of batches: S, B, the id of padding, and whether documents share rows."""
+    """Shape of batches."""
 
     length: int
+    """Positions of a row, S."""
     batch_size: int
+    """Rows of a batch, B."""
     pad_id: int
+    """Id of `<pad>`."""
     packing: bool
+    """If True, documents share rows."""
 
     def rows(self, documents: Iterable[Document]) -> Iterator[Row]:
-        """Rows of documents."""
+        """Yields rows of documents."""
         return pack(documents, self.length, self.packing)
 
     def batch(self, rows: list[Row]) -> Batch:
-        """Rows as arrays."""
+        """Returns rows as arrays."""
         return make_batch(rows, self.batch_size, self.length, self.pad_id)
 
 
 class ChatDataset(keras.utils.PyDataset):
-    """Batches of samples that are all encoded; made by `chat_dataset`.
+    """Batches of samples that are already encoded; created by `chat_dataset`.
 
     Attributes:
-        counts: what became of the samples.
-        epoch: decides the order; `fit` counts it up.
+        counts: Counts of the samples.
+        epoch: Number of the epoch, which determines the order. `fit` increments it.
     """
 
     holds_ids = True
 
     def __init__(
         self,
-        encode: Encoder,
-        documents: Iterable[Document],
+        encoder: Encoder,
+        samples: Iterable[tuple[str, Any]],
         shape: Shape,
         shuffle: bool,
         seed: int,
     ) -> None:
         super().__init__()
-        documents = list(documents)
-        encode.check_any()
-        self.counts, self.shape, self.shuffle, self.seed = encode.counts, shape, shuffle, seed
-        if shuffle:  # before they are packed: rows of a sorted file would all be alike
+        documents = list(encoder(samples))
+        encoder.check_any()
+        self.counts, self.shape, self.shuffle, self.seed = encoder.counts, shape, shuffle, seed
+        if shuffle:  # before packing, because neighbors in a sorted file resemble each other
             order = np.random.default_rng(seed).permutation(len(documents))
             documents = [documents[i] for i in order]
         self.rows = list(shape.rows(documents))
         self.epoch = 0
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Returns the number of batches per epoch."""
         return -(-len(self.rows) // self.shape.batch_size)
 
     def __getitem__(self, index: int) -> Batch:
         size = self.shape.batch_size
-        chosen = self.order()[index * size : (index + 1) * size]
-        if not len(chosen):
-            raise IndexError(f"batch {index} of {len(self)}")
-        return self.shape.batch([self.rows[i] for i in chosen])
+        rows = self.order()[index * size : (index + 1) * size]
+        if not len(rows):
+            raise IndexError(f"Index {index} is out of range for {len(self)} batches.")
+        return self.shape.batch([self.rows[i] for i in rows])
 
     def order(self) -> np.ndarray:
-        """The order of the rows in this epoch."""
+        """Returns the order of the rows in this epoch."""
         if not self.shuffle:
             return np.arange(len(self.rows))
         return np.random.default_rng((self.seed, self.epoch)).permutation(len(self.rows))
 
     def on_epoch_end(self) -> None:
-        """`fit` calls it."""
+        """Selects the order of the next epoch; called by `fit`."""
         self.epoch += 1
 
     def describe(self) -> str:
-        """A line about samples, tokens, rows and what was left out."""
+        """Returns a summary of samples, tokens, rows and skipped samples, on one line."""
         full = self.counts.tokens / (len(self.rows) * self.shape.length)
         count = f"{len(self.rows):,} row{'s' * (len(self.rows) != 1)}"
         rows = f" in {count} of {self.shape.length:,}, {full:.0%} full"
@@ -185,36 +186,37 @@ class ChatDataset(keras.utils.PyDataset):
 
 
 class ChatStream(keras.utils.PyDataset):
-    """Batches of samples that are read as they are needed; made by `chat_dataset`.
+    """Batches of samples that are read during training; created by `chat_dataset`.
 
-    Iterating over it is one pass. `fit` reads pass after pass, `steps_per_epoch` at a time.
+    Iteration is one pass over the data. `fit` repeats the data, with `steps_per_epoch` batches
+    per epoch.
     """
 
     holds_ids = keeps_order = True
 
-    def __init__(self, encode: Encoder, source: Callable[[], Iterable[Any]], shape: Shape) -> None:
+    def __init__(self, encoder: Encoder, source: Callable[[], Iterable[Any]], shape: Shape) -> None:
         super().__init__()
-        self.encode, self.source, self.shape = encode, source, shape
+        self.encoder, self.source, self.shape = encoder, source, shape
         self.batches: Iterator[Batch] = iter(())
 
     @property
     def counts(self) -> Counts:
-        """What became of the samples so far."""
-        return self.encode.counts
+        """Counts of the samples read so far."""
+        return self.encoder.counts
 
     @property
     def num_batches(self) -> None:
-        """None: there is no end."""
+        """Number of batches; `None` because the data repeats without end."""
         return None
 
     def __iter__(self) -> Iterator[Batch]:
-        rows = self.shape.rows(self.encode(number(self.source())))
+        rows = self.shape.rows(self.encoder(read_samples(self.source())))
         for batch in in_batches(rows, self.shape.batch_size):
             yield self.shape.batch(batch)
-        self.encode.check_any()
+        self.encoder.check_any()
 
     def __getitem__(self, index: int) -> Batch:
-        """The next batch; the first of a pass where `index` is 0."""
+        """Returns the next batch. Index 0 starts a new pass over the data."""
         batch = None if index == 0 else next(self.batches, None)
         if batch is None:
             self.batches = iter(self)
@@ -222,12 +224,12 @@ class ChatStream(keras.utils.PyDataset):
         return batch
 
     def describe(self) -> str:
-        """A line about samples, tokens and what was left out, so far."""
+        """Returns a summary of samples, tokens and skipped samples so far, on one line."""
         return _describe(self.counts, " so far")
 
 
-def _describe(counts: Counts, where: str) -> str:
-    line = f"{counts.samples:,} samples, {counts.tokens:,} tokens{where}"
+def _describe(counts: Counts, extent: str) -> str:
+    line = f"{counts.samples:,} samples, {counts.tokens:,} tokens{extent}"
     line += f"; {counts.learned:,} tokens are learned"
     line += f"; {counts.truncated:,} truncated" if counts.truncated else ""
-    return line + (f"; {counts.bad:,} bad, left out" if counts.bad else "")
+    return line + (f"; {counts.bad:,} bad, skipped" if counts.bad else "")

@@ -1,6 +1,6 @@
-"""Where a run stands, in one file that is whole or not there.
+"""Checkpoint of a training run: variables and metadata in one file, written atomically.
 
-Knows variables and numbers, and not what they are trained for.
+Knows nothing about the meaning of the variables.
 """
 
 import json
@@ -14,73 +14,78 @@ from keras import ops
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+METADATA_KEY = "facts"
+"""Key of the JSON metadata in the file's header."""
 
-def write_checkpoint(path: Path, variables: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Write variables and facts to `path`, beside it first, so that the file before stays whole.
+
+def write_checkpoint(path: Path, variables: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
+    """Writes a checkpoint. If this fails, a previous file at `path` is unchanged.
 
     Args:
-        path: the file, a safetensors file.
-        variables: Keras variables by names of their own.
-        facts: what JSON can say.
+        path: Path of the safetensors file.
+        variables: Keras variables by name.
+        metadata: Values that JSON supports.
 
     Raises:
-        OSError: the disk is full, or cannot be written.
+        OSError: If the file cannot be written.
     """
     arrays = {}
     for name, variable in variables.items():
         array = np.asarray(ops.convert_to_numpy(variable.value), order="C")
         arrays[name] = array.view("uint16") if array.dtype.name == "bfloat16" else array
-    beside = path.with_name(path.name + ".new")
+    temporary = path.with_name(path.name + ".new")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        save_file(arrays, beside, metadata={"facts": json.dumps(dict(facts))})
-        with beside.open("rb") as file:
+        save_file(arrays, temporary, metadata={METADATA_KEY: json.dumps(dict(metadata))})
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(temporary, path)
     except (OSError, SafetensorError) as problem:
-        beside.unlink(missing_ok=True)
-        kept, again = "", "begins anew"
+        temporary.unlink(missing_ok=True)
+        state, remedy = "", "run the same call again to start over"
         if path.exists():
-            kept, again = "; the one before is whole", "goes on from that"
+            state, remedy = "; the previous one is intact", "run the same call again to continue"
         raise OSError(
-            f"The checkpoint {path} could not be written{kept}: {problem}. Make room, and run the "
-            f"same again: it {again}."
+            f"The checkpoint {path} could not be written{state}: {problem}. Free disk space, and "
+            f"{remedy}."
         ) from problem
 
 
-def read_facts(path: Path) -> dict[str, Any]:
-    """The facts of a checkpoint.
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Reads the metadata of a checkpoint.
 
     Raises:
-        ValueError: the file is none.
+        ValueError: If the file is not a checkpoint.
     """
     try:
         with safe_open(path, "np") as file:
-            return json.loads((file.metadata() or {})["facts"])
+            return json.loads((file.metadata() or {})[METADATA_KEY])
     except (SafetensorError, KeyError) as problem:
         raise ValueError(
-            f"{path} is no checkpoint of a run: {problem}. Name another folder."
+            f"{path} is not a valid checkpoint of a run: {problem}. Choose another folder."
         ) from problem
 
 
 def read_variables(path: Path, variables: Mapping[str, Any]) -> None:
-    """Give `variables` the values they had.
+    """Assigns the values in a checkpoint to `variables`.
 
     Raises:
-        ValueError: the file has other names or shapes.
+        ValueError: If the file has other names or shapes.
     """
     with safe_open(path, "np") as file:
-        if set(file.keys()) != set(variables):
-            differing = sorted(set(file.keys()) ^ set(variables))
+        # Older checkpoints name the states of random generators "chance".
+        stored = {name.replace("chance.", "rng.", 1): name for name in file.keys()}  # noqa: SIM118
+        if set(stored) != set(variables):
+            differing = sorted(set(stored) ^ set(variables))
             raise ValueError(
-                f"{path} holds other variables than the model trains: {', '.join(differing[:6])}. "
-                "Go on with the model that the run began with, or name another folder."
+                f"{path} has other variables than the model: {', '.join(differing[:6])}. Continue "
+                "with the model of the interrupted run, or choose another folder."
             )
         for name, variable in variables.items():
-            array = file.get_tensor(name)
+            array = file.get_tensor(stored[name])
             if array.shape != tuple(variable.shape):
                 raise ValueError(
-                    f"{path} has {name!r} of shape {array.shape}, and the model of "
-                    f"{tuple(variable.shape)}. Go on with the model that the run began with."
+                    f"{path} has {name!r} with shape {array.shape}, but the model has "
+                    f"{tuple(variable.shape)}. Continue with the model of the interrupted run."
                 )
             variable.assign(array.view("bfloat16") if str(variable.dtype) == "bfloat16" else array)

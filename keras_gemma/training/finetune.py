@@ -1,8 +1,7 @@
-"""The recipe: from a model and data to a tuned model, through interruptions.
+"""Fine-tuning of a model on a dataset, with resumption after interruptions.
 
-What is trained is what the model says is trainable: an adapter after `enable_lora`, else all of
-it. Knows nothing of the forms of data (`chat_dataset.py`) or the state of a run
-(`training_run.py`).
+Trains the trainable variables of the model: an adapter after `enable_lora`, otherwise all weights.
+Knows nothing about data formats (`chat_dataset.py`) and the state of a run (`training_run.py`).
 """
 
 import dataclasses
@@ -16,23 +15,25 @@ from keras_gemma.causal_lm.model import GemmaCausalLM
 from keras_gemma.training.chat_dataset import ChatDataset, ChatStream
 from keras_gemma.training.log import Log
 from keras_gemma.training.settings import read_settings
-from keras_gemma.training.training_run import Run
+from keras_gemma.training.training_run import TrainingRun
 
 
 @dataclasses.dataclass(frozen=True)
-class Finetuned:
-    """What came of a run."""
+class FinetuneResult:
+    """Result of `finetune`."""
 
     path: Path
-    """The adapter or the preset that was written."""
+    """Path of the saved adapter or preset."""
     steps: int
-    """Batches that were learned from."""
+    """Number of batches trained on."""
     loss: float
-    """Of the last one, in nats a token."""
+    """Loss of the last batch, in nats per token."""
     validation_loss: float | None
-    """The lowest; the weights are those that had it."""
+    """Lowest validation loss, in nats per token. The saved weights are those that had it."""
     stopped_early: bool
+    """True if training stopped before the last step."""
     log: Log
+    """Metrics of every step."""
 
 
 def finetune(
@@ -45,32 +46,37 @@ def finetune(
     callbacks: Sequence[keras.callbacks.Callback] = (),
     verbose: bool = True,
     **settings: Any,
-) -> Finetuned:
-    """Train `lm` on `data`, and write what came of it to the folder `output`.
+) -> FinetuneResult:
+    """Trains `lm` on `data` and saves the result in the folder `output`.
 
-    The folder gets `log.csv`, a line a step; `curves.png`, where matplotlib is installed;
-    checkpoints; and at the end `adapter/`, of `save_lora`, where an adapter was trained, else
-    `model/`, of `save_to_preset`. Called again after an interruption, with the same arguments and
-    the model as it was at the start, it goes on from the last checkpoint, and the losses are those
-    of a run without interruption.
+    The folder gets `log.csv` with one line per step, `curves.png` if matplotlib is installed, and
+    checkpoints. At the end it gets `adapter/` from `save_lora` if an adapter was trained, otherwise
+    `model/` from `save_to_preset`.
+
+    To resume an interrupted run, call the function again with the same arguments and the original
+    model. Training continues from the last checkpoint, with the losses of an uninterrupted run.
 
     Args:
-        lm: the model; it is compiled anew, and changed.
-        data: of `chat_dataset`.
-        output: the folder; it is made.
-        validation_data: of `chat_dataset`; its loss is taken at each checkpoint, and the weights
-            with the lowest are kept.
-        samples: questions; the model's answers are printed at each checkpoint.
-        callbacks: of Keras, as `keras.callbacks.TensorBoard`. Batches are steps, and epochs are
-            checkpoints.
-        verbose: show a progress bar.
-        **settings: those of `FinetuneSettings`.
+        lm: The model. It is compiled again and trained in place.
+        data: Result of `chat_dataset`.
+        output: Folder to write to. It is created if necessary.
+        validation_data: Result of `chat_dataset`. Its loss is computed at each checkpoint, and the
+            weights with the lowest loss are saved.
+        samples: Questions whose answers by the model are printed at each checkpoint.
+        callbacks: Keras callbacks, such as `keras.callbacks.TensorBoard`. Their batches are steps,
+            and their epochs are checkpoints.
+        verbose: If True, prints progress.
+        **settings: `FinetuneSettings`.
+
+    Returns:
+        A `FinetuneResult` with the path of the trained weights and the log.
 
     Raises:
-        ValueError: settings out of range, a run in `output` with other settings or data, a model
-            without trainable variables or without a tokenizer.
-        FloatingPointError: the loss is no number any more. The last checkpoint is a good one.
-        OSError: a checkpoint could not be written.
+        ValueError: If a setting is out of range, `output` has a run with other settings or data,
+            or the model has no trainable variables or no preprocessor.
+        TypeError: If a setting is unknown.
+        FloatingPointError: If the loss is no longer finite. The last checkpoint is intact.
+        OSError: If a checkpoint cannot be written.
 
     Example:
 
@@ -87,20 +93,19 @@ def finetune(
     print(result.path, result.loss)
     ```
     """
-    chosen = read_settings(settings)
-    run = Run(lm, data, Path(output), validation_data, chosen, verbose)
-    watchers = keras.callbacks.CallbackList(list(callbacks), add_history=False, model=lm)
-    watchers.on_train_begin()
-    for step in run.steps_left():
-        watchers.on_train_batch_begin(step - 1)
-        logs = run.take(step)
-        watchers.on_train_batch_end(step - 1, logs)
+    run = TrainingRun(lm, data, Path(output), validation_data, read_settings(settings), verbose)
+    callback_list = keras.callbacks.CallbackList(list(callbacks), add_history=False, model=lm)
+    callback_list.on_train_begin()
+    for step in run.remaining_steps():
+        callback_list.on_train_batch_begin(step - 1)
+        logs = run.train_step(step)
+        callback_list.on_train_batch_end(step - 1, logs)
         if step % run.interval == 0 or step == run.total:
             logs |= run.checkpoint(step)
-            watchers.on_epoch_end((step - 1) // run.interval, logs)
-            run.show(samples)
-        if run.patience_is_over() or lm.stop_training:
+            callback_list.on_epoch_end((step - 1) // run.interval, logs)
+            run.print_samples(samples)
+        if run.is_patience_exhausted() or lm.stop_training:
             break
-    watchers.on_train_end()
-    path, early = run.finish(), run.done < run.total
-    return Finetuned(path, run.done, run.loss, run.best, early, run.log)
+    callback_list.on_train_end()
+    path, stopped_early = run.finish(), run.done < run.total
+    return FinetuneResult(path, run.done, run.loss, run.best, stopped_early, run.log)

@@ -1,6 +1,6 @@
-"""Samples one after the other, from a list or a file's lines, as documents; and their counts.
+"""Documents from a list of samples or the lines of a JSON-lines file, with counts.
 
-Knows where a bad one stands, and what to do about it.
+Adds the place of a sample to its errors, and skips bad samples if asked to.
 """
 
 import dataclasses
@@ -9,37 +9,49 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from keras_gemma.training.documents import Document, fit_into
+from keras_gemma.training.documents import Document, fit_to_length
 from keras_gemma.training.samples import BadSample, read_sample
 
-REASONS_KEPT = 10
+MAX_REASONS = 10
+"""Maximum number of bad samples whose reasons are recorded."""
 
 
 @dataclasses.dataclass
 class Counts:
-    """What became of the samples so far, in all passes."""
+    """Counts of all samples read so far, over all passes."""
 
     samples: int = 0
-    """Those in use."""
+    """Number of samples in use."""
     tokens: int = 0
-    """Their inputs."""
+    """Number of input tokens."""
     learned: int = 0
-    """Tokens with a loss."""
+    """Number of tokens with a loss."""
     truncated: int = 0
+    """Number of truncated samples."""
     bad: int = 0
-    """Those left out with `skip_bad`."""
+    """Number of samples skipped with `skip_bad`."""
     reasons: list[str] = dataclasses.field(default_factory=list)
-    """Where and why, for the first bad ones."""
+    """Place and reason of the first bad samples."""
 
 
-def number(samples: Iterable[Any]) -> Iterator[tuple[str, Any]]:
-    """Samples and their places."""
-    for i, sample in enumerate(samples):
-        yield f"sample {i}", sample
+def read_samples(source: str | Path | Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    """Yields place and sample. The lines of a file are bytes, which `parse` reads.
+
+    Args:
+        source: Samples, or the path of a JSON-lines file, whose blank lines are skipped.
+
+    Raises:
+        FileNotFoundError: If there is no file at `source`.
+    """
+    if not isinstance(source, str | Path):
+        return ((f"sample {i}", sample) for i, sample in enumerate(source))
+    path = Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file of samples at {str(path)!r}.")
+    return _read_lines(path)
 
 
-def read_lines(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Lines of a JSON-lines file that are not blank, and their places. They are not parsed yet."""
+def _read_lines(path: Path) -> Iterator[tuple[str, bytes]]:
     with path.open("rb") as file:
         for i, line in enumerate(file, start=1):
             if line.strip():
@@ -47,7 +59,14 @@ def read_lines(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 class Encoder:
-    """Samples to documents; keeps the counts, and decides what a bad sample does."""
+    """Converts samples to documents and counts them.
+
+    Args:
+        make: Function from the turns or the text of a sample to a document.
+        length: Maximum number of inputs of a document.
+        truncate: If True, longer documents are truncated. If False, they are bad samples.
+        skip_bad: If True, bad samples are skipped. If False, they raise an error.
+    """
 
     def __init__(
         self, make: Callable[..., Document], length: int, truncate: bool, skip_bad: bool
@@ -57,46 +76,47 @@ class Encoder:
         self.source, self.counts = "`source`", Counts()
 
     def __call__(self, samples: Iterable[tuple[str, Any]]) -> Iterator[Document]:
-        """The documents of samples and their places; bytes are lines of JSON."""
+        """Yields the documents of samples from `read_samples`."""
         counts = self.counts
         for place, sample in samples:
             try:
-                record = parse(sample) if isinstance(sample, bytes) else sample
-                document = self.make(read_sample(record))
-                document, cut = fit_into(document, self.length, self.truncate)
+                document = self.make(read_sample(parse(sample)))
+                document, is_truncated = fit_to_length(document, self.length, self.truncate)
             except BadSample as problem:
                 if not self.skip_bad:
                     raise ValueError(
-                        f"{place}: {problem}. Correct it, or leave bad samples out (`skip_bad`)."
+                        f"{place}: {problem}. Correct it, or skip bad samples (`skip_bad`)."
                     ) from problem
                 counts.bad += 1
-                if len(counts.reasons) < REASONS_KEPT:
+                if len(counts.reasons) < MAX_REASONS:
                     counts.reasons.append(f"{place}: {problem}")
                 continue
             counts.samples += 1
             counts.tokens += len(document.inputs)
             counts.learned += int(document.learned.sum())
-            counts.truncated += cut
+            counts.truncated += is_truncated
             yield document
 
     def check_any(self) -> None:
-        """Raise a ValueError where nothing was read that could be learned from."""
+        """Raises a ValueError if there was no usable sample."""
         counts, bad = self.counts, ""
         if counts.bad:
             bad = f" All {counts.bad} are bad; the first: {counts.reasons[0]}."
         if not counts.samples:
-            raise ValueError(f"{self.source} holds no sample that could be learned from.{bad}")
+            raise ValueError(f"{self.source} has no usable sample.{bad}")
 
 
-def parse(line: bytes) -> Any:
-    """A line of JSON.
+def parse(sample: Any) -> Any:
+    """Parses a line of JSON, if `sample` is bytes.
 
     Raises:
-        BadSample: it is none.
+        BadSample: If the line is not valid JSON or UTF-8.
     """
+    if not isinstance(sample, bytes):
+        return sample
     try:
-        return json.loads(line)
+        return json.loads(sample)
     except json.JSONDecodeError as problem:
-        raise BadSample(f"no JSON: {problem.msg} at column {problem.colno}") from problem
+        raise BadSample(f"invalid JSON: {problem.msg} at column {problem.colno}") from problem
     except UnicodeDecodeError as problem:
-        raise BadSample(f"no UTF-8: {problem.reason} at byte {problem.start}") from problem
+        raise BadSample(f"invalid UTF-8: {problem.reason} at byte {problem.start}") from problem

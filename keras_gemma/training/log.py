@@ -1,4 +1,4 @@
-"""The figures of a run, a line a step, in a CSV file; and their picture."""
+"""Metrics of a training run, one CSV line per step, and their plot."""
 
 import csv
 import itertools
@@ -10,11 +10,11 @@ COLUMNS = ("step", "epoch", "loss", "accuracy", "learning_rate", "validation_los
 
 
 class Log:
-    """The lines of `path` up to a step, and those that are added.
+    """Metrics of a run, which are written to a CSV file at every step.
 
     Args:
-        path: the file.
-        steps: how many steps of an earlier run to keep; later ones are taken anew.
+        path: Path of the file.
+        steps: Number of steps of an interrupted run to keep. Later steps are dropped.
     """
 
     def __init__(self, path: Path, steps: int = 0) -> None:
@@ -26,7 +26,7 @@ class Log:
         self._write(self.rows, "w")
 
     def add(self, **row: Any) -> None:
-        """A step's figures, by the names in `COLUMNS`."""
+        """Adds the metrics of a step, by the names in `COLUMNS`."""
         self.rows.append({name: row.get(name) for name in COLUMNS})
         self._write(self.rows[-1:], "a")
 
@@ -39,28 +39,28 @@ class Log:
                 writer.writerows(rows)
         except OSError as problem:
             raise OSError(
-                f"{self.path} could not be written: {problem}. Make room, and run the same again: "
-                "it goes on from the last checkpoint."
+                f"{self.path} could not be written: {problem}. Free disk space, and run the same "
+                "call again to continue from the last checkpoint."
             ) from problem
 
     def column(self, name: str) -> tuple[list[int], list[float]]:
-        """The steps at which a figure was taken, and the figures."""
+        """Returns the steps that have a metric, and its values."""
         rows = [row for row in self.rows if row[name] is not None]
         return [row["step"] for row in rows], [row[name] for row in rows]
 
     def figure(self) -> Any:
-        """A picture of losses and learning rate over the steps; needs matplotlib."""
+        """Plots losses and learning rate over the steps; requires matplotlib."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(8, 5), layout="constrained")
         losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         steps, values = self.column("loss")
-        losses.plot(steps, values, color="0.75", linewidth=0.8, label="training, each step")
+        losses.plot(steps, values, color="0.75", linewidth=0.8, label="training, every step")
         losses.plot(steps, smooth(values), color="tab:blue", label="training, smoothed")
         steps, values = self.column("validation_loss")
         if steps:
             losses.plot(steps, values, color="tab:orange", marker="o", label="validation")
-        losses.set_ylabel("nats a token")
+        losses.set_ylabel("nats per token")
         losses.legend()
         rates.plot(*self.column("learning_rate"), color="0.4")
         rates.set_ylabel("learning rate")
@@ -69,19 +69,16 @@ class Log:
 
 
 def _read(row: dict[str, str]) -> dict[str, Any]:
-    whole = {"step", "epoch"}
-    return {
-        name: None if not row[name] else int(row[name]) if name in whole else float(row[name])
-        for name in COLUMNS
-    }
+    types = {"step": int, "epoch": int}
+    return {n: types.get(n, float)(row[n]) if row[n] else None for n in COLUMNS}
 
 
 def smooth(values: list[float]) -> list[float]:
-    """Means over neighbours, as many before as after; fewer at the ends."""
-    most, last = round(math.sqrt(len(values)) / 2), len(values) - 1
+    """Returns moving averages over centered windows, which are shorter at the ends."""
+    max_radius, last = round(math.sqrt(len(values)) / 2), len(values) - 1
     smoothed = []
     for i in range(len(values)):
-        reach = min(most, i, last - i)
-        near = values[i - reach : i + reach + 1]
-        smoothed.append(sum(near) / len(near))
+        radius = min(max_radius, i, last - i)
+        window = values[i - radius : i + radius + 1]
+        smoothed.append(sum(window) / len(window))
     return smoothed

@@ -1,7 +1,7 @@
-"""Learning from pairs of a preferred and a rejected answer (DPO: Rafailov et al., 2023,
-arXiv:2305.18290, equation 7).
+"""Direct preference optimization: a loss on pairs of a preferred and a rejected answer.
 
-Knows log probabilities of whole answers, and neither text nor how a model is stepped.
+Equation 7 of Rafailov et al. (2023), arXiv:2305.18290. Computes with log-probabilities of whole
+answers. Knows nothing about text and optimizers.
 """
 
 from typing import Any
@@ -9,13 +9,15 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_gemma.checks import check_number
+
 
 def answer_log_probabilities(losses: Any, weights: Any) -> Any:
-    """The log probability of each row's answer: losses and weights `[B, T]` -> `[B]`.
+    """Returns the log-probability of each row's answer, `[B]`, in nats.
 
     Args:
-        losses: nats of each label, as of `lm.score(..., scoring_mode="loss")`.
-        weights: 1 at labels of the answer, else 0, as `chat_dataset` gives them.
+        losses: Loss of each label, `[B, T]`, such as from `lm.score(..., scoring_mode="loss")`.
+        weights: 1 at labels of the answer, otherwise 0, `[B, T]`, such as from `chat_dataset`.
     """
     return -ops.sum(losses * ops.cast(weights, losses.dtype), axis=-1)
 
@@ -28,19 +30,24 @@ def dpo_loss(
     beta: float = 0.1,
     label_smoothing: float = 0.0,
 ) -> Any:
-    """The loss of each pair of answers, `[B]`: lower, the more the model has come to prefer one.
+    """Returns the DPO loss of each pair of answers, `[B]`.
 
         -log sigmoid(beta * ((chosen - reference_chosen) - (rejected - reference_rejected)))
 
     Args:
-        chosen, rejected: log probabilities `[B]` of both answers by the model that is trained.
-        reference_chosen, reference_rejected: those by the model as it was; with an adapter, that
-            is the same model with `set_adapter(None)`. No gradient is taken of them.
-        beta: how dear it is to leave the model as it was.
-        label_smoothing: the share of pairs whose preference is thought to be the wrong way round.
+        chosen: Log-probability of each preferred answer by the trained model, `[B]`.
+        rejected: Log-probability of each rejected answer by the trained model, `[B]`.
+        reference_chosen: Same as `chosen`, by the reference model. With an adapter, the reference
+            is the same model after `set_adapter(None)`. No gradient is computed for it.
+        reference_rejected: Same as `rejected`, by the reference model.
+        beta: Strength of the penalty for deviating from the reference model.
+        label_smoothing: Assumed fraction of pairs whose preference is wrong.
+
+    Returns:
+        The losses, `[B]`. They decrease as the model prefers the chosen answer more strongly.
 
     Raises:
-        ValueError: `beta` is not positive, or the smoothing not in [0, 0.5).
+        ValueError: If `beta` is not positive, or `label_smoothing` is not in [0, 0.5).
 
     Example:
 
@@ -62,49 +69,51 @@ def dpo_loss(
 
 
 def check_settings(beta: float, label_smoothing: float) -> None:
-    """Raise a ValueError for settings that are out of range."""
-    if not beta > 0:
-        raise ValueError(f"`beta` must be positive. Received: beta={beta!r}")
-    if not 0 <= label_smoothing < 0.5:
-        raise ValueError(
-            f"`label_smoothing` must be in [0, 0.5). Received: label_smoothing={label_smoothing!r}"
-        )
+    """Raises a ValueError if a setting of `dpo_loss` is out of range."""
+    check_number("beta", beta, "(0, inf)")
+    check_number("label_smoothing", label_smoothing, "[0, 0.5)")
 
 
 @keras.saving.register_keras_serializable(package="keras_gemma")
 class PreferenceLoss(keras.losses.Loss):
-    """`dpo_loss` for `compile` and `fit`, on the batches of `preference_dataset`.
+    """`dpo_loss` for `compile` and `fit`, on batches of `preference_dataset`.
 
-    It reads the logits of whole batches, float32 `[2B, S, V]`: keep B and S small.
+    Requires the logits of whole batches, float32 `[2B, S, V]`, so B and S should be small. See
+    `preference_dataset` for an example.
 
     Args:
-        beta, label_smoothing: as of `dpo_loss`.
-
-    Example: see `preference_dataset`.
+        beta: Same as in `dpo_loss`.
+        label_smoothing: Same as in `dpo_loss`.
+        name: Name of the loss.
     """
 
     def __init__(
         self, beta: float = 0.1, label_smoothing: float = 0.0, name: str = "preference_loss"
     ) -> None:
         check_settings(beta, label_smoothing)
-        super().__init__(name=name, reduction="sum")  # `call` takes the mean
+        super().__init__(name=name, reduction="sum")  # `call` returns the mean
         self.beta, self.label_smoothing = beta, label_smoothing
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        """Labels `[2B, S + 1]` and logits `[2B, S, V]` -> the mean over pairs; padding has none."""
+        """Returns the mean loss over pairs, without padding.
+
+        Args:
+            y_true: Labels and reference log-probability, `[2B, S + 1]`.
+            y_pred: Logits, `[2B, S, V]`.
+        """
         labels, reference = y_true[:, :-1], y_true[:, -1]
         learned = ops.cast(labels >= 0, "float32")
         losses = keras.losses.sparse_categorical_crossentropy(
             ops.maximum(ops.cast(labels, "int32"), 0), y_pred, from_logits=True
         )
-        found = answer_log_probabilities(losses, learned)
+        answers = answer_log_probabilities(losses, learned)
         pairs = dpo_loss(
-            found[::2], found[1::2], reference[::2], reference[1::2], self.beta,
+            answers[::2], answers[1::2], reference[::2], reference[1::2], self.beta,
             self.label_smoothing,
         )  # fmt: skip
-        real = ops.max(learned, axis=-1)[::2]
-        return ops.divide_no_nan(ops.sum(pairs * real), ops.sum(real))
+        is_pair = ops.max(learned, axis=-1)[::2]
+        return ops.divide_no_nan(ops.sum(pairs * is_pair), ops.sum(is_pair))
 
     def get_config(self) -> dict[str, Any]:
-        """For `.keras` files."""
+        """Returns the constructor's arguments."""
         return {"beta": self.beta, "label_smoothing": self.label_smoothing, "name": self.name}

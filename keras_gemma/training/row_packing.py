@@ -1,11 +1,12 @@
-"""Documents put side by side in rows of one length, and rows in batches of one shape.
+"""Packing of documents into rows of equal length, and of rows into batches of equal shape.
 
-    token_ids      [a a a b b b b 0]      two documents and a padding
-    padding_mask   [1 1 1 2 2 2 2 0]      whose each position is; attention stays within
+    token_ids      [a a a b b b b 0]      two documents and padding
+    padding_mask   [1 1 1 2 2 2 2 0]      number of the document; attention stays within it
 
-Knows no text.
+Knows nothing about text.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from keras_gemma.training.documents import Document
 
 OPEN_ROWS = 64
-"""Rows that wait for a document that fits into what they have left."""
+"""Maximum number of rows that wait for a document that fits into their free positions."""
 
 Row = list[Document]
 Batch = tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]
@@ -22,22 +23,23 @@ Batch = tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]
 
 
 def pack(documents: Iterable[Document], length: int, packing: bool = True) -> Iterator[Row]:
-    """Rows of at most `length` positions; each document goes where the least is left over.
+    """Yields rows of at most `length` positions.
 
-    Without `packing` each has a row of its own.
+    Each document goes to the open row with the least free space that fits it (best fit). Without
+    `packing`, each row has one document.
     """
-    open_rows: list[tuple[int, Row]] = []  # what is left, and what is there
+    open_rows: list[tuple[int, Row]] = []  # free positions and documents
     for document in documents:
         size = len(document.inputs)
         if not packing:
             yield [document]
             continue
-        fitting = [i for i, (left, _) in enumerate(open_rows) if left >= size]
+        fitting = [i for i, (free, _) in enumerate(open_rows) if free >= size]
         if fitting:
             i = min(fitting, key=lambda i: open_rows[i][0])
-            left, row = open_rows[i]
+            free, row = open_rows[i]
             row.append(document)
-            open_rows[i] = left - size, row
+            open_rows[i] = free - size, row
         else:
             open_rows.append((length - size, [document]))
         fullest = min(range(len(open_rows)), key=lambda i: open_rows[i][0])
@@ -48,7 +50,7 @@ def pack(documents: Iterable[Document], length: int, packing: bool = True) -> It
 
 
 def make_batch(rows: list[Row], batch_size: int, length: int, pad_id: int) -> Batch:
-    """A batch of `batch_size` rows; where there are fewer, the rest is padding."""
+    """Returns a batch of `batch_size` rows. Missing rows are padding."""
     ids = np.full((batch_size, length), pad_id, "int32")
     labels = np.full((batch_size, length), pad_id, "int32")
     mask = np.zeros((batch_size, length), "int32")
@@ -56,20 +58,15 @@ def make_batch(rows: list[Row], batch_size: int, length: int, pad_id: int) -> Ba
     for i, row in enumerate(rows):
         start = 0
         for number, document in enumerate(row, start=1):
-            here = i, slice(start, start + len(document.inputs))
-            ids[here], labels[here] = document.inputs, document.labels
-            mask[here], weights[here] = number, document.learned
+            span = i, slice(start, start + len(document.inputs))
+            ids[span], labels[span] = document.inputs, document.labels
+            mask[span], weights[span] = number, document.learned
             start += len(document.inputs)
     return {"token_ids": ids, "padding_mask": mask}, labels, weights
 
 
 def in_batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of `size` items; the last may have fewer."""
-    batch: list[Any] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
+    """Yields lists of `size` items; the last may be shorter."""
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
         yield batch

@@ -1,42 +1,34 @@
-"""What a line of training data says: turns of a conversation, or a plain text.
+"""Samples of training data in all accepted formats, converted to turns or plain text.
 
-Knows the forms that data sets come in, and neither tokens nor files.
+Knows nothing about tokens and files.
 
     {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}, ...]}
     {"prompt": ..., "completion": ...}                  strings, or lists of messages
     {"instruction": ..., "context": ..., "response": ...}    Dolly; also "input" and "output"
-    {"text": ...}, or a string                          a plain text, learned as a whole
+    {"text": ...}, or a string                          plain text, learned as a whole
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-ROLES = {"user": "user", "assistant": "model", "model": "model"}
-"""What a turn may be called in data, and what Gemma calls it. A system message is no turn."""
+from keras_gemma.text.chat import Turn, read_turns
 
-FORMS = "messages; prompt and completion; instruction, context and response; or text"
+FORMATS = "messages; prompt and completion; instruction, context and response; or text"
 
 
 class BadSample(ValueError):
-    """A sample that cannot be learned from; its text says why."""
-
-
-class Turn(NamedTuple):
-    """One turn of a conversation."""
-
-    role: str
-    """`"user"` or `"model"`."""
-    content: str
-    """Without white space at its ends, as the chat template has it."""
+    """Error for an unusable sample. Its message is a sentence without a full stop."""
 
 
 def read_sample(record: Any) -> list[Turn] | str:
-    """The turns of a conversation, or a plain text.
+    """Converts a sample to the turns of a conversation, or to plain text.
 
-    A system message becomes the beginning of the first turn, as in the chat template.
+    Args:
+        record: A sample in one of the formats of this module. A conversation may begin with a
+            system message, and the role of a reply may be `"assistant"` or `"model"`.
 
     Raises:
-        BadSample: an unknown form, roles out of order, something missing or empty.
+        BadSample: If the format is unknown, roles do not alternate, or a text is missing or empty.
 
     Example:
 
@@ -47,67 +39,56 @@ def read_sample(record: Any) -> list[Turn] | str:
     ```
     """
     if isinstance(record, str):
-        return _filled("the text", record)
+        return _check_text("the text", record)
     if not isinstance(record, Mapping):
         raise BadSample(f"a sample must be an object or a string, not {type(record).__name__}")
     if "messages" in record:
-        return _turns(record["messages"])
+        return _read_conversation(record["messages"])
     if "prompt" in record and "completion" in record:
         prompt, completion = record["prompt"], record["completion"]
         if isinstance(prompt, str) and isinstance(completion, str):
-            return _one_answer(prompt, completion)
+            return _read_question(prompt, completion)
         if isinstance(prompt, list | tuple) and isinstance(completion, list | tuple):
-            return _turns([*prompt, *completion])
+            return _read_conversation([*prompt, *completion])
         raise BadSample("'prompt' and 'completion' must be two strings or two lists of messages")
     if "instruction" in record:
         answer = next((name for name in ("response", "output") if name in record), None)
         if answer is None:
             raise BadSample("an 'instruction' needs a 'response' or an 'output'")
-        question = _filled("'instruction'", record["instruction"])
+        question = _check_text("'instruction'", record["instruction"])
         context = record.get("context", record.get("input")) or ""
         if not isinstance(context, str):
             raise BadSample(f"the context must be a string, not {type(context).__name__}")
-        return _one_answer(f"{question}\n\n{context}", record[answer])
+        return _read_question(f"{question}\n\n{context}", record[answer])
     if "text" in record:
-        return _filled("'text'", record["text"])
-    raise BadSample(f"no known form in {sorted(map(str, record))}; known are {FORMS}")
+        return _check_text("'text'", record["text"])
+    raise BadSample(f"unknown format with keys {sorted(map(str, record))}; use {FORMATS}")
 
 
-def _one_answer(question: Any, answer: Any) -> list[Turn]:
-    return [
-        Turn("user", _filled("the user's turn", question).strip()),
-        Turn("model", _filled("the model's turn", answer).strip()),
-    ]
+def _read_question(question: str, answer: Any) -> list[Turn]:
+    return _read_conversation(
+        [{"role": "user", "content": question}, {"role": "model", "content": answer}]
+    )
 
 
-def _turns(messages: Any) -> list[Turn]:
-    """Messages, their roles checked, as turns."""
-    if not isinstance(messages, list | tuple):
-        raise BadSample(f"'messages' must be a list, not {type(messages).__name__}")
-    turns: list[Turn] = []
-    preface = ""
+def _read_conversation(messages: Any) -> list[Turn]:
+    """Same as `read_turns`, but each message must have text, and the model must have a turn."""
+    try:
+        turns = read_turns(messages)
+    except (TypeError, ValueError) as error:
+        raise BadSample(str(error)) from error
     for i, message in enumerate(messages):
-        if not (isinstance(message, Mapping) and {"role", "content"} <= message.keys()):
-            raise BadSample(f"message {i} must be an object with 'role' and 'content'")
-        content = _filled(f"message {i}", message["content"]).strip()
-        if message["role"] == "system" and i == 0:
-            preface = f"{content}\n\n"
-            continue
-        expected = "model" if len(turns) % 2 else "user"
-        role = ROLES.get(str(message["role"]))
-        if role != expected:
-            wanted = "'assistant' or 'model'" if expected == "model" else "'user'"
-            raise BadSample(
-                f"message {i} has the role {message['role']!r} where {wanted} is due: roles are "
-                "user, assistant, user, ..., after at most one system message"
-            )
-        turns.append(Turn(role, content if turns else preface + content))
+        if not message["content"].strip():
+            raise BadSample(f"message {i}, of the role {message['role']!r}, is empty")
     if len(turns) < 2:
-        raise BadSample("a conversation needs a turn of the user and one of the model")
+        raise BadSample("a conversation needs a user turn and a model turn")
+    for turn in turns[1::2]:
+        if turn.role != "model":
+            raise BadSample(f"a reply must have the role 'assistant' or 'model', not {turn.role!r}")
     return turns
 
 
-def _filled(name: str, text: Any) -> str:
+def _check_text(name: str, text: Any) -> str:
     if not isinstance(text, str):
         raise BadSample(f"{name} must be a string, not {type(text).__name__}")
     if not text.strip():

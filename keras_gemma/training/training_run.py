@@ -1,6 +1,6 @@
-"""A run between its first step and its last: steps, evaluations, checkpoints, what came of it.
+"""State of a training run: steps, evaluations, checkpoints, and the saved result.
 
-Knows a folder, and picks up what an interrupted run left there. What users see is `finetune.py`.
+Resumes the interrupted run in its folder, if there is one. The public function is in `finetune.py`.
 """
 
 import dataclasses
@@ -18,8 +18,7 @@ from keras import ops
 
 from keras_gemma.causal_lm.model import GemmaCausalLM
 from keras_gemma.training.chat_dataset import ChatDataset
-from keras_gemma.training.checkpoint import read_facts, read_variables, write_checkpoint
-from keras_gemma.training.documents import prompt_ids
+from keras_gemma.training.checkpoint import read_metadata, read_variables, write_checkpoint
 from keras_gemma.training.log import Log
 from keras_gemma.training.settings import FinetuneSettings
 
@@ -27,8 +26,18 @@ LAST, BEST = "last.safetensors", "best.safetensors"
 LOG, CURVES, ADAPTER, MODEL = "log.csv", "curves.png", "adapter", "model"
 
 
-class Run:
-    """A run between its first step and its last."""
+class TrainingRun:
+    """A training run in the folder `output`.
+
+    Attributes:
+        total: Number of steps of the whole run.
+        interval: Number of steps between checkpoints.
+        done: Number of completed steps.
+        loss: Loss of the last step, in nats per token.
+        best: Lowest validation loss, or `None` if there was no evaluation.
+        waited: Number of evaluations since the lowest validation loss.
+        log: Metrics of all steps.
+    """
 
     def __init__(
         self,
@@ -42,16 +51,16 @@ class Run:
         self.lm, self.data, self.output = lm, data, output
         self.validation_data, self.settings = validation_data, settings
         if lm.preprocessor is None:
-            raise ValueError("`lm` must have a preprocessor: without one it cannot read or write.")
+            raise ValueError("`lm` must have a preprocessor, which tokenizes the samples.")
         lm.adapters.check_trainable()
         if not lm.trainable_variables:
             raise ValueError(
-                "`lm` has nothing to train. Call `lm.enable_lora(...)` first, or, for all of its "
+                "`lm` has no trainable variables. Call `lm.enable_lora(...)` first. To train all "
                 "weights, load it without quantization and set `lm.trainable = True`."
             )
         epoch = getattr(data, "num_batches", None)
         if epoch is None and settings.steps is None:
-            raise ValueError("`steps` must be given for data whose length is not known.")
+            raise ValueError("`steps` must be set for data of unknown length.")
         self.per_epoch = epoch
         self.total = settings.steps or settings.epochs * epoch
         self.interval = settings.interval(self.total, epoch)
@@ -60,36 +69,36 @@ class Run:
         self._compile()
         self._restore()
         self.log = Log(output / LOG, self.done)
-        figures = ["loss", "accuracy"]  # those of the step, not their mean so far
-        self.verbose, self.drawn = verbose, verbose and draws_bars()
+        self.verbose, self.has_bar = verbose, verbose and is_interactive()
         self.bar = keras.utils.Progbar(
-            self.total, verbose=int(self.drawn), stateful_metrics=figures
+            self.total,
+            verbose=int(self.has_bar),
+            stateful_metrics=["loss", "accuracy"],  # metrics of the step, not running means
         )
         if verbose and self.done:
-            print(f"{output}: going on after step {self.done} of {self.total}")
+            print(f"{output}: continuing after step {self.done} of {self.total}")
 
     def _schedule(self) -> Any:
-        rising = round(self.settings.warmup * self.total)
-        peak, falling = self.settings.learning_rate, max(1, self.total - rising)
+        warmup_steps = round(self.settings.warmup * self.total)
+        peak = self.settings.learning_rate
         return keras.optimizers.schedules.CosineDecay(
-            0.0 if rising else peak,
-            falling,
-            warmup_target=peak if rising else None,
-            warmup_steps=rising,
+            0.0 if warmup_steps else peak,
+            decay_steps=max(1, self.total - warmup_steps),
+            warmup_target=peak if warmup_steps else None,
+            warmup_steps=warmup_steps,
         )
 
     def _compile(self) -> None:
         lm, settings = self.lm, self.settings
         lm.backbone.rematerialize = settings.rematerialize
+        accumulate = settings.accumulate if settings.accumulate > 1 else None
         generation = vars(lm.generation_settings)
         lm.compile(
             optimizer=keras.optimizers.AdamW(
                 self.schedule,
                 weight_decay=settings.weight_decay,
                 global_clipnorm=settings.clip_norm,
-                gradient_accumulation_steps=settings.accumulate
-                if settings.accumulate > 1
-                else None,
+                gradient_accumulation_steps=accumulate,
             ),
             loss=keras.losses.SparseCategoricalCrossentropy(
                 from_logits=True, reduction="mean_with_sample_weight"
@@ -101,11 +110,11 @@ class Run:
         lm.stop_training = False
 
     def variables(self) -> dict[str, Any]:
-        """What a checkpoint holds: trained variables, the optimizer's, and the state of chance."""
+        """Returns the variables of a checkpoint, by name."""
         groups = {
             "trained": self.lm.trainable_variables,
             "optimizer": self.lm.optimizer.variables,
-            "chance": [v for v in self.lm.non_trainable_variables if "seed" in v.path],
+            "rng": [v for v in self.lm.non_trainable_variables if "seed" in v.path],
         }
         return {
             f"{name}.{i}": variable
@@ -114,15 +123,15 @@ class Run:
         }
 
     def trained(self) -> dict[str, Any]:
-        """The trained variables alone."""
+        """Returns only the trained variables, by name."""
         return {k: v for k, v in self.variables().items() if k.startswith("trained")}
 
-    def facts(self) -> dict[str, Any]:
-        """What must be the same when a run goes on."""
+    def run_config(self) -> dict[str, Any]:
+        """Returns the settings and fingerprints that must be equal when a run is resumed."""
         shape = getattr(self.data, "shape", None)
-        held_out = self.validation_data
+        validation = self.validation_data
         settings = dataclasses.asdict(self.settings)
-        del settings["sample_tokens"]  # changes nothing but what is printed
+        del settings["sample_tokens"]  # only affects printed samples
         backbone = self.lm.backbone
         adapter = backbone.adapters.configs.get(backbone.adapters.active)
         return {
@@ -135,8 +144,8 @@ class Run:
             "data": shape and dataclasses.asdict(shape),
             "batches an epoch": self.per_epoch,
             "first batch": fingerprint(self.data[0]) if self.per_epoch else None,
-            "batches of validation": held_out and held_out.num_batches,
-            "first batch of validation": held_out and fingerprint(held_out[0]),
+            "batches of validation": validation and validation.num_batches,
+            "first batch of validation": validation and fingerprint(validation[0]),
             "trained shapes": [list(v.shape) for v in self.lm.trainable_variables],
         }
 
@@ -144,28 +153,28 @@ class Run:
         path = self.output / LAST
         if isinstance(self.data, ChatDataset):
             self.data.epoch = 0
-        self.expected = self.facts()
+        self.config = self.run_config()
         if not path.exists():
             self.output.mkdir(parents=True, exist_ok=True)
             return
-        known = read_facts(path)
-        before = known["facts"]
-        differing = [name for name in self.expected if before.get(name) != self.expected[name]]
-        if differing:
-            changes = ", ".join(
-                f"{name}: {before.get(name)!r} then, {self.expected[name]!r} now"
-                for name in differing
-            )
+        state = read_metadata(path)
+        stored = state.get("run_config") or state["facts"]  # "facts" in older checkpoints
+        changes = [
+            f"{name}: {stored.get(name)!r} before, {value!r} now"
+            for name, value in self.config.items()
+            if stored.get(name) != value
+        ]
+        if changes:
             raise ValueError(
-                f"{self.output} holds a run with other settings ({changes}). Go on with the same "
-                "ones, name another `output`, or delete the folder."
+                f"{self.output} has a run with other settings ({', '.join(changes)}). Continue "
+                "with the same settings, choose another `output`, or delete the folder."
             )
         read_variables(path, self.variables())
-        self.done, self.best, self.waited = known["step"], known["best"], known["waited"]
-        self.loss = known["loss"]
+        self.done, self.best, self.waited = state["step"], state["best"], state["waited"]
+        self.loss = state["loss"]
 
     def batches(self) -> Iterator[Any]:
-        """Those that were not learned from yet."""
+        """Yields the batches of the remaining steps."""
         if self.per_epoch is None:
             for step in range(self.total):
                 batch = self.data[step]
@@ -178,27 +187,27 @@ class Run:
                 self.data.epoch = epoch
             yield self.data[index]
 
-    def steps_left(self) -> Iterator[int]:
-        """The numbers of the steps to come, from 1; their batches are laid ready."""
-        if self.patience_is_over():
+    def remaining_steps(self) -> Iterator[int]:
+        """Yields the numbers of the remaining steps, from 1, after loading each step's batch."""
+        if self.is_patience_exhausted():
             return
         for step, batch in enumerate(self.batches(), start=self.done + 1):
             self.batch = batch
             yield step
 
-    def place(self, step: int) -> str:
-        """Which batch a step reads."""
+    def describe_step(self, step: int) -> str:
+        """Returns the step and its batch, for error messages."""
         if self.per_epoch is None:
             return f"step {step}, batch {step - 1} of the stream"
         epoch, index = divmod(step - 1, self.per_epoch)
         return f"step {step}, batch {index} of epoch {epoch}"
 
-    def take(self, step: int) -> dict[str, Any]:
-        """A step; returns its figures."""
+    def train_step(self, step: int) -> dict[str, Any]:
+        """Trains on one batch and returns the metrics."""
         logs = self.lm.train_on_batch(*self.batch, return_dict=True)
         self.loss, accuracy = float(logs["loss"]), float(logs["sparse_categorical_accuracy"])
         if not math.isfinite(self.loss):
-            self.diverged(step, f"the loss is {self.loss}")
+            self._stop_diverged(step, f"the loss is {self.loss}")
         self.done = step
         self.row = {
             "step": step,
@@ -207,51 +216,51 @@ class Run:
             "accuracy": accuracy,
             "learning_rate": float(self.schedule(step - 1)),
         }
-        last = step % self.interval == 0 or step == self.total
-        if not last:
+        has_checkpoint = step % self.interval == 0 or step == self.total
+        if not has_checkpoint:  # otherwise `checkpoint` adds the row
             self.log.add(**self.row)
         self.bar.update(step, [("loss", self.loss), ("accuracy", accuracy)], finalize=False)
         return {name: self.row[name] for name in ("loss", "accuracy", "learning_rate")}
 
-    def diverged(self, step: int, what: str) -> None:
-        """Stop the run."""
+    def _stop_diverged(self, step: int, reason: str) -> None:
         path = self.output / LAST
-        kept = "There is no checkpoint yet"
+        state = "There is no checkpoint yet"
         if path.exists():
-            kept = f"{path}, of step {read_facts(path)['step']}, is whole"
+            state = f"The checkpoint {path} of step {read_metadata(path)['step']} is intact"
         raise FloatingPointError(
-            f"At {self.place(step)}, {what}. {kept}. Look at that batch's samples, or begin anew "
-            "in another folder with a smaller `learning_rate` or a longer `warmup`."
+            f"Training diverged at {self.describe_step(step)}: {reason}. {state}. Check the "
+            "samples of this batch, or start again in another folder with a smaller "
+            "`learning_rate` or a longer `warmup`."
         )
 
     def checkpoint(self, step: int) -> dict[str, Any]:
-        """Evaluate, and write where the run stands."""
+        """Evaluates the model, writes a checkpoint, and returns the validation metrics."""
         for variable in self.lm.trainable_variables:
             if not np.isfinite(ops.convert_to_numpy(ops.sum(ops.abs(variable.value)))):
-                self.diverged(step, "weights have become infinite or no numbers")
+                self._stop_diverged(step, "a weight is infinite or NaN")
         logs = {}
-        told = f"step {step} of {self.total}: loss {self.loss:.4f}"
+        summary = f"step {step} of {self.total}: loss {self.loss:.4f}"
         if self.validation_data is not None:
             loss = self.evaluate()
             if not math.isfinite(loss):
-                self.diverged(step, f"the validation loss is {loss}")
+                self._stop_diverged(step, f"the validation loss is {loss}")
             logs["val_loss"] = loss
             if self.best is None or loss < self.best:
                 self.best, self.waited = loss, 0
                 write_checkpoint(self.output / BEST, self.trained(), {"step": step})
             else:
                 self.waited += 1
-            told += f", validation loss {loss:.4f}, the lowest {self.best:.4f}"
+            summary += f", validation loss {loss:.4f}, lowest {self.best:.4f}"
         if self.verbose:
-            print(*[""] * self.drawn, told, sep="\n")
+            print(*[""] * self.has_bar, summary, sep="\n")
         self.log.add(**self.row, validation_loss=logs.get("val_loss"))
-        standing = {"step": step, "best": self.best, "waited": self.waited, "loss": self.loss}
-        standing["facts"] = self.expected
-        write_checkpoint(self.output / LAST, self.variables(), standing)
+        state = {"step": step, "best": self.best, "waited": self.waited, "loss": self.loss}
+        state["run_config"] = self.config
+        write_checkpoint(self.output / LAST, self.variables(), state)
         return logs
 
     def evaluate(self) -> float:
-        """Nats a token of the validation data, every learned token counted once."""
+        """Returns the mean loss of all learned tokens of the validation data, in nats."""
         total = weight = 0.0
         for i in range(self.validation_data.num_batches):
             x, y, weights = self.validation_data[i]
@@ -260,20 +269,20 @@ class Run:
             weight += float(weights.sum())
         return total / weight
 
-    def show(self, samples: Sequence[str]) -> None:
-        """Print what the model answers."""
+    def print_samples(self, samples: Sequence[str]) -> None:
+        """Prints questions and the model's answers."""
         tokenizer = self.lm.preprocessor.tokenizer
         for text in samples:
-            ids = prompt_ids(tokenizer, text)
+            ids = tokenizer.apply_chat_template([{"role": "user", "content": text}])
             (row,) = self.lm.generate([ids], max_new_tokens=self.settings.sample_tokens)
             print(f"\n> {text}\n{tokenizer.detokenize(row[len(ids) :], skip_special_tokens=True)}")
 
-    def patience_is_over(self) -> bool:
-        """Whether the validation loss has not fallen for long enough."""
+    def is_patience_exhausted(self) -> bool:
+        """Returns True if the validation loss has not improved for `patience` evaluations."""
         return self.settings.patience is not None and self.waited >= self.settings.patience
 
     def finish(self) -> Path:
-        """Write what was trained, and the picture of the curves; returns where the former is."""
+        """Saves the best weights and the plot of the losses, and returns the weights' path."""
         if (self.output / BEST).exists() and self.best is not None:
             read_variables(self.output / BEST, self.trained())
         if self.lm.active_adapter is not None:
@@ -287,12 +296,12 @@ class Run:
         return path
 
 
-def draws_bars() -> bool:
-    """Whether what is printed can be printed over: in a terminal or a notebook."""
+def is_interactive() -> bool:
+    """Returns True if output goes to a terminal or a notebook, which can redraw a line."""
     return sys.stdout.isatty() or "ipykernel" in sys.modules
 
 
 def fingerprint(arrays: Any) -> int:
-    """A number that other arrays hardly have."""
+    """Returns a checksum of arrays."""
     parts = (np.asarray(ops.convert_to_numpy(array)) for array in keras.tree.flatten(arrays))
     return zlib.crc32(b"".join(part.tobytes() for part in parts))

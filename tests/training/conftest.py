@@ -1,4 +1,4 @@
-"""A tokenizer whose vocabulary has turns, and models that train in a second."""
+"""Fixtures of all training tests."""
 
 import pytest
 

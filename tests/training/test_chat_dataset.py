@@ -1,4 +1,4 @@
-"""Data: forms and files, tokens against the published template, packing, and bad input."""
+"""Datasets: formats, files, tokens compared with the published template, packing, errors."""
 
 import json
 import re
@@ -33,7 +33,7 @@ SAMPLES = [
 
 
 def only(source, tokenizer, **settings):
-    """The one row of a data set of one batch: ids, labels and weights, without padding."""
+    """Returns ids, labels and weights of the only row of a dataset, without padding."""
     settings = {"sequence_length": 128, **settings}
     ((x, y, weights),) = chat_dataset(source, tokenizer, **settings)
     used = x["padding_mask"][0] > 0
@@ -41,8 +41,8 @@ def only(source, tokenizer, **settings):
 
 
 @pytest.mark.parametrize("sample", [HELLO, LONG], ids=["hello", "long"])
-def test_the_ids_of_the_published_template(sample, tokenizer):
-    """Rendered by Jinja, and cut at the control tokens that the template itself writes."""
+def test_ids_match_the_published_template(sample, tokenizer):
+    """Renders with Jinja and splits at the control tokens that the template itself writes."""
     marks = {"<bos>": "\x01", "<start_of_turn>": "\x02", "<end_of_turn>": "\x03"}
     template = CHAT_TEMPLATE
     for name, mark in marks.items():
@@ -58,7 +58,7 @@ def test_the_ids_of_the_published_template(sample, tokenizer):
     np.testing.assert_array_equal(ids[1:], labels[:-1])
 
 
-def test_what_is_learned(tokenizer):
+def test_learned_tokens(tokenizer):
     _, labels, weights = only([LONG], tokenizer)
     end, (newline,) = tokenizer.end_of_turn_token_id, tokenizer.encode(["\n"])
     runs = np.split(labels, np.flatnonzero(np.diff(weights)) + 1)[1::2]
@@ -69,7 +69,7 @@ def test_what_is_learned(tokenizer):
     assert weights.all()
 
 
-def test_a_plain_text_is_learned_whole(tokenizer):
+def test_all_tokens_of_plain_text_are_learned(tokenizer):
     ids, labels, weights = only(["the heart-ache"], tokenizer)
     assert ids[0] == tokenizer.start_token_id and labels[-1] == tokenizer.end_token_id
     assert tokenizer.detokenize(labels) == "the heart-ache" and weights.all()
@@ -85,23 +85,22 @@ def test_a_plain_text_is_learned_whole(tokenizer):
         ({"instruction": "a", "input": "", "output": "c"}, "a", "c"),
     ],
 )  # fmt: skip
-def test_forms(sample, question, answer, tokenizer):
+def test_formats(sample, question, answer, tokenizer):
     turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    for mine, theirs in zip(
-        only([sample], tokenizer), only([{"messages": turns}], tokenizer), strict=True
-    ):
-        np.testing.assert_array_equal(mine, theirs)
+    expected = only([{"messages": turns}], tokenizer)
+    for array, expected_array in zip(only([sample], tokenizer), expected, strict=True):
+        np.testing.assert_array_equal(array, expected_array)
 
 
 def documents_in(data):
-    """Every document of a pass, as its ids and weights."""
-    found = []
+    """Returns every document of one pass as ids, labels and weights."""
+    documents = []
     for x, y, weights in data:
-        for ids, mask, labels, own in zip(*x.values(), y, weights, strict=True):
+        for ids, mask, labels, learned in zip(*x.values(), y, weights, strict=True):
             for number in range(1, mask.max() + 1):
-                here = mask == number
-                found.append((*ids[here], -1, *labels[here], -1, *own[here]))
-    return found
+                inside = mask == number
+                documents.append((*ids[inside], -1, *labels[inside], -1, *learned[inside]))
+    return documents
 
 
 @pytest.mark.parametrize("length", [80, 128])
@@ -119,7 +118,7 @@ def test_packing_keeps_every_document(length, tokenizer):
 
 
 def test_packed_loss_is_unpacked_loss(tokenizer):
-    """With windows shorter than a document; nothing of a neighbour is seen."""
+    """The sliding window is shorter than a document."""
     lm = make_lm("gemma2_grouped")
     losses = {}
     for packing in (False, True):
@@ -134,7 +133,7 @@ def test_packed_loss_is_unpacked_loss(tokenizer):
     np.testing.assert_allclose(losses[True], losses[False], rtol=1e-4)
 
 
-def test_an_order_for_each_epoch(tokenizer):
+def test_each_epoch_has_another_order(tokenizer):
     first, second = (chat_dataset(SAMPLES, tokenizer, 80, packing=False) for _ in range(2))
     before = documents_in(first)
     assert before == documents_in(second) == documents_in(first)
@@ -145,7 +144,7 @@ def test_an_order_for_each_epoch(tokenizer):
     assert documents_in(still)[0] == documents_in(chat_dataset([HELLO], tokenizer, 80))[0]
 
 
-def test_a_file_an_iterable_and_a_function(tmp_path, tokenizer):
+def test_file_iterable_and_function(tmp_path, tokenizer):
     path = tmp_path / "data.jsonl"
     path.write_text("\n\n".join(map(json.dumps, SAMPLES)) + "\n", encoding="utf-8")
     expected = documents_in(chat_dataset(SAMPLES, tokenizer, 80, shuffle=False))
@@ -178,20 +177,20 @@ def wrapped(data, kind):
 
 
 @pytest.mark.parametrize("kind", ["plain", "stream", "loader", "grain", "tf_data"])
-def test_fit_takes_it(kind, tokenizer, tiny_proto):
+def test_fit(kind, tokenizer, tiny_proto):
     lm = make_lm(proto=tiny_proto)
     lm.compile(optimizer=keras.optimizers.Adam(1e-2))
     data = chat_dataset(SAMPLES, tokenizer, 80, batch_size=2)
     expected = lm.evaluate(data, return_dict=True, verbose=0)["loss"]
     settings = {"epochs": 3, "verbose": 0}
     if kind == "stream":
-        given = chat_dataset(lambda: iter(SAMPLES), tokenizer, 80, batch_size=2)
+        batches = chat_dataset(lambda: iter(SAMPLES), tokenizer, 80, batch_size=2)
         settings |= {"steps_per_epoch": 2}
     else:
-        given = data if kind == "plain" else wrapped(data, kind)
-        loss = lm.evaluate(given, return_dict=True, verbose=0)["loss"]
+        batches = data if kind == "plain" else wrapped(data, kind)
+        loss = lm.evaluate(batches, return_dict=True, verbose=0)["loss"]
         np.testing.assert_allclose(loss, expected, rtol=1e-5)
-    losses = lm.fit(given, **settings).history["loss"]
+    losses = lm.fit(batches, **settings).history["loss"]
     assert losses[2] < losses[0]
     if kind == "plain":
         assert data.epoch >= 3
@@ -200,25 +199,27 @@ def test_fit_takes_it(kind, tokenizer, tiny_proto):
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        (b'{"text": "a"', r"no JSON: .* at column \d+"),
-        (b'"\xff"', "no UTF-8: invalid start byte at byte 1"),
+        (b'{"text": "a"', r"invalid JSON: .* at column \d+"),
+        (b'"\xff"', "invalid UTF-8: invalid start byte at byte 1"),
         (b"3", "must be an object or a string, not int"),
-        (b'{"question": "a"}', r"no known form in \['question'\]; known are messages"),
+        (b'{"question": "a"}', r"unknown format with keys \['question'\]; use messages"),
         (b'{"text": " "}', "'text' is empty"),
         (b'{"text": 3}', "'text' must be a string, not int"),
         (b'{"instruction": "a"}', "needs a 'response'"),
         (b'{"prompt": "a", "completion": ["b"]}', "two strings or two lists"),
-        (b'{"messages": "a"}', "must be a list, not str"),
-        (b'{"messages": [{"role": "user"}]}', "message 0 must be an object with 'role'"),
-        (b'{"messages": [{"role": "user", "content": "a"}]}', "a turn of the user and one of"),
+        (b'{"messages": "a"}', "`messages` must be a list"),
+        (b'{"messages": [{"role": "user"}]}', "Message 0 has no content"),
+        (b'{"messages": [{"role": "user", "content": "a"}]}', "needs a user turn and a model turn"),
+        (b'{"instruction": "a", "output": 3}', "content of a message must be a string"),
+        (b'{"prompt": "a", "completion": " "}', "message 1, of the role 'model', is empty"),
         (b'{"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}',
-         "message 1 has the role 'user' where 'assistant' or 'model' is due"),
+         "Message 1 must have the role 'assistant'"),
         (b'{"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}]}',
-         "message 1 has the role 'system'"),
-        (b'{"text": "' + b"to be " * 200 + b'"}', r"tokens do not fit: sequence_length=80 holds"),
+         "a reply must have the role 'assistant' or 'model', not 'system'"),
+        (b'{"text": "' + b"to be " * 200 + b'"}', r"tokens do not fit, because sequence_length=80"),
     ],
 )  # fmt: skip
-def test_a_bad_line(bad, reason, tmp_path, tokenizer):
+def test_bad_samples(bad, reason, tmp_path, tokenizer):
     path = tmp_path / "data.jsonl"
     path.write_bytes(b'"the slings"\n' + bad + b'\n"and arrows"\n')
     with pytest.raises(ValueError, match=rf"data.jsonl, line 2: .*{reason}"):
@@ -226,7 +227,7 @@ def test_a_bad_line(bad, reason, tmp_path, tokenizer):
     data = chat_dataset(path, tokenizer, 80, skip_bad=True)
     assert (data.counts.samples, data.counts.bad) == (2, 1)
     assert re.match(f"data.jsonl, line 2: .*{reason}", data.counts.reasons[0])
-    assert "1 bad, left out" in data.describe()
+    assert "1 bad, skipped" in data.describe()
 
 
 def test_truncation_is_counted(tokenizer):
@@ -234,17 +235,17 @@ def test_truncation_is_counted(tokenizer):
     assert (data.counts.samples, data.counts.truncated) == (2, 1)
     assert "1 truncated" in data.describe()
     far = {"prompt": "to be " * 200, "completion": "or not"}
-    with pytest.raises(ValueError, match="nothing is left that would be learned"):
+    with pytest.raises(ValueError, match="has no token to learn"):
         chat_dataset([far], tokenizer, 80, truncate=True)
 
 
 @pytest.mark.parametrize(
     ("source", "settings", "error", "message"),
     [
-        ([], {}, ValueError, "holds no sample"),
+        ([], {}, ValueError, "has no usable sample"),
         ([3], {"skip_bad": True}, ValueError, "All 1 are bad; the first: sample 0: a sample must"),
-        (iter(["a"]), {}, TypeError, "every epoch reads it anew"),
-        (3, {}, TypeError, "every epoch reads it anew"),
+        (iter(["a"]), {}, TypeError, "every epoch reads it again"),
+        (3, {}, TypeError, "every epoch reads it again"),
         ("nowhere.jsonl", {}, FileNotFoundError, "no file of samples at 'nowhere.jsonl'"),
         (["a"], {"loss_on": "user"}, ValueError, "loss_on='user'"),
         (["a"], {"sequence_length": 0}, ValueError, "sequence_length=0"),
@@ -256,8 +257,8 @@ def test_bad_arguments(source, settings, error, message, tokenizer):
         chat_dataset(source, tokenizer, **settings)
 
 
-def test_an_empty_stream(tokenizer):
-    with pytest.raises(ValueError, match="holds no sample"):
+def test_empty_stream(tokenizer):
+    with pytest.raises(ValueError, match="has no usable sample"):
         list(chat_dataset(lambda: iter([]), tokenizer))
 
 

@@ -1,4 +1,4 @@
-"""The recipe's losses, step by step: those of transformers and peft in a loop written out."""
+"""Losses of `finetune` at each step, compared with a training loop of transformers and peft."""
 
 import math
 
@@ -16,7 +16,7 @@ from tests.parity.pairs import make_ours, make_theirs
 peft = pytest.importorskip("peft")
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*is_gradient_checkpointing.*:FutureWarning"  # peft's own
+    "ignore:.*is_gradient_checkpointing.*:FutureWarning"  # raised inside peft
 )
 
 PAIRS = [{"prompt": f"to be {i}", "completion": f"or not {i % 3}"} for i in range(10)]
@@ -46,7 +46,7 @@ def their_losses(adapter, batches):
     return losses
 
 
-def test_it_is_that_of_peft(tokenizer, tmp_path):
+def test_losses_match_peft(tokenizer, tmp_path):
     lm = GemmaCausalLM(make_ours(GEMMA2), GemmaCausalLMPreprocessor(tokenizer, 64))
     compile_lm(lm)
     lm.enable_lora(rank=4, targets="all-linear", seed=0)
@@ -58,6 +58,6 @@ def test_it_is_that_of_peft(tokenizer, tmp_path):
     for epoch in range(STEPS // len(data)):
         data.epoch = epoch
         batches += list(data)
-    found, expected = result.log.column("loss")[1], their_losses(tmp_path / "before", batches)
-    assert len(found) == STEPS and expected[-1] < 0.8 * expected[0]
-    np.testing.assert_allclose(found, expected, rtol=1e-3)
+    losses, expected = result.log.column("loss")[1], their_losses(tmp_path / "before", batches)
+    assert len(losses) == STEPS and expected[-1] < 0.8 * expected[0]
+    np.testing.assert_allclose(losses, expected, rtol=1e-3)

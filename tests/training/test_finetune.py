@@ -1,8 +1,7 @@
-"""The recipe: curves, interruptions, divergence, early stopping, what is written."""
+"""`finetune`: losses, resumption, divergence, early stopping, output files, and the command."""
 
 import importlib.util
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,18 +10,16 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from keras_gemma import GemmaCausalLM
 from keras_gemma.cli import main
-from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
-from keras_gemma.text.tokenizer import GemmaTokenizer
 from keras_gemma.training import FinetuneSettings, chat_dataset, checkpoint, finetune
 from keras_gemma.training.log import Log, smooth
-from tests.models import compile_lm, make_backbone, make_lm
+from tests.models import make_lm
+from tests.training.runs import PAIRS, SETTINGS, make, run_long
 
 ROOT = Path(__file__).parents[2]
-PAIRS = [{"prompt": f"to be {i}", "completion": f"or not {i % 3}"} for i in range(10)]
-SETTINGS = {"learning_rate": 2e-2, "epochs": 2, "evaluate_every": 2, "verbose": False}
 
 
 @pytest.fixture
@@ -30,22 +27,12 @@ def data(tokenizer):
     return chat_dataset(PAIRS, tokenizer, 64)
 
 
-def make(tiny_proto, lora=True, dropout=0.0):
-    keras.utils.set_random_seed(0)
-    preprocessor = GemmaCausalLMPreprocessor(GemmaTokenizer(tiny_proto), 32)
-    lm = GemmaCausalLM(make_backbone("gemma2_grouped", num_layers=1), preprocessor)
-    compile_lm(lm)
-    if lora:
-        lm.enable_lora(rank=2, targets="all-linear", dropout=dropout, seed=0)
-    return lm
-
-
 def losses_of(result):
     return result.log.column("loss")[1]
 
 
 class Stop(keras.callbacks.Callback):
-    """Interrupts after so many steps, as a signal would."""
+    """Interrupts training after a number of steps, as a signal does."""
 
     def __init__(self, step):
         super().__init__()
@@ -57,7 +44,7 @@ class Stop(keras.callbacks.Callback):
 
 
 @pytest.mark.parametrize("rematerialize", [False, True])
-def test_what_it_leaves(rematerialize, tiny_proto, data, tmp_path):
+def test_result(rematerialize, tiny_proto, data, tmp_path):
     lm = make(tiny_proto)
     settings = SETTINGS | {"steps": 8, "rematerialize": rematerialize}
     result = finetune(lm, data, tmp_path, **settings)
@@ -69,88 +56,76 @@ def test_what_it_leaves(rematerialize, tiny_proto, data, tmp_path):
     assert max(rates) == pytest.approx(2e-2) and rates[-1] < 1e-2
 
 
-LONG = SETTINGS | {"accumulate": 2, "epochs": 3, "evaluate_every": 3}
-
-
-def run_long(proto, folder, *callbacks):
-    """A run with all that has a state: chance, moments, sums of gradients, the best weights."""
-    tokenizer = GemmaTokenizer(proto)
-    data = chat_dataset(PAIRS, tokenizer, 64, packing=False, batch_size=2)
-    held_out = chat_dataset(["the heart-ache"], tokenizer, 64)
-    lm = make(proto, dropout=0.2)
-    return finetune(lm, data, folder, validation_data=held_out, callbacks=callbacks, **LONG)
-
-
-class Die(keras.callbacks.Callback):
-    """Ends the process as `kill -9` does."""
-
-    def on_train_batch_end(self, batch, logs=None):
-        if batch + 1 == 8:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-DYING = """
+KILLED = """
 import pathlib, sys
 from tests.models import quickly
-from tests.training.test_finetune import Die, run_long
+from tests.training.runs import Kill, run_long
 
 with quickly():
-    run_long(pathlib.Path(sys.argv[1]).read_bytes(), sys.argv[2], Die())
+    run_long(pathlib.Path(sys.argv[1]).read_bytes(), sys.argv[2], Kill())
 """
 
 
-def test_killed_in_the_middle_it_goes_on_as_if_nothing_was(
-    tiny_proto, tmp_path, command_environment
-):
-    """In an epoch, and between two updates; in another process."""
+def test_killed_run_resumes_with_the_same_losses(tiny_proto, tmp_path, command_environment):
+    """Another process is killed within an epoch, between two updates."""
     proto, folder = tmp_path / "proto", tmp_path / "cut"
     proto.write_bytes(tiny_proto)
-    command = [sys.executable, "-c", DYING, str(proto), str(folder)]
+    command = [sys.executable, "-c", KILLED, str(proto), str(folder)]
     killed = subprocess.run(command, env=command_environment, cwd=ROOT, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     before = (folder / "log.csv").read_text()
     assert len(before.splitlines()) == 1 + 8
-    assert checkpoint.read_facts(folder / "last.safetensors")["step"] == 6
+    assert checkpoint.read_metadata(folder / "last.safetensors")["step"] == 6
+    rename_old_keys(folder / "last.safetensors")
     whole = run_long(tiny_proto, tmp_path / "whole")
     result = run_long(tiny_proto, folder)
     assert result.log.column("step")[0] == list(range(1, whole.steps + 1)) == list(range(1, 16))
     for column in ("loss", "validation_loss"):
-        found, expected = (run.log.column(column) for run in (result, whole))
-        assert found[0] == expected[0]
-        np.testing.assert_allclose(found[1], expected[1], rtol=1e-6)
+        (steps, values), expected = (run.log.column(column) for run in (result, whole))
+        assert steps == expected[0]
+        np.testing.assert_allclose(values, expected[1], rtol=1e-6)
     assert (folder / "log.csv").read_text().startswith(before[: before.index("\n7,")])
     again = run_long(tiny_proto, folder)
     assert again.steps == whole.steps and losses_of(again) == losses_of(result)
 
 
-def test_other_settings_are_refused(tiny_proto, data, tokenizer, tmp_path):
+def rename_old_keys(path):
+    """Renames the keys of a checkpoint to those of older versions."""
+    metadata = checkpoint.read_metadata(path)
+    metadata["facts"] = metadata.pop("run_config")
+    arrays = {name.replace("rng", "chance"): x for name, x in load_file(path).items()}
+    assert "chance.0" in arrays
+    save_file(arrays, path, {checkpoint.METADATA_KEY: json.dumps(metadata)})
+
+
+def test_other_settings_are_errors(tiny_proto, data, tokenizer, tmp_path):
     finetune(make(tiny_proto), data, tmp_path, **SETTINGS)
-    with pytest.raises(ValueError, match=r"learning_rate: 0.02 then, 0.001 now.*another `output`"):
+    with pytest.raises(ValueError, match=r"learning_rate: 0.02 before, 0.001 .*another `output`"):
         finetune(make(tiny_proto), data, tmp_path, **SETTINGS | {"learning_rate": 1e-3})
     lm = make(tiny_proto, lora=False)
     lm.enable_lora(rank=2, alpha=3, targets="all-linear", seed=0)
-    with pytest.raises(ValueError, match=r"adapter: 'rank 2 .* alpha 16.* then, 'rank 2 .*alpha 3"):
+    with pytest.raises(ValueError, match=r"adapter: 'rank 2 .* alpha 16.* before, .*alpha 3"):
         finetune(lm, data, tmp_path, **SETTINGS)
     lm = make(tiny_proto, lora=False)
     lm.quantize("int8")
     lm.enable_lora(rank=2, targets="all-linear", seed=0)
-    with pytest.raises(ValueError, match=r"quantization: None then, 'int8"):
+    with pytest.raises(ValueError, match=r"quantization: None before, 'int8"):
         finetune(lm, data, tmp_path, **SETTINGS)
     lm = make(tiny_proto)
     norm = lm.backbone.named_weights()["final_norm"]
     norm.assign(norm.numpy() + 1)
-    with pytest.raises(ValueError, match=r"other settings \(base: \d+ then, \d+ now\)"):
+    with pytest.raises(ValueError, match=r"other settings \(base: \d+ before, \d+ now\)"):
         finetune(lm, data, tmp_path, **SETTINGS)
     other = chat_dataset(PAIRS[:9], tokenizer, 64)
     with pytest.raises(ValueError, match="first batch"):
         finetune(make(tiny_proto), other, tmp_path, **SETTINGS)
     (tmp_path / "last.safetensors").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="is no checkpoint of a run"):
+    with pytest.raises(ValueError, match="is not a valid checkpoint of a run"):
         finetune(make(tiny_proto), data, tmp_path, **SETTINGS)
 
 
 class Poisoned:
-    """The data, with one batch that has no loss."""
+    """Data with one batch whose loss is NaN."""
 
     def __init__(self, data, index):
         self.data, self.index, self.num_batches = data, index, data.num_batches
@@ -160,15 +135,15 @@ class Poisoned:
         return x, y, weights * (np.nan if index == self.index else 1)
 
 
-def test_no_number_stops_it(tiny_proto, data, tmp_path):
-    with pytest.raises(FloatingPointError, match=r"step 4, batch 3 of epoch 0, .* of step 2, is"):
+def test_nan_stops_training(tiny_proto, data, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"step 4, batch 3 of epoch 0: .* of step 2 is"):
         finetune(make(tiny_proto), Poisoned(data, 3), tmp_path, **SETTINGS)
-    assert checkpoint.read_facts(tmp_path / "last.safetensors")["step"] == 2
+    assert checkpoint.read_metadata(tmp_path / "last.safetensors")["step"] == 2
     with pytest.raises(FloatingPointError, match="There is no checkpoint yet"):
         finetune(make(tiny_proto), Poisoned(data, 0), tmp_path / "new", **SETTINGS)
 
 
-def test_a_full_disk(tiny_proto, data, tmp_path, monkeypatch):
+def test_full_disk(tiny_proto, data, tmp_path, monkeypatch):
     save, calls = checkpoint.save_file, []
 
     def full(arrays, path, **rest):
@@ -179,19 +154,19 @@ def test_a_full_disk(tiny_proto, data, tmp_path, monkeypatch):
         save(arrays, path, **rest)
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(OSError, match=r"the one before is whole.*No space left.*Make room"):
+    with pytest.raises(OSError, match=r"previous one is intact.*No space left.*Free disk"):
         finetune(make(tiny_proto), data, tmp_path, **SETTINGS)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last.safetensors", "log.csv"]
     assert finetune(make(tiny_proto), data, tmp_path, **SETTINGS).steps == 2 * len(data)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
-def test_a_full_disk_of_the_log():
-    with pytest.raises(OSError, match=r"/dev/full could not be written: .*No space.*Make room"):
+def test_full_disk_of_the_log():
+    with pytest.raises(OSError, match=r"/dev/full could not be written: .*No space.*Free disk"):
         Log(Path("/dev/full"))
 
 
-def test_smoothing_has_no_lag():
+def test_smoothing_is_centered():
     line = [float(i) for i in range(50)]
     np.testing.assert_allclose(smooth(line), line)
     assert smooth([5.0]) == [5.0] and smooth([]) == []
@@ -234,9 +209,9 @@ def test_all_weights(tiny_proto, data, tmp_path):
     assert lm.backbone.config.num_layers == 1 and result.path.name == "model"
 
 
-def test_a_stream(tiny_proto, tokenizer, tmp_path):
+def test_stream(tiny_proto, tokenizer, tmp_path):
     stream = chat_dataset(lambda: iter(PAIRS), tokenizer, 64, batch_size=2)
-    with pytest.raises(ValueError, match="`steps` must be given"):
+    with pytest.raises(ValueError, match="`steps` must be set"):
         finetune(make(tiny_proto), stream, tmp_path, **SETTINGS)
     settings = SETTINGS | {"steps": 6}
     whole = finetune(make(tiny_proto), stream, tmp_path / "whole", **settings)
@@ -254,7 +229,7 @@ def test_a_stream(tiny_proto, tokenizer, tmp_path):
         ({"learning_rate": 0}, ValueError, "learning_rate=0"),
         ({"warmup": 1.0}, ValueError, "warmup=1.0"),
         ({"weight_decay": -1}, ValueError, "weight_decay=-1"),
-        ({"lr": 1}, TypeError, "has no setting 'lr'. It has epochs, steps"),
+        ({"lr": 1}, TypeError, "has no setting 'lr'. The settings are epochs, steps"),
     ],
 )
 def test_bad_settings(settings, error, message, data, tmp_path):
@@ -267,11 +242,11 @@ def test_bad_settings(settings, error, message, data, tmp_path):
     [(60, 5, {}, 5), (300, 100, {}, 30), (100, 100, {}, 20), (10, 10, {}, 10), (900, None, {}, 90),
      (300, 100, {"evaluate_every": 7}, 7), (5, None, {"evaluate_every": 7}, 5)],
 )  # fmt: skip
-def test_how_often_checkpoints_are_written(total, epoch, settings, expected):
+def test_checkpoint_interval(total, epoch, settings, expected):
     assert FinetuneSettings(**settings).interval(total, epoch) == expected
 
 
-def test_nothing_to_train(tiny_proto, data, tmp_path):
+def test_no_trainable_variables(tiny_proto, data, tmp_path):
     lm = make(tiny_proto, lora=False)
     lm.trainable = False
     with pytest.raises(ValueError, match=r"Call `lm.enable_lora"):
@@ -280,7 +255,7 @@ def test_nothing_to_train(tiny_proto, data, tmp_path):
         finetune(make_lm(), data, tmp_path, **SETTINGS)
 
 
-def test_the_command(tmp_path, monkeypatch, capsys):
+def test_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("keras_gemma.cli.options.silence_frameworks", lambda: None)
     monkeypatch.setattr("sys.excepthook", None)
     path = tmp_path / "data.jsonl"
@@ -289,8 +264,8 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     command += ["--sequence-length", "256", "--steps", "2", "--skip-bad"]
     assert main(command) == 0
     printed = capsys.readouterr().out
-    assert "10 samples" in printed and "1 bad, left out" in printed
-    assert "skipped: data.jsonl, line 11: no JSON" in printed
+    assert "10 samples" in printed and "1 bad, skipped" in printed
+    assert "skipped: data.jsonl, line 11: invalid JSON" in printed
     assert printed.strip().endswith(str(tmp_path / "out" / "adapter"))
     if not all(map(importlib.util.find_spec, ("tensorflow", "tensorboard"))):
         with pytest.raises(ImportError, match="pip install tensorflow tensorboard"):
@@ -304,4 +279,4 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     with pytest.raises(ConnectionAbortedError, match="mixed_bfloat16"):
         main([*command, "--full"])
     assert main([*command, "--full", "--quantization", "int4"]) == 2
-    assert "quantized weights cannot be trained" in capsys.readouterr().err
+    assert "quantized weights are not trained" in capsys.readouterr().err

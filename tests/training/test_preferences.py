@@ -1,4 +1,4 @@
-"""DPO against its closed form, and what a model comes to prefer."""
+"""DPO: the closed form of the loss, training with `fit`, and errors."""
 
 import json
 
@@ -21,25 +21,24 @@ PAIRS = [
 ]
 
 
-def test_the_closed_form():
+def test_closed_form():
     random = np.random.default_rng(0)
     chosen, rejected, first, second = random.normal(size=(4, 5)).astype("float32") * 30
     for beta, smoothing in ((0.1, 0.0), (0.5, 0.2)):
         z = beta * ((chosen - first) - (rejected - second)).astype("float64")
         expected = (1 - smoothing) * np.log1p(np.exp(-z)) + smoothing * np.log1p(np.exp(z))
-        found = keras.ops.convert_to_numpy(
-            dpo_loss(chosen, rejected, first, second, beta, smoothing)
-        )
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+        losses = dpo_loss(chosen, rejected, first, second, beta, smoothing)
+        losses = keras.ops.convert_to_numpy(losses)
+        np.testing.assert_allclose(losses, expected, rtol=1e-4, atol=1e-6)
     same = keras.ops.convert_to_numpy(dpo_loss(chosen, rejected, chosen, rejected))
     np.testing.assert_allclose(same, np.log(2), rtol=1e-6)
 
 
-def test_answers():
+def test_answer_log_probabilities():
     losses = np.array([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]], "float32")
     weights = np.array([[0, 1, 1], [1, 0, 0]])
-    found = answer_log_probabilities(keras.ops.convert_to_tensor(losses), weights)
-    np.testing.assert_array_equal(keras.ops.convert_to_numpy(found), [-6, -8])
+    scores = answer_log_probabilities(keras.ops.convert_to_tensor(losses), weights)
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(scores), [-6, -8])
 
 
 @pytest.mark.parametrize(
@@ -53,8 +52,8 @@ def test_bad_settings(settings, message):
 
 
 def margins(lm, tokenizer):
-    """How much likelier each chosen answer is than the rejected one, in nats, by the logits."""
-    found = []
+    """Returns each pair's difference in log-probability, in nats, computed from the logits."""
+    scores = []
     for answer in ("chosen", "rejected"):
         pairs = [{"prompt": pair["prompt"], "completion": pair[answer]} for pair in PAIRS]
         ((x, y, weights),) = chat_dataset(
@@ -62,15 +61,15 @@ def margins(lm, tokenizer):
         )
         logits = keras.ops.convert_to_numpy(lm.predict_on_batch(x)).astype("float64")
         logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
-        found.append((np.take_along_axis(logits, y[..., None], -1)[..., 0] * weights).sum(-1))
-    return found[0] - found[1]
+        scores.append((np.take_along_axis(logits, y[..., None], -1)[..., 0] * weights).sum(-1))
+    return scores[0] - scores[1]
 
 
-def test_fit_learns_what_is_preferred(tokenizer, tiny_proto):
+def test_fit_increases_the_margins(tokenizer, tiny_proto):
     lm = make_lm(proto=tiny_proto)
     lm.enable_lora(4, targets="all-linear", seed=0)
     data = preference_dataset(lm, PAIRS, 64, batch_size=2, shuffle=False)
-    assert len(data) == 2  # the second with a pair of padding
+    assert len(data) == 2  # the second has one pair of padding
     before = margins(lm, tokenizer)
     np.testing.assert_allclose(-np.diff(data.reference)[:, 0], before, rtol=1e-3)
     loss = PreferenceLoss(beta=0.3)
@@ -81,8 +80,8 @@ def test_fit_learns_what_is_preferred(tokenizer, tiny_proto):
     gained = margins(lm, tokenizer) - before
     assert (gained > 1).all()
     expected = np.log1p(np.exp(-0.3 * gained))
-    found = [lm.test_on_batch(*data[i]) for i in range(2)]
-    np.testing.assert_allclose(found, [expected[:2].mean(), expected[2]], rtol=1e-2)
+    losses = [lm.test_on_batch(*data[i]) for i in range(2)]
+    np.testing.assert_allclose(losses, [expected[:2].mean(), expected[2]], rtol=1e-2)
     assert PreferenceLoss.from_config(loss.get_config()).beta == 0.3
 
 
@@ -92,14 +91,17 @@ def test_bad_pairs(tokenizer, tiny_proto, tmp_path):
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     for bad, reason in (
         ({"prompt": "a", "chosen": "b"}, "an object with 'chosen' and 'rejected'"),
-        ({"prompt": "a", "chosen": "b", "rejected": ""}, "the model's turn is empty"),
-        ({"chosen": turns, "rejected": turns[:1]}, "a turn of the user and one of the model"),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": ""},
+            "message 1, of the role .*, is empty",
+        ),
+        ({"chosen": turns, "rejected": turns[:1]}, "needs a user turn and a model turn"),
         ({"prompt": "to be " * 200, "chosen": "b", "rejected": "c"}, "tokens do not fit"),
     ):
         path.write_text(json.dumps(PAIRS[0]) + "\n" + json.dumps(bad))
         with pytest.raises(ValueError, match=f"pairs.jsonl, line 2: .*{reason}"):
             preference_dataset(lm, path, 64)
-    with pytest.raises(ValueError, match="holds no sample"):
+    with pytest.raises(ValueError, match="has no usable sample"):
         preference_dataset(lm, [], 64)
     with pytest.raises(FileNotFoundError, match="no file of samples"):
         preference_dataset(lm, tmp_path / "nowhere", 64)

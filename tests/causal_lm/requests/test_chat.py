@@ -107,7 +107,7 @@ def test_history_can_be_edited_and_undone(local):
     assert (chat.history, chat.undo()) == ([], [])
     assert chat.send("To be?") == first
     chat.history.append({"role": "assistant", "content": "x"})
-    with pytest.raises(ValueError, match="Message 2 must be of the role 'user'"):
+    with pytest.raises(ValueError, match="Message 2 must have the role 'user'"):
         chat.send("y")
     assert len(chat.history) == 3
 
