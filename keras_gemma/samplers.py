@@ -1,4 +1,4 @@
-"""`keras_hub.samplers`: the choice of the next token."""
+"""Public samplers, with the names of `keras_hub.samplers`."""
 
 from keras_gemma.generation.samplers import (
     BeamSampler,

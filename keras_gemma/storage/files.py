@@ -23,7 +23,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: If the file is not valid JSON, or not an object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_bytes().decode("utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(
             f"{path} is not valid JSON: {error}. Fetch or save the preset again."

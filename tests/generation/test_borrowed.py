@@ -1,4 +1,4 @@
-"""KerasHub's samplers, and a user's own subclasses of its base class, in our `compile`."""
+"""KerasHub's samplers and custom subclasses of its base class, in `compile`."""
 
 import json
 
@@ -34,7 +34,7 @@ def new_tokens(rows):
 
 @keras.saving.register_keras_serializable(package="tests")
 class Forbidding(keras_hub.samplers.Sampler):
-    """As in KerasHub's guide: greedy, with some tokens forbidden, by `keras.ops`."""
+    """Greedy decoding without some tokens, as in KerasHub's guide."""
 
     def __init__(self, forbidden_tokens, **kwargs):
         super().__init__(**kwargs)
@@ -52,7 +52,7 @@ class Forbidding(keras_hub.samplers.Sampler):
 
 
 class Drawing(keras_hub.samplers.Sampler):
-    """With a state: a seed generator of Keras's."""
+    """Sampler with a state, a Keras seed generator."""
 
     def __init__(self, seed=None, **kwargs):
         super().__init__(**kwargs)
@@ -64,7 +64,7 @@ class Drawing(keras_hub.samplers.Sampler):
 
 
 class Sharpened(keras_hub.samplers.Sampler):
-    """Uses `self.temperature` itself: the k-th likeliest, k by the temperature."""
+    """Uses `self.temperature` as a rank: chooses the k-th most likely token."""
 
     def get_next_token(self, probabilities):
         rank = int(self.temperature)
@@ -77,7 +77,7 @@ class Recording(keras_hub.samplers.Sampler):
         return ops.argmax(probabilities, axis=-1)
 
 
-def test_a_rule_of_keras_ops(lm):
+def test_custom_sampler_of_keras_ops(lm):
     greedy = generate(lm, "greedy")
     assert generate(lm, Forbidding([])) == greedy
     assert generate(lm, keras_hub.samplers.GreedySampler()) == greedy
@@ -86,7 +86,7 @@ def test_a_rule_of_keras_ops(lm):
     assert not {id for row in new_tokens(allowed) for id in row} & set(forbidden)
 
 
-def test_a_seed_generator_goes_on_from_token_to_token_and_from_call_to_call(lm):
+def test_seed_generator_advances_within_and_between_calls(lm):
     sampler = Drawing(seed=1, temperature=3.0)
     compile_lm(lm, sampler=sampler)
     first, second = (
@@ -95,12 +95,12 @@ def test_a_seed_generator_goes_on_from_token_to_token_and_from_call_to_call(lm):
     assert first != second
     assert len({tuple(row) for row in first}) == 3
     assert len({id for row in first for id in row[3:]}) > 3
-    # The same seed, the same text, from the first call on.
+    # The same seed repeats the texts from the first call on.
     compile_lm(lm, sampler=Drawing(seed=1, temperature=3.0))
     assert lm.generate([[2, 9, 31]] * 3, max_new_tokens=NEW, stop_token_ids=None) == first
 
 
-def test_a_call_with_a_seed_repeats(lm):
+def test_calls_with_the_same_seed_are_equal(lm):
     sampler = Drawing(temperature=3.0)
     first = generate(lm, sampler, seed=5)
     assert generate(lm, sampler, seed=5) == first
@@ -109,12 +109,12 @@ def test_a_call_with_a_seed_repeats(lm):
     assert generate(lm, sampler, seed=-1) == generate(lm, sampler, seed=2**32 - 1)
 
 
-def test_a_rule_that_uses_the_temperature(lm):
+def test_custom_sampler_that_uses_the_temperature(lm):
     assert generate(lm, Sharpened(temperature=1.0)) == generate(lm, "greedy")
     assert generate(lm, Sharpened(temperature=2.0)) != generate(lm, "greedy")
 
 
-def test_probabilities_are_those_of_keras_hub():
+def test_probabilities_equal_keras_hub():
     logits = np.array([[1.0, 3.0, -2.0], [0.0, 0.5, 0.2]], "float32")
     for temperature in (1.0, 0.5, 3):
         lender = Recording(temperature=temperature)
@@ -124,7 +124,7 @@ def test_probabilities_are_those_of_keras_hub():
         np.testing.assert_allclose(lender.received, expected, rtol=1e-5)
 
 
-def test_the_temperature_may_change_later(lm):
+def test_temperature_may_change_after_compile(lm):
     lender = keras_hub.samplers.RandomSampler(seed=1, temperature=100.0)
     assert generate(lm, lender) != generate(lm, "greedy")
     lender.temperature = 1e-4
@@ -141,16 +141,16 @@ def test_the_temperature_may_change_later(lm):
     ],
     ids=lambda sampler: type(sampler).__name__,
 )
-def test_keras_hubs_own(lm, sampler):
+def test_keras_hub_samplers(lm, sampler):
     first, second = (generate(lm, sampler) for _ in range(2))
     assert first != second
 
 
-def test_the_rank_of_top_k_is_kept(lm):
+def test_top_k_of_keras_hub_keeps_k(lm):
     assert generate(lm, keras_hub.samplers.TopKSampler(1)) == generate(lm, "greedy")
 
 
-def test_the_same_object_compiles_nothing_anew(lm):
+def test_same_sampler_is_not_recompiled(lm):
     sampler = Drawing(seed=1)
     generate(lm, sampler)
     programs = dict(lm.programs.programs)
@@ -163,7 +163,7 @@ def test_the_same_object_compiles_nothing_anew(lm):
     [Forbidding([3, 5], temperature=0.5), keras_hub.samplers.TopKSampler(7, seed=2)],
     ids=lambda sampler: type(sampler).__name__,
 )
-def test_the_compile_config_holds_it(lm, sampler):
+def test_compile_config_contains_the_sampler(lm, sampler):
     compile_lm(lm, sampler=sampler)
     config = json.loads(json.dumps(lm.get_compile_config()))
     lm.compile()
@@ -174,7 +174,7 @@ def test_the_compile_config_holds_it(lm, sampler):
     assert lm.sampler.temperature == sampler.temperature
 
 
-def test_a_saved_model_has_it(lm, tmp_path):
+def test_saved_model_contains_the_sampler(lm, tmp_path):
     compile_lm(lm, sampler=Forbidding([3, 5]))
     lm.save(tmp_path / "lm.keras")
     loaded = keras.saving.load_model(tmp_path / "lm.keras")
@@ -200,19 +200,19 @@ class Capping(keras_hub.samplers.GreedySampler):
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "message"),
     [
         (keras_hub.samplers.Sampler, "Sampler does not override get_next_token"),
-        (Capping, "Capping defines compute_probabilities"),
+        (Capping, "Capping overrides compute_probabilities"),
     ],
 )
-def test_searches_with_a_loop_of_their_own_are_refused(lm, make, says):
+def test_samplers_with_a_custom_loop_are_refused(lm, make, message):
     compile_lm(lm, sampler="top_k")
-    with pytest.raises(TypeError, match=rf"`sampler` must choose by.*{says}.*take 'greedy'"):
+    with pytest.raises(TypeError, match=rf"`sampler` must override.*{message}.*such as 'greedy'"):
         lm.compile(sampler=make())
     assert lm.sampler == samplers.TopKSampler()
 
 
-def test_a_temperature_out_of_range():
+def test_temperature_out_of_range():
     with pytest.raises(ValueError, match="temperature=-1"):
         samplers.get(Sharpened(temperature=-1))

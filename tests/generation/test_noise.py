@@ -1,4 +1,4 @@
-"""Random bits, against the published ones and against JAX's own."""
+"""Random bits against published vectors and against JAX."""
 
 import numpy as np
 from keras import ops
@@ -28,7 +28,7 @@ def test_published_vectors():
         assert [int(x[0]) for x in result] == list(expected)
 
 
-def test_the_bits_are_those_of_jax():
+def test_bits_equal_jax():
     from jax.extend.random import threefry_2x32
 
     random = np.random.default_rng(0)
@@ -53,21 +53,21 @@ def test_gumbel_noise():
     # The mean is Euler's constant, the variance pi^2 / 6; bounds of five standard errors.
     assert abs(noise.mean() - 0.5772) < 0.05
     assert abs(noise.var() - np.pi**2 / 6) < 0.15
-    # Neither rows nor steps nor seeds share their noise.
+    # Different rows, steps and seeds have independent noise.
     later = noise_of(7, rows, step + 1)
     other = noise_of(8, rows, step)
     everything = np.concatenate([noise, later, other])
     correlations = np.corrcoef(everything) - np.eye(12)
     assert np.abs(correlations).max() < 0.08
-    # A row's noise is its own, whatever stands beside it.
-    alone = noise_of(7, rows[2:3], step[2:3])
-    np.testing.assert_allclose(alone[0], noise[2], rtol=1e-6)
+    # The noise of a row does not depend on the batch.
+    single = noise_of(7, rows[2:3], step[2:3])
+    np.testing.assert_allclose(single[0], noise[2], rtol=1e-6)
 
 
-def test_the_largest_number_is_finite(monkeypatch):
-    """Bits that are all ones: their noise is the largest, and not beyond every filter."""
+def test_largest_noise_is_finite(monkeypatch):
+    """Bits that are all ones give the largest noise."""
     ones = ops.convert_to_tensor(np.full((1, 3), -1, "int32"))
     monkeypatch.setattr(noise, "threefry", lambda key, counter: (ones, ones))
     zero = ops.zeros(1, dtype="int32")
-    found = ops.convert_to_numpy(noise.gumbel(zero, zero, zero, 3))
-    np.testing.assert_allclose(found, -np.log(2.0**-24), rtol=1e-3)
+    largest = ops.convert_to_numpy(noise.gumbel(zero, zero, zero, 3))
+    np.testing.assert_allclose(largest, -np.log(2.0**-24), rtol=1e-3)

@@ -1,4 +1,4 @@
-"""Which token a sampler takes, and how often: against closed forms."""
+"""Samplers against closed-form distributions."""
 
 import functools
 
@@ -30,11 +30,11 @@ DRAWS = 4000
 
 @functools.cache
 def compiled(structure):
-    """The one program of all samplers of a `structure`: every setting is an argument."""
+    """Returns the program of all samplers with this `structure`; settings are arguments."""
     if structure == "greedy":
         return backend.compile(GreedySampler())
-    _, *filters = structure
-    return backend.compile(RandomSampler(**dict.fromkeys(filters, 1)))
+    _, *names = structure
+    return backend.compile(RandomSampler(**dict.fromkeys(names, 1)))
 
 
 def draw(sampler, probabilities=P, rows=DRAWS, seed=11):
@@ -45,8 +45,8 @@ def draw(sampler, probabilities=P, rows=DRAWS, seed=11):
     return ops.convert_to_numpy(ids)
 
 
-def kept(probabilities, ids):
-    """The distribution with all but `ids` out of the running."""
+def restricted(probabilities, ids):
+    """Returns the distribution of the tokens `ids` only."""
     rest = np.zeros_like(probabilities)
     rest[ids] = probabilities[ids]
     return rest / rest.sum()
@@ -63,25 +63,25 @@ def tempered(temperature):
         (RandomSampler(), P),
         (RandomSampler(temperature=2.0), tempered(2.0)),
         (RandomSampler(temperature=0.5), tempered(0.5)),
-        (TopKSampler(k=3), kept(P, [1, 4, 6])),
-        (TopKSampler(k=1), kept(P, [1])),
+        (TopKSampler(k=3), restricted(P, [1, 4, 6])),
+        (TopKSampler(k=1), restricted(P, [1])),
         (TopKSampler(k=50), P),
-        (TopKSampler(k=3, temperature=2.0), kept(tempered(2.0), [1, 4, 6])),
-        (TopPSampler(p=0.6), kept(P, [1, 4, 6])),
-        (TopPSampler(p=0.45), kept(P, [1, 4])),
+        (TopKSampler(k=3, temperature=2.0), restricted(tempered(2.0), [1, 4, 6])),
+        (TopPSampler(p=0.6), restricted(P, [1, 4, 6])),
+        (TopPSampler(p=0.45), restricted(P, [1, 4])),
         (TopPSampler(p=1.0), P),
-        (TopPSampler(p=1e-9), kept(P, [1])),
-        # The nucleus is that of the tempered distribution: 0.19, 0.16, 0.14, 0.12, ...
-        (TopPSampler(p=0.5, temperature=2.0), kept(tempered(2.0), [1, 4, 6, 3])),
-        # Of the three likeliest, 0.46 and 0.31 reach it.
-        (TopPSampler(p=0.7, k=3), kept(P, [1, 4])),
-        (TopPSampler(p=1.0, k=3), kept(P, [1, 4, 6])),
-        (MinPSampler(min_p=0.5), kept(P, [1, 4, 6])),
-        (MinPSampler(min_p=1.0), kept(P, [1])),
-        # Of the tempered distribution: the square roots of 0.3 and 0.08 are 0.55 and 0.28.
-        (MinPSampler(min_p=0.5, temperature=2.0), kept(tempered(2.0), [1, 4, 6, 3, 8])),
-        (RandomSampler(top_k=4, min_p=0.5), kept(P, [1, 4, 6])),
-        (RandomSampler(top_k=4, top_p=0.5), kept(P, [1, 4])),
+        (TopPSampler(p=1e-9), restricted(P, [1])),
+        # The nucleus of the tempered distribution: 0.19, 0.16, 0.14, 0.12, ...
+        (TopPSampler(p=0.5, temperature=2.0), restricted(tempered(2.0), [1, 4, 6, 3])),
+        # The probabilities of the top three are 0.46, 0.31 and 0.23; the first two reach p.
+        (TopPSampler(p=0.7, k=3), restricted(P, [1, 4])),
+        (TopPSampler(p=1.0, k=3), restricted(P, [1, 4, 6])),
+        (MinPSampler(min_p=0.5), restricted(P, [1, 4, 6])),
+        (MinPSampler(min_p=1.0), restricted(P, [1])),
+        # Tempered probabilities are square roots: those of 0.3 and 0.08 are 0.55 and 0.28.
+        (MinPSampler(min_p=0.5, temperature=2.0), restricted(tempered(2.0), [1, 4, 6, 3, 8])),
+        (RandomSampler(top_k=4, min_p=0.5), restricted(P, [1, 4, 6])),
+        (RandomSampler(top_k=4, top_p=0.5), restricted(P, [1, 4])),
     ],
     ids=str,
 )
@@ -90,39 +90,39 @@ def test_distribution(sampler, expected):
     possible = expected > 0
     assert counts[~possible].sum() == 0
     deviations = counts[possible] - DRAWS * expected[possible]
-    # Nine degrees of freedom or fewer exceed 30 once in two thousand times; the seed is fixed.
+    # Chi-squared with at most 9 degrees of freedom exceeds 30 with p < 0.0005. The seed is fixed.
     assert (deviations**2 / (DRAWS * expected[possible])).sum() < 30
 
 
 @pytest.mark.parametrize("sampler", [TopKSampler(k=3), TopPSampler(p=0.55)], ids=repr)
-def test_equals_of_the_last_one_stay(sampler):
+def test_ties_of_the_last_token_are_kept(sampler):
     assert set(draw(sampler, TIED)) == {0, 1, 2, 3, 4}
 
 
-def test_two_likeliest_that_are_equal():
+def test_ties_of_the_first_token_are_kept():
     assert set(draw(TopPSampler(p=0.1), np.array([0.4, 0.4, 0.2]))) == {0, 1}
 
 
-SETTINGS = [RandomSampler, TopKSampler, TopPSampler, MinPSampler]
+CLASSES = [RandomSampler, TopKSampler, TopPSampler, MinPSampler]
 
 
-@pytest.mark.parametrize("kind", SETTINGS)
+@pytest.mark.parametrize("kind", CLASSES)
 def test_temperature_0_is_greedy(kind):
     assert set(draw(kind(temperature=0))) == {1}
-    # Also where two are equal, or nearly so.
+    # Also if two are equal, or nearly equal.
     near = np.array([0.2, 0.3, 0.3 + 3e-7, 0.2])
     assert set(draw(kind(temperature=0), near)) == set(draw(GreedySampler(), near))
     tied = np.array([0.1, 0.3, 0.3, 0.3])
     assert set(draw(kind(temperature=0), tied)) == {1}
 
 
-def test_greedy_has_no_use_for_temperature_or_seed():
+def test_greedy_ignores_temperature_and_seed():
     assert set(draw(GreedySampler(temperature=100.0, seed=3))) == {1}
 
 
 def test_extreme_logits():
     logits = np.array([[-1e30, 80.0, 79.0, -np.inf], [1e30, 0.0, 0.0, 0.0]], "float32")
-    for sampler in (GreedySampler(), *(kind() for kind in SETTINGS)):
+    for sampler in (GreedySampler(), *(kind() for kind in CLASSES)):
         ids, _ = sampler(ops.convert_to_tensor(logits), sampler.init(2, 0))
         first, second = ops.convert_to_numpy(ids)
         assert first in (1, 2) and second == 0
@@ -142,7 +142,7 @@ def test_seeds():
     assert rows(seed=np.int64(3)) == rows()
 
 
-def test_without_a_seed_every_call_differs_and_a_program_repeats():
+def test_without_a_seed_calls_differ_but_programs_are_repeatable():
     sampler = RandomSampler()
     keras.utils.set_random_seed(5)
     first, second = (draw(sampler, rows=50, seed=None).tolist() for _ in range(2))
@@ -151,7 +151,7 @@ def test_without_a_seed_every_call_differs_and_a_program_repeats():
     assert draw(sampler, rows=50, seed=None).tolist() == first
 
 
-def test_a_step_later_the_draws_differ_and_a_row_keeps_its_own():
+def test_draws_depend_on_the_step_and_not_on_the_batch():
     sampler = RandomSampler(seed=1)
     program = backend.compile(sampler)
     logits = ops.convert_to_tensor(np.tile(np.log(P), (50, 1)).astype("float32"))
@@ -163,7 +163,7 @@ def test_a_step_later_the_draws_differ_and_a_row_keeps_its_own():
 
 
 def test_recorded_draws():
-    # Recorded on JAX. Their meaning is that every backend draws the same.
+    # Recorded on JAX. All backends draw the same tokens.
     assert draw(RandomSampler(), rows=24, seed=2026).tolist() == RECORDED
 
 
@@ -171,7 +171,7 @@ RECORDED = [4, 1, 0, 3, 0, 1, 0, 4, 6, 3, 9, 4, 3, 6, 8, 7, 6, 1, 8, 1, 6, 8, 4,
 
 
 class Second(Sampler):
-    """As it is written for KerasHub: one method, and a constructor of its own."""
+    """Custom sampler as in KerasHub: one method and a constructor."""
 
     def __init__(self, rank, **kwargs):
         super().__init__(**kwargs)
@@ -181,30 +181,30 @@ class Second(Sampler):
         return ops.top_k(probabilities, self.rank)[1][:, -1]
 
 
-class Likeliest(Sampler):
+class MostLikely(Sampler):
     def get_next_token(self, probabilities):
         self.received = ops.convert_to_numpy(probabilities)
         return ops.argmax(probabilities, axis=-1)
 
 
-def test_a_sampler_of_ones_own():
+def test_custom_sampler():
     assert set(draw(Second(2))) == {4}
     assert set(draw(Second(rank=3, temperature=0.7))) == {6}
-    sampler = Likeliest(temperature=2.0)
+    sampler = MostLikely(temperature=2.0)
     assert set(draw(sampler)) == {1}
     np.testing.assert_allclose(sampler.received[0], tempered(2.0), atol=1e-6)
     with pytest.raises(TypeError, match="Override"):
         draw(Sampler())
 
 
-def test_positional_arguments_are_those_of_keras_hub():
+def test_positional_arguments_equal_keras_hub():
     assert TopKSampler(5, 42) == TopKSampler(k=5, seed=42)
     assert TopPSampler(0.2, 4, 42) == TopPSampler(p=0.2, k=4, seed=42)
     assert RandomSampler(42) == RandomSampler(seed=42)
     assert TopKSampler().k == 5 and TopPSampler().p == 0.1 and TopPSampler().k is None
 
 
-def test_a_setting_for_each_row():
+def test_settings_per_row():
     """Each row is drawn as if the whole batch had its settings."""
     temperatures, ks, ps, seeds = [0.5, 1.0, 3.0], [2, 9, 4], [0.9, 0.5, 1.0], [1, 2, 1]
     logits = ops.convert_to_tensor(np.tile(np.log(P), (3, 1)).astype("float32"))
@@ -214,9 +214,9 @@ def test_a_setting_for_each_row():
         together, _ = mixed(logits, mixed.init(3, seeds, copies=[0, 0, 1]))
         for i in range(3):
             one = RandomSampler(temperature=temperatures[i], top_k=ks[i], top_p=ps[i])
-            alone, _ = one(logits[:1], one.init(1, seeds[i], copies=[int(i == 2)]))
-            assert int(alone[0]) == int(together[i])
-    # Copies of a prompt stand together.
+            single, _ = one(logits[:1], one.init(1, seeds[i], copies=[int(i == 2)]))
+            assert int(single[0]) == int(together[i])
+    # Copies of a prompt are adjacent.
     state = mixed.init(6)
     np.testing.assert_array_equal(ops.convert_to_numpy(state["top_k"]), [2, 2, 9, 9, 4, 4])
     with pytest.raises(ValueError, match="`temperature` must be one value, or one for each of the"):
@@ -224,7 +224,7 @@ def test_a_setting_for_each_row():
 
 
 def test_filters_are_exact():
-    """Against a sort, on a vocabulary with many ties and far smaller probabilities."""
+    """Filters equal a sort, on a vocabulary with many ties and small probabilities."""
     random = np.random.default_rng(0)
     logits = np.round(random.normal(0, 4, (5, 300)), 1).astype("float32")
     weights = np.exp(logits - logits.max(-1, keepdims=True))
@@ -233,21 +233,21 @@ def test_filters_are_exact():
         np.array([1, 7, 100, 299, 300], "int32"),
         np.array([0.1, 0.5, 0.9, 0.99, 0.999], "float32"),
     )
-    found = filters.keep_top_k(ops.convert_to_tensor(logits), ops.convert_to_tensor(k))
+    filtered = filters.keep_top_k(ops.convert_to_tensor(logits), ops.convert_to_tensor(k))
     expected = weights >= ordered[np.arange(5), k - 1][:, None]
-    np.testing.assert_array_equal(ops.convert_to_numpy(found) > -1e30, expected)
-    found = filters.keep_top_p(ops.convert_to_tensor(logits), ops.convert_to_tensor(p))
+    np.testing.assert_array_equal(ops.convert_to_numpy(filtered) > -1e30, expected)
+    filtered = filters.keep_top_p(ops.convert_to_tensor(logits), ops.convert_to_tensor(p))
     sums = np.cumsum(ordered.astype("float64"), axis=-1)
     count = (sums < (p * sums[:, -1])[:, None]).sum(-1)
     expected = weights >= ordered[np.arange(5), count][:, None]
-    np.testing.assert_array_equal(ops.convert_to_numpy(found) > -1e30, expected)
+    np.testing.assert_array_equal(ops.convert_to_numpy(filtered) > -1e30, expected)
 
 
-def test_other_settings_for_one_call():
+def test_override():
     assert override(TopKSampler(5, seed=1), {}) == TopKSampler(5, seed=1)
     assert override(GreedySampler(), {"top_k": 3}) == RandomSampler(top_k=3)
-    found = override(TopKSampler(5, seed=1, temperature=2.0), {"top_p": 0.5, "temperature": 0.7})
-    assert found == RandomSampler(seed=1, temperature=0.7, top_k=5, top_p=0.5)
+    changed = override(TopKSampler(5, seed=1, temperature=2.0), {"top_p": 0.5, "temperature": 0.7})
+    assert changed == RandomSampler(seed=1, temperature=0.7, top_k=5, top_p=0.5)
     assert override(TopPSampler(0.3), {"top_p": 0.9}) == RandomSampler(top_p=0.9)
     with pytest.raises(ValueError, match="`top_p` cannot be changed for Second"):
         override(Second(2), {"top_p": 0.5})
@@ -270,7 +270,7 @@ def test_get():
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "message"),
     [
         (
             lambda: RandomSampler(temperature=-0.1),
@@ -300,8 +300,8 @@ def test_get():
         (lambda: TopPSampler(p=0.5, k=0), "k=0"),
     ],
 )
-def test_settings_out_of_range(make, says):
-    with pytest.raises(ValueError, match=says):
+def test_settings_out_of_range(make, message):
+    with pytest.raises(ValueError, match=message):
         make()
 
 

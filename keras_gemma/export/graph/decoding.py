@@ -15,7 +15,7 @@ from keras_gemma.export.serving_options import OFF
 from keras_gemma.generation.decode import DecodeState, advance, step
 from keras_gemma.generation.samplers import Sampler
 from keras_gemma.generation.samplers.filters import FILTERS
-from keras_gemma.generation.samplers.sampler import draw, likeliest, tempered
+from keras_gemma.generation.samplers.sampler import draw, first_argmax, tempered
 from keras_gemma.model.cache import Cache, fill_ring
 
 
@@ -35,7 +35,7 @@ class ServedSampler(Sampler):
                 wanted = _where_on(name, keep, wanted, state)
             return draw(wanted, state)
 
-        return tf.cond(state["temperature"][0] > 0, drawn, lambda: likeliest(logits))
+        return tf.cond(state["temperature"][0] > 0, drawn, lambda: first_argmax(logits))
 
 
 def _where_on(

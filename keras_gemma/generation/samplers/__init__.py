@@ -1,21 +1,21 @@
-"""Samplers: the choice of the next token, one rule a file.
+"""Samplers: the choice of the next token.
 
-The files:
+    sampler.py        base class, for custom samplers too
+    greedy.py         most likely token
+    random.py         random sampling, with filters or without
+    top_k.py          top-k sampling
+    top_p.py          nucleus sampling
+    min_p.py          min-p sampling
+    filters.py        top-k, top-p and min-p filters of logits
+    noise.py          counter-based random numbers
+    borrowed.py       KerasHub's samplers and their subclasses
+    override.py       settings of one call
+    serialization.py  samplers as dictionaries
 
-    sampler.py   the base class, and what a sampler of one's own overrides
-    borrowed.py  KerasHub's samplers
-    greedy.py    the likeliest token
-    random.py    any token, by its probability, or that among the likeliest
-    top_k.py     one of the k likeliest
-    top_p.py     one of the likeliest that together have probability p
-    min_p.py     one of those that are not far less likely than the likeliest
-    filters.py   which tokens stay in the running, for all four
-    override.py  other settings for one call
+Settings of two searches, whose loops are in `generation/strategies/`:
 
-Two look further than a token, in loops of their own, which their method `search` begins:
-
-    beam.py         the likeliest text, by several texts side by side
-    contrastive.py  a likely token that says something new
+    beam.py         beam search
+    contrastive.py  contrastive search
 """
 
 from typing import Any
@@ -54,20 +54,31 @@ NAMES = {
     "top_p": TopPSampler,
 }
 
-SEARCHES = {
+KERAS_HUB_SEARCHES = {
     "keras_hub>BeamSampler": (BeamSampler, ("num_beams", "return_all_beams", "temperature")),
     "keras_hub>ContrastiveSampler": (ContrastiveSampler, ("k", "alpha", "temperature")),
 }
-"""KerasHub's samplers with loops of their own, by the names that it registers with Keras; what
-there is here in their place, and the settings that both have."""
+"""KerasHub's searches, by registered name: the class that replaces each, and shared settings."""
 
 
 def get(sampler: Any) -> Sampler:
-    """The sampler that a name stands for, or `sampler` itself.
+    """Returns the sampler of this name, or `sampler` itself.
+
+    Args:
+        sampler: One of `"beam"`, `"contrastive"`, `"greedy"`, `"min_p"`, `"random"`, `"top_k"` and
+            `"top_p"`, or a `Sampler`. KerasHub samplers are converted.
 
     Raises:
-        ValueError: no such name.
-        TypeError: no sampler.
+        ValueError: If the name is unknown.
+        TypeError: If `sampler` is neither a name nor a sampler.
+
+    Example:
+
+    ```python
+    import keras_gemma
+
+    keras_gemma.samplers.get("top_k").k  # 5
+    ```
     """
     if isinstance(sampler, str):
         if sampler not in NAMES:
@@ -77,9 +88,10 @@ def get(sampler: Any) -> Sampler:
             )
         return NAMES[sampler]()
     if not isinstance(sampler, Sampler):
-        kind, settings = SEARCHES.get(keras.saving.get_registered_name(type(sampler)), (None, ()))
-        if kind is not None:
-            return kind(**{name: getattr(sampler, name) for name in settings})
+        name = keras.saving.get_registered_name(type(sampler))
+        if name in KERAS_HUB_SEARCHES:
+            search, settings = KERAS_HUB_SEARCHES[name]
+            return search(**{setting: getattr(sampler, setting) for setting in settings})
         if can_be_borrowed(sampler):
             return BorrowedSampler(sampler)
         raise TypeError(

@@ -1,7 +1,4 @@
-"""Beam search: the likeliest text, as far as a few texts side by side can find it.
-
-What may be set; the search itself is `generation/beam.py`.
-"""
+"""Settings of beam search. The search itself is in `generation/strategies/beam.py`."""
 
 import dataclasses
 from collections.abc import Hashable
@@ -11,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_gemma.checks import check_bool
 from keras_gemma.generation.samplers.random import check_k
 from keras_gemma.generation.samplers.sampler import Numbers, Sampler, Seeds, check_numbers
 
@@ -18,24 +16,28 @@ from keras_gemma.generation.samplers.sampler import Numbers, Sampler, Seeds, che
 @keras.saving.register_keras_serializable(package="keras_gemma")
 @dataclasses.dataclass(frozen=True)
 class BeamSampler(Sampler):
-    """Keeps the `num_beams` best texts of each prompt in the running, and returns the best.
+    """Searches for the most likely sequence, with `num_beams` candidates per prompt.
 
-    The score of a text is the sum of its new tokens' log-probabilities, divided by their number
-    to the power of `length_penalty`. A text that has ended keeps its score and stays in the running
-    until better ones push it out. It has no use for a seed, and works neither in `stream` nor with
-    `stop` strings.
+    The score of a sequence with n new tokens is
+
+        (log p_1 + ... + log p_n) / n ** length_penalty
+
+    A finished sequence keeps its score, and its place until better candidates replace it. The
+    search does not use a seed, and does not support `stream` or `stop` strings.
 
     Args:
-        num_beams: texts in the running; one is greedy.
-        return_all_beams: return all of them, best first: a list for each prompt. Without it,
-            `num_return_sequences` returns the best so many. With `return_logprobs` each comes with
-            its `score`.
-        length_penalty: 0, as in KerasHub, looks for the likeliest text, which tends to be a short
-            one; 1 compares the means over the tokens, and more favours long texts.
-        temperature: divides the logits, of which the probabilities are made.
+        num_beams: Number of candidates per prompt; 1 is greedy decoding. Defaults to 5.
+        return_all_beams: If True, returns a list of all candidates per prompt, best first. If
+            False, returns the best `num_return_sequences`. With `return_logprobs`, each sequence
+            has a `score`. Defaults to False.
+        length_penalty: Exponent of the length; 0, as in KerasHub, prefers short sequences,
+            1 compares mean log-probabilities, and larger values favor long sequences. A number,
+            or a list with one value per prompt. Defaults to 0.
+        temperature: Divisor of the logits. A number, or a list with one value per prompt. Defaults
+            to 1.
 
     Raises:
-        ValueError: a setting out of range.
+        ValueError: If an argument is out of range.
 
     Example:
 
@@ -67,11 +69,7 @@ class BeamSampler(Sampler):
                 f"Received: num_beams={self.num_beams!r}"
             )
         check_k(self.num_beams, "num_beams")
-        if not isinstance(self.return_all_beams, bool):
-            raise ValueError(
-                "`return_all_beams` must be True or False. "
-                f"Received: return_all_beams={self.return_all_beams!r}"
-            )
+        check_bool("return_all_beams", self.return_all_beams)
         check_numbers("length_penalty", self.length_penalty, "a number", lambda x: abs(x) < 1e3)
 
     def rule(self) -> Hashable:
@@ -82,13 +80,13 @@ class BeamSampler(Sampler):
 
     @property
     def sequences(self) -> int:
-        """Texts for each prompt where `num_return_sequences` says nothing."""
+        """Number of sequences per prompt if `num_return_sequences` is `None`."""
         return self.num_beams if self.return_all_beams else 1
 
     def init(self, batch: int, seed: Seeds = None, copies: Any = None) -> dict[str, Any]:
-        """The state before the first choice, for `batch` rows, `num_beams` to a prompt.
+        """Returns the initial state of `batch` rows, `num_beams` per prompt.
 
-        Before it the beams of a prompt are equal, so all but one start out impossible.
+        The beams of a prompt are equal at first, so all but one begin with the score -inf.
         """
         first = np.arange(batch) % self.num_beams == 0
         return super().init(batch, seed, copies) | {

@@ -1,6 +1,6 @@
-"""A sampler of KerasHub's, or a user's own subclass of one.
+"""Adapter for KerasHub's samplers and their subclasses.
 
-Knows no class of KerasHub's: a sampler is known by its methods.
+Does not import KerasHub: a sampler is recognized by its methods.
 """
 
 from collections.abc import Hashable
@@ -11,29 +11,31 @@ import keras
 from keras_gemma.generation.samplers.sampler import Sampler
 
 _LOOP = ("__call__", "run_loop", "compute_probabilities")
-"""What KerasHub's base class does around `get_next_token`, and this package does in its place."""
+"""Methods of KerasHub's base class that this package replaces."""
 
 
 def can_be_borrowed(sampler: Any) -> bool:
-    """Whether `sampler` chooses by `get_next_token` alone, in the loop of its base class.
+    """Returns True if `sampler` is a KerasHub sampler that only overrides `get_next_token`.
 
     Raises:
-        TypeError: it is a sampler of KerasHub's with a loop of its own.
+        TypeError: If `sampler` is a KerasHub sampler with a custom loop.
     """
 
     def definer(name: str) -> type | None:
-        return next((c for c in type(sampler).__mro__ if name in vars(c)), None)
+        return next((cls for cls in type(sampler).__mro__ if name in vars(cls)), None)
 
     base = definer("run_loop")
     if base is None or definer("get_next_token") is None:
         return False
-    own = [name for name in _LOOP if definer(name) is not base]
-    if own or definer("get_next_token") is base:
-        what = f"defines {' and '.join(own)}" if own else "does not override get_next_token"
+    overridden = [name for name in _LOOP if definer(name) is not base]
+    if overridden or definer("get_next_token") is base:
+        problem = "does not override get_next_token"
+        if overridden:
+            problem = f"overrides {' and '.join(overridden)}"
         raise TypeError(
-            "`sampler` must choose by `get_next_token(probabilities)`, in the loop that is here, "
-            f"and {type(sampler).__name__} {what}. A loop of its own works in KerasHub alone: take "
-            "'greedy', 'beam', 'contrastive' or another of the samplers here. "
+            "`sampler` must override `get_next_token(probabilities)` and no other part of the "
+            f"loop, but {type(sampler).__name__} {problem}. Use a sampler of "
+            f"`keras_gemma.samplers`, such as 'greedy', 'beam' or 'contrastive'. "
             f"Received: sampler={sampler!r}"
         )
     return True
@@ -41,9 +43,12 @@ def can_be_borrowed(sampler: Any) -> bool:
 
 @keras.saving.register_keras_serializable(package="keras_gemma")
 class BorrowedSampler(Sampler):
-    """Takes `temperature`, `get_next_token` and Keras's seed generators from another object.
+    """Adapter that takes `temperature`, `get_next_token` and seed generators from another sampler.
 
-    Whatever else the lender holds is compiled in: it must not change once it has been used.
+    All other attributes of that sampler are compiled in, and must not change after its first use.
+
+    Args:
+        lender: A KerasHub sampler.
     """
 
     def __init__(self, lender: Any) -> None:
@@ -52,7 +57,7 @@ class BorrowedSampler(Sampler):
 
     @property
     def temperature(self) -> float:
-        """The lender's, as it is when generation begins."""
+        """Temperature of the KerasHub sampler at the start of generation."""
         return self.lender.temperature
 
     def get_next_token(self, probabilities: Any) -> Any:

@@ -1,7 +1,4 @@
-"""Contrastive search: a likely token that says something new (Su et al., 2022, arXiv:2202.06417).
-
-What may be set; the search itself is `generation/contrastive.py`.
-"""
+"""Settings of contrastive search. The search is in `generation/strategies/contrastive.py`."""
 
 import dataclasses
 from collections.abc import Hashable
@@ -17,20 +14,27 @@ from keras_gemma.generation.samplers.sampler import Numbers, Sampler, check_numb
 @keras.saving.register_keras_serializable(package="keras_gemma")
 @dataclasses.dataclass(frozen=True)
 class ContrastiveSampler(Sampler):
-    """Takes, among the `k` likeliest tokens, a likely one that is unlike the text so far.
+    """Chooses a likely token that does not repeat the text so far.
 
-    The token with the largest `(1 - alpha) * probability - alpha * similarity`, where similarity is
-    the largest cosine between the model's hidden state at the token and those at all tokens before
-    it, prompt included; hidden states are those behind the final norm. It has no use for a seed,
-    and works neither in `stream` nor with `stop` strings. A `prefix` saves it no reading.
+    Contrastive search (Su et al., 2022, arXiv:2202.06417) evaluates the k most likely tokens and
+    chooses the one with the largest
+
+        (1 - alpha) * probability - alpha * similarity
+
+    Similarity is the largest cosine between the hidden state of the token and those of all tokens
+    before it, prompt included. Hidden states are taken after the final norm. The search does not
+    use a seed, does not support `stream` or `stop` strings, and does not reuse a `prefix`.
 
     Args:
-        k: how many tokens are tried, each by the model: a step reads `k` rows for each prompt.
-        alpha: in [0, 1]; 0 is greedy.
-        temperature: divides the logits, of which the probabilities are made.
+        k: Number of tokens to evaluate. Each decode step runs the model on k rows per prompt.
+            Defaults to 5.
+        alpha: Weight of the similarity, in [0, 1]; 0 is greedy decoding. A number, or a list with
+            one value per prompt. Defaults to 0.6.
+        temperature: Divisor of the logits. A number, or a list with one value per prompt. Defaults
+            to 1.
 
     Raises:
-        ValueError: a setting out of range.
+        ValueError: If an argument is out of range.
 
     Example:
 

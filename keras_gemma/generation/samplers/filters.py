@@ -1,7 +1,7 @@
-"""Which tokens stay in the running: the k likeliest, the nucleus, those near the likeliest.
+"""Filters of logits: top-k, top-p and min-p, with one value per row.
 
-Each takes a value a row, traced, and no vocabulary is sorted: the smallest probability that stays
-is found by halving the range of float32's bits, whose order is that of the numbers.
+No filter sorts the vocabulary. A binary search over the bits of float32, which are ordered like
+the numbers, finds the smallest probability to keep.
 """
 
 from collections.abc import Callable
@@ -11,24 +11,26 @@ from keras import ops
 
 from keras_gemma.backend.reference import LOWEST
 
-ONE = 0x3F800000
-"""The bits of 1.0; 30 halvings from there find a number exactly."""
+ONE_BITS = 0x3F800000
+"""Bits of 1.0 in float32. 31 halvings find any number in [0, 1] exactly."""
 
 
 def _weights(logits: Any) -> Any:
-    """Probabilities `[B, V]`, the likeliest being 1."""
+    """Returns probabilities `[B, V]` relative to the most likely token, which has 1."""
     return ops.exp(logits - ops.max(logits, axis=-1, keepdims=True))
 
 
 def _keep(logits: Any, weights: Any, enough: Callable[[Any], Any]) -> Any:
-    """`logits` where the weight is at least the largest bound whose weights are `enough`.
+    """Returns `logits` with the fewest of the largest weights that are `enough`; others are LOWEST.
 
     Args:
-        enough: `kept bool [B, V] -> bool [B, 1]`, true of all weights.
+        logits: Logits `[B, V]`.
+        weights: Relative probabilities `[B, V]`.
+        enough: Function `kept bool [B, V] -> bool [B, 1]`. It must be True if all tokens are kept.
     """
     bits = ops.view(weights, "int32")
     low = ops.zeros_like(bits[:, :1])
-    high = low + ONE + 1
+    high = low + ONE_BITS + 1
 
     def halve(_: Any, bounds: tuple[Any, Any]) -> tuple[Any, Any]:
         low, high = bounds
@@ -41,7 +43,7 @@ def _keep(logits: Any, weights: Any, enough: Callable[[Any], Any]) -> Any:
 
 
 def keep_top_k(logits: Any, k: Any) -> Any:
-    """`logits [B, V]` with all but the `k [B]` largest out of the running; equals of the last stay.
+    """Keeps the `k [B]` largest of `logits [B, V]`, and all that equal the k-th one.
 
     Fan et al., 2018, arXiv:1805.04833.
     """
@@ -54,12 +56,12 @@ def keep_top_k(logits: Any, k: Any) -> Any:
 
 
 def keep_top_p(logits: Any, p: Any) -> Any:
-    """`logits [B, V]` with all out of the running but the fewest that reach probability `p [B]`.
+    """Keeps the fewest of `logits [B, V]` whose total probability is at least `p [B]`.
 
     Holtzman et al., 2019, arXiv:1904.09751.
     """
     weights = _weights(logits)
-    # Sums of rounded probabilities may end below 1: then nothing would be enough.
+    # Sums of rounded probabilities may be below 1; then no set of tokens would reach p=1.
     p = ops.minimum(p, 1 - 1e-6)[:, None] * ops.sum(weights, axis=-1, keepdims=True)
 
     def enough(kept: Any) -> Any:
@@ -69,7 +71,7 @@ def keep_top_p(logits: Any, p: Any) -> Any:
 
 
 def keep_min_p(logits: Any, p: Any) -> Any:
-    """`logits [B, V]` without the tokens less likely than `p [B]` times the likeliest.
+    """Keeps the `logits [B, V]` with at least `p [B]` times the largest probability.
 
     Nguyen et al., 2024, arXiv:2407.01082.
     """
@@ -77,4 +79,4 @@ def keep_min_p(logits: Any, p: Any) -> Any:
 
 
 FILTERS = {"top_k": keep_top_k, "top_p": keep_top_p, "min_p": keep_min_p}
-"""In the order in which they are applied."""
+"""Filters by setting, in the order in which they are applied."""

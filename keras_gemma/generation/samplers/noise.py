@@ -1,7 +1,7 @@
-"""Random numbers from a counter: the same on JAX, TensorFlow and PyTorch, whatever the batch.
+"""Counter-based random numbers: equal on JAX, TensorFlow and PyTorch, and for any batch size.
 
-Threefry-2x32 with 20 rounds (Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2, 3"),
-in 32-bit integers that wrap around, signed because not every backend has unsigned ones.
+Threefry-2x32 with 20 rounds (Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2, 3").
+Uses int32 with wrap-around, because some backends lack unsigned integers.
 """
 
 from typing import Any
@@ -18,10 +18,10 @@ def _rotate_left(x: Any, bits: Any) -> Any:
 
 
 def threefry(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[Any, Any]:
-    """Two words of random bits for a key and a counter of two words each.
+    """Returns two words of random bits for a key and a counter of two words each.
 
-    All are int32 and broadcast together; the bits are those of the unsigned words. The five
-    groups of rounds are a loop: unrolled, XLA takes minutes to compile them.
+    All words are int32, have the bits of Threefry's unsigned words, and broadcast together. The
+    five groups of rounds are a loop, because XLA takes minutes to compile them unrolled.
     """
     keys = ops.stack([*key, ops.bitwise_xor(ops.bitwise_xor(key[0], key[1]), PARITY)])
     rotations = ops.convert_to_tensor(ROTATIONS, dtype="int32")
@@ -40,21 +40,18 @@ def threefry(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[Any, Any]:
 
 
 def gumbel(seed: Any, rows: Any, step: Any, vocabulary_size: int) -> Any:
-    """Gumbel noise for one choice: `argmax(logits + noise)` draws from `softmax(logits)`.
+    """Returns Gumbel noise `[B, V]`: `argmax(logits + noise)` samples from `softmax(logits)`.
 
     Args:
-        seed: int32 `[B]`.
-        rows: int32 `[B]`, tells rows of one seed apart.
-        step: int32 `[B]`, how many choices each row has made before.
-        vocabulary_size: V.
-
-    Returns:
-        float32 `[B, V]`.
+        seed: Seeds, int32 `[B]`.
+        rows: Numbers that distinguish rows with the same seed, int32 `[B]`.
+        step: Number of tokens chosen before in each row, int32 `[B]`.
+        vocabulary_size: Number of tokens, V.
     """
     tokens = ops.arange(vocabulary_size, dtype="int32")[None, :]
     bits, _ = threefry((seed[:, None], rows[:, None]), (step[:, None], tokens))
     bits = ops.bitwise_and(ops.right_shift(bits, 8), 0xFFFFFF)
-    # In (0, 1), never either end: 24 bits and a half are one more than float32 has, so the last
-    # would round to 1, whose noise is infinite.
+    # In (0, 1), without the limits. The largest value needs 25 bits, one more than float32 has,
+    # and would round to 1, whose noise is infinite.
     uniform = ops.minimum((ops.cast(bits, "float32") + 0.5) * 2.0**-24, 1 - 2.0**-24)
     return -ops.log(-ops.log(uniform))

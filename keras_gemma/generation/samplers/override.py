@@ -1,4 +1,4 @@
-"""A sampler with some of its settings changed, for one call."""
+"""Per-call settings of a sampler."""
 
 import dataclasses
 from typing import Any
@@ -9,16 +9,17 @@ from keras_gemma.generation.samplers.sampler import Sampler
 
 
 def override(sampler: Sampler, settings: dict[str, Any]) -> Sampler:
-    """`sampler` with `settings` in the place of its own.
+    """Returns a copy of `sampler` with other settings.
 
-    The greedy sampler, given a temperature or a filter, becomes a random one. A class of a user's
-    own keeps its rule: of it, and of other rules, only what is a field of the class can change.
+    A greedy sampler with a temperature or a filter becomes a random one. A custom sampler keeps
+    its type; only its dataclass fields can be overridden.
 
     Args:
-        settings: any of `temperature`, `top_k`, `top_p` and `min_p`.
+        sampler: A sampler.
+        settings: Any of `temperature`, `top_k`, `top_p` and `min_p`.
 
     Raises:
-        ValueError: a sampler that has no such settings, or a value out of range.
+        ValueError: If the sampler does not have such a setting, or a value is out of range.
     """
     if not settings:
         return sampler
@@ -30,14 +31,17 @@ def override(sampler: Sampler, settings: dict[str, Any]) -> Sampler:
         return dataclasses.replace(sampler, **settings)
     raise ValueError(
         f"{', '.join(f'`{name}`' for name in settings)} cannot be changed for "
-        f"{type(sampler).__name__}, whose rule is its own. Set it there, or pass "
-        "`sampler='random'` too."
+        f"{type(sampler).__name__}, which does not have such a field. Set it in the sampler, or "
+        "pass `sampler='random'` too."
     )
 
 
 def _fields(sampler: Sampler) -> set[str]:
-    """What `dataclasses.replace` can change: nothing behind a constructor of its own."""
-    maker = next(c for c in type(sampler).__mro__ if "__init__" in vars(c))
-    if "__dataclass_fields__" not in vars(maker):
+    """Returns the fields that `dataclasses.replace` can change.
+
+    There are none if a subclass defines its own `__init__`.
+    """
+    definer = next(cls for cls in type(sampler).__mro__ if "__init__" in vars(cls))
+    if "__dataclass_fields__" not in vars(definer):
         return set()
     return {field.name for field in dataclasses.fields(sampler) if field.init}

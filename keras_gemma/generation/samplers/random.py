@@ -1,4 +1,4 @@
-"""Any token, by its probability, or by that among the likeliest."""
+"""Random sampling, from all tokens or from those that the filters keep."""
 
 import dataclasses
 from collections.abc import Hashable, Sequence
@@ -18,16 +18,16 @@ from keras_gemma.generation.samplers.sampler import (
 
 
 class DrawingSampler(Sampler):
-    """Draws from what the filters among its settings leave in the running."""
+    """Base class of the samplers that filter the distribution and draw a token from it."""
 
     def check(self) -> None:
         super().check()
-        limits = self.settings()
-        if "top_k" in limits:
-            check_k(limits["top_k"])
+        settings = self.settings()
+        if "top_k" in settings:
+            check_k(settings["top_k"])
         for name in ("top_p", "min_p"):
-            if name in limits:
-                check_numbers(name, limits[name], "a number in (0, 1]", lambda x: 0 < x <= 1)
+            if name in settings:
+                check_numbers(name, settings[name], "a number in (0, 1]", lambda x: 0 < x <= 1)
 
     def rule(self) -> Hashable:
         return "draw", *(name for name in FILTERS if name in self.settings())
@@ -37,7 +37,7 @@ class DrawingSampler(Sampler):
 
 
 def limit(logits: Any, state: dict[str, Any]) -> Any:
-    """Logits `[B, V]` tempered and filtered, as the settings in the sampler's `state` say."""
+    """Applies the temperature and the filters in a sampler's `state` to logits `[B, V]`."""
     logits = tempered(logits, state)
     for name, keep in FILTERS.items():
         if name in state:
@@ -46,20 +46,44 @@ def limit(logits: Any, state: dict[str, Any]) -> Any:
 
 
 def check_k(k: Any, name: str = "top_k") -> None:
-    """Raise a ValueError where `k` is no positive integer, nor a list of such."""
+    """Checks a setting that is a positive integer, or a list of them.
+
+    Raises:
+        ValueError: If `k` is anything else.
+    """
     check_numbers(name, k, "an integer >= 1", lambda x: 1 <= x < 2**31, whole=True)
 
 
 @keras.saving.register_keras_serializable(package="keras_gemma")
 @dataclasses.dataclass(frozen=True)
 class RandomSampler(DrawingSampler):
-    """Draws from the whole distribution, or from what is left of it.
+    """Samples from the whole distribution, `softmax(logits / temperature)`.
+
+    The filters are applied in the order top-k (arXiv:1805.04833), top-p (arXiv:1904.09751) and
+    min-p (arXiv:2407.01082), each to the tokens that the one before has kept.
 
     Args:
-        seed, temperature: as of `Sampler`.
-        top_k: of the so many likeliest alone.
-        top_p: of the fewest likeliest alone that together have this probability.
-        min_p: of those alone that have this share of the likeliest one's probability.
+        seed: Same as in `Sampler`.
+        temperature: Same as in `Sampler`.
+        top_k: Number of most likely tokens to sample from. An integer, or a list with one value
+            per row. `None` disables this filter.
+        top_p: Total probability, in (0, 1], of the smallest set of tokens to sample from. A
+            number, or a list with one value per row. `None` disables this filter.
+        min_p: Minimum probability of a token, relative to the most likely one, in (0, 1]. A
+            number, or a list with one value per row. `None` disables this filter.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+
+    ```python
+    import keras_gemma
+
+    lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
+    lm.compile(sampler=keras_gemma.samplers.RandomSampler(seed=0, temperature=0.8, top_p=0.95))
+    print(lm.generate("ROMEO:", max_new_tokens=20))
+    ```
     """
 
     seed: Seeds = None
@@ -72,6 +96,6 @@ class RandomSampler(DrawingSampler):
         self.check()
 
     def settings(self) -> dict[str, Numbers]:
-        limits = {"top_k": self.top_k, "top_p": self.top_p, "min_p": self.min_p}
-        given = {name: value for name, value in limits.items() if value is not None}
-        return super().settings() | given
+        filters = {"top_k": self.top_k, "top_p": self.top_p, "min_p": self.min_p}
+        enabled = {name: value for name, value in filters.items() if value is not None}
+        return super().settings() | enabled

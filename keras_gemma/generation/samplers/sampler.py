@@ -1,7 +1,7 @@
-"""What every sampler is: a rule from logits to ids.
+"""Base class of samplers: a rule that maps logits to token ids.
 
-The rule is compiled; its settings and its randomness travel in a state of arrays, one value a row,
-so another temperature or seed compiles nothing, and the rows of a batch may differ in them.
+The rule is compiled. Settings and seeds are arrays in a state, with one value per row. Therefore
+the rows of a batch may have different settings, and new settings or seeds do not recompile.
 """
 
 import dataclasses
@@ -13,30 +13,35 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_gemma.checks import is_integer, is_number
 from keras_gemma.generation.samplers.noise import gumbel
 
 Numbers = float | Sequence[float]
-"""A setting: one for all rows, or one a row."""
+"""Value of a setting: one for all rows, or one per row."""
 
 Seeds = int | Sequence[int] | None
 
 LogitsProcessor = Callable[[Any, Any], Any]
-"""`(ids int32 [B, S], logits float32 [B, V]) -> logits`. Ids are -1 after the text of each row."""
+"""`(ids int32 [B, S], logits float32 [B, V]) -> logits`. Ids are -1 after the end of each row."""
 
-CALL = 1 << 16
-"""How far apart the numbers of two calls begin, in a generator of Keras's."""
+CALL_STRIDE = 1 << 16
+"""Distance between the counters of two calls in a Keras seed generator, in random draws."""
 
 
 class Sampler:
-    """A rule that chooses the next token.
+    """Base class of samplers.
 
-    For a rule of your own, override `get_next_token`, as in KerasHub, or `choose`.
+    For a custom sampler, override `get_next_token`, as in KerasHub.
 
     Args:
-        temperature: divides the logits; above 1 is livelier, 0 is greedy. A list has one value
-            for each row of the batch.
-        seed: an integer makes every call repeat, a list has one a row; None draws a new one each
-            call, from Python's generator, so `keras.utils.set_random_seed` repeats a program.
+        temperature: Divisor of the logits. Values above 1 make the output more random, and 0 means
+            greedy decoding. A number, or a list with one value per row. Defaults to 1.
+        seed: Random seed. With a seed, each call gives the same output. An integer, or a list with
+            one value per row. `None` takes a new seed for each call from Python's `random`, which
+            `keras.utils.set_random_seed` makes repeatable.
+
+    Raises:
+        ValueError: If an argument is out of range.
 
     Example:
 
@@ -58,7 +63,7 @@ class Sampler:
     temperature: Numbers = 1.0
     seed: Seeds = None
     written: ClassVar[dict[str, str]] = {}
-    """Settings that a user writes by another name."""
+    """Names of constructor arguments, by the settings that have another name."""
 
     def __init__(self, temperature: Numbers = 1.0, seed: Seeds = None) -> None:
         self.temperature = temperature
@@ -66,13 +71,17 @@ class Sampler:
         self.check()
 
     def check(self) -> None:
-        """Raise a ValueError where a setting is out of range."""
+        """Checks the settings.
+
+        Raises:
+            ValueError: If a setting is out of range.
+        """
         check_numbers("temperature", self.temperature, "a number >= 0", lambda x: 0 <= x < 1e9)
         if self.seed is not None:
             check_seed(self.seed)
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments. A class of your own adds those that it adds."""
+        """Returns the constructor's arguments. A subclass adds its arguments to them."""
         if dataclasses.is_dataclass(self):
             return dataclasses.asdict(self)
         return {"temperature": self.temperature, "seed": self.seed}
@@ -82,36 +91,41 @@ class Sampler:
         return cls(**config)
 
     def structure(self) -> Hashable:
-        """What of the sampler is compiled in: of a class of your own, which may hold anything, all.
+        """Returns the part of the sampler that is compiled in, as a key of compiled programs.
 
-        Such an object must not change once it has been used.
+        A custom sampler is compiled in as a whole, and must not change after its first use.
         """
         return self if self.is_own() else self.rule()
 
     def is_own(self) -> bool:
-        """Whether it is of a class of a user's own, also one that builds on a sampler here."""
+        """Returns True if the class is defined outside this package."""
         return not type(self).__module__.startswith(__package__)
 
     def rule(self) -> Hashable:
-        """What of the samplers here is compiled in."""
+        """Returns the compiled-in part of a sampler of this package."""
         return self
 
     def settings(self) -> dict[str, Numbers]:
-        """The numbers that are not compiled in, by name; `choose` finds them in the state."""
+        """Returns the settings that are not compiled in. `choose` reads them from the state."""
         return {"temperature": self.temperature}
 
     def check_rows(self, prompts: int) -> None:
-        """Raise a ValueError where a list has another length than there are prompts."""
+        """Checks that each setting has one value, or one per prompt.
+
+        Raises:
+            ValueError: If a list has another length.
+        """
         for name, value in self.settings().items():
             check_rows(self.written.get(name, name), value, prompts)
 
     def init(self, batch: int, seed: Seeds = None, copies: Any = None) -> dict[str, Any]:
-        """The state before the first choice, for `batch` rows.
+        """Returns the initial state of `batch` rows: arrays `[B]` by name.
 
         Args:
-            batch: B.
-            seed: instead of the sampler's own.
-            copies: int `[B]`, tells rows of one seed apart; by default each differs.
+            batch: Number of rows, B.
+            seed: Random seed of this call. `None` uses the seed of the sampler.
+            copies: Numbers that distinguish rows with the same seed, integers `[B]`. `None` numbers
+                the rows.
         """
         state = {name: _by_row(name, value, batch) for name, value in self.settings().items()}
         seeds = self.seed if seed is None else check_seed(seed)
@@ -124,11 +138,14 @@ class Sampler:
         state = {name: ops.convert_to_tensor(value) for name, value in state.items()}
         generators = self._seed_generators()
         if generators:
-            state["generators"] = self._begin(generators, words[0] if seed is not None else None)
+            word = words[0] if seed is not None else None
+            state["generators"] = self._generator_states(generators, word)
         return state
 
-    def _begin(self, generators: list[keras.random.SeedGenerator], seed: int | None) -> list[Any]:
-        """The states of Keras's generators: those of `seed`, or where they are."""
+    def _generator_states(
+        self, generators: list[keras.random.SeedGenerator], seed: int | None
+    ) -> list[Any]:
+        """Returns the states of Keras generators for one call, from `seed` or their own."""
         if seed is not None:
             pairs = [np.array([(seed + i) % 2**32, 0]) for i in range(len(generators))]
             return [
@@ -136,15 +153,15 @@ class Sampler:
                 for pair, g in zip(pairs, generators, strict=True)
             ]
         values = [ops.copy(g.state.value) for g in generators]
-        for g in generators:  # the next call goes on behind what this one may use
-            g.state.assign(g.state.value + ops.cast(np.array([0, CALL]), g.state.dtype))
+        for g in generators:  # The next call begins after the draws of this one.
+            g.state.assign(g.state.value + ops.cast(np.array([0, CALL_STRIDE]), g.state.dtype))
         return values
 
     def __call__(self, logits: Any, state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """`(logits [B, V], state)` -> `(ids int32 [B], state)`."""
+        """Returns the next ids, int32 `[B]`, and the next state, for `logits [B, V]`."""
         logits = ops.cast(logits, "float32")
         after = {**state, "step": state["step"] + 1}
-        if not self._has_own_rule():
+        if type(self).get_next_token is Sampler.get_next_token:
             return ops.cast(self.choose(logits, state), "int32"), after
         generators = self._seed_generators()
         values = state["generators"] if generators else []
@@ -155,44 +172,45 @@ class Sampler:
             after["generators"] = [scope.get_current_value(g.state) for g in generators]
         return ops.cast(ids, "int32"), after
 
-    def _has_own_rule(self) -> bool:
-        return type(self).get_next_token is not Sampler.get_next_token
-
     def _seed_generators(self) -> list[keras.random.SeedGenerator]:
-        """Keras's generators that a rule of one's own draws from, as KerasHub's do."""
+        """Returns the Keras seed generators among the attributes, as KerasHub's samplers have."""
         return [v for v in vars(self).values() if isinstance(v, keras.random.SeedGenerator)]
 
     def choose(self, logits: Any, state: dict[str, Any]) -> Any:
-        """The ids `[B]` for float32 `logits [B, V]`."""
+        """Returns the next ids `[B]` for float32 `logits [B, V]`.
+
+        Raises:
+            TypeError: If a subclass overrides neither this method nor `get_next_token`.
+        """
         raise TypeError(
-            f"{type(self).__name__} says nothing of how to choose a token. Override "
-            "`get_next_token(probabilities)`, or use one of the samplers that are there."
+            f"{type(self).__name__} does not define how to choose a token. Override "
+            "`get_next_token(probabilities)`, or use a sampler of `keras_gemma.samplers`."
         )
 
     def get_next_token(self, probabilities: Any) -> Any:
-        """The ids `[B]` for `probabilities [B, V]`: what a subclass overrides."""
+        """Returns the next ids `[B]` for `probabilities [B, V]`. Custom samplers override this."""
         return ops.argmax(probabilities, axis=-1)
 
 
 def tempered(logits: Any, state: dict[str, Any]) -> Any:
-    """Logits divided by the temperature; 0 leaves the largest alone in the running."""
+    """Returns `logits [B, V]` divided by the temperature. Zero is replaced by a tiny value."""
     return logits / ops.maximum(state["temperature"], 1e-6)[:, None]
 
 
 def draw(logits: Any, state: dict[str, Any]) -> Any:
-    """A token `[B]` from `softmax(logits [B, V])`, by the state's seed, row and step.
+    """Samples ids `[B]` from `softmax(logits [B, V])`, with the state's seed, row and step.
 
-    At temperature 0 it is the first of the largest, as greedy takes it.
+    Uses the Gumbel-max trick. At temperature 0, returns the same ids as greedy decoding.
     """
     noise = gumbel(state["seed"], state["rows"], state["step"], logits.shape[-1])
     noise = ops.where(state["temperature"][:, None] > 0, noise, 0.0)
-    return likeliest(logits + noise)
+    return first_argmax(logits + noise)
 
 
-def likeliest(logits: Any) -> Any:
-    """The first of the largest of `logits [B, V]`, int32 `[B]`.
+def first_argmax(logits: Any) -> Any:
+    """Returns the first index of the largest of `logits [B, V]`, int32 `[B]`.
 
-    Not by `argmax`: XLA on CPU makes that one serial loop, of a millisecond for 256,000 logits.
+    Avoids `argmax`, which XLA on CPU compiles to a serial loop: 1 ms for 256,000 logits.
     """
     last = logits.shape[-1] - 1
     largest = logits == ops.max(logits, axis=-1, keepdims=True)
@@ -200,7 +218,7 @@ def likeliest(logits: Any) -> Any:
 
 
 def _by_row(name: str, value: Any, batch: int) -> np.ndarray:
-    """`value` as an array `[B]`: one a row, or of each prompt, for all its copies."""
+    """Returns `value` as an array `[B]`. A value per prompt is repeated for its copies."""
     value = np.ravel(np.asarray(value))
     if name != "seed":
         value = value.astype("int32" if name == "top_k" else "float32")
@@ -213,7 +231,11 @@ def _by_row(name: str, value: Any, batch: int) -> np.ndarray:
 
 
 def check_rows(name: str, value: Any, prompts: int) -> None:
-    """Raise a ValueError where `value` is a list of another length than there are prompts."""
+    """Checks that `value` is one value, or a list of one per prompt.
+
+    Raises:
+        ValueError: If the list has another length.
+    """
     if np.ndim(value) and len(value) != prompts:
         raise ValueError(
             f"`{name}` must be one value, or one for each prompt. "
@@ -224,18 +246,32 @@ def check_rows(name: str, value: Any, prompts: int) -> None:
 def check_numbers(
     name: str, value: Any, what: str, fits: Callable[[Any], bool], whole: bool = False
 ) -> None:
-    """Raise a ValueError where `value` is no number that fits, nor a list of such."""
-    kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
+    """Checks a number, or a list of numbers.
+
+    Args:
+        name: Name of the argument, as the user wrote it.
+        value: Value of the argument.
+        what: Description of a valid number, for the error message.
+        fits: Returns True if a number is in the valid range.
+        whole: If True, the numbers must be integers. Defaults to False.
+
+    Raises:
+        ValueError: If a number is invalid, or the list is empty.
+    """
+    is_valid = is_integer if whole else is_number
     many = isinstance(value, list | tuple | np.ndarray) and np.shape(value) != ()
     values = value if many else [np.asarray(value)[()] if isinstance(value, np.ndarray) else value]
-    good = [isinstance(v, kinds) and not isinstance(v, bool) and fits(v) for v in values]
-    if not good or not all(good):
+    if not len(values) or not all(is_valid(number) and fits(number) for number in values):
         raise ValueError(
             f"`{name}` must be {what}, or a list of one for each row. Received: {name}={value!r}"
         )
 
 
 def check_seed(seed: Any) -> Any:
-    """`seed`, or a ValueError where it is no integer, nor a list of integers."""
+    """Returns `seed` if it is an integer or a list of integers.
+
+    Raises:
+        ValueError: If `seed` is anything else.
+    """
     check_numbers("seed", seed, "an integer", lambda value: True, whole=True)
     return seed

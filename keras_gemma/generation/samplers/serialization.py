@@ -1,4 +1,4 @@
-"""A sampler as a dictionary, and back."""
+"""Serialization of samplers."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from keras_gemma.generation.samplers.sampler import Sampler
 
 
 def serialize(sampler: Any) -> dict[str, Any]:
-    """The sampler as a dictionary that JSON can hold.
+    """Returns a sampler as a JSON-serializable dictionary.
 
     Args:
-        sampler: one of the samplers here, or of KerasHub.
+        sampler: A sampler or its name. KerasHub samplers are accepted.
 
     Example:
 
@@ -29,15 +29,16 @@ def serialize(sampler: Any) -> dict[str, Any]:
 def deserialize(
     config: str | dict[str, Any], custom_objects: dict[str, Any] | None = None
 ) -> Sampler:
-    """The sampler that `serialize` wrote down, or that a name stands for.
+    """Returns the sampler of a dictionary or a name. Inverse of `serialize`.
 
     Args:
-        config: a dictionary, also KerasHub's while KerasHub is imported; or a name.
-        custom_objects: classes of your own that are not registered with Keras, by name.
+        config: A dictionary from `serialize`, or a name. KerasHub's dictionaries are accepted
+            if KerasHub is imported.
+        custom_objects: Custom classes, by name, that are not registered with Keras.
 
     Raises:
-        ValueError: no such name.
-        TypeError: a class that Keras does not know, or no sampler.
+        ValueError: If the name is unknown.
+        TypeError: If Keras does not know the class, or the object is not a sampler.
     """
     if isinstance(config, dict):
         return get(keras.saving.deserialize_keras_object(config, custom_objects=custom_objects))

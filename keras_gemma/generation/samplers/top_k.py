@@ -1,4 +1,4 @@
-"""One of the k likeliest tokens (Fan et al., 2018, arXiv:1805.04833)."""
+"""Top-k sampling (Fan et al., 2018, arXiv:1805.04833)."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,11 +13,29 @@ from keras_gemma.generation.samplers.sampler import Numbers, Seeds
 @keras.saving.register_keras_serializable(package="keras_gemma")
 @dataclasses.dataclass(frozen=True)
 class TopKSampler(DrawingSampler):
-    """Draws from the k likeliest tokens, by their probabilities.
+    """Samples from the k most likely tokens.
+
+    Top-k sampling (Fan et al., 2018, arXiv:1805.04833) samples one of the k most likely tokens in
+    proportion to their probabilities. Tokens as likely as the k-th one are kept too.
 
     Args:
-        k: how many.
-        seed, temperature: as of `Sampler`.
+        k: Number of most likely tokens. An integer, or a list with one value per row. Defaults
+            to 5.
+        seed: Same as in `Sampler`.
+        temperature: Same as in `Sampler`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+
+    ```python
+    import keras_gemma
+
+    lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
+    lm.compile(sampler=keras_gemma.samplers.TopKSampler(k=10, seed=0))
+    print(lm.generate("ROMEO:", max_new_tokens=20))
+    ```
     """
 
     k: int | Sequence[int] = 5

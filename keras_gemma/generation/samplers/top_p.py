@@ -1,4 +1,4 @@
-"""One of the likeliest tokens that together reach probability p (arXiv:1904.09751)."""
+"""Nucleus sampling (Holtzman et al., 2019, arXiv:1904.09751)."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,12 +13,32 @@ from keras_gemma.generation.samplers.sampler import Numbers, Seeds, check_number
 @keras.saving.register_keras_serializable(package="keras_gemma")
 @dataclasses.dataclass(frozen=True)
 class TopPSampler(DrawingSampler):
-    """Draws from the fewest likeliest tokens whose probabilities sum to `p` or more.
+    """Samples from the smallest set of tokens with total probability of at least `p`.
+
+    Nucleus sampling (Holtzman et al., 2019, arXiv:1904.09751) keeps the most likely tokens until
+    their probabilities, after `temperature` is applied, sum to `p`. It samples one of them in
+    proportion to their probabilities.
 
     Args:
-        p: in (0, 1].
-        k: where given, of the k likeliest tokens alone.
-        seed, temperature: as of `Sampler`.
+        p: Total probability of the set, in (0, 1]. A number, or a list with one value per row.
+            Defaults to 0.1.
+        k: Number of most likely tokens to keep first. Their probabilities are normalized before
+            `p` applies. An integer, or a list with one value per row. `None` keeps all tokens.
+        seed: Same as in `Sampler`.
+        temperature: Same as in `Sampler`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+
+    ```python
+    import keras_gemma
+
+    lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
+    lm.compile(sampler=keras_gemma.samplers.TopPSampler(p=0.9, seed=0))
+    print(lm.generate("ROMEO:", max_new_tokens=20))
+    ```
     """
 
     p: Numbers = 0.1

@@ -13,7 +13,7 @@ from keras_gemma.generation.decode import DecodeState, step
 from keras_gemma.generation.prefill import to_rings
 from keras_gemma.generation.programs import Programs
 from keras_gemma.generation.samplers.random import limit
-from keras_gemma.generation.samplers.sampler import draw, likeliest
+from keras_gemma.generation.samplers.sampler import draw, first_argmax
 from keras_gemma.generation.session import Run
 from keras_gemma.generation.strategies.verify import GUESSING, Guesses, is_greedy
 from keras_gemma.model.cache import Cache, grow_cache, repeat_rows, slots_of_layers
@@ -133,7 +133,7 @@ class ModelGuesser:
             def choose(logits: Any, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
                 nonlocal guess, drawn_from
                 if greedy:
-                    ids = likeliest(logits)
+                    ids = first_argmax(logits)
                 else:
                     drawn_from = limit(logits, settings)
                     ids = draw(drawn_from, {**settings, "step": settings["step"] + GUESSING})

@@ -12,7 +12,7 @@ from keras_gemma.generation.decode import DecodeState, advance
 from keras_gemma.generation.samplers import Sampler
 from keras_gemma.generation.samplers.noise import gumbel
 from keras_gemma.generation.samplers.random import limit
-from keras_gemma.generation.samplers.sampler import LogitsProcessor, draw, likeliest
+from keras_gemma.generation.samplers.sampler import LogitsProcessor, draw, first_argmax
 
 GUESSING, JUDGING = 1 << 28, 1 << 29
 """Added to a row's step, which is far smaller, they part the random numbers of a place in the text:
@@ -76,7 +76,7 @@ def _next(
     def choose(wanted: Any, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         nonlocal fits
         if greedy:
-            ids = likeliest(wanted)
+            ids = first_argmax(wanted)
             fits = ids == guess
         else:
             ids, fits = judge_draw(limit(wanted, settings), settings, guess, drawn_from)
@@ -125,7 +125,7 @@ def judge_draw(
 def probabilities(limited: Any, settings: dict[str, Any]) -> Any:
     """Of logits `[B, V]`; at temperature 0 all of it is the likeliest's."""
     tokens = ops.arange(limited.shape[-1], dtype="int32")[None]
-    sure = ops.cast(tokens == likeliest(limited)[:, None], "float32")
+    sure = ops.cast(tokens == first_argmax(limited)[:, None], "float32")
     return ops.where(settings["temperature"][:, None] > 0, ops.softmax(limited, axis=-1), sure)
 
 
