@@ -14,7 +14,6 @@ from keras_gemma.cli.options import Dtype, Fit, Quantization, check_device, choo
 from keras_gemma.config import GemmaConfig
 from keras_gemma.quantization import QuantizationConfig, report
 from tests.configurations import GEMMA2
-from tests.lora_values import fill
 
 GIGABYTE = 10**9
 
