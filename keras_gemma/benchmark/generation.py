@@ -17,7 +17,7 @@ from keras_gemma.benchmark import memory
 from keras_gemma.benchmark.arithmetic import bandwidth_utilization, decode_bytes, prefill_flops
 from keras_gemma.benchmark.machine import best_product
 from keras_gemma.config import GemmaConfig
-from keras_gemma.generation.memory import Load, bytes_needed
+from keras_gemma.generation.memory import Workload, bytes_needed
 
 BYTES_OF_AN_ID = 48
 """In the prompts, which are lists of Python's."""
@@ -163,7 +163,7 @@ def check_memory(
     """
     free, dtype = backend.free_memory(), dtype or "bfloat16"
     text = work.prompt + work.new
-    needed = bytes_needed(Load(work.batch, 1, work.prompt, text), config, dtype)
+    needed = bytes_needed(Workload(work.batch, 1, work.prompt, text), config, dtype)
     needed += work.batch * (work.prompt * BYTES_OF_AN_ID + text * 4)
     weights = config.weight_bytes(quantization or dtype)
     if free is not None and weights + needed > free:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from keras_gemma.causal_lm.settings import GenerationSettings
 from keras_gemma.causal_lm.text_request import TextRequest
-from keras_gemma.generation.request import Prefix
+from keras_gemma.generation.request import PrefixCache
 from keras_gemma.text.chat import Message, read_turns
 from keras_gemma.text.tokenizer import GemmaTokenizer
 
@@ -62,7 +62,7 @@ class Chat:
     def __init__(
         self,
         read_settings: Callable[[dict[str, Any]], GenerationSettings],
-        make_request: Callable[[list[int], GenerationSettings, Prefix | None], TextRequest],
+        make_request: Callable[[list[int], GenerationSettings, PrefixCache | None], TextRequest],
         tokenizer: GemmaTokenizer,
         context_length: int,
         system: str | None = None,
@@ -97,7 +97,7 @@ class Chat:
         self._read_settings, self._make_request = read_settings, make_request
         self._tokenizer = tokenizer
         self._context_length = context_length
-        self._prefix: Prefix | None = None
+        self._prefix: PrefixCache | None = None
         self._replies: dict[str, list[int]] = {}  # The generated ids: retokenizing may differ.
         self._read({})  # checks the settings
         if self.history:
@@ -231,8 +231,8 @@ class Chat:
         if request.text_of(ids) == reply:  # False if it was cut at a stop string.
             self._replies[reply.strip()] = ids
         self._prefix = request.run.prefix()
-        self.prefilled_tokens = request.run.prefilled
-        self.cached_tokens = len(request.request.prompts[0]) - request.run.prefilled
+        self.prefilled_tokens = request.run.prefilled_tokens
+        self.cached_tokens = len(request.request.prompts[0]) - request.run.prefilled_tokens
         self.new_tokens = len(request.run.new_ids()[0])
         reason = "stop" if request.is_stopped() else "length"
         self.finish_reason = "closed" if closed and reason != "stop" else reason

@@ -9,7 +9,7 @@ from keras_gemma.causal_lm.chat import Chat
 from keras_gemma.causal_lm.prompts import Prompts, require_preprocessor
 from keras_gemma.causal_lm.settings import GenerationSettings
 from keras_gemma.causal_lm.text_request import TextRequest
-from keras_gemma.generation.request import Prefix
+from keras_gemma.generation.request import PrefixCache
 from keras_gemma.text.chat import Message
 
 
@@ -66,9 +66,11 @@ class Conversational:
             return self._settings("chat", max_length, stop_token_ids, settings)
 
         def make_request(
-            ids: list[int], settings: GenerationSettings, prefix: Prefix | None
+            ids: list[int], settings: GenerationSettings, prefix: PrefixCache | None
         ) -> TextRequest:
-            if prefix is not None and not prefix.is_of(self.backbone):  # The weights have changed.
+            if prefix is not None and not prefix.matches(
+                self.backbone
+            ):  # The weights have changed.
                 prefix = None
             prompt = Prompts([np.array(ids, "int32")], texts=True, single=True)
             return self._text_request(prompt, settings, prefix, draft)
@@ -90,7 +92,7 @@ class Conversational:
         max_length: int | None = None,
         stop_token_ids: Any = "auto",
         *,
-        prefix: Prefix | None = None,
+        prefix: PrefixCache | None = None,
         draft: Any = None,
         num_draft_tokens: int | None = None,
         **settings: Any,

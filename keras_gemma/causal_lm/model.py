@@ -21,7 +21,7 @@ from keras_gemma.export.exportable import Exportable
 from keras_gemma.generation import samplers
 from keras_gemma.generation.generate import prefill
 from keras_gemma.generation.programs import Programs
-from keras_gemma.generation.request import Draft, Prefix
+from keras_gemma.generation.request import Draft, PrefixCache
 from keras_gemma.lora.adaptable import Adaptable
 from keras_gemma.lora.adapters import Adapters
 from keras_gemma.model.backbone import GemmaBackbone, check_layer_arguments
@@ -180,7 +180,7 @@ class GemmaCausalLM(
         stop_token_ids: Any = "auto",
         strip_prompt: bool = False,
         *,
-        prefix: Prefix | None = None,
+        prefix: PrefixCache | None = None,
         draft: Any = None,
         num_draft_tokens: int | None = None,
         **settings: Any,
@@ -242,7 +242,7 @@ class GemmaCausalLM(
         max_length: int | None = None,
         stop_token_ids: Any = "auto",
         *,
-        prefix: Prefix | None = None,
+        prefix: PrefixCache | None = None,
         draft: Any = None,
         num_draft_tokens: int | None = None,
         **settings: Any,
@@ -283,7 +283,7 @@ class GemmaCausalLM(
         draft = self._draft(draft, num_draft_tokens)
         return self._text_request(inputs, call_settings, prefix, draft).stream()
 
-    def prefill(self, inputs: Any) -> Prefix:
+    def prefill(self, inputs: Any) -> PrefixCache:
         """Computes a prefix cache for prompts that begin with the same text.
 
         A prompt may share all of the prefix, a part of it, or nothing. The cache only affects
@@ -329,15 +329,15 @@ class GemmaCausalLM(
         self,
         inputs: Any,
         settings: GenerationSettings,
-        prefix: Prefix | None,
+        prefix: PrefixCache | None,
         draft: Draft | None,
     ) -> TextRequest:
         size = self.backbone.config.vocabulary_size
         prompts = inputs
         if not isinstance(inputs, Prompts):
             prompts = read_prompts(inputs, self.preprocessor, size)
-        generator, sampler = self._generator(), self.sampler
-        return TextRequest(generator, self.preprocessor, prompts, settings, sampler, prefix, draft)
+        programs, sampler = self._generator(), self.sampler
+        return TextRequest(programs, self.preprocessor, prompts, settings, sampler, prefix, draft)
 
     def _generator(self) -> Programs:
         # Kept across `compile`, because another sampler of the same kind can reuse the programs.
