@@ -1,7 +1,9 @@
 """Compilation: only new shapes and new rules compile."""
 
+import logging
 from functools import partial
 
+import keras
 import pytest
 
 from keras_gemma import samplers
@@ -102,3 +104,13 @@ def test_torch_compiles_any_number_of_shapes(dynamo, monkeypatch):
         rows = lm.generate([PROMPT] * batch, max_new_tokens=6, stop_token_ids=None)
         assert rows == row * batch
     assert dynamo["unique_graphs"] == 22
+
+
+@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="concerns TensorFlow's warning")
+def test_tensorflow_does_not_warn_about_retracing(caplog, monkeypatch):
+    """Prompts in many buckets, each of which is traced once."""
+    monkeypatch.setattr(logging.getLogger("tensorflow"), "propagate", True)
+    lm = make_lm()
+    for length in (3, 20, 40, 70, 130, 300):
+        lm.generate([[2], [7] * length], max_new_tokens=1, stop_token_ids=None)
+    assert "retracing" not in caplog.text
