@@ -18,7 +18,7 @@ from keras_gemma.benchmark.arithmetic import bandwidth_utilization, decode_bytes
 from keras_gemma.benchmark.machine import best_product
 from keras_gemma.checks import check_integer
 from keras_gemma.config import GemmaConfig
-from keras_gemma.generation.memory import Load, bytes_needed
+from keras_gemma.generation.memory import Workload, bytes_needed
 
 BYTES_PER_PROMPT_ID = 48
 """Bytes of a token id in the prompts, which are Python lists."""
@@ -167,7 +167,7 @@ def check_memory(
     """
     free, dtype = backend.free_memory(), dtype or "bfloat16"
     text = work.prompt + work.new
-    needed = bytes_needed(Load(work.batch, 1, work.prompt, text), config, dtype)
+    needed = bytes_needed(Workload(work.batch, 1, work.prompt, text), config, dtype)
     needed += work.batch * (work.prompt * BYTES_PER_PROMPT_ID + text * 4)
     weights = config.weight_bytes(quantization or dtype)
     if free is not None and weights + needed > free:

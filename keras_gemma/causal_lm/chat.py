@@ -14,7 +14,7 @@ import numpy as np
 from keras_gemma.causal_lm.prompts import Prompts
 from keras_gemma.causal_lm.settings import GenerationSettings
 from keras_gemma.causal_lm.text_request import TextRequest, make_request, read_call_settings
-from keras_gemma.generation.request import Draft, Prefix
+from keras_gemma.generation.request import Draft, PrefixCache
 from keras_gemma.text.chat import Message, read_turns
 
 MIN_REPLY_DIVISOR = 8
@@ -94,7 +94,7 @@ class Chat:
         self._lm, self._draft = lm, draft
         self._tokenizer = lm.preprocessor.tokenizer
         self._context_length = lm.backbone.config.context_length
-        self._prefix: Prefix | None = None
+        self._prefix: PrefixCache | None = None
         self._replies: dict[str, list[int]] = {}  # The generated ids: retokenizing may differ.
         self._read({})  # checks the settings
         if self.history:
@@ -131,13 +131,17 @@ class Chat:
         turn = self._read(settings)
         message = {"role": "user", "content": text}
         limit = min(self._context_length, turn.max_length or self._context_length)
-        max_new_tokens = None if turn.max_new_tokens is None else turn.room([0], None)[0]
+        max_new_tokens = (
+            None if turn.max_new_tokens is None else turn.max_new_tokens_of([0], None)[0]
+        )
         ids, dropped = self._fit(message, limit, max_new_tokens)
         max_new_tokens = min(max_new_tokens or limit, limit - len(ids))
         turn = dataclasses.replace(turn, max_length=None, max_new_tokens=max_new_tokens)
         prompt = Prompts([np.array(ids, "int32")], texts=True, single=True)
         prefix = self._prefix
-        if prefix is not None and not prefix.is_of(self._lm.backbone):  # The weights have changed.
+        if prefix is not None and not prefix.matches(
+            self._lm.backbone
+        ):  # The weights have changed.
             prefix = None
         request = make_request(self._lm, prompt, turn, prefix, self._draft)
         return self._stream_reply(message, request, request.stream(), dropped)
@@ -161,7 +165,7 @@ class Chat:
 
     def _read(self, settings: dict[str, Any]) -> GenerationSettings:
         turn = read_call_settings(self._lm, "chat", {**self.settings, **settings})
-        if turn.num_return_sequences not in (None, 1) or turn.top_log_probabilities is not None:
+        if turn.num_return_sequences not in (None, 1) or turn.top_logprobs is not None:
             raise ValueError(
                 "A chat does not support `num_return_sequences` or `return_logprobs`. Use "
                 "`generate_chat` with them."
@@ -232,8 +236,8 @@ class Chat:
         if request.text_of(ids) == reply:  # False if it was cut at a stop string.
             self._replies[reply.strip()] = ids
         self._prefix = request.run.prefix()
-        self.prefilled_tokens = request.run.prefilled
-        self.cached_tokens = len(request.request.prompts[0]) - request.run.prefilled
+        self.prefilled_tokens = request.run.prefilled_tokens
+        self.cached_tokens = len(request.request.prompts[0]) - request.run.prefilled_tokens
         self.new_tokens = len(request.run.new_ids()[0])
         reason = "stop" if request.is_stopped() else "length"
         self.finish_reason = "closed" if closed and reason != "stop" else reason

@@ -21,7 +21,7 @@ from keras_gemma.causal_lm.training import TrainableTextModel
 from keras_gemma.generation import samplers
 from keras_gemma.generation.generate import prefill
 from keras_gemma.generation.programs import Programs
-from keras_gemma.generation.request import Prefix
+from keras_gemma.generation.request import PrefixCache
 from keras_gemma.lora.adapters import DEFAULT_NAME, Adapters
 from keras_gemma.model.backbone import GemmaBackbone, check_layer_arguments
 from keras_gemma.model.quantize import quantize, read_mode
@@ -177,7 +177,7 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         stop_token_ids: Any = "auto",
         strip_prompt: bool = False,
         *,
-        prefix: Prefix | None = None,
+        prefix: PrefixCache | None = None,
         draft: Any = None,
         num_draft_tokens: int | None = None,
         **settings: Any,
@@ -194,7 +194,7 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
                 uses the ids passed to `compile()`, or `<eos>` and `<end_of_turn>` if none were
                 passed.
             strip_prompt: If True, returns only the new text.
-            prefix: Prefix cache returned by `prefill`. Prompt tokens that it contains are not
+            prefix: PrefixCache cache returned by `prefill`. Prompt tokens that it contains are not
                 processed again.
             draft: Draft for speculative decoding: a smaller `GemmaCausalLM` with the same
                 vocabulary, or `"prompt"` for prompt-lookup decoding. The output is unchanged:
@@ -240,7 +240,7 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         max_length: int | None = None,
         stop_token_ids: Any = "auto",
         *,
-        prefix: Prefix | None = None,
+        prefix: PrefixCache | None = None,
         draft: Any = None,
         num_draft_tokens: int | None = None,
         **settings: Any,
@@ -274,7 +274,7 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         """
         settings = {"max_length": max_length, "stop_token_ids": stop_token_ids, **settings}
         call_settings = read_call_settings(self, "stream", settings)
-        if call_settings.top_log_probabilities is not None:
+        if call_settings.top_logprobs is not None:
             raise ValueError(
                 "`stream` does not support `return_logprobs`: use `generate` with "
                 f"`return_logprobs`. Received: return_logprobs={call_settings.return_logprobs!r}"
@@ -282,7 +282,7 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         draft = read_draft(draft, num_draft_tokens)
         return make_request(self, inputs, call_settings, prefix, draft).stream()
 
-    def prefill(self, inputs: Any) -> Prefix:
+    def prefill(self, inputs: Any) -> PrefixCache:
         """Computes a prefix cache for prompts that begin with the same text.
 
         A prompt may share all of the prefix, a part of it, or nothing. The cache only affects
@@ -374,7 +374,7 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         max_length: int | None = None,
         stop_token_ids: Any = "auto",
         *,
-        prefix: Prefix | None = None,
+        prefix: PrefixCache | None = None,
         draft: Any = None,
         num_draft_tokens: int | None = None,
         **settings: Any,

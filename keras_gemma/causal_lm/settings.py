@@ -158,7 +158,7 @@ class GenerationSettings:
         return tuple(self.logits_processors or ())
 
     @property
-    def top_log_probabilities(self) -> int | None:
+    def top_logprobs(self) -> int | None:
         """Number of top log-probabilities per token. `None` disables log-probabilities."""
         if self.return_logprobs is None or self.return_logprobs is False:
             return None
@@ -221,7 +221,7 @@ class GenerationSettings:
         for name in ("max_new_tokens", "repetition_penalty", "seed", *FILTERS):
             check_rows(name, getattr(self, name), prompts)
 
-    def room(self, lengths: list[int], default_length: int | None) -> list[int]:
+    def max_new_tokens_of(self, lengths: list[int], default_length: int | None) -> list[int]:
         """Returns the maximum number of new tokens of each sequence.
 
         Args:

@@ -15,11 +15,12 @@ from keras_gemma.causal_lm.prompts import (
 from keras_gemma.causal_lm.settings import GenerationSettings, read_settings
 from keras_gemma.generation.generate import check, generate, start
 from keras_gemma.generation.programs import Programs
-from keras_gemma.generation.request import Draft, Prefix, Request, Row
+from keras_gemma.generation.request import Draft, PrefixCache, Request, SequenceOutput
 from keras_gemma.generation.samplers import Sampler
 from keras_gemma.generation.samplers.sampler import check_rows
-from keras_gemma.generation.session import Run
-from keras_gemma.generation.strategies.speculative import SpeculativeRun
+from keras_gemma.generation.session import DecodingSession
+from keras_gemma.generation.stopping import ends_with_stop_token
+from keras_gemma.generation.strategies.speculative import SpeculativeSession
 from keras_gemma.generation.strategies.verify import is_greedy
 from keras_gemma.text.inputs import to_ids
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
@@ -34,12 +35,12 @@ class TextRequest:
     """Request to continue a batch of prompts.
 
     Args:
-        generator: Generator of token ids.
+        programs: Compiled programs of the model.
         preprocessor: Converter between strings and ids. `None` if all prompts are ids.
         prompts: Prompts to continue.
         settings: Settings of the call, filled up with those of `compile`.
         sampler: Sampler passed to `compile`.
-        prefix: Prefix cache.
+        prefix: PrefixCache cache.
         draft: Draft settings for speculative decoding.
 
     Raises:
@@ -48,16 +49,16 @@ class TextRequest:
 
     def __init__(
         self,
-        generator: Programs,
+        programs: Programs,
         preprocessor: GemmaCausalLMPreprocessor | None,
         prompts: Prompts,
         settings: GenerationSettings,
         sampler: Sampler,
-        prefix: Prefix | None = None,
+        prefix: PrefixCache | None = None,
         draft: Draft | None = None,
     ) -> None:
         settings.check_rows(len(prompts.ids))
-        self.generator = generator
+        self.programs = programs
         self.preprocessor = preprocessor
         self.prompts = prompts
         self.settings = settings
@@ -69,7 +70,7 @@ class TextRequest:
             check_rows("seed", sampler.seed, len(prompts.ids))
         copies = settings.num_return_sequences or getattr(sampler, "sequences", 1)
         if prompts.width is not None and (
-            copies > 1 or settings.stops or settings.top_log_probabilities is not None
+            copies > 1 or settings.stops or settings.top_logprobs is not None
         ):
             raise ValueError(
                 "Padded arrays do not support `num_return_sequences`, `return_all_beams`, "
@@ -83,27 +84,27 @@ class TextRequest:
                 f"Received: num_return_sequences={copies}"
             )
         if prefix is not None:
-            if not isinstance(prefix, Prefix):
+            if not isinstance(prefix, PrefixCache):
                 raise TypeError(
                     "`prefix` must be a prefix cache returned by `prefill`. "
                     f"Received: prefix={prefix!r:.80} of type {type(prefix).__name__}"
                 )
-            prefix.check(generator.backbone)
+            prefix.check(programs.backbone)
         if draft is not None and draft.tokenizer is not None and preprocessor is not None:
             check_same_pieces(preprocessor.tokenizer, draft.tokenizer)
-        self.run: Run | SpeculativeRun | None = None
+        self.run: DecodingSession | SpeculativeSession | None = None
         """Session of a stream. `None` before the first piece."""
         self.streams: list[TextStream] = []
         self.request = Request(
             prompts=prompts.ids,
-            room=self._room(),
+            max_new_tokens=self._max_new_tokens(),
             sampler=sampler,
-            stop_ids=self._stop_ids(settings.stop_token_ids),
+            stop_token_ids=self._stop_token_ids(settings.stop_token_ids),
             seed=settings.seed,
-            copies=copies,
+            num_return_sequences=copies,
             repetition_penalty=settings.repetition_penalty,
-            processors=settings.processors,
-            top_log_probabilities=settings.top_log_probabilities,
+            logits_processors=settings.processors,
+            top_logprobs=settings.top_logprobs,
             prefix=prefix,
             draft=draft,
         )
@@ -112,15 +113,15 @@ class TextRequest:
         """Generates all texts and returns them in the structure of the prompts."""
         streams: list[TextStream | None]
         if self.settings.stops:
-            run = start(self.generator, self.request)
+            run = start(self.programs, self.request)
             streams, rows = self._streams(), []
             for _ in self._grow(run, streams, TOKENS_PER_STOP_CHECK):
                 pass
-            for stream, row in zip(streams, run.rows(), strict=True):
+            for stream, row in zip(streams, run.outputs(), strict=True):
                 stream.finish()
                 rows.append(_cut(row, stream) if stream.stopped else row)
         else:
-            rows = generate(self.generator, self.request)
+            rows = generate(self.programs, self.request)
             streams = [None] * len(rows)
         copies = len(rows) // len(self.prompts.ids)
         prompts = [ids[:0] if strip_prompt else ids for ids in self.prompts.ids]
@@ -134,20 +135,20 @@ class TextRequest:
     def stream(self) -> Iterator[Any]:
         """Yields the new text of a single prompt, or a list with the new text of each row."""
         require_preprocessor(self.preprocessor, "`stream`", "Use `generate` with token ids")
-        check(self.generator, self.request)
+        check(self.programs, self.request)
         return self._pieces()
 
     def new_ids(self) -> list[int]:
         """Returns the new ids of a single-prompt stream, without the stop token."""
         ids = self.run.new_ids()[0].tolist()
-        return ids[:-1] if ids and ids[-1] in self.request.stop_ids else ids
+        return ids[:-1] if ends_with_stop_token(ids, self.request.stop_token_ids) else ids
 
     def is_stopped(self) -> bool:
         """Returns True if a single-prompt stream has reached a stop token or stop string."""
-        return self.run.rows()[0].stopped or self.streams[0].stopped
+        return self.run.outputs()[0].stopped or self.streams[0].stopped
 
     def _pieces(self) -> Iterator[Any]:
-        run = self.run = start(self.generator, self.request)
+        run = self.run = start(self.programs, self.request)
         streams = self.streams = self._streams()
         single = self.prompts.single and len(streams) == 1
         for texts in self._grow(run, streams, 1):
@@ -158,10 +159,12 @@ class TextRequest:
             yield texts[0] if single else texts
 
     def _streams(self) -> list[TextStream]:
-        rows = len(self.prompts.ids) * self.request.copies
+        rows = len(self.prompts.ids) * self.request.num_return_sequences
         return [TextStream(self.text_of, self.settings.stops) for _ in range(rows)]
 
-    def _grow(self, run: Run, streams: list[TextStream], tokens: int) -> Iterator[list[str]]:
+    def _grow(
+        self, run: DecodingSession | SpeculativeSession, streams: list[TextStream], tokens: int
+    ) -> Iterator[list[str]]:
         """Yields the new text of each row, once per `tokens` tokens."""
         growing = True
         while True:
@@ -174,27 +177,27 @@ class TextRequest:
             stopped = np.array([stream.stopped for stream in streams])
             if stopped.any():
                 run.stop(stopped)
-            growing = run.go_on(tokens)
+            growing = run.decode(tokens)
 
-    def _finish(self, prompt: np.ndarray, row: Row, stream: TextStream | None) -> Any:
+    def _finish(self, prompt: np.ndarray, row: SequenceOutput, stream: TextStream | None) -> Any:
         ids = np.concatenate([prompt, row.ids]).astype("int32")
         text = None
         if self.prompts.texts:
             text = self.text_of(ids)
             if stream is not None and stream.stopped:
                 text = text.removesuffix(stream.rest)
-        if self.request.top_log_probabilities is None:
+        if self.request.top_logprobs is None:
             return ids.tolist() if text is None else text
         tops = None
-        if self.request.top_log_probabilities:
-            pairs = zip(row.top_ids, row.top_log_probabilities, strict=True)
+        if self.request.top_logprobs:
+            pairs = zip(row.top_ids, row.top_logprobs, strict=True)
             tops = [dict(zip(a.tolist(), b.tolist(), strict=True)) for a, b in pairs]
         stopped = row.stopped or (stream is not None and stream.stopped)
         return Completion(
             text=text,
             token_ids=row.ids.tolist(),
             finish_reason="stop" if stopped else "length",
-            logprobs=row.log_probabilities,
+            logprobs=row.logprobs,
             top_logprobs=tops,
             acceptance_rate=row.acceptance_rate,
             score=row.score,
@@ -203,17 +206,17 @@ class TextRequest:
     def text_of(self, ids: Any) -> str:
         """Returns the text of ids, without a final stop token."""
         ids = np.asarray(ids, "int32")
-        if len(ids) and int(ids[-1]) in self.request.stop_ids:
+        if ends_with_stop_token(ids, self.request.stop_token_ids):
             ids = ids[:-1]
         mask = np.ones_like(ids, "bool")
         return self.preprocessor.generate_postprocess({"token_ids": ids, "padding_mask": mask})
 
-    def _room(self) -> list[int]:
+    def _max_new_tokens(self) -> list[int]:
         settings, lengths = self.settings, [len(ids) for ids in self.prompts.ids]
         if self.prompts.width is not None:
             max_new_tokens = None
             if settings.max_new_tokens is not None:
-                max_new_tokens = settings.room(lengths, None)
+                max_new_tokens = settings.max_new_tokens_of(lengths, None)
             return max_new_tokens_in_padding(self.prompts, settings.max_length, max_new_tokens)
         default = None
         if settings.max_length is None and settings.max_new_tokens is None:
@@ -222,11 +225,11 @@ class TextRequest:
                 "the default `max_length`",
                 "Pass `max_length` or `max_new_tokens`",
             )
-            context = self.generator.config.context_length
+            context = self.programs.config.context_length
             default = min(self.preprocessor.sequence_length, context)
-        return settings.room(lengths, default)
+        return settings.max_new_tokens_of(lengths, default)
 
-    def _stop_ids(self, stop_token_ids: Any) -> tuple[int, ...]:
+    def _stop_token_ids(self, stop_token_ids: Any) -> tuple[int, ...]:
         if isinstance(stop_token_ids, str):
             if stop_token_ids != "auto":
                 raise ValueError(
@@ -239,7 +242,7 @@ class TextRequest:
                 "Pass `stop_token_ids` (`None` disables stop tokens)",
             )
             return tuple(self.preprocessor.tokenizer.stop_token_ids)
-        size = self.generator.config.vocabulary_size
+        size = self.programs.config.vocabulary_size
         ids = [stop_token_ids] if np.ndim(stop_token_ids) == 0 else list(stop_token_ids)
         return tuple(to_ids("stop_token_ids", ids, 1, size).tolist())
 
@@ -259,7 +262,7 @@ def make_request(
     lm: Any,
     inputs: Any,
     settings: GenerationSettings,
-    prefix: Prefix | None = None,
+    prefix: PrefixCache | None = None,
     draft: Draft | None = None,
 ) -> TextRequest:
     """Returns the request to continue `inputs`, prompts in any format, with a `GemmaCausalLM`."""
@@ -281,14 +284,14 @@ def check_same_pieces(tokenizer: GemmaTokenizer, other: GemmaTokenizer) -> None:
         )
 
 
-def _cut(row: Row, stream: TextStream) -> Row:
+def _cut(row: SequenceOutput, stream: TextStream) -> SequenceOutput:
     """Truncates `row` after the token that completed the stop string."""
     count = stream.pushed
-    top_ids, top = row.top_ids, row.top_log_probabilities
-    return Row(
+    top_ids, top = row.top_ids, row.top_logprobs
+    return SequenceOutput(
         row.ids[:count],
         True,
-        None if row.log_probabilities is None else row.log_probabilities[:count],
+        None if row.logprobs is None else row.logprobs[:count],
         None if top_ids is None else top_ids[:count],
         None if top is None else top[:count],
         row.acceptance_rate,

@@ -13,7 +13,7 @@ from keras_gemma import backend, catalogue, progress
 from keras_gemma.causal_lm.model import GemmaCausalLM
 from keras_gemma.cli.options import Dtype, Fit, ModelOptions, Quantization
 from keras_gemma.config import GROUP_SIZE, GemmaConfig
-from keras_gemma.generation.memory import Load, bytes_needed
+from keras_gemma.generation.memory import Workload, bytes_needed
 from keras_gemma.quantization import QuantizationConfig
 from keras_gemma.storage.adapters.peft import find_adapter
 from keras_gemma.storage.hub.locate import resolve
@@ -147,7 +147,7 @@ def stored_dtype(model: str) -> str:
 def bytes_of_fit(config: GemmaConfig, fit: Fit, dtype: str) -> int:
     """Returns the peak memory of loading a model and generating one text of its whole context."""
     length = config.context_length
-    text = Load(1, 1, length - 1, length)
+    text = Workload(1, 1, length - 1, length)
     weights = weight_bytes(config, QUANTIZATION[fit], dtype)
     peak = max(LOADING_OVERHEAD * weights, weights + bytes_needed(text, config, dtype))
     return int(peak + PROGRAM_BYTES)

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_gemma.generation.request import MOST_STOP_IDS
 from keras_gemma.generation.samplers.random import DrawingSampler
+from keras_gemma.generation.stopping import MAX_STOP_TOKEN_IDS
 from keras_gemma.generation.strategies.verify import is_greedy
 
 OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
@@ -84,9 +84,9 @@ def options_of(lm: Any, max_new_tokens: int | None, max_batch_size: int | None) 
     if isinstance(stop_ids, str):
         stop_ids = lm.preprocessor.tokenizer.stop_token_ids
     stop_ids = tuple(int(id) for id in np.ravel(np.array(stop_ids, int)))
-    if len(stop_ids) > MOST_STOP_IDS:
+    if len(stop_ids) > MAX_STOP_TOKEN_IDS:
         raise ValueError(
-            f"`stop_token_ids` may have at most {MOST_STOP_IDS} ids. Received: {stop_ids}"
+            f"`stop_token_ids` may have at most {MAX_STOP_TOKEN_IDS} ids. Received: {stop_ids}"
         )
     return ServingOptions(
         **values, stop=settings.stops, stop_token_ids=stop_ids, max_batch_size=max_batch_size

@@ -10,6 +10,7 @@ In the order of the work:
     session.py      one batch: prefill, then decode
     prefill.py      one chunk of a prompt
     decode.py       one decode step
+    stopping.py     stop tokens
     samplers/       choice of the next token, one rule a file
     strategies/     beam search, contrastive search, speculative decoding
 """

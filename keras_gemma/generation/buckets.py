@@ -1,28 +1,33 @@
-"""Sizes that programs are compiled for: rounded up to powers of two.
+"""Sizes of prompt chunks and caches, rounded up to powers of two.
 
-A prompt one token longer then compiles nothing.
+Lengths in the same bucket share a compiled program.
 """
 
-SMALLEST_BUCKET = 16
-"""Of a prompt."""
+MIN_BUCKET_TOKENS = 16
+"""Minimum size of a prompt chunk, in tokens."""
 
-SMALLEST_CACHE = 256
-"""Slots that cost next to nothing, and spare short texts the growing."""
+MIN_CACHE_SLOTS = 256
+"""Minimum number of cache slots. They cost little memory, and short texts never grow their
+cache."""
 
-LARGEST_CHUNK = 512
-"""Tokens of a prompt that are read at once, of all rows together."""
+MAX_CHUNK_TOKENS = 512
+"""Maximum number of tokens in a prompt chunk, over all rows."""
 
 
-def bucket(length: int, smallest: int = SMALLEST_BUCKET) -> int:
-    """`length` rounded up to a power of two, `smallest` at least."""
-    return max(smallest, 1 << (length - 1).bit_length())
+def bucket(length: int, minimum: int = MIN_BUCKET_TOKENS) -> int:
+    """Returns `length` rounded up to a power of two, at least `minimum`."""
+    return max(minimum, 1 << (length - 1).bit_length())
 
 
 def chunks(start: int, end: int, batch: int) -> list[tuple[int, int]]:
-    """Where to cut the tokens from `start` to `end`: beginnings, and sizes that are buckets."""
-    largest = max(SMALLEST_BUCKET, bucket(LARGEST_CHUNK // batch + 1) // 2)
-    cuts = []
+    """Splits the positions from `start` to `end` into chunks.
+
+    Returns:
+        Start and size of each chunk. The sizes are buckets, so the last chunk may exceed `end`.
+    """
+    largest = max(MIN_BUCKET_TOKENS, bucket(MAX_CHUNK_TOKENS // batch + 1) // 2)
+    pairs = []
     while start < end:
-        cuts.append((start, min(largest, bucket(end - start))))
-        start += cuts[-1][1]
-    return cuts
+        pairs.append((start, min(largest, bucket(end - start))))
+        start += pairs[-1][1]
+    return pairs

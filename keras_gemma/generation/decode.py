@@ -1,52 +1,52 @@
-"""Token after token: feed the last one, look at the cache, choose the next.
+"""One decode step: feeds the last token of each row and chooses the next one.
 
-The loop owns stopping and output, the sampler owns the choice. Neither knows what a token means.
+The step handles stop tokens and output, and the sampler chooses. Neither knows what a token means.
 """
 
 from typing import Any, NamedTuple
 
-import keras
 from keras import ops
 
 from keras_gemma.config import GemmaConfig
 from keras_gemma.generation.samplers import Sampler
 from keras_gemma.generation.samplers.sampler import LogitsProcessor
+from keras_gemma.generation.stopping import is_stop_token
 from keras_gemma.model.cache import Cache, grow_cache, resize
 from keras_gemma.model.transformer import EAGER, BlockFunctions, forward_with_cache
 
 
-class LogProbabilities(NamedTuple):
-    """What the model itself thought of the tokens, in nats, by their place in the text."""
+class Logprobs(NamedTuple):
+    """Log-probabilities of the model, in nats, before logits processors. Indexed by position."""
 
-    chosen: Any  # float32 [B, S]
-    top_ids: Any  # int32 [B, S, n]: the n likeliest
-    top: Any  # float32 [B, S, n]: theirs
+    chosen: Any  # float32 [B, S]: of the tokens in the text
+    top_ids: Any  # int32 [B, S, n]: the top-n tokens
+    top: Any  # float32 [B, S, n]: of the top-n tokens
 
 
 class DecodeState(NamedTuple):
-    """All that changes from one token to the next."""
+    """Everything that changes from one decode step to the next."""
 
-    text: Any  # int32 [B, S]: prompt and what was chosen so far, -1 behind it
-    length: Any  # int32 [B]: tokens of each row; the last is not yet in the cache
-    end: Any  # int32 [B]: the length at which a row ends
-    stop_ids: Any  # int32 [8]: ids that end a row, -1 where there are fewer
-    done: Any  # bool [B]: rows that have ended
+    text: Any  # int32 [B, S]: prompt and new tokens, then -1
+    length: Any  # int32 [B]: tokens of each row; the last one is not in the cache yet
+    end: Any  # int32 [B]: maximum length of each row
+    stop_token_ids: Any  # int32 [8]: from `stop_array`
+    done: Any  # bool [B]: True for finished rows
     cache: Cache  # keys and values [B, R, K, H] of each layer
-    sampler: dict[str, Any]  # the sampler's settings and randomness
-    seen: Any = None  # bool [B, V]: tokens that are in the text, where repetition is penalised
-    penalty: Any = None  # float32 [B]
-    log_probabilities: LogProbabilities | None = None
+    sampler: dict[str, Any]  # settings and random state of the sampler
+    seen: Any = None  # bool [B, V]: tokens in the text; None without repetition penalty
+    penalty: Any = None  # float32 [B]: repetition penalty
+    logprobs: Logprobs | None = None
 
     def grow(self, capacity: int, slots: list[int]) -> "DecodeState":
-        """With room for texts of `capacity` tokens, and caches of `slots` a layer."""
-        records = self.log_probabilities
-        if records is not None:
-            records = LogProbabilities(*(resize(array, capacity) for array in records))
+        """Returns the state with space for `capacity` tokens, and `slots` cache slots per layer."""
+        logprobs = self.logprobs
+        if logprobs is not None:
+            logprobs = Logprobs(*(resize(array, capacity) for array in logprobs))
         missing = capacity - self.text.shape[1]
         return self._replace(
             text=ops.pad(self.text, [(0, 0), (0, missing)], constant_values=-1),
             cache=grow_cache(self.cache, slots),
-            log_probabilities=records,
+            logprobs=logprobs,
         )
 
 
@@ -58,98 +58,126 @@ def step(
     processors: tuple[LogitsProcessor, ...] = (),
     parts: BlockFunctions = EAGER,
 ) -> DecodeState:
-    """One token more in each row that has not ended."""
+    """Appends one token to each unfinished row."""
+    logits, state = next_logits(weights, state, config, parts)
+    return append_tokens(state, logits, sampler, processors)
+
+
+def next_logits(
+    weights: dict[str, Any],
+    state: DecodeState,
+    config: GemmaConfig,
+    parts: BlockFunctions = EAGER,
+) -> tuple[Any, DecodeState]:
+    """Feeds the last token of each row.
+
+    Returns:
+        Logits of the next token, float32 `[B, V]`, and the state with the updated cache.
+    """
     position = (state.length - 1)[:, None]
     token = ops.take_along_axis(state.text, position, axis=1)
     x, cache = forward_with_cache(weights, token, position, state.cache, config, parts)
-    logits = parts.head(x[:, 0], weights["head"], config)
-    return advance(state._replace(cache=cache), logits, sampler, processors)
+    return parts.head(x[:, 0], weights["head"], config), state._replace(cache=cache)
 
 
-def advance(
+def append_tokens(
     state: DecodeState,
     logits: Any,
     sampler: Sampler,
     processors: tuple[LogitsProcessor, ...] = (),
 ) -> DecodeState:
-    """Choose each row's next token from `logits [B, V]` and put it down."""
-    wanted = process(logits, state, processors)
-    ids, sampler_state = sampler(wanted, state.sampler)
-    growing = ops.logical_not(state.done)
-    here = ops.logical_and(place(state) == state.length[:, None], growing[:, None])
-    length = state.length + ops.cast(growing, "int32")
-    stopped = ops.any(ids[:, None] == state.stop_ids[None], axis=1)
+    """Chooses the next token of each unfinished row from `logits [B, V]`, and appends it."""
+    processed = apply_logits_processors(logits, state, processors)
+    ids, sampler_state = sampler(processed, state.sampler)
+    return write_tokens(state._replace(sampler=sampler_state), logits, ids)
+
+
+def write_tokens(state: DecodeState, logits: Any, ids: Any) -> DecodeState:
+    """Appends `ids [B]` to the unfinished rows.
+
+    Args:
+        state: The state before.
+        logits: float32 `[B, V]`, the model's logits, for the log-probabilities.
+        ids: int32 `[B]`, chosen tokens. Those of finished rows are ignored.
+    """
+    unfinished = ops.logical_not(state.done)
+    is_new = ops.logical_and(positions_of(state) == state.length[:, None], unfinished[:, None])
+    length = state.length + ops.cast(unfinished, "int32")
+    ended = ops.logical_or(is_stop_token(ids, state.stop_token_ids), length >= state.end)
     seen = state.seen
     if seen is not None:
         tokens = ops.arange(logits.shape[-1], dtype="int32")[None]
         seen = ops.logical_or(seen, tokens == ids[:, None])
     return state._replace(
-        text=ops.where(here, ids[:, None], state.text),
+        text=ops.where(is_new, ids[:, None], state.text),
         length=length,
-        done=ops.logical_or(state.done, ops.logical_or(stopped, length >= state.end)),
-        sampler=sampler_state,
+        done=ops.logical_or(state.done, ended),
         seen=seen,
-        log_probabilities=record(state, logits, ids, here),
+        logprobs=record_logprobs(state.logprobs, logits, ids, is_new),
     )
 
 
-def place(state: DecodeState) -> Any:
-    """The positions of a text, int32 `[1, S]`."""
+def positions_of(state: DecodeState) -> Any:
+    """Returns the positions of the text, int32 `[1, S]`."""
     return ops.arange(ops.shape(state.text)[1], dtype="int32")[None]
 
 
-def process(logits: Any, state: DecodeState, processors: tuple[LogitsProcessor, ...]) -> Any:
-    """The logits that are sampled: repetition penalised, then what the caller's functions say.
+def apply_logits_processors(
+    logits: Any, state: DecodeState, processors: tuple[LogitsProcessor, ...]
+) -> Any:
+    """Applies the repetition penalty, then the logits processors of the request.
 
-    The penalty is that of Keskar et al., 2019, arXiv:1909.05858: positive logits of tokens that
-    are in the text are divided by it, negative ones multiplied.
+    The penalty divides positive logits of tokens that are in the text, and multiplies negative
+    ones (Keskar et al., 2019, arXiv:1909.05858).
+
+    Raises:
+        ValueError: If a processor changes the shape.
     """
     if state.penalty is not None:
         penalty = state.penalty[:, None]
-        less = ops.where(logits > 0, logits / penalty, logits * penalty)
-        logits = ops.where(state.seen, less, logits)
+        penalized = ops.where(logits > 0, logits / penalty, logits * penalty)
+        logits = ops.where(state.seen, penalized, logits)
     for processor in processors:
-        shape, after = tuple(logits.shape), processor(state.text, logits)
-        received = tuple(after.shape) if hasattr(after, "shape") else f"{after!r:.80}"
-        if received != shape:
+        expected, processed = tuple(logits.shape), processor(state.text, logits)
+        shape = tuple(processed.shape) if hasattr(processed, "shape") else f"{processed!r:.80}"
+        if shape != expected:
             name = getattr(processor, "__name__", type(processor).__name__)
             raise ValueError(
-                f"`logits_processors`: {name} must return logits of the shape it was given, "
-                f"{shape}. Received: {received}"
+                f"`logits_processors`: {name} must return logits of the shape of its input, "
+                f"{expected}. Received: {shape}"
             )
-        logits = ops.cast(after, "float32")
+        logits = ops.cast(processed, "float32")
     return logits
 
 
-def record(state: DecodeState, logits: Any, ids: Any, here: Any) -> LogProbabilities | None:
-    """The log-probabilities with those of `ids [B]` at `here`, bool `[B, S]`."""
-    kept = state.log_probabilities
-    if kept is None:
+def record_logprobs(logprobs: Logprobs | None, logits: Any, ids: Any, is_new: Any) -> Any:
+    """Returns `logprobs` with those of `ids [B]` written at `is_new`, bool `[B, S]`."""
+    if logprobs is None:
         return None
     logits = logits - ops.logsumexp(logits, axis=-1, keepdims=True)
     chosen = ops.take_along_axis(logits, ids[:, None], axis=1)
-    count = kept.top.shape[-1]
+    chosen = ops.where(is_new, chosen, logprobs.chosen)
+    count = logprobs.top.shape[-1]
     if not count:
-        return kept._replace(chosen=ops.where(here, chosen, kept.chosen))
+        return logprobs._replace(chosen=chosen)
     top, top_ids = ops.top_k(logits, count)
-    here = here[:, :, None]
-    return LogProbabilities(
-        chosen=ops.where(here[:, :, 0], chosen, kept.chosen),
-        top_ids=ops.where(here, ops.cast(top_ids, "int32")[:, None], kept.top_ids),
-        top=ops.where(here, top[:, None], kept.top),
+    is_new = is_new[:, :, None]
+    return Logprobs(
+        chosen=chosen,
+        top_ids=ops.where(is_new, ops.cast(top_ids, "int32")[:, None], logprobs.top_ids),
+        top=ops.where(is_new, top[:, None], logprobs.top),
     )
 
 
-def no_log_probabilities(batch: int, capacity: int, count: int) -> LogProbabilities:
-    """Room for those of texts of up to `capacity` tokens, and of the `count` likeliest."""
-    zeros = keras.ops.zeros
-    return LogProbabilities(
-        chosen=zeros((batch, capacity)),
-        top_ids=zeros((batch, capacity, count), dtype="int32"),
-        top=zeros((batch, capacity, count)),
+def empty_logprobs(batch: int, capacity: int, count: int) -> Logprobs:
+    """Returns zeros for texts of up to `capacity` tokens, with `count` top log-probabilities."""
+    return Logprobs(
+        chosen=ops.zeros((batch, capacity)),
+        top_ids=ops.zeros((batch, capacity, count), dtype="int32"),
+        top=ops.zeros((batch, capacity, count)),
     )
 
 
-def proceed(state: DecodeState) -> Any:
-    """Whether a row is still growing."""
+def any_unfinished(state: DecodeState) -> Any:
+    """Returns True if any row is unfinished."""
     return ops.logical_not(ops.all(state.done))

@@ -1,12 +1,12 @@
-"""What a request will take of memory, so that one too large is refused before any work.
+"""Memory estimate of a request, so that a request that is too large fails before any work.
 
-The most that any part of the work holds at once. A request for several texts of one prompt:
+The estimate is the maximum over the phases. With several sequences per prompt, they hold:
 
-    read      the prompt's keys and values, of all its tokens in every layer
-    repeat    these, and a copy for each text
-    begin     the copies, and the rings made of them; beam search moves all of these
-    decode    the rings; logits, and what a choice makes of them
-    grow      the rings, and longer ones
+    prefill    keys and values of the prompt, for all its tokens in every layer
+    repeat     these, and a copy for each sequence
+    begin      the copies, and the ring buffers filled from them; beam search reorders all of these
+    decode     the ring buffers; logits, and what a choice computes from them
+    grow       the ring buffers, and longer ones
 """
 
 import dataclasses
@@ -15,142 +15,161 @@ import keras
 
 from keras_gemma import backend
 from keras_gemma.config import BYTES_PER_ELEMENT, GemmaConfig
-from keras_gemma.generation.buckets import SMALLEST_CACHE, bucket, chunks
+from keras_gemma.generation.buckets import MIN_CACHE_SLOTS, bucket, chunks
 from keras_gemma.generation.request import Request
 from keras_gemma.model.cache import slots_of_layers
 
-FLOAT = 4
+FLOAT_BYTES = 4
 """Bytes of a float32 or an int32."""
 
-LOGITS_OF_A_CHOICE = 5
-"""Arrays [B, V] that choosing a token makes: logits, as they are and processed, and temporary."""
+LOGITS_ARRAYS = 5
+"""Number of arrays `[B, V]` per choice: logits, processed logits, and temporary arrays."""
 
-LOGITS_OF_A_DRAW = 9
-"""More of them where it is drawn: noise, and the filters' weights and bits."""
+SAMPLING_LOGITS_ARRAYS = 9
+"""Number of additional arrays `[B, V]` for random sampling: noise, and the filters' weights and
+bits."""
 
-COPIES = {"torch": 0, "jax": 1, "tensorflow": 2}
-"""Caches that a program of each backend may hold beside the one it is given: PyTorch writes in
-place, TensorFlow gives up nothing that it was given."""
+CACHE_COPIES = {"torch": 0, "jax": 1, "tensorflow": 2}
+"""Number of caches that a program of each backend may hold in addition to its input.
+
+PyTorch writes in place. TensorFlow never frees its inputs."""
 
 MARGIN = 1.2
-"""What allocators lose, and all that is small."""
+"""Factor for allocator overhead and everything small."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Load:
-    """The sizes of a request, by which its memory is estimated."""
+class Workload:
+    """Sizes of a request that determine its memory."""
 
-    prompts: int
-    """How many."""
-    copies: int
-    """Rows for each prompt."""
-    prompt: int
-    """Tokens of the longest prompt."""
-    text: int
-    """Tokens of the longest text, prompt included."""
-    draws: bool = False
-    """Whether the choice needs noise and filters."""
-    moves: bool = False
-    """Whether rows take each other's place, with their caches, as beams do."""
-    late: bool = False
-    """Whether rows are copied when rings are made, and not before."""
-    penalised: bool = False
-    """Whether it is noted which tokens are in the text."""
-    noted: int | None = None
-    """How many of the likeliest tokens are noted at each place."""
-    guesses: int = 0
-    """Tokens that are guessed at a time."""
+    num_prompts: int
+    num_return_sequences: int
+    """Number of sequences per prompt."""
+    prompt_length: int
+    """Tokens in the longest prompt."""
+    text_length: int
+    """Maximum number of tokens per sequence, including the prompt."""
+    is_random: bool = False
+    """True if the sampler needs noise and filters."""
+    reorders_cache: bool = False
+    """True if rows, with their caches, replace one another, as in beam search."""
+    copies_at_decode: bool = False
+    """True if prompts are repeated when the ring buffers are filled, not before."""
+    has_repetition_penalty: bool = False
+    num_top_logprobs: int | None = None
+    """Number of top log-probabilities per token. `None` disables log-probabilities."""
+    num_draft_tokens: int = 0
+    """Number of draft tokens per round."""
 
 
-def load_of(request: Request, moves: bool = False, late: bool = False) -> Load:
-    """The sizes of `request`."""
-    pairs = list(zip(request.prompts, request.room, strict=True))
-    return Load(
-        prompts=len(pairs),
-        copies=request.copies,
-        prompt=max(len(prompt) for prompt, _ in pairs),
-        text=max(len(prompt) + most for prompt, most in pairs),
-        draws=not (moves or late or request.sampler.structure() == "greedy"),
-        moves=moves,
-        late=late,
-        penalised=request.repetition_penalty is not None,
-        noted=request.top_log_probabilities,
-        guesses=0 if request.draft is None else request.draft.tokens,
+def workload_of(
+    request: Request, reorders_cache: bool = False, copies_at_decode: bool = False
+) -> Workload:
+    """Returns the sizes of `request`."""
+    is_greedy = request.sampler.structure() == "greedy"
+    return Workload(
+        num_prompts=len(request.prompts),
+        num_return_sequences=request.num_return_sequences,
+        prompt_length=max(map(len, request.prompts)),
+        text_length=request.max_text_length(),
+        is_random=not (reorders_cache or copies_at_decode or is_greedy),
+        reorders_cache=reorders_cache,
+        copies_at_decode=copies_at_decode,
+        has_repetition_penalty=request.repetition_penalty is not None,
+        num_top_logprobs=request.top_logprobs,
+        num_draft_tokens=0 if request.draft is None else request.draft.num_tokens,
     )
 
 
-def bytes_needed(load: Load, config: GemmaConfig, dtype: str) -> int:
-    """The most bytes that generation holds at once, weights left out.
+def bytes_needed(work: Workload, config: GemmaConfig, dtype: str) -> int:
+    """Returns the peak memory of generation, without the weights, in bytes.
 
     Args:
-        load: what is generated.
-        config: the model's sizes.
-        dtype: of keys and values.
+        work: Sizes of the request.
+        config: Configuration of the model.
+        dtype: Dtype of keys and values.
     """
-    size = BYTES_PER_ELEMENT.get(dtype, FLOAT)
-    rows, copies = load.prompts * load.copies, COPIES[keras.config.backend()]
-    start, chunk = chunks(0, load.prompt, load.prompts)[-1]
-    read = bucket(max(start + chunk, load.prompt + 1), SMALLEST_CACHE)
-    chunk = chunks(0, load.prompt, load.prompts)[0][1]
-    end = max(read, bucket(load.text + load.guesses, SMALLEST_CACHE))
+    size = BYTES_PER_ELEMENT.get(dtype, FLOAT_BYTES)
+    prompts, rows = work.num_prompts, work.num_prompts * work.num_return_sequences
+    copies = CACHE_COPIES[keras.config.backend()]
+    start, chunk = chunks(0, work.prompt_length, prompts)[-1]
+    prompt_slots = bucket(max(start + chunk, work.prompt_length + 1), MIN_CACHE_SLOTS)
+    chunk = chunks(0, work.prompt_length, prompts)[0][1]
+    text_slots = max(
+        prompt_slots, bucket(work.text_length + work.num_draft_tokens, MIN_CACHE_SLOTS)
+    )
     heads = config.num_key_value_heads * config.head_dim
 
     def cache(batch: int, slots: list[int]) -> int:
         return 2 * batch * sum(slots) * heads * size
 
-    def attention(batch: int, places: int, slots: int) -> int:
-        """Of one layer: logits and weights, and keys and values in float32."""
-        logits = 3 * batch * places * config.num_query_heads * slots
-        return FLOAT * (logits + 2 * batch * slots * heads)
+    def attention(batch: int, queries: int, slots: int) -> int:
+        """Returns the bytes of one layer: logits and weights, and float32 keys and values."""
+        logits = 3 * batch * queries * config.num_query_heads * slots
+        return FLOAT_BYTES * (logits + 2 * batch * slots * heads)
 
-    every, rings = [read] * config.num_layers, slots_of_layers(config, read, load.guesses)
-    new = [ring for ring in rings if ring < read]
-    longest = slots_of_layers(config, end, load.guesses)
+    full = [prompt_slots] * config.num_layers
+    rings = slots_of_layers(config, prompt_slots, work.num_draft_tokens)
+    short_rings = [ring for ring in rings if ring < prompt_slots]
+    grown_rings = slots_of_layers(config, text_slots, work.num_draft_tokens)
     width = (
         8 * config.hidden_dim
         + 4 * config.feed_forward_dim
         + 4 * config.num_query_heads * config.head_dim
     )
-    made = load.prompts if load.late else rows
+    begin_rows = prompts if work.copies_at_decode else rows
 
-    arrays = LOGITS_OF_A_CHOICE + LOGITS_OF_A_DRAW * load.draws + 3 * load.penalised
-    arrays += 2 * (load.noted is not None) + (2 + load.draws) * load.guesses
-    logits = rows * config.vocabulary_size * FLOAT * arrays
-    kept = rows * end * FLOAT * (4 + (0 if load.noted is None else 2 * (1 + 2 * load.noted)))
-    if load.penalised:
-        kept += rows * config.vocabulary_size
-    if load.late:  # hidden states, and their directions
-        kept += 3 * load.prompts * end * config.hidden_dim * FLOAT
+    arrays = LOGITS_ARRAYS + SAMPLING_LOGITS_ARRAYS * work.is_random
+    arrays += 3 * work.has_repetition_penalty + 2 * (work.num_top_logprobs is not None)
+    arrays += (2 + work.is_random) * work.num_draft_tokens
+    logits = rows * config.vocabulary_size * FLOAT_BYTES * arrays
+    logprobs = 0 if work.num_top_logprobs is None else 2 * (1 + 2 * work.num_top_logprobs)
+    state = rows * text_slots * FLOAT_BYTES * (4 + logprobs)
+    if work.has_repetition_penalty:
+        state += rows * config.vocabulary_size
+    if work.copies_at_decode:  # hidden states, and their directions
+        state += 3 * prompts * text_slots * config.hidden_dim * FLOAT_BYTES
 
-    reading = cache(load.prompts, every) + attention(load.prompts, chunk, read)
-    reading += load.prompts * chunk * width * FLOAT
-    repeating = cache(load.prompts, every) + (0 if load.late else cache(rows, every))
-    beginning = cache(made, every) + attention(rows, 1, read) + logits
-    beginning += cache(rows, rings) if copies else cache(made, new)
-    if load.moves or load.late:
-        beginning += cache(made, new) if copies else cache(rows, rings)
-    decoding = cache(rows, longest) * (1 + load.moves + copies)
-    decoding += attention(rows, 1, end) + logits
-    growing = cache(rows, longest) + (cache(rows, rings) if end > read else 0)
-    return int(MARGIN * (kept + max(reading, repeating, beginning, decoding, growing)))
+    prefill = cache(prompts, full) + attention(prompts, chunk, prompt_slots)
+    prefill += prompts * chunk * width * FLOAT_BYTES
+    repeat = cache(prompts, full) + (0 if work.copies_at_decode else cache(rows, full))
+    begin = cache(begin_rows, full) + attention(rows, 1, prompt_slots) + logits
+    begin += cache(rows, rings) if copies else cache(begin_rows, short_rings)
+    if work.reorders_cache or work.copies_at_decode:
+        begin += cache(begin_rows, short_rings) if copies else cache(rows, rings)
+    decode = cache(rows, grown_rings) * (1 + work.reorders_cache + copies)
+    decode += attention(rows, 1, text_slots) + logits
+    grow = cache(rows, grown_rings) + (cache(rows, rings) if text_slots > prompt_slots else 0)
+    return int(MARGIN * (state + max(prefill, repeat, begin, decode, grow)))
 
 
 def check_memory(
-    request: Request, config: GemmaConfig, dtype: str, moves: bool = False, late: bool = False
+    request: Request,
+    config: GemmaConfig,
+    dtype: str,
+    reorders_cache: bool = False,
+    copies_at_decode: bool = False,
 ) -> None:
-    """Raise a ValueError where `request` cannot fit into the memory that is free.
+    """Checks that a request fits into the free memory.
 
     Args:
-        moves, late: as of `Load`.
+        request: The request.
+        config: Configuration of the model.
+        dtype: Dtype of keys and values.
+        reorders_cache: Same as in `Workload`.
+        copies_at_decode: Same as in `Workload`.
+
+    Raises:
+        ValueError: If the estimate exceeds the free memory.
     """
-    free, load = backend.free_memory(), load_of(request, moves, late)
-    needed = bytes_needed(load, config, dtype)
-    if request.draft is not None and request.draft.generator is not None:
-        needed += bytes_needed(load, request.draft.generator.config, dtype)
+    free, work = backend.free_memory(), workload_of(request, reorders_cache, copies_at_decode)
+    needed = bytes_needed(work, config, dtype)
+    if request.draft is not None and request.draft.programs is not None:
+        needed += bytes_needed(work, request.draft.programs.config, dtype)
     if free is not None and needed > free:
+        rows = work.num_prompts * work.num_return_sequences
         raise ValueError(
-            f"{load.prompts * load.copies} rows need about {needed / 1e9:.1f} GB for "
-            f"keys, values and logits, and {free / 1e9:.1f} GB are free. Pass fewer prompts at a "
-            "time, or a smaller `max_length`, `max_new_tokens`, `num_return_sequences`, or fewer "
-            "beams or candidates."
+            f"{rows} rows need about {needed / 1e9:.1f} GB for keys, values and logits, but only "
+            f"{free / 1e9:.1f} GB are free. Pass fewer prompts at a time, fewer beams or "
+            "candidates, or a smaller `max_length`, `max_new_tokens` or `num_return_sequences`."
         )

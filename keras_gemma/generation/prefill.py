@@ -1,7 +1,7 @@
-"""The prompt, read in chunks: its keys and values, and its last hidden state.
+"""Prefill: reads prompts in chunks into a KV cache.
 
-A chunk is bounded, so that the memory of reading is too, whatever the length of the prompt. While
-a prompt is read, local layers keep all of it; rings are made at its end.
+Bounded chunks bound the memory of attention, whatever the length of the prompt. During prefill,
+local layers keep the whole prompt; their ring buffers are filled at the end.
 """
 
 from typing import Any
@@ -22,21 +22,23 @@ def read_chunk(
     cache: Cache,
     config: GemmaConfig,
 ) -> tuple[Any, Cache]:
-    """Read the tokens from `start` on, of prompts that are padded at their ends.
+    """Reads one chunk of prompts that are padded at the end.
 
-    Padding stands behind every true position, where the causal mask hides it, and beyond the
-    row's length, where decoding writes over it: it needs no mask of its own.
+    Padding needs no mask: the causal mask hides it from all prompt tokens, and decoding overwrites
+    it in the cache.
 
     Args:
-        token_ids: int32 `[B, T]`.
-        start: int32 scalar, the position of the first.
-        lengths: int32 `[B]`, of the whole prompts.
-        hidden: `[B, D]`, what has been said of the last token of rows that ended before; or
-            `[B, S, D]`, of every token before.
-        cache: of the chunks before, by position.
+        weights: `GemmaBackbone.tensors()`.
+        token_ids: int32 `[B, T]`, the chunk.
+        start: int32 scalar, position of the chunk's first token.
+        lengths: int32 `[B]`, lengths of the whole prompts.
+        hidden: Output of the last block so far: `[B, D]` for the last token of each prompt that
+            has ended, or `[B, S, D]` for all tokens.
+        cache: KV cache of the chunks before, by position.
+        config: Configuration of the model.
 
     Returns:
-        `hidden` with the rows that end in this chunk, or with all its tokens, and the cache.
+        `hidden`, updated with this chunk, and the cache.
     """
     b, t = ops.shape(token_ids)
     positions = start + ops.zeros((b, 1), dtype="int32") + ops.arange(t, dtype="int32")[None]
@@ -45,21 +47,26 @@ def read_chunk(
         return ops.slice_update(hidden, (0, start, 0), x), cache
     last = lengths - 1 - start
     x = ops.take_along_axis(x, ops.clip(last, 0, t - 1)[:, None, None], axis=1)[:, 0]
-    here = ops.logical_and(last >= 0, last < t)[:, None]
-    return ops.where(here, x, hidden), cache
+    ends_here = ops.logical_and(last >= 0, last < t)[:, None]
+    return ops.where(ends_here, x, hidden), cache
 
 
 def to_rings(
     cache: Cache, lengths: Any, config: GemmaConfig, capacity: int, slack: int = 0
 ) -> Cache:
-    """The cache of a prompt as decoding keeps it, for texts of up to `capacity` tokens.
+    """Converts the cache of a prompt to the ring buffers of decoding.
 
     Args:
-        slack: as of `slots_of_layers`.
+        cache: Cache of the prompt, by position.
+        lengths: int32 `[B]`, lengths of the prompts.
+        config: Configuration of the model.
+        capacity: Maximum number of tokens per text.
+        slack: Same as in `slots_of_layers`.
     """
     return [
         tuple(
-            array if array.shape[1] == slots else fill_ring(array, slots, lengths) for array in kept
+            array if array.shape[1] == slots else fill_ring(array, slots, lengths)
+            for array in arrays
         )
-        for slots, kept in zip(slots_of_layers(config, capacity, slack), cache, strict=True)
+        for slots, arrays in zip(slots_of_layers(config, capacity, slack), cache, strict=True)
     ]

@@ -15,7 +15,7 @@ from keras_gemma import backend
 from keras_gemma.config import GemmaConfig
 from keras_gemma.generation import buckets
 from keras_gemma.generation.prefill import read_chunk
-from keras_gemma.generation.request import Prefix
+from keras_gemma.generation.request import PrefixCache
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.model.cache import Cache, make_cache, repeat_rows, resize
 from keras_gemma.model.transformer import EAGER, BlockFunctions
@@ -26,10 +26,10 @@ be reused, so the least recently used are evicted."""
 
 
 class Programs:
-    """The compiled programs of one backbone.
+    """Compiled programs of one backbone.
 
     Args:
-        backbone: a `GemmaBackbone`. Its weights are read at each call, so training between calls
+        backbone: A `GemmaBackbone`. Its weights are read at each call, so training between calls
             takes effect.
         eager: If True, the block is not compiled separately (PyTorch). Slower, but without
             compilation time.
@@ -40,7 +40,7 @@ class Programs:
         self.eager = eager
         self.config: GemmaConfig = backbone.config
         self.parts = EAGER if eager else BlockFunctions(*map(backend.jit_part, EAGER))
-        self.programs: OrderedDict[Any, Any] = OrderedDict()  # the latest used is last
+        self.programs: OrderedDict[Any, Any] = OrderedDict()  # most recently used last
         self.lock = threading.Lock()
 
     def program(self, key: Any, make: Callable[[], Any]) -> Any:
@@ -57,51 +57,52 @@ class Programs:
                 self.programs.popitem(last=False)
             return self.programs[key]
 
-    def read(
+    def prefill(
         self,
         prompts: list[np.ndarray],
-        prefix: Prefix | None,
+        prefix: PrefixCache | None,
         weights: Any,
-        every: bool = False,
+        all_tokens: bool = False,
     ) -> tuple[Any, Cache]:
         """Prefills prompts, skipping the tokens that they share with `prefix`.
 
         Args:
             prompts: int32 `[n]` each.
-            prefix: a prefix cache, or None.
+            prefix: A prefix cache, or `None`.
             weights: `GemmaBackbone.tensors()`.
-            every: If True, returns the hidden states of all tokens. Not available with `prefix`.
+            all_tokens: If True, returns the hidden states of all tokens. Not available with
+                `prefix`.
 
         Returns:
             The output of the last block for the last token of each prompt, `[B, D]`, and the cache
-            by position, with at least one free slot in each row. With `every`, the output for all
-            tokens, `[B, S, D]`, where S is the number of cache slots.
+            by position, with at least one free slot in each row. With `all_tokens`, the output for
+            all tokens, `[B, S, D]`, where S is the number of cache slots.
         """
         config, batch = self.config, len(prompts)
         lengths = np.array([len(prompt) for prompt in prompts], "int32")
-        start = 0 if prefix is None else prefix.shared_with(prompts)
-        cuts = buckets.chunks(start, int(lengths.max()), batch)
-        end = sum(cuts[-1])
-        slots = buckets.bucket(max(end, int(lengths.max()) + 1), buckets.SMALLEST_CACHE)
+        start = 0 if prefix is None else prefix.num_shared_tokens(prompts)
+        chunks = buckets.chunks(start, int(lengths.max()), batch)
+        end = sum(chunks[-1])
+        slots = buckets.bucket(max(end, int(lengths.max()) + 1), buckets.MIN_CACHE_SLOTS)
         token_ids = np.zeros((batch, end), "int32")
         for row, prompt in zip(token_ids, prompts, strict=True):
             row[: len(prompt)] = prompt
         dtype = self.backbone.compute_dtype
         if start:
-            cache = [tuple(resize(array, slots) for array in kept) for kept in prefix.cache]
+            cache = [tuple(resize(array, slots) for array in arrays) for arrays in prefix.cache]
             if batch > 1:
-                cache = [tuple(repeat_rows(array, batch) for array in kept) for kept in cache]
+                cache = repeat_cache(cache, batch)
         else:
             cache = make_cache(config, batch, slots, dtype)
-        places = (slots,) if every else ()
-        hidden = ops.zeros((batch, *places, config.hidden_dim), dtype=dtype)
+        positions = (slots,) if all_tokens else ()
+        hidden = ops.zeros((batch, *positions, config.hidden_dim), dtype=dtype)
 
         def program(weights: Any, cache: Cache, hidden: Any, *args: Any) -> tuple[Any, Cache]:
             token_ids, start, lengths = args
             return read_chunk(weights, token_ids, start, lengths, hidden, cache, config)
 
         run = self.program("chunk", lambda: backend.compile(program, donate=1))
-        for start, size in cuts:
+        for start, size in chunks:
             hidden, cache = run(
                 weights,
                 cache,
@@ -111,3 +112,8 @@ class Programs:
                 ops.convert_to_tensor(lengths),
             )
         return hidden, cache
+
+
+def repeat_cache(cache: Cache, times: int) -> Cache:
+    """Returns a copy of the cache with each row repeated `times` times."""
+    return [tuple(repeat_rows(array, times) for array in arrays) for arrays in cache]

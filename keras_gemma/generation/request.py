@@ -1,4 +1,4 @@
-"""What is asked of a generator, and what it gives: ids, and no text."""
+"""A request, a prefix cache, and the output of each sequence: ids, never text."""
 
 import dataclasses
 from typing import Any
@@ -6,128 +6,133 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from keras_gemma.checks import check_integer
 from keras_gemma.config import GemmaConfig
 from keras_gemma.generation.samplers import Sampler
 from keras_gemma.generation.samplers.sampler import LogitsProcessor, Numbers, Seeds
+from keras_gemma.generation.stopping import check_stop_token_ids
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.model.cache import Cache
 
-MOST_STOP_IDS = 8
-
-MOST_GUESSES = 32
-"""Of a draft at a time: each is a part of the compiled program."""
+MAX_DRAFT_TOKENS = 32
+"""Maximum number of draft tokens per round. The compiled program grows with the number."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Prefix:
-    """The beginning of a text, read: later texts that begin with it go on from there.
+class PrefixCache:
+    """KV cache of the beginning of a text. Prompts that share it skip its prefill.
 
-    Of the model that read it, and of its weights as they were: another model is refused, and so
-    are weights whose last norm has changed, as by `load_weights` and mostly by `fit`. Changes that
-    leave it as it was cannot be told cheaply: read the text again after any.
+    The cache is valid only for the model that computed it, with unchanged weights. Changed weights
+    are detected by `weights_fingerprint`, which sees `load_weights` and nearly every `fit`. After
+    any other change of the weights, call `prefill` again.
     """
 
     ids: np.ndarray
-    """int32 `[n]`."""
+    """Cached tokens, int32 `[n]`."""
     cache: Cache
     """Keys and values `[1, S, K, H]` of each layer, by position; S is at least n."""
-    reader: Any = None
-    """A weak reference to the backbone that read it."""
-    weights: bytes = b""
-    """Its `mark_of` then."""
-    fewest: int = 0
-    """Of its tokens, how many a text must begin with: local layers may have given up what those
-    at the end do not see, and then fewer are no use."""
+    backbone_ref: Any = None
+    """Weak reference to the backbone that computed the cache."""
+    fingerprint: bytes = b""
+    """`weights_fingerprint` of the backbone at that time."""
+    min_shared_tokens: int = 0
+    """Minimum number of cached tokens that a prompt must share.
 
-    def is_of(self, backbone: GemmaBackbone) -> bool:
-        """Whether `backbone` read it, with the weights that it has now."""
-        reader = None if self.reader is None else self.reader()
-        return reader is backbone and self.weights == mark_of(backbone)
+    A sliding-window cache that has wrapped around cannot be truncated to a shorter prefix."""
+
+    def matches(self, backbone: GemmaBackbone) -> bool:
+        """Returns True if `backbone` computed this cache with its current weights."""
+        return self._is_from(backbone) and self.fingerprint == weights_fingerprint(backbone)
 
     def check(self, backbone: GemmaBackbone) -> None:
-        """Raise a ValueError where it was not read by `backbone`, or with other weights."""
-        if self.reader is None or self.reader() is not backbone:
+        """Checks that the cache is valid for a model.
+
+        Raises:
+            ValueError: If another model computed it, or if the weights have changed.
+        """
+        if not self._is_from(backbone):
             raise ValueError(
-                "`prefix` was read by another model, whose keys and values mean nothing to this "
-                "one. Call `prefill` of the model that generates."
+                "`prefix` was read by another model, so its keys and values are invalid here. Call "
+                "`prefill` of the model that generates."
             )
-        if self.weights != mark_of(backbone):
+        if not self.matches(backbone):
             raise ValueError(
-                "`prefix` was read with other weights than the model has now: they have been "
-                "trained, loaded or converted since. Call `prefill` again."
+                "`prefix` was read with other weights: the model has been trained, loaded or "
+                "converted since. Call `prefill` again."
             )
 
-    def shared_with(self, prompts: list[np.ndarray]) -> int:
-        """How many tokens every prompt begins with; one of each prompt is always left to read.
+    def _is_from(self, backbone: GemmaBackbone) -> bool:
+        return self.backbone_ref is not None and self.backbone_ref() is backbone
 
-        0 where those are fewer than can be used.
+    def num_shared_tokens(self, prompts: list[np.ndarray]) -> int:
+        """Returns the number of cached tokens that all prompts share, or 0 if it is too small.
+
+        At least one token of each prompt is left to prefill.
         """
         shared = len(self.ids)
         for prompt in prompts:
             length = min(shared, len(prompt) - 1)
-            differ = np.flatnonzero(self.ids[:length] != prompt[:length])
-            shared = int(differ[0]) if len(differ) else length
-        return shared if shared >= self.fewest else 0
+            mismatches = np.flatnonzero(self.ids[:length] != prompt[:length])
+            shared = int(mismatches[0]) if len(mismatches) else length
+        return shared if shared >= self.min_shared_tokens else 0
 
 
-def mark_of(backbone: GemmaBackbone) -> bytes:
-    """What tells most changes of the weights at little cost.
+def weights_fingerprint(backbone: GemmaBackbone) -> bytes:
+    """Returns bytes that most changes of the weights change, at little cost.
 
-    All layouts, the last norm, which adapter is on, and what it adds to its last matrix.
+    Covers the shape and dtype of all weights, the values of the last norm, the active adapter and
+    the values of its last matrix.
     """
     layouts = [f"{tuple(weight.shape)} {weight.dtype}" for weight in backbone.weights]
     layouts.append(f"{backbone.adapters.active} {backbone.adapters.merged}")
-    seen = [backbone.layer_norm.scale]
+    variables = [backbone.layer_norm.scale]
     if backbone.adapters.active is not None:
         *_, linear = backbone.adapters.linears(backbone.adapters.active).values()
-        seen.append(linear.low_ranks[backbone.adapters.active].b)
-    numbers = [ops.convert_to_numpy(ops.cast(variable.value, "float32")) for variable in seen]
-    return "\n".join(layouts).encode() + b"".join(array.tobytes() for array in numbers)
+        variables.append(linear.low_ranks[backbone.adapters.active].b)
+    arrays = [ops.convert_to_numpy(ops.cast(variable.value, "float32")) for variable in variables]
+    return "\n".join(layouts).encode() + b"".join(array.tobytes() for array in arrays)
 
 
 @dataclasses.dataclass(frozen=True)
 class Draft:
-    """Who guesses tokens, which the model then reads at once instead of one by one."""
+    """Draft settings for speculative decoding."""
 
-    tokens: int
-    """How many are guessed at a time, at least 1."""
-    generator: Any = None
-    """`Programs` of a smaller model. `None` looks up continuations in the text itself."""
+    num_tokens: int
+    """Number of draft tokens per round, at least 1."""
+    programs: Any = None
+    """`Programs` of the draft model. `None` means prompt-lookup decoding."""
     tokenizer: Any = None
-    """What the smaller model's ids stand for, where it has a tokenizer; not looked at here."""
+    """Tokenizer of the draft model, if it has one. Not used here."""
 
-    def check(self, config: GemmaConfig, longest: int, sampler: Sampler) -> None:
-        """Raise a ValueError where it cannot guess for a model of `config`.
+    def check(self, config: GemmaConfig, max_text_length: int, sampler: Sampler) -> None:
+        """Checks that the draft suits a target model of `config`.
 
-        Args:
-            longest: the most tokens that a text may have.
+        Raises:
+            ValueError: If `num_tokens` is out of range, the sampler has no known probabilities,
+                or the draft model has another vocabulary or too short a context.
         """
-        whole = isinstance(self.tokens, int) and not isinstance(self.tokens, bool)
-        if not whole or not 1 <= self.tokens <= MOST_GUESSES:
+        check_integer("num_draft_tokens", self.num_tokens, 1, MAX_DRAFT_TOKENS)
+        structure = sampler.structure()
+        if structure != "greedy" and not (isinstance(structure, tuple) and structure[0] == "draw"):
             raise ValueError(
-                f"`num_draft_tokens` must be an integer from 1 to {MOST_GUESSES}. "
-                f"Received: num_draft_tokens={self.tokens!r}"
-            )
-        rule = sampler.structure()
-        if rule != "greedy" and not (isinstance(rule, tuple) and rule[0] == "draw"):
-            raise ValueError(
-                "`draft` needs a rule whose probabilities are known: 'greedy', 'random', 'top_k', "
-                "'top_p' or 'min_p'. Leave out `draft`, or pass one of them as `sampler`. "
+                "`draft` needs a sampler whose probabilities are known: 'greedy', 'random', "
+                "'top_k', 'top_p' or 'min_p'. Leave out `draft`, or pass one of them as `sampler`. "
                 f"Received: {type(sampler).__name__}"
             )
-        if self.generator is None:
+        if self.programs is None:
             return
-        other = self.generator.config
-        if other.vocabulary_size != config.vocabulary_size:
+        draft = self.programs.config
+        if draft.vocabulary_size != config.vocabulary_size:
             raise ValueError(
-                "`draft` must have the vocabulary of the model that it guesses for, of "
-                f"{config.vocabulary_size} tokens. Received: one of {other.vocabulary_size}. "
-                "Pass a model of the same family, or draft='prompt'."
+                "`draft` must have the vocabulary size of the target model, "
+                f"{config.vocabulary_size}. Pass a model of the same family, or draft='prompt'. "
+                f"Received: a draft with vocabulary size {draft.vocabulary_size}"
             )
-        if other.context_length < longest:
+        if draft.context_length < max_text_length:
             raise ValueError(
-                f"`draft` reads texts of up to {other.context_length} tokens, and these may have "
-                f"{longest}. Change `max_length` or `max_new_tokens`, or pass draft='prompt'."
+                f"`draft` has a context length of {draft.context_length}, but the texts may have "
+                f"{max_text_length} tokens. Change `max_length` or `max_new_tokens`, or pass "
+                "draft='prompt'."
             )
 
 
@@ -136,101 +141,98 @@ class Request:
     """Prompts and how to continue them."""
 
     prompts: list[np.ndarray]
-    """int32 `[T]` each, of any length from 1 on, ids of the vocabulary."""
-    room: list[int]
-    """The most tokens that each row may get, at least 1."""
+    """Non-empty token ids of each prompt, int32 `[T]`."""
+    max_new_tokens: list[int]
+    """Maximum number of new tokens of each prompt, at least 1."""
     sampler: Sampler
-    stop_ids: tuple[int, ...] = ()
-    """Ids that end a row; the one that does is its last."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Token ids that end a sequence, and are its last token."""
     seed: Seeds = None
-    """Instead of the sampler's own."""
-    copies: int = 1
-    """Rows for each prompt."""
+    """Random seed. `None` uses the seed of the sampler."""
+    num_return_sequences: int = 1
+    """Number of sequences per prompt."""
     repetition_penalty: Numbers | None = None
-    processors: tuple[LogitsProcessor, ...] = ()
-    top_log_probabilities: int | None = None
-    """How many of the likeliest tokens to note down at each place; None notes nothing."""
-    prefix: Prefix | None = None
+    logits_processors: tuple[LogitsProcessor, ...] = ()
+    top_logprobs: int | None = None
+    """Number of top log-probabilities per token. `None` disables log-probabilities."""
+    prefix: PrefixCache | None = None
     draft: Draft | None = None
 
     def check(self, config: GemmaConfig) -> None:
-        """Raise a ValueError where the model cannot do what is asked."""
+        """Checks that a model of `config` can answer the request.
+
+        Raises:
+            ValueError: If a prompt is empty or too long, if there are too many stop tokens, or if
+                the draft does not suit the model.
+        """
         context = config.context_length
         if not self.prompts:
-            raise ValueError("There must be a prompt to continue. Received: an empty list")
-        if len(self.stop_ids) > MOST_STOP_IDS:
-            raise ValueError(
-                f"`stop_token_ids` takes up to {MOST_STOP_IDS} ids. Received: {self.stop_ids}"
-            )
-        for i, (prompt, most) in enumerate(zip(self.prompts, self.room, strict=True)):
+            raise ValueError("There must be at least one prompt. Received: an empty list")
+        check_stop_token_ids(self.stop_token_ids)
+        for i, (prompt, count) in enumerate(zip(self.prompts, self.max_new_tokens, strict=True)):
             if not len(prompt):
                 raise ValueError(
-                    f"Prompt {i} has no tokens. Give it at least one, such as the start token."
+                    f"Prompt {i} has no tokens. Pass at least one, such as the start token."
                 )
             if len(prompt) >= context:
                 raise ValueError(
-                    f"Prompt {i} has {len(prompt)} tokens, and the model's context holds "
-                    f"{context}, one to generate among them. Shorten the prompt."
+                    f"Prompt {i} has {len(prompt)} tokens, but the context length is {context} and "
+                    "must leave room for at least one generated token. Shorten the prompt."
                 )
-            if most < 1 or len(prompt) + most > context:
+            if count < 1 or len(prompt) + count > context:
                 raise ValueError(
-                    f"Prompt {i} has {len(prompt)} tokens and {most} are to follow; there must be "
-                    f"at least one, and together no more than the context's {context}. Change "
-                    "`max_length` or `max_new_tokens`."
+                    f"Prompt {i} has {len(prompt)} tokens and up to {count} new tokens. There must "
+                    f"be at least one new token, and at most {context} tokens in all, the context "
+                    "length. Change `max_length` or `max_new_tokens`."
                 )
-
         if self.draft is not None:
-            pairs = zip(self.prompts, self.room, strict=True)
-            self.draft.check(
-                config, max(len(prompt) + most for prompt, most in pairs), self.sampler
-            )
+            self.draft.check(config, self.max_text_length(), self.sampler)
 
-    def tokens_to_read(self) -> int:
-        """Of all prompts together, what `prefix` does not hold."""
-        held = 0 if self.prefix is None else self.prefix.shared_with(self.prompts)
-        return sum(len(prompt) - held for prompt in self.prompts)
+    def max_text_length(self) -> int:
+        """Returns the maximum number of tokens per sequence, including the prompt."""
+        pairs = zip(self.prompts, self.max_new_tokens, strict=True)
+        return max(len(prompt) + count for prompt, count in pairs)
 
-    def copy_numbers(self) -> np.ndarray:
-        """Which copy of its prompt and seed each row is, int32 `[B]`: such rows differ by it alone.
+    def num_prefill_tokens(self) -> int:
+        """Returns the number of prompt tokens that `prefix` does not hold, over all prompts."""
+        shared = 0 if self.prefix is None else self.prefix.num_shared_tokens(self.prompts)
+        return sum(len(prompt) - shared for prompt in self.prompts)
 
-        So a row's random numbers do not depend on the batch it stands in.
+    def sequence_indices(self) -> np.ndarray:
+        """Returns the index of each row among the rows of equal prompt and seed, int32 `[B]`.
+
+        The index separates the random numbers of such rows. The numbers of a row therefore do not
+        depend on the rest of the batch.
         """
         seeds = self.sampler.seed if self.seed is None else self.seed
         seeds = np.ravel(np.array(seeds, object))
-        rows = len(self.prompts) * self.copies
-        met: dict[Any, int] = {}
-        numbers = []
+        rows = len(self.prompts) * self.num_return_sequences
+        counts: dict[Any, int] = {}
+        indices = []
         for row in range(rows):
             seed = seeds[row * len(seeds) // rows]
-            prompt = self.prompts[row // self.copies].tobytes()
+            prompt = self.prompts[row // self.num_return_sequences].tobytes()
             key = prompt, None if seed is None else int(seed) % 2**32
-            numbers.append(met.get(key, 0))
-            met[key] = numbers[-1] + 1
-        return np.array(numbers, "int32")
+            indices.append(counts.get(key, 0))
+            counts[key] = indices[-1] + 1
+        return np.array(indices, "int32")
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """What one row got."""
+class SequenceOutput:
+    """Output of one generated sequence."""
 
     ids: np.ndarray
-    """int32 `[n]`, the new tokens."""
+    """New tokens, int32 `[n]`."""
     stopped: bool
-    """Whether a stop id ended it, and not its room."""
-    log_probabilities: np.ndarray | None = None
-    """float32 `[n]`, of the new tokens, in nats."""
+    """True if the sequence ended with a stop token, not at its maximum length."""
+    logprobs: np.ndarray | None = None
+    """Log-probabilities of the new tokens in nats, float32 `[n]`."""
     top_ids: np.ndarray | None = None
-    """int32 `[n, k]`, the k likeliest tokens at each place."""
-    top_log_probabilities: np.ndarray | None = None
-    """float32 `[n, k]`."""
+    """Top-k tokens at each position, int32 `[n, k]`."""
+    top_logprobs: np.ndarray | None = None
+    """Log-probabilities of `top_ids`, float32 `[n, k]`."""
     acceptance_rate: float | None = None
-    """Of the guesses of a draft that were looked at, the share that became the text."""
+    """Share of the verified draft tokens that were accepted."""
     score: float | None = None
-    """What beam search compared it by."""
-
-
-def stop_array(stop_ids: tuple[int, ...]) -> Any:
-    """`stop_ids` in the one shape that programs take."""
-    stops = np.full(MOST_STOP_IDS, -1, "int32")
-    stops[: len(stop_ids)] = stop_ids
-    return stops
+    """Score of beam search."""

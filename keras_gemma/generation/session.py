@@ -1,7 +1,7 @@
-"""A generation in progress: the first token, then as many as are asked for.
+"""One batch of sequences: prefill, then decode in steps that the caller chooses.
 
-The cache grows with the text, by doubling, so that a short text costs little in whatever room it
-has. Which tokens end a text is known here; what they mean is not.
+The cache grows with the text, by doubling, so a short text needs little memory whatever its
+maximum length. Knows no text.
 """
 
 import weakref
@@ -12,192 +12,216 @@ import numpy as np
 from keras import ops
 
 from keras_gemma import backend
-from keras_gemma.generation.buckets import SMALLEST_CACHE, bucket
+from keras_gemma.generation.buckets import MIN_CACHE_SLOTS, bucket
 from keras_gemma.generation.decode import (
     DecodeState,
-    advance,
-    no_log_probabilities,
-    proceed,
+    any_unfinished,
+    append_tokens,
+    empty_logprobs,
     step,
 )
 from keras_gemma.generation.prefill import to_rings
-from keras_gemma.generation.programs import Programs
-from keras_gemma.generation.request import Prefix, Request, Row, mark_of, stop_array
+from keras_gemma.generation.programs import Programs, repeat_cache
+from keras_gemma.generation.request import (
+    PrefixCache,
+    Request,
+    SequenceOutput,
+    weights_fingerprint,
+)
+from keras_gemma.generation.stopping import ends_with_stop_token, stop_array
 from keras_gemma.model.cache import Cache, repeat_rows, slots_of_layers, unroll_ring
 
 
-class Run:
-    """A generation in progress.
+class DecodingSession:
+    """A batch of sequences in progress. The constructor prefills and chooses the first tokens.
 
     Args:
-        generator: whose programs it uses.
-        request: what is asked; checked already.
+        programs: Programs of the model.
+        request: A request that has been checked.
     """
 
-    def __init__(self, generator: Programs, request: Request) -> None:
-        self.generator = generator
+    def __init__(self, programs: Programs, request: Request) -> None:
+        self.programs = programs
         self.request = request
-        self.weights = generator.backbone.tensors()
-        self.slack = request.draft.tokens if request.draft else 0
-        copies = request.copies
-        self.lengths = np.repeat([len(prompt) for prompt in request.prompts], copies)
-        self.ends = self.lengths + np.repeat(request.room, copies)
-        self.prefilled = request.tokens_to_read()
-        hidden, cache = generator.read(request.prompts, request.prefix, self.weights)
-        if copies > 1:
-            hidden = repeat_rows(hidden, copies)
-            cache = [tuple(repeat_rows(array, copies) for array in kept) for kept in cache]
-        self.state = self._begin(cache[0][0].shape[1])(
-            self.weights, hidden, self._first_state(cache)
-        )
+        self.weights = programs.backbone.tensors()
+        self.slack = request.draft.num_tokens if request.draft else 0
+        copies = request.num_return_sequences
+        self.prompt_lengths = np.repeat([len(prompt) for prompt in request.prompts], copies)
+        self.ends = self.prompt_lengths + np.repeat(request.max_new_tokens, copies)
+        self.prefilled_tokens = request.num_prefill_tokens()
+        self.state = self._prefill()
         self.steps = 1
 
+    def _prefill(self) -> Any:
+        request = self.request
+        copies = request.num_return_sequences
+        hidden, cache = self.programs.prefill(request.prompts, request.prefix, self.weights)
+        if copies > 1:
+            hidden, cache = repeat_rows(hidden, copies), repeat_cache(cache, copies)
+        program = self._prefill_program(cache[0][0].shape[1])
+        return program(self.weights, hidden, self._first_state(cache))
+
     def _first_state(self, cache: Cache) -> DecodeState:
-        """The state before the first token is chosen."""
-        request, config = self.request, self.generator.config
-        batch, capacity = len(self.lengths), cache[0][0].shape[1]
+        """Returns the state before the first token is chosen."""
+        request, config = self.request, self.programs.config
+        copies = request.num_return_sequences
+        batch, capacity = len(self.prompt_lengths), cache[0][0].shape[1]
         text = np.full((batch, capacity), -1, "int32")
-        seen = penalty = records = None
+        seen = penalty = logprobs = None
         if request.repetition_penalty is not None:
             seen = np.zeros((batch, config.vocabulary_size), "bool")
             penalty = np.broadcast_to(request.repetition_penalty, len(request.prompts))
-            penalty = np.repeat(penalty, request.copies).astype("float32")
+            penalty = np.repeat(penalty, copies).astype("float32")
         for row in range(batch):
-            prompt = request.prompts[row // request.copies]
+            prompt = request.prompts[row // copies]
             text[row, : len(prompt)] = prompt
             if seen is not None:
                 seen[row, prompt] = True
-        if request.top_log_probabilities is not None:
-            records = no_log_probabilities(batch, capacity, request.top_log_probabilities)
+        if request.top_logprobs is not None:
+            logprobs = empty_logprobs(batch, capacity, request.top_logprobs)
         tensor = ops.convert_to_tensor
         return DecodeState(
             text=tensor(text),
-            length=tensor(self.lengths.astype("int32")),
+            length=tensor(self.prompt_lengths.astype("int32")),
             end=tensor(self.ends.astype("int32")),
-            stop_ids=tensor(stop_array(request.stop_ids)),
+            stop_token_ids=tensor(stop_array(request.stop_token_ids)),
             done=tensor(np.zeros(batch, "bool")),
             cache=cache,
-            sampler=request.sampler.init(batch, request.seed, request.copy_numbers()),
+            sampler=request.sampler.init(batch, request.seed, request.sequence_indices()),
             seen=None if seen is None else tensor(seen),
             penalty=None if penalty is None else tensor(penalty),
-            log_probabilities=records,
+            logprobs=logprobs,
         )
 
-    def _begin(self, capacity: int) -> Any:
-        """The program that makes rings of the prompt's cache and chooses the first token."""
-        generator, sampler = self.generator, self.request.sampler
-        config, parts, processors = generator.config, generator.parts, self.request.processors
-        slack = self.slack
+    def _prefill_program(self, capacity: int) -> Any:
+        """Returns the program that fills the ring buffers and chooses the first token."""
+        programs, sampler, slack = self.programs, self.request.sampler, self.slack
+        config, parts = programs.config, programs.parts
+        processors = self.request.logits_processors
 
         def begin(weights: Any, hidden: Any, state: DecodeState) -> DecodeState:
             capacity = state.text.shape[1]
             cache = to_rings(state.cache, state.length, config, capacity, slack)
             logits = parts.head(hidden, weights["head"], config)
-            state = state._replace(cache=cache)
-            return advance(state, logits, sampler, processors)
+            return append_tokens(state._replace(cache=cache), logits, sampler, processors)
 
-        # A buffer can be given up for one of its own size alone: not where rings are made.
+        # A donated buffer must have the size of its output, so a cache with rings is not donated.
         slots = slots_of_layers(config, capacity, slack)
         donate = 2 if min(slots) == capacity else None
-        key = "begin", donate, slack, *self.rules()
-        return generator.program(key, lambda: backend.compile(begin, donate))
+        key = "begin", donate, slack, *self.static_key()
+        return programs.program(key, lambda: backend.compile(begin, donate))
 
-    def _loop(self) -> Any:
-        """The program that chooses the others."""
-        generator, sampler = self.generator, self.request.sampler
-        config, parts, processors = generator.config, generator.parts, self.request.processors
+    def _decode_program(self) -> Any:
+        """Returns the program that runs decode steps."""
+        programs, sampler = self.programs, self.request.sampler
+        config, parts = programs.config, programs.parts
+        processors = self.request.logits_processors
 
-        def turn(weights: Any, state: DecodeState) -> DecodeState:
+        def decode_step(weights: Any, state: DecodeState) -> DecodeState:
             return step(weights, state, config, sampler, processors, parts)
 
-        return generator.program(("step", *self.rules()), lambda: backend.while_loop(proceed, turn))
+        key = "step", *self.static_key()
+        return programs.program(key, lambda: backend.while_loop(any_unfinished, decode_step))
 
-    def rules(self) -> tuple[Any, ...]:
-        """What of the request is compiled in."""
-        return tuple(map(key_of, (self.request.sampler.structure(), *self.request.processors)))
+    def static_key(self) -> tuple[Any, ...]:
+        """Returns the key of everything in the request that is compiled into the programs."""
+        request = self.request
+        return tuple(map(hashable, (request.sampler.structure(), *request.logits_processors)))
 
-    def go_on(self, limit: int | None = None) -> bool:
-        """Choose up to `limit` tokens more in each row; by default all that may follow.
+    def decode(self, n: int | None = None) -> bool:
+        """Chooses up to `n` more tokens in each row.
+
+        Args:
+            n: Maximum number of tokens. `None` decodes until all rows have ended.
 
         Returns:
-            Whether a row is still growing.
+            True if any row is unfinished.
         """
-        most = int((self.ends - self.lengths).max())
-        limit = most - self.steps if limit is None else min(limit, most - self.steps)
-        while limit > 0:
-            # The longest row, as far as is known without asking the device.
-            length = int(np.minimum(self.lengths + self.steps, self.ends - 1).max())
-            self.make_room(length + 1)
-            turns = min(limit, self.state.text.shape[1] - length)
-            self.state = self._loop()(self.weights, self.state, turns)
-            self.steps += turns
-            limit -= turns
-            if limit > 0 and not bool(proceed(self.state)):
+        max_steps = int((self.ends - self.prompt_lengths).max())
+        n = max_steps - self.steps if n is None else min(n, max_steps - self.steps)
+        while n > 0:
+            # An upper bound of the longest row, known without asking the device.
+            length = int(np.minimum(self.prompt_lengths + self.steps, self.ends - 1).max())
+            self.ensure_capacity(length + 1)
+            steps = min(n, self.state.text.shape[1] - length)
+            self.state = self._decode_program()(self.weights, self.state, steps)
+            self.steps += steps
+            n -= steps
+            if n > 0 and not bool(any_unfinished(self.state)):
                 break
-        return self.steps < most and bool(proceed(self.state))
+        return self.steps < max_steps and bool(any_unfinished(self.state))
 
-    def make_room(self, length: int) -> None:
-        """Let texts have `length` tokens at least."""
+    def ensure_capacity(self, length: int) -> None:
+        """Grows text and cache to at least `length` tokens."""
         if length > self.state.text.shape[1]:
             capacity = bucket(length)
-            slots = slots_of_layers(self.generator.config, capacity, self.slack)
+            slots = slots_of_layers(self.programs.config, capacity, self.slack)
             self.state = self.state.grow(capacity, slots)
 
     def stop(self, rows: np.ndarray) -> None:
-        """End those of `rows`, bool `[B]`, that are true."""
+        """Ends the rows that are True in `rows`, bool `[B]`."""
         done = ops.logical_or(self.state.done, ops.convert_to_tensor(rows))
         self.state = self.state._replace(done=done)
 
     def new_ids(self) -> list[np.ndarray]:
-        """The tokens of each row so far."""
+        """Returns the new tokens of each row so far."""
         text = ops.convert_to_numpy(self.state.text)
         ends = ops.convert_to_numpy(self.state.length)
-        return [row[a:b] for row, a, b in zip(text, self.lengths, ends, strict=True)]
+        return [row[a:b] for row, a, b in zip(text, self.prompt_lengths, ends, strict=True)]
 
-    def prefix(self) -> Prefix:
-        """All that was read and chosen, but for the last token, for another text to go on from.
+    def prefix(self) -> PrefixCache:
+        """Returns the prefix cache of a finished single-sequence session.
 
-        Of a run of one row, at its end: the prefix takes its cache over.
+        It holds all tokens but the last. The session's cache is moved, not copied.
         """
-        backbone = self.generator.backbone
+        backbone = self.programs.backbone
         length = int(ops.convert_to_numpy(self.state.length)[0]) - 1
         ids = ops.convert_to_numpy(self.state.text)[0, :length]
-        slots = bucket(length, SMALLEST_CACHE)
-        rings = [kept[0].shape[1] for kept in self.state.cache]
-        turned = min(rings) <= length + self.slack  # the last token may be written already
-        cache = [tuple(unroll_ring(array, slots) for array in kept) for kept in self.state.cache]
-        fewest = length if turned else 0
-        return Prefix(ids, cache, weakref.ref(backbone), mark_of(backbone), fewest)
+        slots = bucket(length, MIN_CACHE_SLOTS)
+        smallest = min(keys.shape[1] for keys, _ in self.state.cache)
+        # Equality counts, because the last token may be in the cache already.
+        is_wrapped = smallest <= length + self.slack
+        cache = [tuple(unroll_ring(array, slots) for array in pair) for pair in self.state.cache]
+        return PrefixCache(
+            ids,
+            cache,
+            weakref.ref(backbone),
+            weights_fingerprint(backbone),
+            min_shared_tokens=length if is_wrapped else 0,
+        )
 
-    def rows(self) -> list[Row]:
-        """What each row got."""
-        records: Any = self.state.log_probabilities or ()
-        records = [ops.convert_to_numpy(array) for array in records]
-        rows = []
+    def outputs(self) -> list[SequenceOutput]:
+        """Returns the output of each row so far."""
+        logprobs: Any = self.state.logprobs or ()
+        logprobs = [ops.convert_to_numpy(array) for array in logprobs]
+        outputs = []
         for i, ids in enumerate(self.new_ids()):
-            span = slice(self.lengths[i], self.lengths[i] + len(ids))
-            stopped = bool(len(ids)) and int(ids[-1]) in self.request.stop_ids
-            rows.append(Row(ids, stopped, *(array[i, span] for array in records)))
-        return rows
+            span = slice(self.prompt_lengths[i], self.prompt_lengths[i] + len(ids))
+            stopped = ends_with_stop_token(ids, self.request.stop_token_ids)
+            outputs.append(SequenceOutput(ids, stopped, *(array[i, span] for array in logprobs)))
+        return outputs
 
 
-class Identity:
-    """Stands for an object that cannot be hashed: equal to itself alone."""
+class ByIdentity:
+    """Wrapper that makes an unhashable object hashable: equal only if the object is the same."""
 
-    def __init__(self, thing: Any) -> None:
-        self.thing = thing
+    def __init__(self, value: Any) -> None:
+        self.value = value
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Identity) and self.thing is other.thing
+        return isinstance(other, ByIdentity) and self.value is other.value
 
     def __hash__(self) -> int:
-        return id(self.thing)
+        return id(self.value)
 
 
-def key_of(thing: Any) -> Hashable:
-    """`thing`, or its `Identity`: functions and samplers of a caller's own may be anything."""
+def hashable(value: Any) -> Hashable:
+    """Returns `value` if it can be hashed, or wraps it in `ByIdentity`.
+
+    Custom samplers and logits processors may be any object.
+    """
     try:
-        hash(thing)
+        hash(value)
     except TypeError:
-        return Identity(thing)
-    return thing
+        return ByIdentity(value)
+    return value

@@ -135,7 +135,7 @@ def test_bad_prompts(lm, bare):
 
     refuses(r"Prompt 0 has \d+ tokens, which leaves no room .*max_length=5", TEXTS, max_length=5)
     refuses("no room .*max_length=32", "To be " * 40)
-    refuses("context holds 8192", "to be " * 9000, max_new_tokens=4)
+    refuses("context length is 8192", "to be " * 9000, max_new_tokens=4)
     for empty in ([], (), np.array([], dtype=object)):
         refuses("prompt to continue|at least one prompt", empty)
     refuses("Prompt 1 has no tokens", [[2], []])

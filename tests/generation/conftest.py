@@ -1,4 +1,4 @@
-"""One model without text for all tests of generation."""
+"""Fixtures of the tests of generation."""
 
 import pytest
 
@@ -9,5 +9,5 @@ __all__ = ["lm", "quick"]
 
 @pytest.fixture(scope="module")
 def lm():
-    """Deals in ids."""
+    """A model without a preprocessor: ids in, ids out."""
     return make_lm()

@@ -1,4 +1,4 @@
-"""Decoding with a cache equals the forward pass without one, also past the window (of 4)."""
+"""Decoding with a KV cache equals the forward pass without one, also beyond the window of 4."""
 
 import numpy as np
 import pytest
@@ -29,11 +29,11 @@ def lm(request):
 
 @pytest.fixture(scope="module")
 def texts(lm):
-    """Of all prompts in one ragged batch."""
+    """Texts of all prompts, generated in one ragged batch."""
     return lm.generate(PROMPTS, max_new_tokens=NEW, stop_token_ids=None)
 
 
-def test_every_token_is_the_likeliest_of_the_forward_pass(lm, texts):
+def test_every_token_is_the_most_likely_of_the_forward_pass(lm, texts):
     for prompt, text in zip(PROMPTS, texts, strict=True):
         assert text[: len(prompt)] == prompt
         assert len(text) == len(prompt) + NEW
@@ -42,13 +42,13 @@ def test_every_token_is_the_likeliest_of_the_forward_pass(lm, texts):
     assert len(set(texts[2])) > 8  # a constant token would prove little
 
 
-def test_ragged_rows_equal_each_prompt_alone(lm, texts):
+def test_rows_of_a_ragged_batch_equal_single_prompts(lm, texts):
     for prompt, text in zip(PROMPTS, texts, strict=True):
         assert lm.generate([prompt], max_new_tokens=NEW, stop_token_ids=None) == [text]
 
 
 def padded(prompts, width):
-    token_ids = np.full((len(prompts), width), 499, "int32")  # padding that would be seen
+    token_ids = np.full((len(prompts), width), 499, "int32")  # visible if not masked
     for row, prompt in zip(token_ids, prompts, strict=True):
         row[: len(prompt)] = prompt
     return ops.convert_to_tensor(token_ids)
@@ -88,7 +88,7 @@ def test_logits_of_every_step(lm, texts):
         np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
 
 
-def test_local_layers_keep_the_window_alone():
+def test_local_layers_keep_only_the_window():
     config = GemmaConfig(**CONFIGURATIONS["gemma2_grouped"])
     cache = to_rings(
         make_cache(config, 1, 64, "float32"),
@@ -102,12 +102,12 @@ def test_local_layers_keep_the_window_alone():
 LONG = np.random.default_rng(3).integers(3, 512, 45).tolist()
 
 
-def test_growing_and_chunks_change_nothing(lm, monkeypatch):
-    """A cache of eight slots that doubles, and a prompt in chunks of sixteen."""
+def test_cache_growth_and_chunks_do_not_change_the_text(lm, monkeypatch):
+    """A cache that grows from 8 slots, and a prefill in chunks of 16 tokens."""
     prompts = [LONG, LONG[:3], LONG[5:38]]
     expected = lm.generate(prompts, max_new_tokens=25, stop_token_ids=None)
-    monkeypatch.setattr(buckets, "SMALLEST_CACHE", 8)
-    monkeypatch.setattr(buckets, "LARGEST_CHUNK", 16)
+    monkeypatch.setattr(buckets, "MIN_CACHE_SLOTS", 8)
+    monkeypatch.setattr(buckets, "MAX_CHUNK_TOKENS", 16)
     assert lm.generate(prompts, max_new_tokens=25, stop_token_ids=None) == expected
     for prompt, text in zip(prompts, expected, strict=True):
         assert lm.generate([prompt], max_new_tokens=25, stop_token_ids=None) == [text]
@@ -120,27 +120,27 @@ def test_chunks_are_buckets_and_bounded():
     assert buckets.chunks(0, 40, 1000) == [(0, 16), (16, 16), (32, 16)]
 
 
-def test_a_prefix_changes_nothing(lm):
+def test_prefix_does_not_change_the_text(lm):
     prefix = lm.prefill(LONG[:20])
     for prompt in (LONG, LONG[:20], LONG[:21], [*LONG[:9], 7, 8], [5, 6], LONG[:6]):
         expected = lm.generate([prompt], max_new_tokens=9, stop_token_ids=None)
-        for _ in range(2):  # it may be used again
-            found = lm.generate([prompt], max_new_tokens=9, stop_token_ids=None, prefix=prefix)
-            assert found == expected
+        for _ in range(2):  # the prefix can be reused
+            texts = lm.generate([prompt], max_new_tokens=9, stop_token_ids=None, prefix=prefix)
+            assert texts == expected
     together = [LONG, [*LONG[:9], 7, 8]]
     expected = lm.generate(together, max_new_tokens=9, stop_token_ids=None)
     assert expected == lm.generate(together, max_new_tokens=9, stop_token_ids=None, prefix=prefix)
 
 
-def test_what_a_prefix_shares_is_not_read_again(lm, monkeypatch):
+def test_shared_tokens_are_not_prefilled_again(lm, monkeypatch):
     prefix = lm.prefill(LONG[:20])
-    read = []
-    cut = buckets.chunks
+    spans = []
+    chunks = buckets.chunks
     monkeypatch.setattr(
         buckets,
         "chunks",
-        lambda start, end, batch: read.append((start, end)) or cut(start, end, batch),
+        lambda start, end, batch: spans.append((start, end)) or chunks(start, end, batch),
     )
     for prompt in (LONG, LONG[:20], [*LONG[:9], 7]):
         lm.generate([prompt], max_new_tokens=2, stop_token_ids=None, prefix=prefix)
-    assert read == [(20, 45), (19, 20), (9, 10)]
+    assert spans == [(20, 45), (19, 20), (9, 10)]

@@ -1,12 +1,13 @@
-"""What compiles again and what does not."""
+"""Compilation: only new shapes and new rules compile."""
 
+import logging
 from functools import partial
 
+import keras
 import pytest
 
 from keras_gemma import samplers
-from keras_gemma.generation import programs
-from keras_gemma.generation import session as run
+from keras_gemma.generation import programs, session
 from tests.models import compile_lm, make_lm, on_torch
 
 PROMPT = [2, 9, 31, 8, 300]
@@ -14,11 +15,15 @@ PROMPT = [2, 9, 31, 8, 300]
 
 @pytest.fixture
 def traces(monkeypatch):
-    """The programs traced so far; a compiled program runs without its Python function."""
+    """Names of the functions traced so far. A compiled program does not run its function."""
     if on_torch():
         pytest.skip("PyTorch compiles blocks, not programs")
     counts = []
-    for module, name in ((programs, "read_chunk"), (run, "advance"), (run, "step")):
+    for module, name in (
+        (programs, "read_chunk"),
+        (session, "append_tokens"),
+        (session, "step"),
+    ):
         function = getattr(module, name)
 
         def traced(*args, function=function, name=name, **kwargs):
@@ -29,10 +34,10 @@ def traces(monkeypatch):
     return counts
 
 
-def test_settings_and_lengths_compile_nothing(traces):
+def test_settings_and_lengths_do_not_recompile(traces):
     lm = make_lm()
     compile_lm(lm, sampler=samplers.TopPSampler(p=0.5, k=9, seed=1))
-    once = ["advance", "read_chunk", "step"]
+    once = ["append_tokens", "read_chunk", "step"]
 
     def generate(prompts=(PROMPT,), **settings):
         lm.generate(list(prompts), **{"max_length": 24, "stop_token_ids": None, **settings})
@@ -47,10 +52,10 @@ def test_settings_and_lengths_compile_nothing(traces):
     generate()
     lm.backbone.trainable = False
     generate(return_logprobs=None)
-    generate([[2] * 200], max_length=None, max_new_tokens=2)  # another bucket for a prompt alone
-    assert sorted(traces) == ["advance", "read_chunk", "read_chunk", "step"]
+    generate([[2] * 200], max_length=None, max_new_tokens=2)  # a larger chunk, but the same cache
+    assert sorted(traces) == ["append_tokens", "read_chunk", "read_chunk", "step"]
     generate(max_length=258)  # a longer cache
-    assert sorted(traces) == ["advance", "read_chunk", "read_chunk", "step", "step"]
+    assert sorted(traces) == ["append_tokens", "read_chunk", "read_chunk", "step", "step"]
     generate(max_length=258)
     compile_lm(lm, sampler="greedy")
     generate()
@@ -61,9 +66,9 @@ def test_settings_and_lengths_compile_nothing(traces):
 
 @pytest.fixture
 def dynamo(monkeypatch):
-    """PyTorch's compiler, used for models of any size; it counts its work."""
+    """Statistics of PyTorch's compiler, enabled for models of any size."""
     if not on_torch():
-        pytest.skip("a trait of PyTorch's compiler")
+        pytest.skip("concerns PyTorch's compiler")
     import torch
 
     monkeypatch.setattr("keras_gemma.backend.torch.MIN_COMPILED_BYTES", 0)
@@ -73,9 +78,9 @@ def dynamo(monkeypatch):
     torch._dynamo.reset()
 
 
-# PyTorch's own, on its first compilation.
+# PyTorch warns about its own code on its first compilation.
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
-def test_torch_compiles_a_block_and_the_head_once_a_shape(dynamo):
+def test_torch_compiles_block_and_head_once_per_shape(dynamo):
     eager = make_lm().generate([PROMPT], max_new_tokens=6, stop_token_ids=None)
     assert dynamo["unique_graphs"] == 0
     lm = make_lm(run_eagerly=False)
@@ -88,10 +93,10 @@ def test_torch_compiles_a_block_and_the_head_once_a_shape(dynamo):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
-def test_torch_takes_any_number_of_shapes(dynamo, monkeypatch):
+def test_torch_compiles_any_number_of_shapes(dynamo, monkeypatch):
     import torch
 
-    # Capturing a graph counts as compiling it; Inductor's part is left out.
+    # Captures graphs without Inductor, because the test only counts them.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     lm = make_lm(run_eagerly=False)
     row = lm.generate([PROMPT], max_new_tokens=6, stop_token_ids=None)
@@ -99,3 +104,13 @@ def test_torch_takes_any_number_of_shapes(dynamo, monkeypatch):
         rows = lm.generate([PROMPT] * batch, max_new_tokens=6, stop_token_ids=None)
         assert rows == row * batch
     assert dynamo["unique_graphs"] == 22
+
+
+@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="concerns TensorFlow's warning")
+def test_tensorflow_does_not_warn_about_retracing(caplog, monkeypatch):
+    """Prompts in many buckets, each of which is traced once."""
+    monkeypatch.setattr(logging.getLogger("tensorflow"), "propagate", True)
+    lm = make_lm()
+    for length in (3, 20, 40, 70, 130, 300):
+        lm.generate([[2], [7] * length], max_new_tokens=1, stop_token_ids=None)
+    assert "retracing" not in caplog.text

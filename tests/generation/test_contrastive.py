@@ -1,4 +1,4 @@
-"""Contrastive search against a plain one without a cache, and against KerasHub's."""
+"""Contrastive search against a reference without cache, and against KerasHub."""
 
 import json
 
@@ -19,8 +19,8 @@ NEW = 8
 
 
 def forward(lm, texts, shape=(5, 32)):
-    """Hidden states behind the final norm `[B, T, D]`, and logits `[B, T, V]`, without a cache."""
-    padded = np.zeros(shape, "int32")  # one shape, which is compiled once
+    """Returns hidden states after the final norm `[B, T, D]` and logits `[B, T, V]`, uncached."""
+    padded = np.zeros(shape, "int32")  # one shape compiles once
     for row, ids in zip(padded, texts, strict=False):
         row[: len(ids)] = ids
     hidden = lm.backbone({"token_ids": padded, "padding_mask": np.ones_like(padded)})
@@ -28,8 +28,8 @@ def forward(lm, texts, shape=(5, 32)):
     return [ops.convert_to_numpy(a).astype("float64")[: len(texts)] for a in (hidden, logits)]
 
 
-def plain_search(lm, prompt, k, alpha, room=NEW, stops=(), temperature=1.0, change=None):
-    """The new ids, by a full forward pass of every candidate."""
+def reference_search(lm, prompt, k, alpha, room=NEW, stops=(), temperature=1.0, change=None):
+    """Returns the new ids, from a full forward pass for every candidate."""
     ids = list(prompt)
     while len(ids) < len(prompt) + room and not set(ids[len(prompt) :]) & set(stops):
         logits = forward(lm, [ids])[1][0, len(ids) - 1]
@@ -49,7 +49,7 @@ def plain_search(lm, prompt, k, alpha, room=NEW, stops=(), temperature=1.0, chan
 
 
 def search(lm, sampler, prompts=PROMPTS, new=NEW, **settings):
-    """The new ids of each prompt."""
+    """Returns the new ids of each prompt."""
     settings = {"stop_token_ids": None, **settings}
     rows = lm.generate(prompts, max_new_tokens=new, sampler=sampler, **settings)
     return [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
@@ -57,7 +57,7 @@ def search(lm, sampler, prompts=PROMPTS, new=NEW, **settings):
 
 @pytest.fixture(scope="module")
 def grouped():
-    """Rings of four slots in every other layer."""
+    """A model with ring buffers of 4 slots in every other layer."""
     return make_lm("gemma2_grouped")
 
 
@@ -69,13 +69,13 @@ def test_alpha_0_is_greedy(lm, grouped):
 
 
 @pytest.mark.parametrize("alpha", [0.2, 0.6, 1.0])
-def test_a_plain_search_finds_the_same(lm, alpha):
-    found = search(lm, ContrastiveSampler(k=4, alpha=alpha))
-    assert found != search(lm, "greedy")
-    assert found == [plain_search(lm, prompt, 4, alpha) for prompt in PROMPTS]
+def test_against_reference(lm, alpha):
+    actual = search(lm, ContrastiveSampler(k=4, alpha=alpha))
+    assert actual != search(lm, "greedy")
+    assert actual == [reference_search(lm, prompt, 4, alpha) for prompt in PROMPTS]
 
 
-def test_stops_and_the_end_of_each_row(lm):
+def test_stop_tokens_and_maximum_lengths(lm):
     sampler = ContrastiveSampler(k=4)
     first, second = search(lm, sampler)
     assert search(lm, sampler, new=[3, NEW]) == [first[:3], second]
@@ -83,40 +83,40 @@ def test_stops_and_the_end_of_each_row(lm):
     cut = second[: second.index(stop) + 1]
     assert stop not in first
     assert search(lm, sampler, stop_token_ids=[stop]) == [first, cut]
-    assert plain_search(lm, PROMPTS[1], 4, 0.6, stops=[stop]) == cut
+    assert reference_search(lm, PROMPTS[1], 4, 0.6, stops=[stop]) == cut
 
 
 def test_rings_chunks_and_growing_caches(grouped, monkeypatch):
     prompts = [list(range(30, 48)), [2, 7]]
-    found = search(grouped, ContrastiveSampler(k=3), prompts, new=12)
-    assert found == [plain_search(grouped, prompt, 3, 0.6, room=12) for prompt in prompts]
-    monkeypatch.setattr(buckets, "SMALLEST_CACHE", 8)
-    monkeypatch.setattr(buckets, "LARGEST_CHUNK", 16)
-    assert search(grouped, ContrastiveSampler(k=3), prompts, new=12) == found
-    for prompt, row in zip(prompts, found, strict=True):
+    actual = search(grouped, ContrastiveSampler(k=3), prompts, new=12)
+    assert actual == [reference_search(grouped, prompt, 3, 0.6, room=12) for prompt in prompts]
+    monkeypatch.setattr(buckets, "MIN_CACHE_SLOTS", 8)
+    monkeypatch.setattr(buckets, "MAX_CHUNK_TOKENS", 16)
+    assert search(grouped, ContrastiveSampler(k=3), prompts, new=12) == actual
+    for prompt, row in zip(prompts, actual, strict=True):
         assert search(grouped, ContrastiveSampler(k=3), [prompt], new=12) == [row]
 
 
-def test_settings_of_each_prompt(lm):
+def test_settings_per_prompt(lm):
     prompts = [PROMPTS[0]] * 2
-    found = search(lm, ContrastiveSampler(4, [0.1, 0.9], temperature=[0.5, 2.0]), prompts)
-    assert found[0] != found[1]
-    for row, alpha, temperature in zip(found, (0.1, 0.9), (0.5, 2.0), strict=True):
-        assert row == plain_search(lm, PROMPTS[0], 4, alpha, temperature=temperature)
+    actual = search(lm, ContrastiveSampler(4, [0.1, 0.9], temperature=[0.5, 2.0]), prompts)
+    assert actual[0] != actual[1]
+    for row, alpha, temperature in zip(actual, (0.1, 0.9), (0.5, 2.0), strict=True):
+        assert row == reference_search(lm, PROMPTS[0], 4, alpha, temperature=temperature)
 
 
-def test_penalised_repetitions_and_processors(lm):
+def test_repetition_penalty_and_logits_processors(lm):
     def only_even(ids, logits):
         return ops.where(ops.arange(logits.shape[-1]) % 2 == 0, logits, -np.inf)
 
     def change(ids, logits):
-        met = np.isin(np.arange(len(logits)), ids)
-        logits = np.where(met, np.where(logits > 0, logits / 1.5, logits * 1.5), logits)
+        seen = np.isin(np.arange(len(logits)), ids)
+        logits = np.where(seen, np.where(logits > 0, logits / 1.5, logits * 1.5), logits)
         return np.where(np.arange(len(logits)) % 2 == 0, logits, -np.inf)
 
     sampler = ContrastiveSampler(k=4)
-    found = search(lm, sampler, repetition_penalty=1.5, logits_processors=[only_even])
-    assert found == [plain_search(lm, prompt, 4, 0.6, change=change) for prompt in PROMPTS]
+    actual = search(lm, sampler, repetition_penalty=1.5, logits_processors=[only_even])
+    assert actual == [reference_search(lm, prompt, 4, 0.6, change=change) for prompt in PROMPTS]
 
 
 def test_keras_hub(grouped):
@@ -126,12 +126,12 @@ def test_keras_hub(grouped):
     token_ids = np.zeros((2, 4 + NEW), "int32")
     token_ids[:, :4] = prompts
     mask = np.arange(4 + NEW)[None] < np.array([[4], [4]])
-    made = theirs.generate({"token_ids": token_ids, "padding_mask": mask}, stop_token_ids=None)
-    expected = ops.convert_to_numpy(made["token_ids"])[:, 4:].tolist()
+    outputs = theirs.generate({"token_ids": token_ids, "padding_mask": mask}, stop_token_ids=None)
+    expected = ops.convert_to_numpy(outputs["token_ids"])[:, 4:].tolist()
     assert search(grouped, ContrastiveSampler(k=4, alpha=0.6), prompts) == expected
 
 
-def test_log_probabilities_and_a_prefix(lm):
+def test_logprobs_and_prefix(lm):
     settings = {"max_new_tokens": NEW, "stop_token_ids": None, "sampler": "contrastive"}
     rows = lm.generate(PROMPTS, return_logprobs=1, **settings)
     for prompt, row in zip(PROMPTS, rows, strict=True):
@@ -152,7 +152,7 @@ def test_more_candidates_than_tokens(lm):
     )
 
 
-def test_settings_and_lengths_compile_nothing(monkeypatch):
+def test_settings_and_lengths_do_not_recompile(monkeypatch):
     if on_torch():
         pytest.skip("PyTorch compiles blocks, not programs")
     traced = []
@@ -169,7 +169,7 @@ def test_settings_and_lengths_compile_nothing(monkeypatch):
     assert len(traced) == 2
 
 
-def test_a_sampler_as_any_other(lm):
+def test_serialization_and_keras_hub_sampler(lm):
     assert samplers.get("contrastive") == ContrastiveSampler() == ContrastiveSampler(5, 0.6)
     sampler = ContrastiveSampler(3, 0.4, temperature=2.0)
     config = json.loads(json.dumps(samplers.serialize(sampler)))
@@ -181,28 +181,28 @@ def test_a_sampler_as_any_other(lm):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         *(({"k": value}, "`k`") for value in (0, -1, 2.0, True, None, [2, 3])),
         *(({"alpha": value}, "`alpha`") for value in (-0.1, 1.1, None, "1", float("nan"))),
         ({"temperature": -1}, "temperature=-1"),
     ],
 )
-def test_settings_out_of_range(arguments, says):
-    with pytest.raises(ValueError, match=says):
+def test_settings_out_of_range(arguments, message):
+    with pytest.raises(ValueError, match=message):
         ContrastiveSampler(**arguments)
 
 
-def test_settings_that_do_not_go_with_it(lm, tiny_proto):
-    for settings, says in (
+def test_incompatible_settings(lm, tiny_proto):
+    for settings, message in (
         ({"num_return_sequences": 3}, "would repeat the same text"),
         ({"top_p": 0.5}, "`top_p` cannot be changed for ContrastiveSampler"),
-        ({"draft": "prompt"}, "`draft` needs a rule"),
+        ({"draft": "prompt"}, "`draft` needs a sampler"),
     ):
         settings = {"max_new_tokens": 4, "stop_token_ids": None, **settings}
-        with pytest.raises(ValueError, match=says):
+        with pytest.raises(ValueError, match=message):
             lm.generate(PROMPTS, sampler="contrastive", **settings)
     with_text = make_lm(proto=tiny_proto)
     assert with_text.generate("To be", max_new_tokens=4, sampler="contrastive").startswith("To be")
-    with pytest.raises(ValueError, match="ContrastiveSampler knows its text only at the end"):
+    with pytest.raises(ValueError, match=r"decodes token by token.*ContrastiveSampler"):
         with_text.stream("To be", sampler="contrastive")

@@ -1,4 +1,4 @@
-"""Where a text ends: stop ids, and the limits of each row."""
+"""The end of a sequence: stop tokens, and the maximum length of each row."""
 
 import keras
 import numpy as np
@@ -12,11 +12,11 @@ PROMPTS = [[2, 9, 31, 8, 300], [2, 40]]
 
 @pytest.fixture(scope="module")
 def texts(lm):
-    """Greedy, to the end."""
+    """Greedy texts without stop tokens."""
     return lm.generate(PROMPTS, max_new_tokens=12, stop_token_ids=None)
 
 
-def test_a_stop_id_ends_its_row_and_others_go_on(lm, texts):
+def test_stop_token_ends_only_its_row(lm, texts):
     new = [text[len(prompt) :] for prompt, text in zip(PROMPTS, texts, strict=True)]
     stop = next(id for id in new[0][3:] if id not in new[1] and id not in new[0][:3])
     end = new[0].index(stop)
@@ -28,18 +28,18 @@ def test_a_stop_id_ends_its_row_and_others_go_on(lm, texts):
     assert lm.generate(PROMPTS, max_new_tokens=12, stop_token_ids=np.array(both)) == stopped
 
 
-def test_the_first_token_may_stop(lm, texts):
+def test_first_new_token_can_stop(lm, texts):
     first = texts[0][len(PROMPTS[0])]
     assert lm.generate(PROMPTS[:1], max_new_tokens=12, stop_token_ids=first) == [
         [*PROMPTS[0], first]
     ]
 
 
-def test_a_stop_id_in_the_prompt_stops_nothing(lm, texts):
+def test_stop_token_in_the_prompt_is_ignored(lm, texts):
     assert lm.generate(PROMPTS, max_new_tokens=12, stop_token_ids=[31, 2])[0][:6] == texts[0][:6]
 
 
-def test_limits(lm, texts):
+def test_maximum_lengths(lm, texts):
     def lengths(**limits):
         rows = lm.generate(PROMPTS, stop_token_ids=None, **limits)
         for row, text in zip(rows, texts, strict=True):
@@ -52,18 +52,18 @@ def test_limits(lm, texts):
     assert lengths(max_length=6) == [6, 6]
 
 
-def test_prompts_at_the_boundaries_of_buckets(lm):
+def test_prompt_lengths_around_bucket_sizes(lm):
     ids = [2, *np.random.default_rng(0).integers(108, 512, 40).tolist()]
     for length in (15, 16, 17, 33):
         (text,) = lm.generate([ids[:length]], max_length=40, stop_token_ids=None)
         assert text[:length] == ids[:length] and len(text) == 40
-        # The row beside it has a shorter prompt, and so another bucket alone.
+        # Alone, the shorter prompt would be in another bucket.
         together = lm.generate([[2, 5], ids[:length]], max_length=40, stop_token_ids=None)
         assert together[1] == text
 
 
 @pytest.mark.parametrize("stop", ["<eos>", "<end_of_turn>"])
-def test_auto_stops_on_either(tiny_proto, stop):
+def test_auto_stops_at_eos_and_end_of_turn(tiny_proto, stop):
     lm = make_lm(proto=tiny_proto)
     tokenizer = lm.preprocessor.tokenizer
     word = tokenizer.encode(["arms"])[0]
@@ -71,11 +71,11 @@ def test_auto_stops_on_either(tiny_proto, stop):
     assert lm.generate("to take ", max_new_tokens=8) == "to take arms"
     assert lm.generate(["To ", "to take "], max_new_tokens=8) == ["To arms", "to take arms"]
     assert lm.generate("to take ", max_new_tokens=8, strip_prompt=True) == "arms"
-    # One that is no stop id is no part of a text either, where it is the end's.
-    on = lm.generate("to take ", max_new_tokens=2 * len(word) + 1, stop_token_ids=None)
-    assert on == "to take arms" + ("" if stop == "<eos>" else stop) + "arms"
-    # Ids of one's own stand instead of "auto".
-    assert lm.generate("to take ", max_new_tokens=9, stop_token_ids=word[-1]) != on
+    # Without stop tokens, only <end_of_turn> is part of the text.
+    text = lm.generate("to take ", max_new_tokens=2 * len(word) + 1, stop_token_ids=None)
+    assert text == "to take arms" + ("" if stop == "<eos>" else stop) + "arms"
+    # Explicit ids replace "auto".
+    assert lm.generate("to take ", max_new_tokens=9, stop_token_ids=word[-1]) != text
     row = lm.generate([[2, 300]], max_new_tokens=8)[0]
     assert row[2:] == [*word, tokenizer.token_to_id(stop)]
 
@@ -86,22 +86,22 @@ def test_sequence_length_is_the_default_limit(tiny_proto):
     assert [len(row) for row in lm.generate(prompts, stop_token_ids=None)] == [20, 20]
 
 
-def test_both_limits(lm):
+def test_max_length_excludes_max_new_tokens(lm):
     with pytest.raises(ValueError, match=r"not both.*max_length=8, max_new_tokens=4"):
         lm.generate(PROMPTS, max_length=8, max_new_tokens=4)
 
 
 @pytest.mark.parametrize("value", [0, -1, 2.0, "8", True])
 @pytest.mark.parametrize("name", ["max_length", "max_new_tokens"])
-def test_limits_that_are_none(lm, name, value):
+def test_invalid_maximum_lengths(lm, name, value):
     with pytest.raises(ValueError, match=f"`{name}` must be an integer >= 1.*{name}={value!r}"):
         lm.generate(PROMPTS, stop_token_ids=None, **{name: value})
 
 
-def test_the_context(lm):
+def test_context_length(lm):
     context = lm.backbone.config.context_length
     assert context == 8192
-    with pytest.raises(ValueError, match="5 tokens and 8188 are to follow"):
+    with pytest.raises(ValueError, match="5 tokens and up to 8188 new tokens"):
         lm.generate(PROMPTS, max_new_tokens=context - 4, stop_token_ids=None)
     with pytest.raises(ValueError, match="Prompt 1 has 8192 tokens"):
         lm.generate([[2], [2] * context], max_new_tokens=1, stop_token_ids=None)
@@ -109,8 +109,8 @@ def test_the_context(lm):
         lm.generate(PROMPTS, max_length=context + 1, stop_token_ids=None)
 
 
-def test_too_many_stop_ids(lm):
-    with pytest.raises(ValueError, match="up to 8 ids"):
+def test_too_many_stop_tokens(lm):
+    with pytest.raises(ValueError, match="at most 8 ids"):
         lm.generate(PROMPTS, max_new_tokens=4, stop_token_ids=range(9))
 
 
@@ -127,14 +127,14 @@ def test_seeds(lm):
     assert first != second
     keras.utils.set_random_seed(1)
     assert draw() == first
-    # A row is drawn the same in whatever batch it stands, and copies of it differ.
+    # A row does not depend on the rest of the batch, and equal prompts get different texts.
     for i, prompt in enumerate(PROMPTS):
         alone = lm.generate([prompt], max_new_tokens=12, stop_token_ids=None, seed=3)
         assert alone == draw(seed=3)[i : i + 1]
         batch = [[2, 7], prompt, [5], prompt]
         together = lm.generate(batch, max_new_tokens=12, stop_token_ids=None, seed=3)
         assert together[1] == alone[0] != together[3]
-    # Recorded on JAX. Its meaning is that every backend draws the same.
+    # Recorded on JAX: every backend must draw the same tokens.
     assert draw(seed=3) == RECORDED
     compile_lm(lm)
 

@@ -1,7 +1,7 @@
-"""Greedy text is that of transformers, from the same weights, on every backend.
+"""Greedy text equals that of transformers with the same weights, on every backend.
 
-The weights are drawn by NumPy and the expected text comes from PyTorch on each run, so backends
-that pass here agree with each other.
+NumPy draws the weights and PyTorch generates the expected text in each run, so backends that pass
+also agree with each other.
 """
 
 import numpy as np
@@ -20,7 +20,7 @@ NAMES = ["gemma1_multi_query", "gemma1_wide_heads", "gemma2_grouped", "gemma2_27
 
 @pytest.fixture(scope="module")
 def quick():
-    """Overridden: these programs are compiled as they are for everyone."""
+    """Overrides the fixture: these programs are compiled with all optimizations."""
 
 
 @pytest.mark.parametrize("name", NAMES)

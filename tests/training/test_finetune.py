@@ -279,4 +279,4 @@ def test_command(tmp_path, monkeypatch, capsys):
     with pytest.raises(ConnectionAbortedError, match="mixed_bfloat16"):
         main([*command, "--full"])
     assert main([*command, "--full", "--quantization", "int4"]) == 2
-    assert "quantized weights are not trained" in capsys.readouterr().err
+    assert "quantized weights cannot be trained" in capsys.readouterr().err

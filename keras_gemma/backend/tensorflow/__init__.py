@@ -153,8 +153,23 @@ def write_cache(cache: tf.Tensor, new: tf.Tensor, slots: tf.Tensor) -> tf.Tensor
     return tf.tensor_scatter_nd_update(cache, tf.stack([rows, slots], axis=-1), new)
 
 
+def _concrete(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a function that calls a `tf.function` through its concrete functions.
+
+    All shapes are static, so each new combination of shapes is traced, and callers bound their
+    number. A direct call would warn about these traces as frequent retracing.
+    """
+
+    def call(*args: Any) -> Any:
+        if not tf.executing_eagerly():
+            return function(*args)
+        return function.get_concrete_function(*args)(*args)
+
+    return call
+
+
 def compile(program: Callable[..., Any], donate: int | None = None) -> Callable[..., Any]:
-    return tf.function(program, reduce_retracing=False, autograph=False)
+    return _concrete(tf.function(program, autograph=False))
 
 
 def _by_xla(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -177,7 +192,7 @@ def jit_part(function: Callable[..., Any]) -> Callable[..., Any]:
 def while_loop(
     cond: Callable[[Any], Any], step: Callable[[Any, Any], Any]
 ) -> Callable[[Any, Any, int], Any]:
-    compiled = _by_xla(step)
+    compiled = _concrete(_by_xla(step))
     return lambda weights, state, limit: stepping.run(cond, compiled, weights, state, limit)
 
 

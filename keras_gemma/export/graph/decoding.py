@@ -12,7 +12,7 @@ import tensorflow as tf
 from keras_gemma import backend
 from keras_gemma.export.graph.prefill import Model, capacity_for, last_of_each, read
 from keras_gemma.export.serving_options import OFF
-from keras_gemma.generation.decode import DecodeState, advance, step
+from keras_gemma.generation.decode import DecodeState, append_tokens, step
 from keras_gemma.generation.samplers import Sampler
 from keras_gemma.generation.samplers.filters import FILTERS
 from keras_gemma.generation.samplers.sampler import draw, first_argmax, tempered
@@ -99,7 +99,7 @@ class Decoder:
 
     Args:
         model: the model.
-        stop_ids: int32 `[8]`, ids that end a row, -1 where there are fewer.
+        stop_token_ids: int32 `[8]`, ids that end a row, -1 where there are fewer.
         silent_ids: ids that are not written.
         vocabulary_size: of the vocabulary, which may be smaller than the model's.
         decode: ids `[B, (T)]` to strings `[B]`.
@@ -110,14 +110,14 @@ class Decoder:
     def __init__(
         self,
         model: Model,
-        stop_ids: Any,
+        stop_token_ids: Any,
         silent_ids: list[int],
         vocabulary_size: int,
         decode: Callable[[tf.RaggedTensor], tf.Tensor],
         sizes: list[int | None],
     ) -> None:
         self.model = model
-        self.stop_ids = stop_ids
+        self.stop_token_ids = stop_token_ids
         self.silent_ids = silent_ids
         self.vocabulary_size = vocabulary_size
         self.decode = decode
@@ -144,7 +144,7 @@ class Decoder:
             text=tf.pad(prompts.to_tensor(-1), [(0, 0), (0, free)], constant_values=-1),
             length=lengths,
             end=tf.minimum(lengths + settings.max_new_tokens, config.context_length),
-            stop_ids=tf.constant(self.stop_ids),
+            stop_token_ids=tf.constant(self.stop_token_ids),
             done=tf.zeros_like(lengths, tf.bool),
             cache=cache,
             sampler=sampler_state(settings, token_ids, lengths),
@@ -190,7 +190,7 @@ class Decoder:
         prompts = state.length
         logits = self.model.fused.head(hidden, weights["head"], self.model.config)
         state = state._replace(cache=self._rings(state.cache, state.length))
-        state = advance(state, logits, ServedSampler())
+        state = append_tokens(state, logits, ServedSampler())
         nothing = tf.fill(tf.shape(prompts), -1)
         first = Progress(state.text, state.length, state.done, prompts, nothing, [])
         first = self._stop(first.of(state), prompts, stops)
@@ -267,7 +267,7 @@ class Decoder:
         """
         place = tf.range(tf.shape(text)[1])[None]
         here = (place >= start[:, None]) & (place < end[:, None]) & (text < self.vocabulary_size)
-        silent = tf.concat([self.stop_ids, self.silent_ids], 0)
+        silent = tf.concat([self.stop_token_ids, self.silent_ids], 0)
         return tf.ragged.boolean_mask(text, here & tf.reduce_all(text[..., None] != silent, -1))
 
 

@@ -18,7 +18,7 @@ from keras_gemma.export.graph.prefill import model_of
 from keras_gemma.export.graph.scoring import score
 from keras_gemma.export.graph.text import GraphText, rstrip
 from keras_gemma.export.serving_options import ServingOptions
-from keras_gemma.generation.request import stop_array
+from keras_gemma.generation.stopping import is_stop_token, stop_array
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
 
@@ -142,7 +142,7 @@ class Graphs:
         whole = self.text.decode(self.decoder.written(text, tf.zeros_like(start), end.length))
         cut = tf.where(end.kept < 0, 0, tf.strings.length(new) - end.kept)
         last = tf.gather(text, end.length - 1, axis=1, batch_dims=1)
-        ended = tf.reduce_any(last[:, None] == self.decoder.stop_ids, axis=1) | (end.kept >= 0)
+        ended = is_stop_token(last, self.decoder.stop_token_ids) | (end.kept >= 0)
         place = tf.range(tf.shape(text)[1])[None]
         here = (place >= start[:, None]) & (place < end.length[:, None])
         return {

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from keras_gemma import backend
 from keras_gemma.config import GemmaConfig
-from keras_gemma.generation.buckets import LARGEST_CHUNK, SMALLEST_CACHE, bucket
+from keras_gemma.generation.buckets import MAX_CHUNK_TOKENS, MIN_CACHE_SLOTS, bucket
 from keras_gemma.model.block import decoder_block
 from keras_gemma.model.cache import Cache
 from keras_gemma.model.head import head
@@ -38,7 +38,7 @@ def model_of(config: GemmaConfig, dtype: str) -> Model:
 
 def capacity_for(length: tf.Tensor, config: GemmaConfig) -> tf.Tensor:
     """The smallest capacity of a cache for texts of `length` tokens, as in `buckets.py`."""
-    sizes, largest = [SMALLEST_CACHE], bucket(config.context_length, SMALLEST_CACHE)
+    sizes, largest = [MIN_CACHE_SLOTS], bucket(config.context_length, MIN_CACHE_SLOTS)
     while sizes[-1] < largest:
         sizes.append(2 * sizes[-1])
     sizes = tf.constant(sizes)
@@ -52,7 +52,7 @@ def read(
     capacity: tf.Tensor,
     first: Any,
     look: Callable[[tf.Tensor, tf.Tensor, Any], Any],
-    positions_at_once: int = LARGEST_CHUNK,
+    positions_at_once: int = MAX_CHUNK_TOKENS,
 ) -> tuple[Any, Cache]:
     """Read texts from their beginnings, a chunk of positions at a time.
 

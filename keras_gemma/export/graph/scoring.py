@@ -16,7 +16,7 @@ def score(
 
     Returns:
         `log_probability`, float32 `[B]`, the sum over these tokens, in nats; `token_count`, int32
-        `[B]`, how many they are; `is_greedy`, bool `[B]`, whether each is the likeliest.
+        `[B]`, how many they are; `is_greedy`, bool `[B]`, whether each is the first_argmax.
     """
     config = model.config
     token_ids, lengths = texts.to_tensor(), tf.cast(texts.row_lengths(), tf.int32)
@@ -31,9 +31,9 @@ def score(
         logits = head(x, weights["head"], config)
         chosen = tf.gather(logits, wanted, axis=-1, batch_dims=2)
         lost = tf.reduce_logsumexp(logits, axis=-1) - chosen
-        likeliest = chosen >= tf.reduce_max(logits, axis=-1)
+        first_argmax = chosen >= tf.reduce_max(logits, axis=-1)
         total -= tf.reduce_sum(tf.where(counts, lost, 0.0), axis=1)
-        return total, greedy & tf.reduce_all(likeliest | ~counts, axis=1)
+        return total, greedy & tf.reduce_all(first_argmax | ~counts, axis=1)
 
     nothing = tf.zeros_like(lengths, tf.float32), tf.ones_like(lengths, tf.bool)
     at_once = LARGEST_CHUNK // config.vocabulary_size

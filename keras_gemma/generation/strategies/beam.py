@@ -1,11 +1,12 @@
-"""Beam search: the best texts of each prompt go on side by side.
+"""Beam search: keeps the best texts of each prompt.
 
     beams of one prompt    candidates of each       the best of all, as the next beams
     to be   -1.2           to be or    -1.5         to be or    -1.5
     to die. -1.9           to be that  -3.8         to die.     -1.9
 
-`to die.` has ended: it is its own one candidate. Rows are prompts x beams. A prompt is read once;
-from then on each beam has a cache, which moves with it from row to row, inside the compiled step.
+`to die.` has ended, so it is its own only candidate. Rows are prompts x beams. Each prompt is
+prefilled once. After that, each beam has a KV cache, which the compiled step moves with it from row
+to row.
 """
 
 import dataclasses
@@ -17,147 +18,144 @@ from keras import ops
 from keras_gemma import backend
 from keras_gemma.generation.decode import (
     DecodeState,
-    advance,
-    proceed,
-    process,
+    any_unfinished,
+    apply_logits_processors,
+    next_logits,
+    write_tokens,
 )
 from keras_gemma.generation.memory import check_memory
 from keras_gemma.generation.prefill import to_rings
 from keras_gemma.generation.programs import Programs
-from keras_gemma.generation.request import Request, Row
+from keras_gemma.generation.request import Request, SequenceOutput
 from keras_gemma.generation.samplers.sampler import LogitsProcessor, tempered
-from keras_gemma.generation.session import Run
-from keras_gemma.model.transformer import forward_with_cache
+from keras_gemma.generation.session import DecodingSession
 
 
-def search(generator: Programs, request: Request) -> list[Row]:
-    """The best `request.copies` beams of each prompt, best first.
+def search(programs: Programs, request: Request) -> list[SequenceOutput]:
+    """Returns the best `request.num_return_sequences` beams of each prompt, best first.
 
     Args:
-        generator: whose model and programs are used.
-        request: with a `BeamSampler`.
+        programs: Programs of the model.
+        request: Request with a `BeamSampler`.
 
     Raises:
-        ValueError: more copies than beams, prompts that leave no room, too little memory.
+        ValueError: If more sequences than beams are requested, if a prompt leaves no room in the
+            context, or if there is not enough memory.
     """
-    beams, copies = request.sampler.num_beams, request.copies
-    if copies > beams:
+    beams, count = request.sampler.num_beams, request.num_return_sequences
+    if count > beams:
         raise ValueError(
-            "`num_return_sequences` must be at most `num_beams`: beam search finds no more texts. "
-            f"Received: num_return_sequences={copies}, num_beams={beams}"
+            "`num_return_sequences` must be at most `num_beams`. "
+            f"Received: num_return_sequences={count}, num_beams={beams}"
         )
-    request = dataclasses.replace(request, copies=beams)
-    request.check(generator.config)
-    check_memory(request, generator.config, generator.backbone.compute_dtype, moves=True)
-    run = BeamRun(generator, request)
-    run.go_on()
-    return [row for i, row in enumerate(run.rows()) if i % beams < copies]
+    request = dataclasses.replace(request, num_return_sequences=beams)
+    request.check(programs.config)
+    dtype = programs.backbone.compute_dtype
+    check_memory(request, programs.config, dtype, reorders_cache=True)
+    session = BeamSession(programs, request)
+    session.decode()
+    return [output for i, output in enumerate(session.outputs()) if i % beams < count]
 
 
-class BeamRun(Run):
-    """A beam search in progress; its request has as many copies as there are beams."""
+class BeamSession(DecodingSession):
+    """A beam search in progress. The request has one sequence per beam."""
 
-    def _begin(self, capacity: int) -> Any:
-        """The program that makes rings of the prompt's cache and chooses the first tokens."""
-        generator, processors = self.generator, self.request.processors
-        config, parts, beams = generator.config, generator.parts, self.request.copies
+    def _prefill_program(self, capacity: int) -> Any:
+        """Returns the program that fills the ring buffers and chooses the first tokens."""
+        programs, processors = self.programs, self.request.logits_processors
+        config, parts, beams = programs.config, programs.parts, self.request.num_return_sequences
 
         def begin(weights: Any, hidden: Any, state: DecodeState) -> DecodeState:
             cache = to_rings(state.cache, state.length, config, state.text.shape[1])
             logits = parts.head(hidden, weights["head"], config)
             return keep_best(state._replace(cache=cache), logits, beams, processors)
 
-        return generator.program(("begin", *self.rules()), lambda: backend.compile(begin))
+        return programs.program(("begin", *self.static_key()), lambda: backend.compile(begin))
 
-    def _loop(self) -> Any:
-        """The program that chooses the others."""
-        generator, processors = self.generator, self.request.processors
-        config, parts, beams = generator.config, generator.parts, self.request.copies
+    def _decode_program(self) -> Any:
+        """Returns the program that runs decode steps."""
+        programs, processors = self.programs, self.request.logits_processors
+        config, parts, beams = programs.config, programs.parts, self.request.num_return_sequences
 
-        def turn(weights: Any, state: DecodeState) -> DecodeState:
-            position = (state.length - 1)[:, None]
-            token = ops.take_along_axis(state.text, position, axis=1)
-            x, cache = forward_with_cache(weights, token, position, state.cache, config, parts)
-            logits = parts.head(x[:, 0], weights["head"], config)
-            return keep_best(state._replace(cache=cache), logits, beams, processors)
+        def decode_step(weights: Any, state: DecodeState) -> DecodeState:
+            logits, state = next_logits(weights, state, config, parts)
+            return keep_best(state, logits, beams, processors)
 
-        return generator.program(("step", *self.rules()), lambda: backend.while_loop(proceed, turn))
+        key = "step", *self.static_key()
+        return programs.program(key, lambda: backend.while_loop(any_unfinished, decode_step))
 
-    def rows(self) -> list[Row]:
-        """What each beam got; those of a prompt stand together, best first."""
-        of = self.state.sampler
-        scores = ops.convert_to_numpy(score(of["total"], of["count"], of["length_penalty"]))
-        return [
-            dataclasses.replace(row, score=float(of_row))
-            for row, of_row in zip(super().rows(), scores, strict=True)
-        ]
+    def outputs(self) -> list[SequenceOutput]:
+        """Returns the output of each beam, with its score, best first for each prompt."""
+        beam = self.state.sampler
+        scores = score(beam["total"], beam["count"], beam["length_penalty"])
+        pairs = zip(super().outputs(), ops.convert_to_numpy(scores), strict=True)
+        return [dataclasses.replace(output, score=float(value)) for output, value in pairs]
 
 
 def keep_best(
     state: DecodeState, logits: Any, beams: int, processors: tuple[LogitsProcessor, ...] = ()
 ) -> DecodeState:
-    """One token more in each beam that has not ended: the best of each prompt go on.
+    """Appends one token to each unfinished beam and keeps the best beams of each prompt.
 
     Args:
-        state: rows are prompts x beams; its sampler's state is that of `BeamSampler.init`.
-        logits: float32 `[B, V]`, of each row's next token.
-        beams: rows of a prompt.
-        processors: change the logits before they are made probabilities.
+        state: Rows are prompts x beams. `state.sampler` comes from `BeamSampler.init`.
+        logits: float32 `[B, V]`, logits of the next token of each row.
+        beams: Number of beams per prompt.
+        processors: Logits processors, applied before the log-probabilities are computed.
     """
     settings = state.sampler
     rows, vocabulary_size = logits.shape
     width = min(beams, vocabulary_size)
-    wanted = tempered(process(logits, state, processors), settings)
-    wanted = wanted - ops.logsumexp(wanted, axis=-1, keepdims=True)
-    gains, ids = ops.top_k(wanted, width)  # [B, width]: more of one beam cannot be among the best
+    processed = tempered(apply_logits_processors(logits, state, processors), settings)
+    processed = processed - ops.logsumexp(processed, axis=-1, keepdims=True)
+    # [B, width], because at most `width` candidates of one beam can be among the best.
+    gains, ids = ops.top_k(processed, width)
 
-    # A beam that has ended is a candidate itself, at no cost, and has no other.
+    # A finished beam is its own only candidate, at no cost.
     first = ops.arange(width, dtype="int32")[None] == 0
-    nothing = ops.where(first, 0.0, -np.inf)
-    totals = settings["total"][:, None] + ops.where(state.done[:, None], nothing, gains)
+    only_itself = ops.where(first, 0.0, -np.inf)
+    totals = settings["total"][:, None] + ops.where(state.done[:, None], only_itself, gains)
     counts = settings["count"] + ops.cast(ops.logical_not(state.done), "int32")
     scores = score(totals, counts[:, None], settings["length_penalty"][:, None])
 
     _, best = ops.top_k(ops.reshape(scores, (-1, beams * width)), beams)  # [prompts, beams]
-    before = ops.arange(rows // beams, dtype="int32")[:, None] * (beams * width)
-    best = ops.reshape(ops.cast(best, "int32") + before, (rows,))
-    came_from = best // width
+    offsets = ops.arange(rows // beams, dtype="int32")[:, None] * (beams * width)
+    best = ops.reshape(ops.cast(best, "int32") + offsets, (rows,))
+    parents = best // width
     ids = ops.take(ops.reshape(ops.cast(ids, "int32"), (-1,)), best)
     total = ops.take(ops.reshape(totals, (-1,)), best)
 
-    chosen = {**settings, "total": total, "count": ops.take(counts, came_from)}
-    penalty, state = state.penalty, move(state, came_from)._replace(penalty=None)  # it has its due
-    if state.log_probabilities is not None:
-        logits = ops.take(logits, came_from, axis=0)
-    state = advance(state, logits, lambda *_: (ids, chosen))
-    # Nobody need wait for what is impossible.
-    done = ops.logical_or(state.done, total == -np.inf)
-    return state._replace(done=done, penalty=penalty)
+    sampler = {**settings, "total": total, "count": ops.take(counts, parents)}
+    if state.logprobs is not None:
+        logits = ops.take(logits, parents, axis=0)
+    state = write_tokens(reorder(state, parents)._replace(sampler=sampler), logits, ids)
+    # Impossible beams end at once, so that nothing waits for them.
+    return state._replace(done=ops.logical_or(state.done, total == -np.inf))
 
 
-def move(state: DecodeState, came_from: Any) -> DecodeState:
-    """The state with row `came_from[i]` in the place of row i, both of one prompt."""
+def reorder(state: DecodeState, parents: Any) -> DecodeState:
+    """Returns the state with row `parents[i]` as row i. Both rows belong to the same prompt."""
 
-    def taken(array: Any) -> Any:
-        return None if array is None else ops.take(array, came_from, axis=0)
+    def rows_of(array: Any) -> Any:
+        return None if array is None else ops.take(array, parents, axis=0)
 
-    records = state.log_probabilities
+    logprobs = state.logprobs
     return state._replace(
-        text=taken(state.text),
-        length=taken(state.length),
-        done=taken(state.done),
-        cache=[(taken(keys), taken(values)) for keys, values in state.cache],
-        seen=taken(state.seen),
-        log_probabilities=None if records is None else type(records)(*map(taken, records)),
+        text=rows_of(state.text),
+        length=rows_of(state.length),
+        done=rows_of(state.done),
+        cache=[(rows_of(keys), rows_of(values)) for keys, values in state.cache],
+        seen=rows_of(state.seen),
+        logprobs=None if logprobs is None else type(logprobs)(*map(rows_of, logprobs)),
     )
 
 
 def score(total: Any, count: Any, length_penalty: Any) -> Any:
-    """What beams are compared by, the larger the better, as a float32 tensor.
+    """Returns the scores that rank beams, float32; larger is better.
 
     Args:
-        total: of the log-probabilities of a beam's new tokens.
-        count: of these tokens, int32.
-        length_penalty: float32.
+        total: Sum of the log-probabilities of a beam's new tokens.
+        count: int32, number of these tokens.
+        length_penalty: float32, exponent of the number of tokens.
     """
     return total / ops.cast(ops.maximum(count, 1), "float32") ** length_penalty

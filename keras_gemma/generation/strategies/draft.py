@@ -1,6 +1,6 @@
-"""Who guesses the next tokens: a smaller model, or the text itself.
+"""Draft tokens, proposed by a smaller model or copied from the text itself.
 
-A wrong guess costs time and nothing else: `judging.py` sees to that.
+A wrong proposal only costs time, because `verify.py` rejects it.
 """
 
 from typing import Any, Protocol
@@ -9,74 +9,84 @@ import numpy as np
 from keras import ops
 
 from keras_gemma import backend
-from keras_gemma.generation.decode import DecodeState, step
+from keras_gemma.generation.decode import (
+    DecodeState,
+    apply_logits_processors,
+    next_logits,
+    write_tokens,
+)
 from keras_gemma.generation.prefill import to_rings
-from keras_gemma.generation.programs import Programs
+from keras_gemma.generation.programs import Programs, repeat_cache
 from keras_gemma.generation.samplers.random import limit
 from keras_gemma.generation.samplers.sampler import draw, first_argmax
-from keras_gemma.generation.session import Run
-from keras_gemma.generation.strategies.verify import GUESSING, Guesses, is_greedy
-from keras_gemma.model.cache import Cache, grow_cache, repeat_rows, slots_of_layers
+from keras_gemma.generation.session import DecodingSession
+from keras_gemma.generation.strategies.verify import DRAFT_STREAM, DraftTokens, is_greedy
+from keras_gemma.model.cache import Cache, grow_cache, slots_of_layers
 
-SHORTEST_MATCH, LONGEST_MATCH = 2, 8
-"""Tokens at the end of a text that are looked up in it. A single one would nearly always be found
-and say little."""
+MIN_MATCH_TOKENS, MAX_MATCH_TOKENS = 2, 8
+"""Minimum and maximum number of tokens at the end of a text that must occur earlier in it.
+
+A single token nearly always occurs earlier and predicts little."""
 
 
-class Guesser(Protocol):
-    """Makes guesses."""
+class DraftProposer(Protocol):
+    """Source of draft tokens."""
 
-    def guess(self, state: DecodeState) -> Guesses:
-        """The tokens that may follow the text of `state`."""
+    def propose(self, state: DecodeState) -> DraftTokens:
+        """Proposes the tokens that follow the text of `state`."""
         ...
 
 
-class TextGuesser:
-    """Guesses that the text repeats itself: no second model.
+class PromptLookupProposer:
+    """Prompt-lookup decoding: proposes the continuation of an earlier match. Needs no model.
 
     Args:
-        tokens: how many to guess at a time.
+        num_tokens: Number of draft tokens per round.
     """
 
-    def __init__(self, tokens: int) -> None:
-        self.tokens = tokens
+    def __init__(self, num_tokens: int) -> None:
+        self.num_tokens = num_tokens
 
-    def guess(self, state: DecodeState) -> Guesses:
+    def propose(self, state: DecodeState) -> DraftTokens:
         text = ops.convert_to_numpy(state.text)
         lengths, done = ops.convert_to_numpy(state.length), ops.convert_to_numpy(state.done)
-        ids = np.full((self.tokens, len(text)), -1, "int32")
+        ids = np.full((self.num_tokens, len(text)), -1, "int32")
         for row in np.flatnonzero(~done):
-            found = look_up(text[row, : lengths[row]], self.tokens)
-            ids[: len(found), row] = found
-        if (ids < 0).all():  # then the model reads one token, as without a draft
-            return Guesses()
-        return Guesses(tuple(ops.convert_to_tensor(place) for place in ids))
+            continuation = find_continuation(text[row, : lengths[row]], self.num_tokens)
+            ids[: len(continuation), row] = continuation
+        if (ids < 0).all():  # The target model reads one token, as without a draft.
+            return DraftTokens()
+        return DraftTokens(tuple(map(ops.convert_to_tensor, ids)))
 
 
-def look_up(text: np.ndarray, count: int) -> np.ndarray:
-    """What followed the last time that the text stood as it ends now, int32 `[count]` or `[0]`.
+def find_continuation(text: np.ndarray, count: int) -> np.ndarray:
+    """Returns the tokens that followed an earlier occurrence of the end of the text.
 
-    Of all places the one with the longest match is taken, up to `LONGEST_MATCH` tokens, and the
-    latest of these. Where the text that followed ends, it is thought to begin again.
+    Prefers the longest match, up to `MAX_MATCH_TOKENS`, and among these the latest. A continuation
+    that reaches the end of the text repeats from its start.
 
     Args:
         text: int32 `[n]`.
+        count: Number of tokens to return.
+
+    Returns:
+        int32 `[count]`, or `[0]` without a match.
 
     Example:
 
     ```python
     import numpy as np
-    from keras_gemma.generation.strategies.draft import look_up
+    from keras_gemma.generation.strategies.draft import find_continuation
 
-    look_up(np.array([5, 6, 7, 8, 5, 6]), 3)  # [7, 8, 5]
+    find_continuation(np.array([5, 6, 7, 8, 5, 6]), 3)  # [7, 8, 5]
     ```
     """
     last = len(text) - 1
     ends = np.flatnonzero(text[:-1] == text[-1])
-    for back in range(1, LONGEST_MATCH):
+    for back in range(1, MAX_MATCH_TOKENS):
         longer = ends[(ends >= back) & (text[ends - back] == text[last - back])]
         if not len(longer):
-            if back < SHORTEST_MATCH:
+            if back < MIN_MATCH_TOKENS:
                 return text[:0]
             break
         ends = longer
@@ -84,66 +94,65 @@ def look_up(text: np.ndarray, count: int) -> np.ndarray:
     return text[start + np.arange(count) % (len(text) - start)]
 
 
-class ModelGuesser:
-    """Guesses by a smaller model, with a cache of its own.
+class ModelProposer:
+    """Proposes the tokens of a smaller model, which has its own KV cache.
 
     Args:
-        run: whose text it guesses. The draft reads its prompts.
+        session: Session of the target model. The draft model prefills its prompts.
     """
 
-    def __init__(self, run: Run) -> None:
-        request = run.request
-        self.tokens = request.draft.tokens
-        self.generator: Programs = request.draft.generator
-        self.weights = self.generator.backbone.tensors()
-        _, cache = self.generator.read(request.prompts, None, self.weights)
-        if request.copies > 1:
-            cache = [tuple(repeat_rows(a, request.copies) for a in kept) for kept in cache]
-        self.cache: Cache = self._rings()(cache, ops.convert_to_tensor(run.lengths.astype("int32")))
-        self.program = self._propose(run)
+    def __init__(self, session: DecodingSession) -> None:
+        request = session.request
+        self.num_tokens = request.draft.num_tokens
+        self.programs: Programs = request.draft.programs
+        self.weights = self.programs.backbone.tensors()
+        _, cache = self.programs.prefill(request.prompts, None, self.weights)
+        if request.num_return_sequences > 1:
+            cache = repeat_cache(cache, request.num_return_sequences)
+        lengths = ops.convert_to_tensor(session.prompt_lengths.astype("int32"))
+        self.cache: Cache = self._rings_program()(cache, lengths)
+        self.program = self._propose_program(session)
 
-    def guess(self, state: DecodeState) -> Guesses:
-        slots = slots_of_layers(self.generator.config, state.text.shape[1], self.tokens)
+    def propose(self, state: DecodeState) -> DraftTokens:
+        slots = slots_of_layers(self.programs.config, state.text.shape[1], self.num_tokens)
         self.cache = grow_cache(self.cache, slots)
-        state = state._replace(cache=None, log_probabilities=None)
+        state = state._replace(cache=None, logprobs=None)
         ids, logits = [], []
-        for _ in range(self.tokens + 1):  # the last one reads the last guess, and no more
-            self.cache, state, guess, drawn_from = self.program(self.weights, self.cache, state)
-            ids.append(guess)
-            logits += [] if drawn_from is None else [drawn_from]
-        return Guesses(tuple(ids[:-1]), tuple(logits[:-1]))
+        for _ in range(self.num_tokens + 1):  # The last pass only caches the last draft token.
+            self.cache, state, draft, draft_logits = self.program(self.weights, self.cache, state)
+            ids.append(draft)
+            logits += [] if draft_logits is None else [draft_logits]
+        return DraftTokens(tuple(ids[:-1]), tuple(logits[:-1]))
 
-    def _rings(self) -> Any:
-        """The program that makes rings of the prompt's cache."""
-        config, slack = self.generator.config, self.tokens
+    def _rings_program(self) -> Any:
+        """Returns the program that fills the ring buffers from the prompt's cache."""
+        config, slack = self.programs.config, self.num_tokens
 
         def rings(cache: Cache, lengths: Any) -> Cache:
             return to_rings(cache, lengths, config, cache[0][0].shape[1], slack)
 
-        return self.generator.program(("rings", slack), lambda: backend.compile(rings))
+        return self.programs.program(("rings", slack), lambda: backend.compile(rings))
 
-    def _propose(self, run: Run) -> Any:
-        """The program that guesses one token."""
-        config, parts = self.generator.config, self.generator.parts
-        greedy, processors = is_greedy(run.request.sampler), run.request.processors
+    def _propose_program(self, session: DecodingSession) -> Any:
+        """Returns the program that proposes one token."""
+        config, parts = self.programs.config, self.programs.parts
+        greedy = is_greedy(session.request.sampler)
+        processors = session.request.logits_processors
 
         def propose(weights: Any, cache: Cache, state: DecodeState) -> tuple[Any, ...]:
-            guess = drawn_from = None
+            logits, state = next_logits(weights, state._replace(cache=cache), config, parts)
+            processed = apply_logits_processors(logits, state, processors)
+            settings = state.sampler
+            if greedy:
+                ids, draft_logits = first_argmax(processed), None
+            else:
+                draft_logits = limit(processed, settings)
+                stream = {**settings, "step": settings["step"] + DRAFT_STREAM}
+                ids = ops.cast(draw(draft_logits, stream), "int32")
+            draft = ops.where(state.done, -1, ids)
+            cache, settings = state.cache, {**settings, "step": settings["step"] + 1}
+            state = write_tokens(state._replace(cache=None, sampler=settings), logits, ids)
+            return cache, state, draft, draft_logits
 
-            def choose(logits: Any, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-                nonlocal guess, drawn_from
-                if greedy:
-                    ids = first_argmax(logits)
-                else:
-                    drawn_from = limit(logits, settings)
-                    ids = draw(drawn_from, {**settings, "step": settings["step"] + GUESSING})
-                    ids = ops.cast(ids, "int32")
-                guess = ops.where(state.done, -1, ids)
-                return ids, {**settings, "step": settings["step"] + 1}
-
-            cached = state._replace(cache=cache)
-            after = step(weights, cached, config, choose, processors, parts)
-            return after.cache, after._replace(cache=None), guess, drawn_from
-
-        key = "propose", *run.rules()
-        return self.generator.program(key, lambda: backend.compile(propose, donate=1))
+        key = "propose", *session.static_key()
+        return self.programs.program(key, lambda: backend.compile(propose, donate=1))

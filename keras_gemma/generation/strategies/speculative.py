@@ -1,18 +1,18 @@
-"""Speculative decoding: a draft guesses tokens, and the model reads them all at once.
+"""Speculative decoding: a draft proposes tokens, and the target model verifies them in one pass.
 
-Reading one token and reading five costs nearly the same where memory is the limit. The guesses that
-the model accepts become the text, and behind them comes one token of its own:
+When memory bandwidth is the limit, a pass over five tokens takes about as long as a pass over one.
+Accepted draft tokens become part of the text, followed by one token of the target model:
 
     text          to be or not
-    guesses                    to  be  the  end
-    the model                  to  be  ,
+    draft                      to  be  the  end
+    target                     to  be  ,
     text          to be or not to  be  ,
 
-The text follows the model's own distribution, whatever is guessed (Leviathan et al., 2023,
-arXiv:2211.17192): greedy text is the same token for token, up to the rounding of sums, which may
-differ by the number of tokens that are read at once.
+The output follows the target model's distribution, whatever the draft (Leviathan et al., 2023,
+arXiv:2211.17192). Greedy text is identical, up to rounding that may depend on the number of tokens
+per pass.
 
-Knows no text but ids, and not how a prompt is read: that is `Run`'s work, which goes before.
+Deals only in ids. `DecodingSession` prefills.
 """
 
 import dataclasses
@@ -23,100 +23,111 @@ import numpy as np
 from keras import ops
 
 from keras_gemma import backend
-from keras_gemma.generation.decode import DecodeState, proceed
-from keras_gemma.generation.request import Prefix, Row
-from keras_gemma.generation.session import Run
-from keras_gemma.generation.strategies.draft import Guesser, ModelGuesser, TextGuesser
-from keras_gemma.generation.strategies.verify import Guesses, follow, is_greedy
+from keras_gemma.generation.decode import DecodeState, any_unfinished
+from keras_gemma.generation.request import PrefixCache, SequenceOutput
+from keras_gemma.generation.session import DecodingSession
+from keras_gemma.generation.strategies.draft import (
+    DraftProposer,
+    ModelProposer,
+    PromptLookupProposer,
+)
+from keras_gemma.generation.strategies.verify import DraftTokens, is_greedy, verify
 from keras_gemma.model.cache import Cache
 from keras_gemma.model.transformer import forward_with_cache
 
 
-class SpeculativeRun:
-    """A `Run` that goes on by guesses, with its interface.
+class SpeculativeSession:
+    """A session with the interface of `DecodingSession` that decodes with draft tokens.
 
     Args:
-        run: whose request has a draft, and which has chosen its first tokens.
+        session: Session whose request has a draft.
     """
 
-    def __init__(self, run: Run) -> None:
-        draft = run.request.draft
-        self.run = run
-        self.tokens = draft.tokens
-        self.guesser: Guesser = (
-            TextGuesser(draft.tokens) if draft.generator is None else ModelGuesser(run)
+    def __init__(self, session: DecodingSession) -> None:
+        draft = session.request.draft
+        self.session = session
+        self.num_tokens = draft.num_tokens
+        self.proposer: DraftProposer = (
+            PromptLookupProposer(draft.num_tokens)
+            if draft.programs is None
+            else ModelProposer(session)
         )
-        self.accepted = np.zeros(len(run.lengths), int)
-        self.judged = np.zeros(len(run.lengths), int)
+        self.num_accepted = np.zeros(len(session.prompt_lengths), int)
+        self.num_verified = np.zeros(len(session.prompt_lengths), int)
 
-    def go_on(self, limit: int | None = None) -> bool:
-        """Choose about `limit` tokens more in each row; by default all that may follow.
+    def decode(self, n: int | None = None) -> bool:
+        """Chooses about `n` more tokens in each row.
+
+        Args:
+            n: Number of tokens. `None` decodes until all rows have ended.
 
         Returns:
-            Whether a row is still growing.
+            True if any row is unfinished.
         """
-        rounds = math.inf if limit is None else math.ceil(limit / (self.tokens + 1))
-        while rounds > 0 and self._growing():
-            self._round()
+        rounds = math.inf if n is None else math.ceil(n / (self.num_tokens + 1))
+        while rounds > 0 and bool(any_unfinished(self.session.state)):
+            self._decode_round()
             rounds -= 1
-        return self._growing()
+        return bool(any_unfinished(self.session.state))
 
     def stop(self, rows: np.ndarray) -> None:
-        """End those of `rows`, bool `[B]`, that are true."""
-        self.run.stop(rows)
+        """Same as in `DecodingSession`."""
+        self.session.stop(rows)
 
     def new_ids(self) -> list[np.ndarray]:
-        """The tokens of each row so far."""
-        return self.run.new_ids()
+        """Same as in `DecodingSession`."""
+        return self.session.new_ids()
 
     @property
-    def prefilled(self) -> int:
-        """Tokens of the prompts that were read."""
-        return self.run.prefilled
+    def prefilled_tokens(self) -> int:
+        """Number of prompt tokens that were not in the prefix cache."""
+        return self.session.prefilled_tokens
 
-    def prefix(self) -> Prefix:
-        """As of `Run`."""
-        return self.run.prefix()
+    def prefix(self) -> PrefixCache:
+        """Same as in `DecodingSession`."""
+        return self.session.prefix()
 
-    def rows(self) -> list[Row]:
-        """What each row got, with the share of guesses that were right."""
-        rates = zip(self.accepted, self.judged, strict=True)
-        shares = [float(accepted / judged) if judged else None for accepted, judged in rates]
-        return [
-            dataclasses.replace(row, acceptance_rate=share)
-            for row, share in zip(self.run.rows(), shares, strict=True)
-        ]
+    def outputs(self) -> list[SequenceOutput]:
+        """Returns the output of each row so far, with its acceptance rate."""
+        outputs = []
+        counts = zip(self.num_accepted, self.num_verified, strict=True)
+        for output, (accepted, verified) in zip(self.session.outputs(), counts, strict=True):
+            rate = float(accepted / verified) if verified else None
+            outputs.append(dataclasses.replace(output, acceptance_rate=rate))
+        return outputs
 
-    def _growing(self) -> bool:
-        return bool(proceed(self.run.state))
+    def _decode_round(self) -> None:
+        """Proposes and verifies draft tokens: at least one more token in each row."""
+        session = self.session
+        longest = int(ops.convert_to_numpy(session.state.length).max())
+        session.ensure_capacity(longest + self.num_tokens + 1)
+        drafts = self.proposer.propose(session.state)
+        cache, state = session.state.cache, session.state._replace(cache=None)
+        program = self._verify_program()
+        cache, state, accepted, verified = program(session.weights, cache, state, drafts)
+        session.state = state._replace(cache=cache)
+        self.num_accepted += ops.convert_to_numpy(accepted)
+        self.num_verified += ops.convert_to_numpy(verified)
 
-    def _round(self) -> None:
-        """Guess, and judge the guesses: at least one token more in each row."""
-        run = self.run
-        longest = int(ops.convert_to_numpy(run.state.length).max())
-        run.make_room(longest + self.tokens + 1)
-        guesses = self.guesser.guess(run.state)
-        state = run.state._replace(cache=None)
-        cache, state, accepted, judged = self._judge()(run.weights, run.state.cache, state, guesses)
-        run.state = state._replace(cache=cache)
-        self.accepted += ops.convert_to_numpy(accepted)
-        self.judged += ops.convert_to_numpy(judged)
+    def _verify_program(self) -> Any:
+        """Returns the program that feeds the draft tokens to the target model and verifies them."""
+        session, programs = self.session, self.session.programs
+        config, parts = programs.config, programs.parts
+        greedy = is_greedy(session.request.sampler)
+        processors = session.request.logits_processors
 
-    def _judge(self) -> Any:
-        """The program that reads the guesses and goes on from there."""
-        run, generator = self.run, self.run.generator
-        config, parts = generator.config, generator.parts
-        greedy, processors = is_greedy(run.request.sampler), run.request.processors
-
-        def judge(weights: Any, cache: Cache, state: DecodeState, guesses: Guesses) -> Any:
-            first = ops.take_along_axis(state.text, (state.length - 1)[:, None], axis=1)
-            read = [ops.maximum(ids, 0)[:, None] for ids in guesses.ids]
-            token_ids = ops.concatenate([first, *read], axis=1)
-            places = ops.arange(token_ids.shape[1], dtype="int32")[None]
-            positions = (state.length - 1)[:, None] + places
+        def verify_drafts(
+            weights: Any, cache: Cache, state: DecodeState, drafts: DraftTokens
+        ) -> tuple[Cache, DecodeState, Any, Any]:
+            last = ops.take_along_axis(state.text, (state.length - 1)[:, None], axis=1)
+            drafted = [ops.maximum(ids, 0)[:, None] for ids in drafts.ids]
+            token_ids = ops.concatenate([last, *drafted], axis=1)
+            offsets = ops.arange(token_ids.shape[1], dtype="int32")[None]
+            positions = (state.length - 1)[:, None] + offsets
             x, cache = forward_with_cache(weights, token_ids, positions, cache, config, parts)
             logits = parts.head(x, weights["head"], config)
-            state, accepted, judged = follow(state, logits, guesses, greedy, processors)
-            return cache, state, accepted, judged
+            state, accepted, verified = verify(state, logits, drafts, greedy, processors)
+            return cache, state, accepted, verified
 
-        return generator.program(("judge", *run.rules()), lambda: backend.compile(judge, donate=1))
+        key = "verify", *session.static_key()
+        return programs.program(key, lambda: backend.compile(verify_drafts, donate=1))

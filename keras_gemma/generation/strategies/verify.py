@@ -1,6 +1,7 @@
-"""The judge of guesses: which of them become the text, so that it follows the model all the same.
+"""Verification of draft tokens: accepts or rejects them.
 
-Knows not where guesses come from (`guessing.py`), nor how the model read them (`speculative.py`).
+The output follows the target model's distribution. Knows neither where draft tokens come from
+(`draft.py`) nor how the target model computes their logits (`speculative.py`).
 """
 
 from typing import Any, NamedTuple
@@ -8,127 +9,139 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from keras_gemma.backend.reference import LOWEST
-from keras_gemma.generation.decode import DecodeState, advance
+from keras_gemma.generation.decode import DecodeState, apply_logits_processors, write_tokens
 from keras_gemma.generation.samplers import Sampler
 from keras_gemma.generation.samplers.noise import gumbel
 from keras_gemma.generation.samplers.random import limit
 from keras_gemma.generation.samplers.sampler import LogitsProcessor, draw, first_argmax
 
-GUESSING, JUDGING = 1 << 28, 1 << 29
-"""Added to a row's step, which is far smaller, they part the random numbers of a place in the text:
-those that guess its token, those that judge the guess, and those that draw the token."""
+DRAFT_STREAM, VERIFY_STREAM = 1 << 28, 1 << 29
+"""Offsets of the step in the random numbers, far above any step.
+
+They keep three choices at the same position independent: drawing a draft token, accepting it, and
+drawing a token of the target model."""
 
 
-class Guesses(NamedTuple):
-    """What the next tokens of each row may be."""
+class DraftTokens(NamedTuple):
+    """Proposed next tokens of each row."""
 
     ids: tuple[Any, ...] = ()
-    """int32 `[B]` for each place; -1 where a row has no guess."""
+    """int32 `[B]` per position; -1 for rows without a draft token."""
     logits: tuple[Any, ...] = ()
-    """float32 `[B, V]` for each place: what the ids were drawn from; empty where they are sure."""
+    """float32 `[B, V]` per position: the logits the ids were drawn from. Empty if the proposals are
+    deterministic."""
 
 
-def follow(
+def verify(
     state: DecodeState,
     logits: Any,
-    guesses: Guesses,
+    drafts: DraftTokens,
     greedy: bool,
     processors: tuple[LogitsProcessor, ...] = (),
 ) -> tuple[DecodeState, Any, Any]:
-    """Put down the guesses that fit, and one token more: place by place, as decoding does.
+    """Appends the accepted draft tokens and one token of the target model to each row.
+
+    Works position by position, like decoding, so stop tokens and logits processors see each token.
 
     Args:
-        logits: float32 `[B, T, V]`, what the model says behind the text and behind each of its
-            T - 1 guesses.
+        state: State before the draft tokens.
+        logits: float32 `[B, T, V]`, the target model's logits after the text and after each of the
+            T - 1 draft tokens.
+        drafts: Draft tokens.
+        greedy: If True, accepts only the most likely token.
+        processors: Logits processors of the request.
 
     Returns:
-        The state, and of each row how many guesses were accepted, and how many were looked at,
+        The new state, and the number of accepted and of verified draft tokens in each row, both
         int32 `[B]`.
     """
-    none = ops.zeros_like(state.length) - 1
-    done, following = state.done, ops.logical_not(state.done)
-    accepted = judged = ops.zeros_like(state.length)
-    for place in range(logits.shape[1]):
-        guess = guesses.ids[place] if place < len(guesses.ids) else none
-        drawn_from = guesses.logits[place] if place < len(guesses.logits) else None
-        state = state._replace(done=ops.logical_not(following))
-        state, fits = _next(state, logits[:, place], guess, drawn_from, greedy, processors)
-        judged = judged + ops.cast(ops.logical_and(following, guess >= 0), "int32")
-        accepted = accepted + ops.cast(ops.logical_and(following, fits), "int32")
-        done = ops.where(following, state.done, done)
-        following = ops.logical_and(fits, ops.logical_not(state.done))
-    return state._replace(done=done), accepted, judged
+    no_draft = ops.zeros_like(state.length) - 1
+    # A row is active until it ends or a draft token is rejected.
+    done, active = state.done, ops.logical_not(state.done)
+    num_accepted = num_verified = ops.zeros_like(state.length)
+    for i in range(logits.shape[1]):
+        draft = drafts.ids[i] if i < len(drafts.ids) else no_draft
+        draft_logits = drafts.logits[i] if i < len(drafts.logits) else None
+        state = state._replace(done=ops.logical_not(active))
+        state, accepted = _verify_one(state, logits[:, i], draft, draft_logits, greedy, processors)
+        num_verified = num_verified + ops.cast(ops.logical_and(active, draft >= 0), "int32")
+        num_accepted = num_accepted + ops.cast(accepted, "int32")
+        done = ops.where(active, state.done, done)
+        active = ops.logical_and(accepted, ops.logical_not(state.done))
+    return state._replace(done=done), num_accepted, num_verified
 
 
-def _next(
+def _verify_one(
     state: DecodeState,
     logits: Any,
-    guess: Any,
-    drawn_from: Any,
+    draft: Any,
+    draft_logits: Any,
     greedy: bool,
     processors: tuple[LogitsProcessor, ...],
 ) -> tuple[DecodeState, Any]:
-    """One token more in each row that is not done, and whether it is the guess `[B]`."""
-    fits = None
-    growing = ops.logical_not(state.done)
+    """Appends one token to each row that is not done.
+
+    Returns:
+        The new state, and True for each row whose draft token was accepted, bool `[B]`.
+    """
+    settings = state.sampler
+    processed = apply_logits_processors(logits, state, processors)
+    if greedy:
+        ids = first_argmax(processed)
+        accepted = ids == draft
+    else:
+        limited = limit(processed, settings)
+        ids, accepted = rejection_sample(limited, settings, draft, draft_logits)
+    active = ops.logical_not(state.done)
+    # Inactive rows repeat their last token, so that `seen` does not gain another one.
     last = ops.take_along_axis(state.text, (state.length - 1)[:, None], axis=1)[:, 0]
-
-    def choose(wanted: Any, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        nonlocal fits
-        if greedy:
-            ids = first_argmax(wanted)
-            fits = ids == guess
-        else:
-            ids, fits = judge_draw(limit(wanted, settings), settings, guess, drawn_from)
-        fits = ops.logical_and(fits, growing)
-        taken = settings["step"] + ops.cast(growing, "int32")
-        # A row that has come to its end must not seem to stop, nor to have seen another token.
-        return ops.where(growing, ids, last), {**settings, "step": taken}
-
-    return advance(state, logits, choose, processors), fits
+    step = settings["step"] + ops.cast(active, "int32")
+    state = state._replace(sampler={**settings, "step": step})
+    state = write_tokens(state, logits, ops.where(active, ids, last))
+    return state, ops.logical_and(accepted, active)
 
 
-def judge_draw(
-    limited: Any, settings: dict[str, Any], guess: Any, drawn_from: Any
+def rejection_sample(
+    limited: Any, settings: dict[str, Any], draft: Any, draft_logits: Any
 ) -> tuple[Any, Any]:
-    """A token drawn from p, by way of a guess drawn from q (Leviathan et al., 2.3).
+    """Draws a token from p, given a draft token x drawn from q (Leviathan et al., 2.3).
 
-    The guess x is accepted with probability min(1, p(x) / q(x)); else a token is drawn from what
-    p has more than q. Without a guess, q is nothing, and the token is drawn as decoding draws it.
+    Accepts x with probability min(1, p(x) / q(x)), and otherwise draws from max(0, p - q),
+    normalized. Without a draft token, q is 0, so the token is drawn from p.
 
     Args:
         limited: float32 `[B, V]`, the logits of p.
-        settings: of the sampler, `[B]` each.
-        guess: int32 `[B]`, -1 for none.
-        drawn_from: the logits of q; None where the guess was certain.
+        settings: State of the sampler, `[B]` each.
+        draft: int32 `[B]`, -1 for rows without a draft token.
+        draft_logits: float32 `[B, V]`, the logits of q. `None` means that q(x) is 1.
 
     Returns:
-        The ids, int32 `[B]`, and whether they are the guesses, bool `[B]`.
+        The ids, int32 `[B]`, and True for each accepted draft token, bool `[B]`.
     """
     p = probabilities(limited, settings)
-    here = ops.arange(p.shape[-1], dtype="int32")[None] == guess[:, None]
-    if drawn_from is None:
-        q = ops.cast(here, "float32")
+    is_draft = ops.arange(p.shape[-1], dtype="int32")[None] == draft[:, None]
+    if draft_logits is None:
+        q = ops.cast(is_draft, "float32")
     else:
-        q = ops.where(guess[:, None] >= 0, probabilities(drawn_from, settings), 0.0)
-    step = settings["step"] + JUDGING
+        q = ops.where(draft[:, None] >= 0, probabilities(draft_logits, settings), 0.0)
+    step = settings["step"] + VERIFY_STREAM
     noise = gumbel(settings["seed"], settings["rows"], step, 1)[:, 0]
     uniform = ops.exp(-ops.exp(-noise))
-    q_of_guess = ops.sum(ops.where(here, q, 0.0), axis=-1)
-    p_of_guess = ops.sum(ops.where(here, p, 0.0), axis=-1)
-    fits = ops.logical_and(guess >= 0, uniform * q_of_guess <= p_of_guess)
+    q_of_draft = ops.sum(ops.where(is_draft, q, 0.0), axis=-1)
+    p_of_draft = ops.sum(ops.where(is_draft, p, 0.0), axis=-1)
+    accepted = ops.logical_and(draft >= 0, uniform * q_of_draft <= p_of_draft)
     rest = ops.maximum(p - q, 0.0)
     rest = ops.where(rest > 0, ops.log(rest), LOWEST)
-    return ops.where(fits, guess, ops.cast(draw(rest, settings), "int32")), fits
+    return ops.where(accepted, draft, ops.cast(draw(rest, settings), "int32")), accepted
 
 
 def probabilities(limited: Any, settings: dict[str, Any]) -> Any:
-    """Of logits `[B, V]`; at temperature 0 all of it is the likeliest's."""
+    """Returns the probabilities of logits `[B, V]`; one-hot for rows at temperature 0."""
     tokens = ops.arange(limited.shape[-1], dtype="int32")[None]
-    sure = ops.cast(tokens == first_argmax(limited)[:, None], "float32")
-    return ops.where(settings["temperature"][:, None] > 0, ops.softmax(limited, axis=-1), sure)
+    one_hot = ops.cast(tokens == first_argmax(limited)[:, None], "float32")
+    return ops.where(settings["temperature"][:, None] > 0, ops.softmax(limited, axis=-1), one_hot)
 
 
 def is_greedy(sampler: Sampler) -> bool:
-    """Whether it takes the likeliest token, always."""
+    """Returns True if the sampler always takes the most likely token."""
     return sampler.structure() == "greedy"

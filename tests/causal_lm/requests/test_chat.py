@@ -251,7 +251,7 @@ def test_bad_messages(lm):
     chat = lm.chat()
     with pytest.raises(TypeError, match="`text` must be a string"):
         chat.send(None)
-    with pytest.raises(ValueError, match="goes token by token"):
+    with pytest.raises(ValueError, match="decodes token by token"):
         chat.send("x", sampler="beam")
     with pytest.raises(TypeError, match="no argument `tempo`"):
         chat.send("x", tempo=1)

@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_gemma import samplers
 from keras_gemma.generation.programs import MAX_PROGRAMS
-from keras_gemma.generation.session import key_of
+from keras_gemma.generation.session import hashable
 from tests.models import compile_lm, make_lm
 
 IDS = [[2, 9, 31, 8, 300], [2, 40]]
@@ -122,7 +122,7 @@ def test_prefix_is_valid_for_this_model_and_its_weights_only(lm):
     ("inputs", "error", "says"),
     [
         ([], ValueError, "Prompt 0 has no tokens"),
-        ([2] * 9000, ValueError, "Prompt 0 has 9000 tokens, and the model's context holds"),
+        ([2] * 9000, ValueError, "Prompt 0 has 9000 tokens, but the context length is 8192"),
         (["To be", "or not"], ValueError, "`inputs` must be one text"),
         (IDS, ValueError, "`inputs` must be one text"),
         ([2, 10**6], ValueError, "`inputs` must be in"),
@@ -159,9 +159,9 @@ def test_unhashable_samplers_and_processors(lm):
     ban = Ban(expected[0])
     (result,) = lm.generate(IDS[:1], logits_processors=[ban], sampler=Listed(), **SETTINGS)
     assert result[0] != expected[0]
-    assert key_of(ban) == key_of(ban) and hash(key_of(ban)) == hash(key_of(ban))
-    assert key_of(ban) != key_of(Ban(expected[0]))  # they are mutable and may differ later
-    assert key_of("greedy") == "greedy"
+    assert hashable(ban) == hashable(ban) and hash(hashable(ban)) == hash(hashable(ban))
+    assert hashable(ban) != hashable(Ban(expected[0]))  # they are mutable and may differ later
+    assert hashable("greedy") == "greedy"
 
 
 def test_numbers_of_numpy(lm):

@@ -185,7 +185,7 @@ def test_other_bad_input(lm):
 
 def test_a_batch_that_exceeds_free_memory_is_refused(lm, monkeypatch):
     monkeypatch.setattr("keras_gemma.backend.free_memory", lambda: 10_000)
-    with pytest.raises(ValueError, match=r"2 rows need about 0\.0 GB .* and 0\.0 GB are free"):
+    with pytest.raises(ValueError, match=r"2 rows need about 0\.0 GB .* but only 0\.0 GB are free"):
         lm.generate(TEXTS, max_new_tokens=4)
     monkeypatch.setattr("keras_gemma.backend.free_memory", lambda: None)
     assert len(lm.generate(TEXTS, max_new_tokens=1)) == 2

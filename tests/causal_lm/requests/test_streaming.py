@@ -40,5 +40,5 @@ def test_first_piece_is_yielded_before_the_rest_is_generated(lm, monkeypatch):
 def test_arguments_are_checked_at_the_call(lm):
     with pytest.raises(ValueError, match="max_new_tokens=0"):
         lm.stream("To be", max_new_tokens=0)
-    with pytest.raises(ValueError, match="There must be a prompt"):
+    with pytest.raises(ValueError, match="There must be at least one prompt"):
         lm.stream([])
