@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from keras_gemma.text.batches import encode_inputs, keeps_its_order
+from keras_gemma.text.batches import encode_inputs, has_fixed_order
 
 
 class TextTrainer(keras.Model):
@@ -22,7 +22,7 @@ class TextTrainer(keras.Model):
     ) -> Any:
         """Same as `keras.Model.fit`, for strings too if there is a preprocessor."""
         x, y, sample_weight = self._encode(x, y, sample_weight)
-        if keeps_its_order(x):
+        if has_fixed_order(x):
             kwargs["shuffle"] = False
         if validation_data is not None:
             if isinstance(validation_data, tuple):
