@@ -338,13 +338,11 @@ def _other_kind(content: dict[str, Any]) -> list[str]:
     ):
         if content.get(key) not in accepted:
             problems.append(f"its {key} is {content.get(key)!r}")
-    position_dependent = [
+    contextual = [
         token["content"]
         for token in tokens
         if any(token.get(flag) for flag in ("single_word", "lstrip", "rstrip"))
     ]
-    if position_dependent:
-        problems.append(
-            f"tokens that depend on their neighbors: {', '.join(position_dependent[:8])}"
-        )
+    if contextual:
+        problems.append(f"tokens that depend on their neighbors: {', '.join(contextual[:8])}")
     return problems
