@@ -23,7 +23,7 @@ from keras import ops
 from keras_gemma.backend import keras_internals
 from keras_gemma.losses import loss_and_hits
 from keras_gemma.model.trainable import TrainableModel
-from keras_gemma.text.batches import encode_inputs, keeps_its_order
+from keras_gemma.text.batches import encode_inputs, has_fixed_order
 
 LOSS = keras.losses.SparseCategoricalCrossentropy
 ACCURACY = keras.metrics.SparseCategoricalAccuracy
@@ -53,7 +53,7 @@ class TrainableTextModel(TrainableModel):
     ) -> Any:
         """Same as `keras.Model.fit`, for strings too if there is a preprocessor."""
         x, y, sample_weight = self._encode(x, y, sample_weight)
-        if keeps_its_order(x):
+        if has_fixed_order(x):
             kwargs["shuffle"] = False
         if validation_data is not None:
             if isinstance(validation_data, tuple):

@@ -1,16 +1,14 @@
-"""Text to token ids and back. Above this folder and the applications, only ids are known.
+"""Conversion between text and token ids. Model and generation only know ids.
 
-A table of contents:
-
-    tokenizer.py      the layer: strings to ids, ids to strings
-    pieces.py         the vocabulary itself: control tokens in a text, or none
-    preprocessor.py   ids to what models read: start and end tokens, padding, masks, labels
-    batches.py        strings on their way into `fit`, in every container
-    vocabulary.py     a new SentencePiece vocabulary with Gemma's special ids
-    stream.py         text as it is made, token by token
-    chat.py           messages as Gemma's turns
-    chat_template.py  Gemma's turns in Jinja, for models that leave this package
-    reading.py        what people hand over as texts or ids
+tokenizer.py      tokenizer layer
+pieces.py         SentencePiece vocabulary, with and without control tokens
+preprocessor.py   model inputs: start and end tokens, padding, masks, labels
+batches.py        strings as inputs of `fit`, `evaluate` and `predict`
+vocabulary.py     training of a SentencePiece vocabulary with Gemma's special ids
+stream.py         incremental detokenization
+chat.py           messages as Gemma's turns
+chat_template.py  Jinja chat template for exported models
+inputs.py         texts and ids in all containers that users pass
 """
 
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor, GemmaPreprocessor

@@ -1,4 +1,4 @@
-"""Strings on their way into `fit`, `evaluate` and `predict`, in every container Keras takes."""
+"""Strings as inputs of `fit`, `evaluate` and `predict`, in all containers that Keras accepts."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -10,7 +10,7 @@ from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
 
 
 def is_text(x: Any) -> bool:
-    """Whether `x` is one string: of Python, of NumPy, or a scalar string tensor."""
+    """Returns True if `x` is one string: a Python or NumPy string, or a scalar string tensor."""
     if isinstance(x, str | bytes):
         return True
     return getattr(x, "ndim", None) == 0 and _holds_strings(x)
@@ -29,19 +29,24 @@ def _holds_strings(x: Any) -> bool:
 def encode_inputs(
     preprocessor: GemmaCausalLMPreprocessor | None, x: Any, y: Any = None, sample_weight: Any = None
 ) -> tuple[Any, Any, Any]:
-    """`(x, y, sample_weight)` with strings replaced by ids, labels and weights.
+    """Returns `(x, y, sample_weight)` with strings replaced by ids, labels and weights.
 
     Args:
-        preprocessor: None leaves everything as it is.
-        x: strings in a list, tuple or array; a `tf.data.Dataset`, a `keras.utils.PyDataset`, a
-            PyTorch loader or a generator of batches of strings; or anything that holds ids, which
-            a data set says by an attribute `holds_ids`.
+        preprocessor: Preprocessor of the strings. `None` returns the arguments unchanged.
+        x: Strings in a list, tuple or array; or a `tf.data.Dataset`, `keras.utils.PyDataset`,
+            PyTorch loader or generator of batches of strings. Other inputs, and data sets with an
+            attribute `holds_ids`, are returned unchanged.
+        y: Labels. Must be `None` for strings.
+        sample_weight: Weights. Must be `None` for strings.
+
+    Raises:
+        ValueError: If `x` is a single string, or strings have labels or weights.
     """
     if preprocessor is None or isinstance(x, dict) or x is None or getattr(x, "holds_ids", False):
         return x, y, sample_weight
     if is_text(x):
         raise ValueError(
-            f"Texts must come in a batch: pass a list of strings. Received: one string, {x!r:.60}"
+            f"Texts must be in a batch. Pass a list of strings. Received: one string, {x!r:.60}"
         )
     if _holds_strings(x):
         return preprocessor(x, y, sample_weight)
@@ -56,8 +61,8 @@ def encode_inputs(
     return x, y, sample_weight
 
 
-def keeps_its_order(x: Any) -> bool:
-    """Whether `x`, encoded, is read from start to end: shuffling it is its own business."""
+def has_fixed_order(x: Any) -> bool:
+    """Returns True if encoded inputs `x` are read in order, because Keras cannot shuffle them."""
     if isinstance(x, _EncodedDataset):
         return isinstance(x.batches, _Batches)
     if getattr(x, "keeps_order", False):
@@ -76,7 +81,7 @@ def _encoded(preprocessor: GemmaCausalLMPreprocessor, batches: Iterable[Any]) ->
 
 
 class _Batches:
-    """The batches of a loader that can be read again and again, by their index, in order."""
+    """Batches of a loader by index, which must be read in order. Index 0 restarts the loader."""
 
     workers, use_multiprocessing, max_queue_size = 1, False, 10
 
@@ -93,11 +98,11 @@ class _Batches:
         return next(self.iterator)
 
     def on_epoch_end(self) -> None:
-        """A loader shuffles by itself when it is read anew."""
+        """Does nothing: a loader shuffles when it is read again."""
 
 
 class _EncodedDataset(keras.utils.PyDataset):
-    """A data set of batches of strings, as one of ids, labels and weights."""
+    """Data set that encodes batches of strings as ids, labels and weights."""
 
     def __init__(self, preprocessor: GemmaCausalLMPreprocessor, batches: Any) -> None:
         super().__init__(

@@ -1,7 +1,7 @@
-"""The chat template that exported models carry: Gemma's turns, in Jinja.
+"""Chat template of exported models: Gemma's turns, in Jinja.
 
-It renders what the published template renders, for every list of messages which that one accepts.
-A system message, which the published template refuses, is folded into the first user turn.
+Renders the same text as the published template for all messages that the published one accepts. A
+system message, which the published template refuses, is added to the first user turn.
 """
 
 CHAT_TEMPLATE = (
@@ -24,4 +24,4 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"
 )
-"""Takes `messages` (`role`, `content`), `bos_token` and `add_generation_prompt`."""
+"""Template of `messages` (`role`, `content`), `bos_token` and `add_generation_prompt`."""

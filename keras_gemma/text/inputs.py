@@ -1,6 +1,6 @@
-"""What people hand over as texts or ids: Python, NumPy or a tensor of any framework.
+"""Texts and ids as users pass them: Python, NumPy or tensors of any framework.
 
-Knows no vocabulary and no model.
+Knows nothing about vocabularies and models.
 """
 
 from collections.abc import Sequence
@@ -11,9 +11,11 @@ import numpy as np
 
 
 def read_texts(inputs: Any) -> tuple[list[str], bool]:
-    """The strings in `inputs`, and whether they were many.
+    """Returns the strings in `inputs`, and True if `inputs` is a batch.
 
-    Raises TypeError for anything but strings, ValueError for arrays of two or more dimensions.
+    Raises:
+        TypeError: If `inputs` has anything but strings.
+        ValueError: If an array has two or more dimensions, or a string is not valid Unicode.
     """
     if isinstance(inputs, str | bytes):
         return [as_str(inputs)], False
@@ -34,9 +36,10 @@ def read_texts(inputs: Any) -> tuple[list[str], bool]:
 def pad_rows(
     rows: Sequence[Sequence[int]], length: int, pad_id: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of at most `length` ids, padded on the right.
+    """Pads rows of at most `length` ids on the right.
 
-    Returns int32 ids [B, length] and a bool mask [B, length], True where a row has an id.
+    Returns:
+        Ids, int32 `[B, length]`, and a bool mask `[B, length]` that is True for ids of a row.
     """
     ids = np.full((len(rows), length), pad_id, "int32")
     mask = np.zeros((len(rows), length), "bool")
@@ -47,9 +50,10 @@ def pad_rows(
 
 
 def to_numpy(x: Any) -> np.ndarray:
-    """`x`, a list, an array or a tensor of any framework, as an array on the host.
+    """Returns a list, an array or a tensor of any framework as a NumPy array.
 
-    Raises ValueError where rows have different lengths.
+    Raises:
+        ValueError: If rows have different lengths.
     """
     if hasattr(x, "to_list"):  # tf.RaggedTensor
         x = x.to_list()
@@ -57,15 +61,22 @@ def to_numpy(x: Any) -> np.ndarray:
 
 
 def to_ids(name: str, x: Any, dimensions: int, vocabulary_size: int) -> np.ndarray:
-    """`x` as int32 ids of a vocabulary, in so many dimensions.
+    """Returns `x` as int32 ids.
 
-    Raises ValueError, which calls `x` by `name`, where it is anything else.
+    Args:
+        name: Name of the argument, as the user wrote it.
+        x: Ids, as a list, an array or a tensor of any framework.
+        dimensions: Number of dimensions, 1 or 2.
+        vocabulary_size: Number of token ids, V.
+
+    Raises:
+        ValueError: If `x` has another shape or dtype, or an id is out of range.
     """
     try:
         array = to_numpy(x)
     except ValueError as error:
         raise ValueError(
-            f"`{name}` must have rows of one length. Pad them, and say where in the padding mask. "
+            f"`{name}` must have rows of one length. Pad them, and pass a padding mask. "
             f"Received: {x!r:.200}"
         ) from error
     if array.ndim != dimensions or (array.size and array.dtype.kind not in "iu"):
@@ -83,7 +94,12 @@ def to_ids(name: str, x: Any, dimensions: int, vocabulary_size: int) -> np.ndarr
 
 
 def as_str(text: Any) -> str:
-    """One `text` as a string that UTF-8 can write; else TypeError or ValueError."""
+    """Returns one text as a string.
+
+    Raises:
+        TypeError: If `text` is not a string, bytes or a string tensor.
+        ValueError: If `text` is not valid Unicode.
+    """
     if hasattr(text, "numpy"):
         text = text.numpy()
     if not isinstance(text, str | bytes):
@@ -97,16 +113,18 @@ def as_str(text: Any) -> str:
         text.encode("utf-8")
     except UnicodeError as error:
         raise ValueError(
-            "Text must be valid Unicode: decode it with its own encoding, or replace what is "
-            f"broken with `errors='replace'`. Received: {text!r}"
+            "Text must be valid Unicode. Decode it with its encoding, or replace invalid bytes "
+            f"with `errors='replace'`. Received: {text!r}"
         ) from error
     return str(text)
 
 
 def read_ids(inputs: Any) -> tuple[list[np.ndarray], bool]:
-    """The rows of ids in `inputs`, integers [T] each, and whether they were many.
+    """Returns the rows of ids in `inputs`, integers `[T]` each, and True if `inputs` is a batch.
 
-    Raises TypeError for anything but integers, ValueError for three or more dimensions.
+    Raises:
+        TypeError: If `inputs` has anything but integers.
+        ValueError: If `inputs` has three or more dimensions.
     """
     if hasattr(inputs, "to_list"):  # tf.RaggedTensor
         inputs = inputs.to_list()

@@ -1,7 +1,7 @@
-"""The pieces of a SentencePiece vocabulary: text to ids and back, with control tokens or without.
+"""SentencePiece vocabulary: text to ids and back, with and without control tokens.
 
-SentencePiece splits the text; what is added here is the choice between a control token and its
-name written in a text, and a literal `▁` that stays one. Knows no arrays and no batches.
+Adds two things to SentencePiece: the names of control tokens can be read as plain text, and a
+literal `▁` is preserved. Knows nothing about arrays and padding.
 """
 
 import base64
@@ -14,8 +14,8 @@ from pathlib import Path
 
 import sentencepiece
 
-LONGEST_PATH = 2048
-"""A longer `proto` string is no path but a vocabulary in base64."""
+MAX_PATH_LENGTH = 2048
+"""Maximum length of a path, in characters. A longer `proto` string is a base64 vocabulary."""
 
 CONTROL_NAMES = re.compile(
     r"<mask>|<2mass>|\[@BOS@\]|\[multimodal\]"
@@ -24,24 +24,24 @@ CONTROL_NAMES = re.compile(
     r"|<[a-z_]+_soft_token>"  # <image_soft_token>
     r"|<\|[a-z_]+\|>"  # CodeGemma: <|fim_prefix|>, <|file_separator|>
 )
-"""Control tokens that Gemma's vocabularies hold as pieces of a text ("user defined").
+"""Pattern of the control tokens that Gemma's vocabularies have as "user defined" pieces.
 
-`<bos>`, `<eos>`, `<pad>` and `<unk>` have types of their own there. Runs of newlines and spaces,
-and HTML tags such as `<h1>`, are pieces of a text too, and are text.
+`<bos>`, `<eos>`, `<pad>` and `<unk>` have the types "control" and "unknown". Other user-defined
+pieces are plain text: runs of newlines and spaces, and HTML tags such as `<h1>`.
 """
 
 SPACE = "▁"
-"""How SentencePiece writes the space in its pieces."""
+"""Character that replaces the space in SentencePiece's pieces."""
 
 
 class Pieces:
-    """A SentencePiece vocabulary.
+    """SentencePiece vocabulary.
 
     Args:
-        proto: the SentencePiece model, as bytes.
+        proto: SentencePiece model, in bytes.
 
     Raises:
-        ValueError: `proto` is no SentencePiece model.
+        ValueError: If `proto` is not a SentencePiece model.
 
     Example:
 
@@ -62,7 +62,7 @@ class Pieces:
 
     @functools.cached_property
     def control_tokens(self) -> dict[str, int]:
-        """The tokens that no plain text holds, and their ids."""
+        """Ids of the tokens that plain text cannot contain, by name."""
         processor = self.processor
         return {
             name: id
@@ -71,23 +71,28 @@ class Pieces:
         }
 
     def names(self) -> list[str]:
-        """All pieces, in the order of their ids. A space is written `▁`."""
+        """Returns all pieces in the order of their ids. A space is written as `▁`."""
         return self.processor.id_to_piece(list(range(self.size)))
 
     def id_or_none(self, name: str) -> int | None:
-        """The id of the piece `name`, or None where there is none."""
+        """Returns the id of the piece `name`, or `None` if the vocabulary does not have it."""
         id = self.processor.piece_to_id(name)
         return id if self.processor.id_to_piece(id) == name else None
 
     def encode(self, texts: Sequence[str], parse_special: bool = True) -> list[list[int]]:
-        """The ids of each text: with `parse_special`, those of the control tokens named in it.
+        """Returns the ids of each text.
 
-        A literal `▁`, which SentencePiece would read as a space, becomes its three bytes.
+        A literal `▁`, which SentencePiece reads as a space, is encoded as three bytes.
+
+        Args:
+            texts: Texts.
+            parse_special: If True, names of control tokens become these tokens. If False, they are
+                plain text.
         """
         return (self._parsing if parse_special else self._plain).encode(texts)
 
     def decode(self, ids: list[int], skip_special: bool | None = None) -> str:
-        """The text of `ids`; see `GemmaTokenizer.detokenize` for `skip_special`."""
+        """Returns the text of `ids`. See `GemmaTokenizer.detokenize` for `skip_special`."""
         if skip_special is None:
             return self.processor.decode(ids) if ids else ""
         parts = []
@@ -103,21 +108,21 @@ class Pieces:
         return {id: name for name, id in self.control_tokens.items()}
 
     def atoms(self, parse_special: bool) -> dict[str, list[int]]:
-        """The strings of a text that SentencePiece is not shown, and the ids that they become.
+        """Returns the strings that are encoded without SentencePiece, with their ids.
 
-        In the order in which they are looked for, the longest name first.
+        The order is the order of matching: longest name first.
         """
         names = sorted(self.control_tokens, key=len, reverse=True) if parse_special else ()
         return {name: [self.control_tokens[name]] for name in names} | self._literal_space()
 
     @functools.cached_property
     def plain_proto(self) -> bytes:
-        """The SentencePiece model for text in which no piece is a control token.
+        """SentencePiece model that reads the names of control tokens as plain text.
 
-        SentencePiece itself reads `<start_of_turn>` in a text as the token. It never does so with
-        pieces of the type CONTROL, so here all control tokens have that type.
+        SentencePiece matches user-defined pieces such as `<start_of_turn>` in a text, but never
+        pieces of type CONTROL. In this model, all control tokens have that type.
         """
-        from sentencepiece import sentencepiece_model_pb2 as protobuf  # seldom needed
+        from sentencepiece import sentencepiece_model_pb2 as protobuf  # rarely needed
 
         model = protobuf.ModelProto.FromString(self.proto)
         for id in self.control_tokens.values():
@@ -134,13 +139,13 @@ class Pieces:
         return _Splitter(_processor(self.plain_proto), self.atoms(parse_special=False))
 
     def _literal_space(self) -> dict[str, list[int]]:
-        """A literal `▁` and the ids of its bytes, where the vocabulary has them."""
+        """Returns the byte ids of a literal `▁`, if the vocabulary has them."""
         ids = [self.id_or_none(f"<0x{byte:02X}>") for byte in SPACE.encode()]
         return {} if None in ids else {SPACE: ids}
 
 
 class _Splitter:
-    """SentencePiece, and the strings that it is not shown, `atoms`, with the ids they have."""
+    """Encoder that replaces `atoms` by their ids, and encodes all other text by SentencePiece."""
 
     def __init__(
         self, processor: sentencepiece.SentencePieceProcessor, atoms: dict[str, list[int]]
@@ -148,7 +153,7 @@ class _Splitter:
         self.processor = processor
         self.atoms = atoms
         names = "|".join(map(re.escape, atoms))
-        self.pattern = re.compile(f"({names or '(?!)'})")  # (?!) is found nowhere
+        self.pattern = re.compile(f"({names or '(?!)'})")  # (?!) never matches
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         parts = [self.pattern.split(text) for text in texts]  # text, atom, text, atom, … text
@@ -164,15 +169,18 @@ class _Splitter:
         return rows
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
-        if len(texts) == 1:  # a list is shared out to threads, which costs more than a short text
+        if len(texts) == 1:  # A list starts threads, which take longer than a short text.
             return [self.processor.encode(texts[0], out_type=int)]
         return self.processor.encode(texts, out_type=int)
 
 
 def read_proto(proto: str | Path | bytes) -> bytes:
-    """The bytes of a vocabulary given as a path, bytes or a base64 string.
+    """Returns the bytes of a vocabulary that is a path, bytes or a base64 string.
 
-    Raises TypeError, FileNotFoundError, or ValueError for what is no base64.
+    Raises:
+        TypeError: If `proto` is of another type.
+        FileNotFoundError: If the path does not exist.
+        ValueError: If the string is not valid base64.
     """
     if isinstance(proto, bytes):
         return proto
@@ -181,24 +189,28 @@ def read_proto(proto: str | Path | bytes) -> bytes:
             "`proto` must be a path, bytes, a base64 string or None. "
             f"Received: proto of type {type(proto).__name__}"
         )
-    if isinstance(proto, str) and len(proto) > LONGEST_PATH:
+    if isinstance(proto, str) and len(proto) > MAX_PATH_LENGTH:
         return decode_base64(proto)
     path = Path(proto)
     if not path.is_file():
         raise FileNotFoundError(
-            "No vocabulary file at `proto`. Give the path of a vocabulary.spm or "
+            "No vocabulary file at `proto`. Pass the path of a vocabulary.spm or "
             f"tokenizer.model. Received: proto={str(proto)!r}"
         )
     return path.read_bytes()
 
 
 def decode_base64(proto: str) -> bytes:
-    """The bytes of a base64 string, or ValueError."""
+    """Returns the bytes of a base64 string.
+
+    Raises:
+        ValueError: If the string is not valid base64.
+    """
     try:
         return base64.b64decode(proto, validate=True)
     except binascii.Error as error:
         raise ValueError(
-            "`proto` is no vocabulary in base64. Give a path to the constructor, not to a config. "
+            "`proto` is not valid base64. Pass a path to the constructor, not in a config. "
             f"Received: proto={proto[:40]!r} ({len(proto)} characters)"
         ) from error
 
@@ -208,11 +220,11 @@ def _processor(proto: bytes) -> sentencepiece.SentencePieceProcessor:
         if proto:
             return sentencepiece.SentencePieceProcessor(model_proto=proto)
     except RuntimeError as error:
-        raise _no_model(proto) from error
-    raise _no_model(proto)
+        raise _invalid_model(proto) from error
+    raise _invalid_model(proto)
 
 
-def _no_model(proto: bytes) -> ValueError:
+def _invalid_model(proto: bytes) -> ValueError:
     return ValueError(
         "`proto` must be a SentencePiece model, such as the file vocabulary.spm or "
         "tokenizer.model of a Gemma checkpoint. "

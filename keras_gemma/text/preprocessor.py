@@ -1,7 +1,7 @@
-"""Text to what models read: ids with start and end tokens, padded, with masks and labels.
+"""Preprocessors: text to padded ids with start and end tokens, masks and labels.
 
-Control tokens written in a text are tokens, so a `<bos>` at its beginning, as in rendered chat
-templates, is the start token: none is added before it. Knows no model and no sampler.
+Names of control tokens in a text become tokens. Therefore no `<bos>` is added to a text that begins
+with it, such as a rendered chat template. Knows nothing about models and samplers.
 """
 
 from typing import Any
@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from keras_gemma import tf_data
+from keras_gemma.checks import check_integer
 from keras_gemma.presettable import Presettable
 from keras_gemma.text.inputs import pad_rows, read_texts, to_numpy
 from keras_gemma.text.tokenizer import GemmaTokenizer
@@ -17,26 +18,28 @@ from keras_gemma.text.tokenizer import GemmaTokenizer
 
 @keras.saving.register_keras_serializable(package="keras_gemma")
 class GemmaPreprocessor(Presettable, keras.layers.Layer):
-    """Texts to the inputs of `GemmaBackbone`.
+    """Converts texts to the inputs of `GemmaBackbone`.
 
     Args:
-        tokenizer: a `GemmaTokenizer`. Its own `sequence_length`, `add_bos` and `add_eos` are
-            not used here.
-        sequence_length: tokens a row, S. Longer texts are cut, shorter ones padded on the right.
-        add_start_token: whether a row begins with `<bos>`; one written there is not doubled.
-        add_end_token: whether a row ends with `<eos>`, which is kept where a text is cut; one
-            written there is not doubled.
-        **kwargs: `name`, `dtype` and `trainable`, as of every Keras layer.
+        tokenizer: A `GemmaTokenizer`. Its `sequence_length`, `add_bos` and `add_eos` are not used.
+        sequence_length: Number of tokens per row, S. Longer texts are truncated, shorter ones
+            padded on the right. Defaults to 1024.
+        add_start_token: If True, each row begins with `<bos>`. A `<bos>` in the text is not
+            doubled. Defaults to True.
+        add_end_token: If True, each row ends with `<eos>`, also if the text is truncated. An
+            `<eos>` in the text is not doubled. Defaults to True.
+        **kwargs: Keras layer arguments `name`, `dtype` and `trainable`.
 
     Call arguments:
-        x: a string, or a list, tuple or 1-D array of B strings; also string tensors, inside
-            `tf.data.Dataset.map` too.
-        y, sample_weight: passed on as they are.
-        sequence_length: instead of the layer's own, for this call.
+        x: A string, or a list, tuple, 1-D array or tensor of B strings. Symbolic tensors of
+            `tf.data.Dataset.map` are accepted.
+        y: Labels. Returned unchanged.
+        sample_weight: Sample weights. Returned unchanged.
+        sequence_length: Number of tokens per row in this call. `None` uses the layer's value.
 
     Returns when called:
-        `{"token_ids": int32 [B, S], "padding_mask": bool [B, S]}`, without B for one string; in
-        a tuple with `y` and `sample_weight` where those were given.
+        `{"token_ids": int32 [B, S], "padding_mask": bool [B, S]}`, without B for one string. If `y`
+        is passed, a tuple with `y` and `sample_weight`.
 
     Example:
 
@@ -74,7 +77,7 @@ class GemmaPreprocessor(Presettable, keras.layers.Layer):
 
     @property
     def sequence_length(self) -> int:
-        """Tokens a row, S."""
+        """Number of tokens per row, S."""
         return self._sequence_length
 
     @sequence_length.setter
@@ -88,7 +91,7 @@ class GemmaPreprocessor(Presettable, keras.layers.Layer):
         sample_weight: Any = None,
         sequence_length: int | None = None,
     ) -> Any:
-        """`call`. Strings are no tensors, so nothing of Keras's own call applies."""
+        """Same as `call`. Skips the `__call__` of Keras, which only accepts tensors."""
         return self.call(x, y, sample_weight, sequence_length)
 
     def call(
@@ -98,24 +101,22 @@ class GemmaPreprocessor(Presettable, keras.layers.Layer):
         sample_weight: Any = None,
         sequence_length: int | None = None,
     ) -> Any:
-        """The model's inputs; see the class."""
+        """Returns the model's inputs, as described in the class."""
         length = self._length(sequence_length)
         return keras.utils.pack_x_y_sample_weight(self._pack(x, length), y, sample_weight)
 
     def _length(self, sequence_length: int | None) -> int:
-        if sequence_length is None:
-            return self.sequence_length
-        return _check_length(sequence_length)
+        return self.sequence_length if sequence_length is None else _check_length(sequence_length)
 
     def _pack(self, x: Any, length: int) -> dict[str, Any]:
-        """`x` cut and padded to `length` ids, start and end tokens included."""
+        """Truncates and pads texts to `length` ids, including start and end tokens."""
         if tf_data.is_symbolic(x):
             return _map(lambda texts: self._pack(texts, length), x, length)
         texts, batched = read_texts(x)
         end = [self.tokenizer.end_token_id] if self.add_end_token else []
         if length < self.add_start_token + len(end):
             raise ValueError(
-                "`sequence_length` must leave room for the start and the end token. "
+                "`sequence_length` must leave room for the start and end tokens. "
                 f"Received: sequence_length={length}"
             )
         rows = [ids[: length - len(end)] for ids in self._encode(texts)]
@@ -123,7 +124,7 @@ class GemmaPreprocessor(Presettable, keras.layers.Layer):
         return self._batch(rows, length, batched)
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
-        """The ids of each text, with one start token where it is due, and no end token."""
+        """Returns the ids of each text, with a start token if `add_start_token`."""
         rows = self.tokenizer.encode(texts)
         start = [self.tokenizer.start_token_id] if self.add_start_token else []
         return [ids if ids[:1] == start else start + ids for ids in rows]
@@ -136,7 +137,7 @@ class GemmaPreprocessor(Presettable, keras.layers.Layer):
         }
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, the tokenizer serialised among them."""
+        """Returns the constructor's arguments. The tokenizer is serialized."""
         return {
             **super().get_config(),
             "tokenizer": keras.saving.serialize_keras_object(self.tokenizer),
@@ -147,7 +148,7 @@ class GemmaPreprocessor(Presettable, keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "GemmaPreprocessor":
-        """The preprocessor of a `get_config`."""
+        """Returns the preprocessor of a config. Inverse of `get_config`."""
         tokenizer = config["tokenizer"]
         if isinstance(tokenizer, dict):
             tokenizer = keras.saving.deserialize_keras_object(tokenizer)
@@ -156,13 +157,14 @@ class GemmaPreprocessor(Presettable, keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_gemma")
 class GemmaCausalLMPreprocessor(GemmaPreprocessor):
-    """Texts to the inputs, labels and weights that `GemmaCausalLM` trains on, and to prompts.
+    """Converts texts to training data and prompts of `GemmaCausalLM`.
 
-    Arguments are those of `GemmaPreprocessor`.
+    The arguments are the same as in `GemmaPreprocessor`.
 
-    Called, it gives `(x, y, sample_weight)`: `x` as `GemmaPreprocessor` does, `y` int32 [B, S]
-    the token after each of `x`, and `sample_weight` bool [B, S], False where `y` is padding.
-    Texts of more than S + 1 tokens are cut.
+    Returns when called:
+        `(x, y, sample_weight)`: `x` as in `GemmaPreprocessor`, the next tokens `y`, int32 `[B, S]`,
+        and `sample_weight`, bool `[B, S]`, which is False for padding in `y`. Texts are truncated
+        to S + 1 tokens.
 
     Example:
 
@@ -184,25 +186,25 @@ class GemmaCausalLMPreprocessor(GemmaPreprocessor):
         sample_weight: Any = None,
         sequence_length: int | None = None,
     ) -> Any:
-        """Inputs, labels and weights; see the class. `y` and `sample_weight` must be None."""
+        """Returns inputs, labels and weights. `y` and `sample_weight` must be `None`."""
         if y is not None or sample_weight is not None:
             raise ValueError(
-                "Labels of a causal language model are made from the text itself: leave `y` and "
+                "Labels of a causal language model are the next tokens of the text: leave `y` and "
                 "`sample_weight` out, for example by `dataset.map(lambda x, y: x)`. "
                 f"Received: y={y}, sample_weight={sample_weight}"
             )
-        # One token more than the inputs: the last is a label only, the first an input only.
+        # One token more than the inputs: the first is only an input, and the last only a label.
         packed = self._pack(x, self._length(sequence_length) + 1)
         ids, mask = packed["token_ids"], packed["padding_mask"]
         inputs = {"token_ids": ids[..., :-1], "padding_mask": mask[..., :-1]}
         return inputs, ids[..., 1:], mask[..., 1:]
 
     def tokenize_prompts(self, prompts: list[str]) -> list[np.ndarray]:
-        """The ids of each prompt, neither cut nor padded: int32 [T], one array a prompt.
+        """Returns the ids of each prompt, int32 `[T]`, neither truncated nor padded.
 
         Raises:
-            ValueError: an empty list.
-            TypeError: something else than a list of strings.
+            ValueError: If the list is empty.
+            TypeError: If `prompts` is not a list of strings.
         """
         texts, batched = read_texts(prompts)
         if not batched:
@@ -211,17 +213,17 @@ class GemmaCausalLMPreprocessor(GemmaPreprocessor):
         return [np.array(ids, "int32") for ids in self._encode(texts)]
 
     def generate_preprocess(self, x: Any, sequence_length: int | None = None) -> dict[str, Any]:
-        """Prompts as padded ids: with `<bos>`, and without `<eos>`, for the text goes on.
+        """Converts prompts to padded ids, without `<eos>`.
 
         Args:
-            x: a string, or a list, tuple or 1-D array of B strings.
-            sequence_length: tokens a row, S; by default the layer's own.
+            x: A string, or a list, tuple or 1-D array of B strings.
+            sequence_length: Number of tokens per row, S. `None` uses the layer's value.
 
         Returns:
             `{"token_ids": int32 [B, S], "padding_mask": bool [B, S]}`, without B for one string.
 
         Raises:
-            ValueError: a prompt of more than S tokens, or no prompts.
+            ValueError: If a prompt has more than S tokens, or the list is empty.
         """
         length = self._length(sequence_length)
         if tf_data.is_symbolic(x):
@@ -240,16 +242,17 @@ class GemmaCausalLMPreprocessor(GemmaPreprocessor):
         return self._batch(rows, length, batched)
 
     def generate_postprocess(self, x: dict[str, Any]) -> str | list[str]:
-        """The text of generated ids, without padding, `<bos>` and `<eos>`.
+        """Returns the text of generated ids, without padding, `<bos>` and `<eos>`.
 
         Args:
-            x: `{"token_ids": [B, S], "padding_mask": [B, S]}`, arrays or tensors, or both [S].
+            x: `{"token_ids": [B, S], "padding_mask": [B, S]}`, arrays or tensors. Both may be
+                `[S]`.
 
         Returns:
-            a list of B strings, or one string for ids [S].
+            A list of B strings, or one string for ids `[S]`.
 
         Raises:
-            ValueError: shapes that differ, or an id outside the vocabulary.
+            ValueError: If the shapes differ, or an id is outside the vocabulary.
         """
         ids, mask = to_numpy(x["token_ids"]), to_numpy(x["padding_mask"]).astype("bool")
         if ids.shape != mask.shape:
@@ -264,7 +267,7 @@ class GemmaCausalLMPreprocessor(GemmaPreprocessor):
 
 
 def _map(function: Any, x: Any, length: int) -> dict[str, Any]:
-    """`function`, from texts to packed ids, as a step of a `tf.data` pipeline."""
+    """Returns the symbolic result of `function`, from texts to packed ids, for `tf.data`."""
     signature = {
         "token_ids": keras.KerasTensor((length,), "int32"),
         "padding_mask": keras.KerasTensor((length,), "bool"),
@@ -273,13 +276,10 @@ def _map(function: Any, x: Any, length: int) -> dict[str, Any]:
 
 
 def _check_length(value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(
-            f"`sequence_length` must be a positive integer. Received: sequence_length={value!r}"
-        )
-    return value
+    check_integer("sequence_length", value)
+    return int(value)
 
 
 def _check_prompts(texts: list[str]) -> None:
     if not texts:
-        raise ValueError("Give at least one prompt. Received: an empty list")
+        raise ValueError("Pass at least one prompt. Received: an empty list")

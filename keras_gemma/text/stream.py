@@ -1,18 +1,23 @@
-"""Text as it is made, token by token: never half a character, never past a stop string."""
+"""Incremental detokenization: whole characters only, and nothing after a stop string."""
 
 from collections.abc import Callable, Sequence
 
-UNFINISHED = "\ufffd"
-"""What a character is decoded to whose bytes are not all there."""
+REPLACEMENT_CHARACTER = "\ufffd"
+"""Decoded form of a character whose bytes are incomplete."""
 
 
 class TextStream:
-    """The text of one row that grows.
+    """Incremental text of one sequence.
 
     Args:
-        decode: ids to their text; the text of two lists is that of the lists together, but where
-            the bytes of a character are parted.
-        stops: strings that end the text; what they begin with is withheld until it is clear.
+        decode: Function from ids to text. The texts of two lists must add up to the text of the
+            joined list, unless the bytes of a character are split between them.
+        stops: Stop strings. Text that may be the beginning of one is withheld until decided.
+
+    Attributes:
+        stopped: True if a stop string is complete.
+        pushed: Number of ids pushed, up to the one that completed a stop string.
+        rest: Withheld text, from the stop string on.
 
     Example:
 
@@ -32,47 +37,47 @@ class TextStream:
         self.decode = decode
         self.stops = tuple(stops)
         self.stopped = False
-        self.pushed = 0  # ids, up to the one that completed a stop string
-        self.rest = ""  # the stop string and what stands behind it
-        self._ids: list[int] = []  # of a character that is not complete
-        self._held = ""  # what may be the beginning of a stop string
+        self.pushed = 0
+        self.rest = ""
+        self._ids: list[int] = []  # ids of an incomplete character
+        self._withheld = ""  # possible beginning of a stop string
 
     def push(self, ids: Sequence[int]) -> str:
-        """The text that `ids` make certain."""
+        """Adds ids, and returns the text that is decided now."""
         if self.stopped:
             return ""
         self._ids += map(int, ids)
         self.pushed += len(ids)
         text = self.decode(self._ids) if self._ids else ""
-        if text.endswith(UNFINISHED):
+        if text.endswith(REPLACEMENT_CHARACTER):
             return ""
         self._ids = []
         return self._release(text)
 
     def finish(self) -> str:
-        """What has been withheld, now that nothing follows."""
+        """Returns the withheld text at the end of the sequence."""
         if self.stopped:
             return ""
         text = self._release(self.decode(self._ids) if self._ids else "")
         if not self.stopped:
-            text += self._held
-        self._ids, self._held = [], ""
+            text += self._withheld
+        self._ids, self._withheld = [], ""
         return text
 
     def _release(self, text: str) -> str:
-        text = self._held + text
-        found = [at for at in (text.find(stop) for stop in self.stops) if at >= 0]
-        if found:
+        text = self._withheld + text
+        starts = [start for start in map(text.find, self.stops) if start >= 0]
+        if starts:
             self.stopped = True
-            self.rest = text[min(found) :]
-            return text[: min(found)]
-        held = max((_overlap(text, stop) for stop in self.stops), default=0)
-        self._held = text[len(text) - held :]
-        return text[: len(text) - held]
+            self.rest = text[min(starts) :]
+            return text[: min(starts)]
+        end = len(text) - max((_overlap(text, stop) for stop in self.stops), default=0)
+        self._withheld = text[end:]
+        return text[:end]
 
 
 def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of `text` begin `stop`."""
+    """Returns the length of the longest end of `text` that is a beginning of `stop`."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):
             return length

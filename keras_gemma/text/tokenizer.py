@@ -1,7 +1,7 @@
-"""`GemmaTokenizer`: strings to token ids and back, by a SentencePiece vocabulary.
+"""`GemmaTokenizer`: strings to token ids and back, with a SentencePiece vocabulary.
 
-Works on the host with numpy alone, whatever the backend. Knows neither prompts nor padding masks
-(`preprocessor.py`), and no file but the vocabulary's own.
+Uses only NumPy, on any backend. Knows nothing about prompts and padding masks (`preprocessor.py`),
+and about files other than the vocabulary.
 """
 
 import base64
@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from keras_gemma import tf_data
+from keras_gemma.checks import check_integer
 from keras_gemma.presettable import Presettable
 from keras_gemma.text.chat import Message, Turn, encode_turns, read_turns, render
 from keras_gemma.text.inputs import as_str, pad_rows, read_ids, read_texts
@@ -23,25 +24,28 @@ VOCABULARY_FILE = "vocabulary.spm"
 
 @keras.saving.register_keras_serializable(package="keras_gemma")
 class GemmaTokenizer(Presettable, keras.layers.Layer):
-    """Gemma's tokenizer: strings to ids when called, ids to strings by `detokenize`.
+    """Gemma's tokenizer. Converts strings to ids when called, and ids to strings in `detokenize`.
 
     Args:
-        proto: the SentencePiece model as a path, as bytes or as a base64 string; None where
-            `load_assets` or `set_proto` brings it later.
-        dtype: of the ids, an integer type.
-        sequence_length: where given, ids are cut and padded to this many tokens.
-        add_bos: whether ids start with `<bos>`. Leave it to the preprocessor where there is one.
-        add_eos: whether ids end with `<eos>`; cut off where the text is too long.
-        **kwargs: `name` and `trainable`, as of every Keras layer.
+        proto: SentencePiece model, as a path, bytes or a base64 string. `None` leaves the tokenizer
+            without a vocabulary until `load_assets` or `set_proto` is called.
+        dtype: Integer dtype of the ids. Defaults to `"int32"`.
+        sequence_length: Number of tokens per row. Ids are truncated and padded to this length.
+            `None` disables both.
+        add_bos: If True, ids begin with `<bos>`. Preprocessors add it themselves. Defaults to
+            False.
+        add_eos: If True, ids end with `<eos>`, unless it is truncated. Defaults to False.
+        **kwargs: Keras layer arguments `name` and `trainable`.
 
     Attributes:
         start_token, end_token, pad_token: `"<bos>"`, `"<eos>"`, `"<pad>"`.
-        start_token_id, end_token_id, pad_token_id: their ids; None without a vocabulary.
-        end_of_turn_token_id: of `<end_of_turn>`; None where the vocabulary has no such piece.
+        start_token_id, end_token_id, pad_token_id: Their ids, or `None` without a vocabulary.
+        end_of_turn_token_id: Id of `<end_of_turn>`, or `None` if the vocabulary does not have it.
 
     Raises:
-        FileNotFoundError: no file at `proto`.
-        ValueError: `proto` is no SentencePiece model, or lacks a special token.
+        FileNotFoundError: If the file `proto` does not exist.
+        ValueError: If `proto` is not a SentencePiece model or lacks a special token, or another
+            argument is invalid.
 
     Example:
 
@@ -74,11 +78,8 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
         super().__init__(dtype=dtype, **kwargs)
         if not keras.backend.is_int_dtype(self.compute_dtype):
             raise ValueError(f"`dtype` must be an integer type. Received: dtype={dtype!r}")
-        if sequence_length is not None and sequence_length < 1:
-            raise ValueError(
-                "`sequence_length` must be positive, or None for ids of any length. "
-                f"Received: sequence_length={sequence_length!r}"
-            )
+        if sequence_length is not None:
+            check_integer("sequence_length", sequence_length)
         self.sequence_length = sequence_length
         self.add_bos = add_bos
         self.add_eos = add_eos
@@ -88,7 +89,7 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
     # The vocabulary.
 
     def set_proto(self, proto: str | Path | bytes | None) -> None:
-        """Take another vocabulary: a path, bytes, a base64 string, or None for none."""
+        """Sets the vocabulary: a path, bytes or a base64 string. `None` removes it."""
         self.proto = self._pieces = None
         self.start_token_id = self.end_token_id = self.pad_token_id = None
         self.end_of_turn_token_id = None
@@ -98,8 +99,8 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
         for token in self.special_tokens:
             if pieces.id_or_none(token) is None:
                 raise ValueError(
-                    f"`proto` must hold the special tokens {self.special_tokens}, but {token!r} "
-                    "is missing. Give Gemma's own vocabulary, or one of `train_vocabulary`. "
+                    f"`proto` must have the special tokens {self.special_tokens}, but {token!r} "
+                    "is missing. Use Gemma's vocabulary, or one from `train_vocabulary`. "
                     f"Received: a vocabulary of {pieces.size} pieces"
                 )
         self.proto = pieces.proto
@@ -111,27 +112,35 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
 
     @property
     def pieces(self) -> Pieces:
-        """The vocabulary itself; ValueError where there is none yet."""
+        """Vocabulary of the tokenizer.
+
+        Raises:
+            ValueError: If the vocabulary is missing.
+        """
         self._check_vocabulary()
         return self._pieces
 
     def _check_vocabulary(self) -> None:
         if self._pieces is None:
             raise ValueError(
-                f"The tokenizer {self.name!r} has no vocabulary yet. Create it with `proto=...`, "
-                "by `GemmaTokenizer.from_preset(...)`, or call `load_assets(directory)` on it."
+                f"The tokenizer {self.name!r} has no vocabulary yet. Create it with `proto=...` or "
+                "`GemmaTokenizer.from_preset(...)`, or call its method `load_assets(directory)`."
             )
 
     def vocabulary_size(self) -> int:
-        """The number of token ids, V."""
+        """Returns the number of token ids, V."""
         return self.pieces.size
 
     def get_vocabulary(self) -> list[str]:
-        """All pieces, in the order of their ids. A space is written `▁`."""
+        """Returns all pieces in the order of their ids. A space is written as `▁`."""
         return self.pieces.names()
 
     def id_to_token(self, id: int) -> str:
-        """The piece of an id; ValueError where the id is out of range."""
+        """Returns the piece of an id.
+
+        Raises:
+            ValueError: If the id is out of range.
+        """
         if not 0 <= id < self.vocabulary_size():
             raise ValueError(
                 f"`id` must be in the vocabulary's range [0, {self.vocabulary_size()}). "
@@ -140,23 +149,23 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
         return self.pieces.processor.id_to_piece(int(id))
 
     def token_to_id(self, token: str | bytes) -> int:
-        """The id of a piece; the id of `<unk>` where the vocabulary has no such piece."""
+        """Returns the id of a piece, or of `<unk>` if the vocabulary does not have the piece."""
         return self.pieces.processor.piece_to_id(as_str(token))
 
     @property
     def special_tokens(self) -> list[str]:
-        """The tokens that are no part of a text: start, end and padding."""
+        """Start, end and padding tokens."""
         return [self.start_token, self.end_token, self.pad_token]
 
     @property
     def special_token_ids(self) -> list[int]:
-        """The ids of `special_tokens`."""
+        """Ids of `special_tokens`."""
         self._check_vocabulary()
         return [self.start_token_id, self.end_token_id, self.pad_token_id]
 
     @property
     def stop_token_ids(self) -> list[int]:
-        """The ids that end a generated text: of `<eos>`, and of `<end_of_turn>` if there is one."""
+        """Default stop tokens: ids of `<eos>` and, if the vocabulary has it, `<end_of_turn>`."""
         self._check_vocabulary()
         ids = [self.end_token_id, self.end_of_turn_token_id]
         return [id for id in ids if id is not None]
@@ -164,23 +173,23 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
     # Strings to ids.
 
     def __call__(self, inputs: Any, parse_special: bool = True) -> Any:
-        """`tokenize`. Strings are no tensors, so nothing of Keras's own call applies."""
+        """Same as `tokenize`. Skips the `__call__` of Keras, which only accepts tensors."""
         return self.call(inputs, parse_special)
 
     def call(self, inputs: Any, parse_special: bool = True) -> Any:
-        """`tokenize`."""
+        """Same as `tokenize`."""
         return self.tokenize(inputs, parse_special)
 
     def encode(self, texts: Sequence[str], parse_special: bool = True) -> list[list[int]]:
-        """The bare ids of each text, without the `<bos>`, `<eos>` and padding of `tokenize`.
+        """Returns the ids of each text, without the `<bos>`, `<eos>` and padding of `tokenize`.
 
         Args:
-            texts: a list, tuple or 1-D array of strings.
-            parse_special: as in `tokenize`.
+            texts: A list, tuple or 1-D array of strings.
+            parse_special: Same as in `tokenize`.
 
         Raises:
-            TypeError: something else than a list of strings.
-            ValueError: no vocabulary yet.
+            TypeError: If `texts` is not a list of strings.
+            ValueError: If the vocabulary is missing.
         """
         vocabulary = self.pieces
         _check_flag("parse_special", parse_special)
@@ -190,25 +199,23 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
         return vocabulary.encode(texts, parse_special)
 
     def tokenize(self, inputs: Any, parse_special: bool = True) -> Any:
-        """The ids of one text or of many.
-
-        Control tokens written in a text, such as `<start_of_turn>` or `<bos>`, become their ids.
-        Pass `parse_special=False` for text of which that is not wanted, such as what a user
-        typed: no text gives the id of a control token then.
+        """Returns the ids of one text or a batch of texts.
 
         Args:
-            inputs: a string, or a list, tuple or 1-D array of B strings; also string tensors,
-                inside `tf.data.Dataset.map` too.
-            parse_special: False reads the names of control tokens as plain text.
+            inputs: A string, or a list, tuple, 1-D array or tensor of B strings. Symbolic tensors
+                of `tf.data.Dataset.map` are accepted.
+            parse_special: If True, names of control tokens such as `<start_of_turn>` become these
+                tokens. If False, they are plain text: use it for untrusted text, such as user
+                input. Defaults to True.
 
         Returns:
-            int [T] for one string; for many a list of B such arrays, or one int
-            [B, sequence_length] where `sequence_length` is set.
+            Integers `[T]` for one string. For a batch, a list of B such arrays, or one array
+            `[B, sequence_length]` if `sequence_length` is set.
 
         Raises:
-            TypeError: something else than strings, or `parse_special` is no bool.
-            ValueError: no vocabulary yet, an array of two or more dimensions, or in
-                `Dataset.map` a batch without a `sequence_length`.
+            TypeError: If `inputs` has anything but strings, or `parse_special` is not a bool.
+            ValueError: If the vocabulary is missing, an array has two or more dimensions, or a
+                batch in `Dataset.map` has no `sequence_length`.
         """
         vocabulary = self.pieces
         _check_flag("parse_special", parse_special)
@@ -244,27 +251,28 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
         add_generation_prompt: bool = True,
         tokenize: bool = True,
     ) -> Any:
-        """A conversation as the text, or the ids, that Gemma's instruct models were trained on.
+        """Converts a conversation to the format of Gemma's instruction-tuned models.
 
-        They know no system role: a system message, which must be the first, is put at the head of
-        the first user turn, with an empty line between.
+        Gemma has no system role. A system message, which must be the first, is added to the
+        beginning of the first user turn, followed by an empty line.
 
         Args:
-            messages: `{"role", "content"}` each; after a system message, if there is one, the
-                roles alternate between `"user"` and `"assistant"` (or `"model"`). Or a list of
-                such lists.
-            add_generation_prompt: end with the beginning of the model's turn.
-            tokenize: False gives the string.
+            messages: Messages `{"role": ..., "content": ...}`, or a list of such lists. After an
+                optional system message, the roles alternate between `"user"` and `"assistant"` (or
+                `"model"`).
+            add_generation_prompt: If True, ends with the beginning of the model's turn. Defaults to
+                True.
+            tokenize: If True, returns ids. If False, returns a string. Defaults to True.
 
         Returns:
-            The ids, `<bos>` among them, to pass to `generate` in a list: a list of integers, in
-            which content gives no control token, whatever is written in it. Or the string, where
-            that cannot be told. For a list of conversations, a list of these.
+            Token ids with `<bos>`, as a list of integers. Names of control tokens in the content
+            are plain text. Or the string, in which these names cannot be told from control
+            tokens. For a list of conversations, a list of either.
 
         Raises:
-            TypeError: no messages, or content that is no string.
-            ValueError: roles that do not alternate, a message without role or content, an empty
-                list, or a vocabulary without `<start_of_turn>`.
+            TypeError: If `messages` is not a list of messages, or content is not a string.
+            ValueError: If roles do not alternate, a message lacks its role or content, the list is
+                empty, or the vocabulary lacks `<start_of_turn>`.
 
         Example:
 
@@ -301,33 +309,33 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
     # Ids to strings.
 
     def detokenize(self, inputs: Any, skip_special_tokens: bool | None = None) -> str | list[str]:
-        """The text of one sequence of ids, or of many. Bytes that are not UTF-8 are U+FFFD.
+        """Returns the text of one sequence of ids or a batch. Invalid UTF-8 becomes U+FFFD.
 
         Args:
-            inputs: an id, a 1-D list or array of them, a 2-D array, or a list of 1-D lists or
-                arrays of any lengths. Arrays may be tensors of any framework.
-            skip_special_tokens: True writes all control tokens as nothing, False writes all by
-                their names. None does what SentencePiece and KerasHub do: `<bos>`, `<eos>` and
-                `<pad>` are nothing, `<unk>` is ` ⁇ `, and `<start_of_turn>` is its name.
+            inputs: An id, a 1-D list or array of ids, a 2-D array, or a list of 1-D lists or arrays
+                of any lengths. Arrays may be tensors of any framework.
+            skip_special_tokens: If True, omits all control tokens. If False, writes their names.
+                `None` does the same as SentencePiece and KerasHub: it omits `<bos>`, `<eos>` and
+                `<pad>`, writes `<unk>` as ` ⁇ `, and writes the names of others.
 
         Returns:
-            a string, or a list of strings for 2-D inputs. Of ids from `tokenize`, it is the very
-            text where `skip_special_tokens` is False, or the text was not parsed.
+            A string, or a list of strings for 2-D inputs. It equals the tokenized text if
+            `skip_special_tokens` is False, or `parse_special` was False in `tokenize`.
 
         Raises:
-            ValueError: an id out of range, or more than two dimensions.
-            TypeError: ids that are not integers, or `skip_special_tokens` is no bool.
+            ValueError: If an id is out of range, or `inputs` has more than two dimensions.
+            TypeError: If ids are not integers, or `skip_special_tokens` is not a bool.
         """
         vocabulary = self.pieces
         if skip_special_tokens is not None:
             _check_flag("skip_special_tokens", skip_special_tokens)
         rows, batched = read_ids(inputs)
         for row in rows:
-            wrong = row[(row < 0) | (row >= vocabulary.size)]
-            if wrong.size:
+            invalid = row[(row < 0) | (row >= vocabulary.size)]
+            if invalid.size:
                 raise ValueError(
                     "`inputs` must be ids in the vocabulary's range "
-                    f"[0, {vocabulary.size}). Received: {wrong[:10].tolist()}"
+                    f"[0, {vocabulary.size}). Received: {invalid[:10].tolist()}"
                 )
         texts = [vocabulary.decode(row.tolist(), skip_special_tokens) for row in rows]
         return texts if batched else texts[0]
@@ -335,7 +343,7 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
     # Saving.
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments; the vocabulary as a base64 string."""
+        """Returns the constructor's arguments. The vocabulary is a base64 string."""
         proto = None if self.proto is None else base64.b64encode(self.proto).decode("ascii")
         return {
             **super().get_config(),
@@ -347,23 +355,23 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "GemmaTokenizer":
-        """The tokenizer of a `get_config`. A stored config may hold a vocabulary, but no path."""
+        """Returns the tokenizer of a config. A config may have a vocabulary, but not a path."""
         proto = config.get("proto")
         if isinstance(proto, str):
             config = {**config, "proto": decode_base64(proto)}
         return super().from_config(config)
 
     def save_assets(self, dir_path: str | Path) -> None:
-        """Write the vocabulary to `dir_path`/vocabulary.spm."""
+        """Writes the vocabulary to `dir_path`/vocabulary.spm."""
         self._check_vocabulary()
         Path(dir_path, VOCABULARY_FILE).write_bytes(self.proto)
 
     def load_assets(self, dir_path: str | Path) -> None:
-        """Read the vocabulary from `dir_path`/vocabulary.spm."""
+        """Reads the vocabulary from `dir_path`/vocabulary.spm."""
         self.set_proto(Path(dir_path, VOCABULARY_FILE))
 
     def load_preset_assets(self, preset_dir: str | Path) -> None:
-        """Read the vocabulary of a preset's directory on this machine."""
+        """Reads the vocabulary of a local preset directory."""
         self.load_assets(Path(preset_dir, "assets", "tokenizer"))
 
 

@@ -1,13 +1,13 @@
-"""A new SentencePiece vocabulary with Gemma's settings and Gemma's special ids.
+"""Training of a SentencePiece vocabulary with Gemma's settings and special ids.
 
     0 <pad>   1 <eos>   2 <bos>   3 <unk>   4 <mask>   5 <2mass>   6 [@BOS@]
     7 … 105   <unused0> … <unused98>
     106 <start_of_turn>   107 <end_of_turn>
-    108 …     runs of newlines, then runs of spaces, each one token; then words that were given
+    108 …     runs of newlines, runs of spaces, and `words`, one token each
     …         256 bytes, for characters outside the vocabulary
     …         merges and characters, learned from the texts
 
-Knows no tokenizer layer and no model.
+Knows nothing about the tokenizer layer and models.
 """
 
 import io
@@ -16,31 +16,32 @@ from collections.abc import Iterable, Iterator
 import sentencepiece
 
 FIRST_RUN_ID = 108
-BYTES = 256
-LINE_LENGTH = 1000  # characters; SentencePiece skips lines of more than 4192 bytes in silence
+NUM_BYTES = 256
+MAX_LINE_LENGTH = 1000
+"""Maximum line length, in characters. SentencePiece silently skips lines above 4192 bytes."""
 
 
 def train_vocabulary(
     texts: Iterable[str], vocabulary_size: int, words: Iterable[str] = ()
 ) -> bytes:
-    """A byte-pair vocabulary learned from `texts`.
+    """Trains a byte-pair vocabulary on `texts`.
 
-    Text → ids → text is exact for all Unicode text. SentencePiece itself writes the space as
-    U+2581 (▁) and reads a literal ▁ as a space; `GemmaTokenizer` keeps it, as bytes.
+    `GemmaTokenizer` encodes and decodes all Unicode text without loss. Without it, SentencePiece
+    reads a literal U+2581 (▁) as a space.
 
     Args:
-        texts: the corpus, in pieces of any length.
-        vocabulary_size: number of ids, special tokens and bytes included. From 8192 on, runs of up
-            to 31 newlines or spaces are tokens of their own; below, runs of up to 4.
-        words: strings that are one token each, wherever they stand; a space is written `▁`.
+        texts: Strings of any length.
+        vocabulary_size: Number of token ids, including special tokens and bytes. Runs of up to 31
+            newlines or spaces are one token each if it is at least 8192, otherwise runs of up to 4.
+        words: Strings that are always one token. A space in them is written as `▁`.
 
     Returns:
-        the SentencePiece model, for `GemmaTokenizer(proto=...)` or a file `vocabulary.spm`.
+        The SentencePiece model, in bytes, for `GemmaTokenizer(proto=...)` or a vocabulary.spm file.
 
     Raises:
-        ValueError: a vocabulary that is too small for the special tokens or the characters of
-            `texts`, or too large for what `texts` hold; no text at all.
-        TypeError: `texts` is one string, or holds something else than strings.
+        ValueError: If `vocabulary_size` is too small for the special tokens and the characters of
+            `texts`, or too large for `texts`, or `texts` is empty.
+        TypeError: If `texts` or `words` is one string, or has anything but strings.
 
     Example:
 
@@ -53,29 +54,28 @@ def train_vocabulary(
     tokenizer = GemmaTokenizer(proto)
     ```
     """
-    for name, given in {"texts": texts, "words": words}.items():
-        if isinstance(given, str):
+    for name, value in {"texts": texts, "words": words}.items():
+        if isinstance(value, str):
             raise TypeError(
-                f"`{name}` must be an iterable of strings: put one text into a list. "
-                f"Received one string of {len(given)} characters"
+                f"`{name}` must be an iterable of strings. Put a single string into a list. "
+                f"Received: one string of {len(value)} characters"
             )
     words = list(dict.fromkeys(words))
     if not all(isinstance(word, str) and word for word in words):
-        raise TypeError(f"`words` must hold strings that are not empty. Received: words={words!r}")
-    longest = 31 if vocabulary_size >= 8192 else 4
-    runs = ["\n" * n for n in range(1, longest + 1)] + ["▁" * n for n in range(2, longest + 1)]
+        raise TypeError(f"`words` must be non-empty strings. Received: words={words!r}")
+    max_run = 31 if vocabulary_size >= 8192 else 4
+    runs = ["\n" * n for n in range(1, max_run + 1)] + ["▁" * n for n in range(2, max_run + 1)]
     runs += [word for word in words if word not in runs]
-    minimum = FIRST_RUN_ID + len(runs) + BYTES + 1
+    minimum = FIRST_RUN_ID + len(runs) + NUM_BYTES + 1
     if vocabulary_size < minimum:
         raise ValueError(
-            f"`vocabulary_size` must be at least {minimum} to hold the special tokens and bytes, "
-            f"and the characters of `texts` beside. Received: vocabulary_size={vocabulary_size}"
+            f"`vocabulary_size` must be at least {minimum} for the special tokens and bytes, plus "
+            f"the characters of `texts`. Received: vocabulary_size={vocabulary_size}"
         )
-    lines = list(
-        _lines(texts)
-    )  # a list: errors inside an iterator, SentencePiece takes for its end
+    # A list, because SentencePiece takes an error in an iterator for its end.
+    lines = list(_lines(texts))
     if not lines:
-        raise ValueError("`texts` must hold text to learn from. Received: nothing but empty lines")
+        raise ValueError("`texts` must not be empty. Received: no text, or only empty lines")
     unused = [f"<unused{n}>" for n in range(99)]
     turns = ["<start_of_turn>", "<end_of_turn>"]
     model = io.BytesIO()
@@ -103,18 +103,18 @@ def train_vocabulary(
         )
     except RuntimeError as error:
         raise ValueError(
-            "No vocabulary of this size can be learned from `texts`: choose a `vocabulary_size` "
-            "between its characters and its merges, or give more text. Received: "
-            f"vocabulary_size={vocabulary_size}. SentencePiece says: {error}"
+            "SentencePiece cannot train a vocabulary of this size on `texts`. Change "
+            "`vocabulary_size`, or pass more text. "
+            f"Received: vocabulary_size={vocabulary_size}. SentencePiece reports: {error}"
         ) from error
     return model.getvalue()
 
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:
-    """The lines of `texts`, short enough for SentencePiece; newlines are tokens already."""
+    """Yields the lines of `texts`, split to at most `MAX_LINE_LENGTH` characters."""
     for text in texts:
         if not isinstance(text, str):
-            raise TypeError(f"`texts` must hold strings. Received: {text!r}")
+            raise TypeError(f"`texts` must be strings. Received: {text!r}")
         for line in text.split("\n"):
-            for start in range(0, len(line), LINE_LENGTH):
-                yield line[start : start + LINE_LENGTH]
+            for start in range(0, len(line), MAX_LINE_LENGTH):
+                yield line[start : start + MAX_LINE_LENGTH]

@@ -174,7 +174,7 @@ def test_a_single_string_is_refused(lm, verb):
 
 
 def test_labels_with_strings_are_refused(lm):
-    with pytest.raises(ValueError, match="made from the text itself"):
+    with pytest.raises(ValueError, match="next tokens of the text"):
         lm.fit(TEXTS[:2], np.zeros((2, 16)), **SETTINGS)
 
 

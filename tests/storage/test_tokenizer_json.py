@@ -1,4 +1,4 @@
-"""tokenizer.json against `tokenizers`, transformers and SentencePiece."""
+"""tokenizer.json compared with `tokenizers`, transformers and SentencePiece."""
 
 import json
 
@@ -37,7 +37,7 @@ def pieces_of(proto):
     return sentencepiece.SentencePieceProcessor(model_proto=proto)
 
 
-def test_ids_and_texts_are_those_of_sentencepiece(tiny_proto, tmp_path):
+def test_ids_and_texts_equal_sentencepiece(tiny_proto, tmp_path):
     path = write(tmp_path / "tokenizer.json", write_tokenizer_json(tiny_proto))
     theirs = tokenizers.Tokenizer.from_file(str(path))
     expected = pieces_of(tiny_proto)
@@ -48,8 +48,8 @@ def test_ids_and_texts_are_those_of_sentencepiece(tiny_proto, tmp_path):
         assert theirs.decode(ids, skip_special_tokens=False) == expected.decode(ids) == text
 
 
-def test_words_and_no_merges(tmp_path):
-    """As in the built-in preset that answers."""
+def test_words_without_merges(tmp_path):
+    """Same kind of vocabulary as in the built-in chat preset."""
     proto = train_vocabulary(["to be, that is question"], 385, ["capital", "to▁be"])
     path = write(tmp_path / "tokenizer.json", write_tokenizer_json(proto))
     theirs = tokenizers.Tokenizer.from_file(str(path))
@@ -60,7 +60,7 @@ def test_words_and_no_merges(tmp_path):
     assert back.encode(text) == ids
 
 
-def test_special_tokens_are_found_and_skipped(tiny_proto, tmp_path):
+def test_special_tokens_are_encoded_and_skipped(tiny_proto, tmp_path):
     path = write(tmp_path / "tokenizer.json", write_tokenizer_json(tiny_proto))
     theirs = tokenizers.Tokenizer.from_file(str(path))
     ids = theirs.encode("<bos><start_of_turn><eos><pad><unk>", add_special_tokens=False).ids
@@ -69,7 +69,7 @@ def test_special_tokens_are_found_and_skipped(tiny_proto, tmp_path):
 
 
 @pytest.mark.parametrize("spelling", ["a b", ["a", "b"]])
-def test_reads_what_it_writes(spelling, tiny_proto, tmp_path):
+def test_round_trip(spelling, tiny_proto, tmp_path):
     content = write_tokenizer_json(tiny_proto)
     if isinstance(spelling, list):
         content["model"]["merges"] = [merge.split(" ") for merge in content["model"]["merges"]]
@@ -78,8 +78,8 @@ def test_reads_what_it_writes(spelling, tiny_proto, tmp_path):
     assert ours.vocab_size() == expected.vocab_size()
     for id in range(expected.vocab_size()):
         assert ours.id_to_piece(id) == expected.id_to_piece(id)
-        for question in ("is_control", "is_unknown", "is_byte", "is_unused"):
-            assert getattr(ours, question)(id) == getattr(expected, question)(id)
+        for predicate in ("is_control", "is_unknown", "is_byte", "is_unused"):
+            assert getattr(ours, predicate)(id) == getattr(expected, predicate)(id)
     for name in ("bos_id", "eos_id", "pad_id", "unk_id"):
         assert getattr(ours, name)() == getattr(expected, name)()
     for text in TEXTS:
@@ -89,7 +89,7 @@ def test_reads_what_it_writes(spelling, tiny_proto, tmp_path):
     assert again["model"]["vocab"] == content["model"]["vocab"]
 
 
-def test_a_larger_vocabulary(tmp_path):
+def test_vocabulary_with_many_merges(tmp_path):
     words = ["ab" * n + "ra" * m for n in range(1, 7) for m in range(7)] * 3
     proto = train_vocabulary([" ".join(words), "tabs\tor\tnot", "née à Genève"], 430)
     path = write(tmp_path / "tokenizer.json", write_tokenizer_json(proto))
@@ -99,8 +99,8 @@ def test_a_larger_vocabulary(tmp_path):
         assert theirs.encode(text, add_special_tokens=False).ids == ids == ours.encode(text), text
 
 
-def test_pieces_of_tabs_as_published(tmp_path, tiny_proto):
-    """Gemma has pieces of several tabs, and a tab alone is a byte: id 226 there."""
+def test_pieces_of_tabs(tmp_path, tiny_proto):
+    """Gemma has pieces of several tabs, but a single tab is a byte piece."""
     from sentencepiece import sentencepiece_model_pb2
 
     model = sentencepiece_model_pb2.ModelProto.FromString(tiny_proto)
@@ -116,7 +116,7 @@ def test_pieces_of_tabs_as_published(tmp_path, tiny_proto):
         assert theirs.encode(text, add_special_tokens=False).ids == ids == ours.encode(text), text
 
 
-def test_reads_what_transformers_writes(tiny_proto, tmp_path):
+def test_reads_files_of_transformers(tiny_proto, tmp_path):
     import transformers
 
     write(tmp_path / "tokenizer.json", write_tokenizer_json(tiny_proto))
@@ -173,8 +173,8 @@ def test_other_kinds_are_refused(key, value, message, tiny_proto, tmp_path):
 def test_merges_that_scores_cannot_express(tiny_proto, tmp_path):
     content = write_tokenizer_json(tiny_proto)
     merges = content["model"]["merges"]
-    made = [merge.replace(" ", "") for merge in merges]
-    longer = next(m for m, text in zip(merges, made, strict=True) if made.count(text) > 1)
+    merged = [merge.replace(" ", "") for merge in merges]
+    longer = next(m for m, text in zip(merges, merged, strict=True) if merged.count(text) > 1)
     content["model"]["merges"] = [merge for merge in merges if merge != longer]
     with pytest.raises(ValueError, match=f"no scores of pieces.*{longer.replace(' ', '')}"):
         read_tokenizer_json(write(tmp_path / "tokenizer.json", content))
@@ -197,7 +197,7 @@ def test_ids_with_gaps_and_missing_tokens(tiny_proto, tmp_path):
         read_tokenizer_json(tmp_path / "tokenizer.json")
 
 
-def test_a_vocabulary_that_no_tokenizer_json_stands_for():
+def test_unigram_models_cannot_be_converted():
     import io
 
     model = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Any text to ids and back, with control tokens and without, beside SentencePiece itself."""
+"""Round trips of any text, with and without control tokens, compared with SentencePiece."""
 
 import copy
 from pathlib import Path
@@ -21,7 +21,7 @@ FRAGMENTS = [*" \t\n\r\0▁<>", " " * 9, "\n" * 9, "▁▁", "\r\n", "0123", "é
 FRAGMENTS += ["\ufeff", "\ufffd", "\u3000", "\U0010ffff", "<0x02>", "<0xE2>", "<h1>", "<b", "os>"]
 FRAGMENTS += ["<bos>", "<eos>", "<pad>", "<unk>", "<mask>", "<unused7>", "<unused", "7>"]
 FRAGMENTS += ["<start_of_turn>", "<end_of_turn>", "<start_of_", "turn>", "\uff1cbos\uff1e"]
-"""Wherever two of them meet, a control token or half a character may come out."""
+"""Fragments whose combinations form control tokens or parts of characters."""
 
 TEXTS = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=4), max_size=12).map("".join)
 CHECKED = settings(max_examples=400, derandomize=True, deadline=None, database=None)
@@ -33,7 +33,7 @@ CHECKED = settings(max_examples=400, derandomize=True, deadline=None, database=N
 @example("<start_of_<start_of_turn>turn>")
 @example("<start_of_▁turn>")
 @example("▁<bos>▁")
-def test_every_text_comes_back(text):
+def test_round_trip_of_any_text(text):
     parsed, plain = PIECES.encode([text])[0], PIECES.encode([text], parse_special=False)[0]
     assert PIECES.decode(parsed, skip_special=False) == text
     assert not CONTROL_IDS & set(plain)
@@ -56,15 +56,15 @@ def test_ids_equal_sentencepiece(text):
 
 @CHECKED
 @given(st.lists(TEXTS, max_size=4), st.booleans())
-def test_a_batch_is_its_texts(texts, parse_special):
+def test_batches_equal_single_texts(texts, parse_special):
     rows = [PIECES.encode([text], parse_special)[0] for text in texts]
     assert PIECES.encode(texts, parse_special) == rows
 
 
 @CHECKED
 @given(st.lists(st.sampled_from([2, 106, 3, *range(115, 1024)]), max_size=12))
-def test_any_ids_are_a_text(ids):
-    """Bytes in any order, also such as are no UTF-8, and control tokens between them."""
+def test_any_ids_can_be_decoded(ids):
+    """Bytes in any order, invalid UTF-8 included, with control tokens between them."""
     assert PIECES.decode(ids) == REFERENCE.decode(ids)
     shown, hidden = PIECES.decode(ids, False), PIECES.decode(ids, True)
     if not CONTROL_IDS & set(ids):
@@ -74,7 +74,7 @@ def test_any_ids_are_a_text(ids):
         assert NAMES[id] not in hidden
 
 
-def test_control_tokens_are_known():
+def test_control_tokens():
     assert PIECES.control_tokens == {name: id for id, name in enumerate(NAMES)}
     a, b = REFERENCE.piece_to_id(["a", "b"])
     for id, name in enumerate(NAMES):
@@ -83,20 +83,20 @@ def test_control_tokens_are_known():
         assert PIECES.decode([id], True) == ""
 
 
-def test_runs_stay_single_tokens():
+def test_runs_are_single_tokens():
     for run in ("\n" * 4, " " * 4, "\n", "\n\n"):
         plain = PIECES.encode([run], parse_special=False)
         assert plain == PIECES.encode([run]) == [[REFERENCE.piece_to_id(run.replace(" ", "▁"))]]
 
 
-def test_a_literal_lower_block_is_three_bytes():
+def test_a_literal_space_character_is_three_bytes():
     ids = [PIECES.id_or_none(f"<0x{byte}>") for byte in ("E2", "96", "81")]
     assert PIECES.encode(["▁", " "]) == [ids, REFERENCE.encode(" ")]
     assert PIECES.decode(ids) == "▁"
 
 
 def changed(proto, renamed=None, added=()):
-    """`proto` with other names for some pieces, and more normal pieces, merged before all else."""
+    """Returns `proto` with renamed pieces, and with added pieces that are merged first."""
     model = sentencepiece_model_pb2.ModelProto.FromString(proto)
     for piece in model.pieces:
         piece.piece = (renamed or {}).get(piece.piece, piece.piece)
@@ -105,8 +105,8 @@ def changed(proto, renamed=None, added=()):
     return model.SerializeToString()
 
 
-def test_other_models_control_tokens_are_known(proto):
-    """CodeGemma and Gemma 3 give unused pieces a use; some vocabularies hold HTML tags."""
+def test_control_tokens_of_other_models(proto):
+    """CodeGemma and Gemma 3 rename unused pieces; some vocabularies have HTML tags."""
     control = ["<|fim_prefix|>", "<|file_separator|>", "<start_of_image>", "<image_soft_token>"]
     text = ["<h1>", "</b>", "<table>", "<|", "<start>"]
     renamed = {f"<unused{n}>": name for n, name in enumerate([*control, *text])}
@@ -119,12 +119,12 @@ def test_other_models_control_tokens_are_known(proto):
         assert pieces.decode(plain) == name
 
 
-def test_the_longest_control_token_is_read(proto):
+def test_the_longest_control_token_is_matched(proto):
     pieces = Pieces(changed(proto, {"<pad>": "<s", "<eos>": "<s>"}))
     assert pieces.encode(["<s><s"]) == [[1, 0]]
 
 
-def test_no_merge_leads_to_a_control_token(proto):
+def test_merges_never_form_a_control_token(proto):
     name = "<start_of_turn>"
     pieces = Pieces(changed(proto, added=[name[:end] for end in range(1, len(name))]))
     plain = pieces.encode([name], parse_special=False)[0]
@@ -132,12 +132,12 @@ def test_no_merge_leads_to_a_control_token(proto):
     assert pieces.encode([name]) == [[106]]
 
 
-def test_a_vocabulary_without_bytes_works():
-    """No byte stands for `▁`, so it is the space that it is for SentencePiece."""
+def test_vocabulary_without_bytes():
+    """Without bytes, a literal `▁` is a space, as in SentencePiece."""
     model = sentencepiece_model_pb2.ModelProto.FromString(PIECES.proto)
-    kept = [piece for piece in model.pieces if piece.type != model.SentencePiece.BYTE]
+    pieces = [piece for piece in model.pieces if piece.type != model.SentencePiece.BYTE]
     del model.pieces[:]
-    model.pieces.extend(kept)
+    model.pieces.extend(pieces)
     model.trainer_spec.byte_fallback = False
     pieces = Pieces(model.SerializeToString())
     space = pieces.encode([" "])[0]

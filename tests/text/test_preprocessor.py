@@ -47,7 +47,7 @@ def test_training_rows(tokenizer, preprocessor):
     assert x["token_ids"][0].tolist() == (row + [0] * 9)[:8]
     assert y[0].tolist() == (row + [0] * 9)[1:9]
     assert weight[0].tolist() == ([True] * len(row) + [False] * 9)[1:9]
-    assert y[1, -1] == 1  # a text that is cut still ends
+    assert y[1, -1] == 1  # truncated texts end with <eos>
     assert weight[1].all()
     assert preprocessor("The fox")[1].tolist() == y[0].tolist()
 
@@ -70,7 +70,7 @@ def test_backbone_rows(tokenizer):
     assert len(preprocessor(["fox", "a"], labels, labels)) == 3
 
 
-def test_the_tokenizers_own_options_do_not_add_a_second_start(proto, tokenizer):
+def test_options_of_the_tokenizer_are_ignored(proto, tokenizer):
     other = GemmaTokenizer(proto, sequence_length=3, add_bos=True, add_eos=True)
     for text in TEXTS:
         assert lists(GemmaPreprocessor(other, 16)(text)) == lists(
@@ -87,7 +87,7 @@ def test_prompts_equal_kerashub(proto, tokenizer, start):
     theirs = keras_hub.models.GemmaCausalLMPreprocessor(keras_hub.models.GemmaTokenizer(proto), 60)
     texts = [text for text in TEXTS if text]
     packed = ours.generate_preprocess(texts)
-    if start:  # KerasHub adds the start token whatever it was told
+    if start:  # KerasHub always adds the start token
         assert lists(packed) == lists(theirs.generate_preprocess(texts))
         assert ours.generate_postprocess(packed) == theirs.generate_postprocess(packed)
         one = ours.generate_preprocess(texts[0], sequence_length=40)
@@ -107,14 +107,14 @@ def test_exactly_one_start_token(tokenizer, preprocessor, text):
     assert x["token_ids"][x["padding_mask"]].tolist() == [*expected, 1]
 
 
-def test_a_rendered_template_keeps_its_start_token(tokenizer):
+def test_rendered_templates_keep_their_start_token(tokenizer):
     preprocessor = GemmaCausalLMPreprocessor(tokenizer, add_start_token=False)
     rendered, plain = preprocessor.tokenize_prompts([PROMPT, "fox"])
     assert rendered[:2].tolist() == [2, 106]
     assert plain.tolist() == tokenizer("fox").tolist()
 
 
-def test_control_tokens_are_tokens_in_prompts_and_in_training(tokenizer, preprocessor):
+def test_control_tokens_in_prompts_and_training_data(tokenizer, preprocessor):
     text = "<start_of_turn>user\nfox<end_of_turn>\n"
     ids = [106, *tokenizer("user\nfox").tolist(), 107, 108]
     assert preprocessor.tokenize_prompts([text])[0].tolist() == [2, *ids]
@@ -128,7 +128,7 @@ def test_control_tokens_are_tokens_in_prompts_and_in_training(tokenizer, preproc
     assert cut.tolist() == [*ids[:3], 1]
 
 
-def test_written_start_and_end_tokens_stay_without_any_added(tokenizer):
+def test_start_and_end_tokens_in_a_text_are_kept(tokenizer):
     preprocessor = GemmaPreprocessor(tokenizer, 12, add_start_token=False, add_end_token=False)
     x = preprocessor(["<bos>fox<eos>", "fox"])
     fox = tokenizer("fox").tolist()
@@ -136,7 +136,7 @@ def test_written_start_and_end_tokens_stay_without_any_added(tokenizer):
     assert x["token_ids"][1][x["padding_mask"][1]].tolist() == fox
 
 
-def test_prompts_are_neither_cut_nor_padded(tokenizer, preprocessor):
+def test_prompts_are_neither_truncated_nor_padded(tokenizer, preprocessor):
     long = "The quick brown fox " * 20
     rows = preprocessor.tokenize_prompts([long, ""])
     assert rows[0].tolist() == [2, *tokenizer(long).tolist()]
@@ -144,7 +144,7 @@ def test_prompts_are_neither_cut_nor_padded(tokenizer, preprocessor):
     assert all(row.dtype == np.int32 for row in rows)
 
 
-def test_generated_ids_are_written_as_text(tokenizer, preprocessor):
+def test_generate_postprocess(tokenizer, preprocessor):
     ids = np.array([2, *tokenizer("The fox"), 107, 1, 0, 0])
     mask = np.ones_like(ids, "bool")
     assert preprocessor.generate_postprocess({"token_ids": ids, "padding_mask": mask}) == (

@@ -1,4 +1,4 @@
-"""Text as it is made: nothing is lost, nothing broken, nothing behind a stop string."""
+"""Incremental text: complete, with whole characters, and nothing after a stop string."""
 
 import pytest
 from hypothesis import given, settings
@@ -21,7 +21,7 @@ def decode_utf8(ids):
 
 @settings(max_examples=200, deadline=None)
 @given(text=st.text(LETTERS), sizes=st.lists(st.integers(1, 3), min_size=1))
-def test_pieces_are_the_text_and_no_character_is_broken(text, sizes):
+def test_pieces_join_to_the_text_with_whole_characters(text, sizes):
     stream, rest, pieces = TextStream(decode_utf8), list(text.encode()), []
     while rest:
         size = sizes[len(pieces) % len(sizes)]
@@ -37,7 +37,7 @@ def test_pieces_are_the_text_and_no_character_is_broken(text, sizes):
     text=st.text("ab", max_size=12),
     stops=st.lists(st.text("ab", min_size=1, max_size=4), max_size=3),
 )
-def test_a_stop_string_ends_the_text_where_it_is_complete_first(text, stops):
+def test_the_first_complete_stop_string_ends_the_text(text, stops):
     stream = TextStream(decode_utf8, stops)
     released = ""
     for i, id in enumerate(text.encode()):
@@ -49,15 +49,15 @@ def test_a_stop_string_ends_the_text_where_it_is_complete_first(text, stops):
             assert released == text[:end]
             assert stream.pushed == i + 1 and stream.rest == text[end : i + 1]
             break
-        # All is released but what may begin a stop string.
-        held = text[len(released) : i + 1]
+        # All text is released, except the possible beginning of a stop string.
+        withheld = text[len(released) : i + 1]
         assert text.startswith(released)
-        assert not held or any(stop.startswith(held) for stop in stops)
+        assert not withheld or any(stop.startswith(withheld) for stop in stops)
     else:
         assert released + stream.finish() == text
 
 
-def test_bytes_that_are_no_text_are_marked_at_the_end():
+def test_incomplete_bytes_become_a_replacement_character():
     stream = TextStream(decode_utf8)
     assert stream.push([0xE2]) == stream.push([0x82]) == ""
     assert stream.finish() == "\ufffd"
@@ -65,7 +65,7 @@ def test_bytes_that_are_no_text_are_marked_at_the_end():
 
 @settings(max_examples=100, deadline=None)
 @given(text=st.text(max_size=30))
-def test_token_by_token_as_the_tokenizer_has_it(tokenizer, text):
+def test_tokens_of_a_text_stream_to_the_text(tokenizer, text):
     ids = tokenizer.encode([text], parse_special=False)[0]
     stream = TextStream(tokenizer.detokenize)
     assert "".join(stream.push([id]) for id in ids) + stream.finish() == text
@@ -73,7 +73,7 @@ def test_token_by_token_as_the_tokenizer_has_it(tokenizer, text):
 
 @settings(max_examples=100, deadline=None)
 @given(ids=st.lists(st.integers(0, 511), max_size=30))
-def test_any_ids_as_the_tokenizer_has_them(tokenizer, ids):
+def test_any_ids_stream_to_their_text(tokenizer, ids):
     stream = TextStream(tokenizer.detokenize)
     pieces = [stream.push([id]) for id in ids]
     assert "".join(pieces) + stream.finish() == (tokenizer.detokenize(ids) if ids else "")

@@ -21,11 +21,11 @@ SHAKESPEARE = ROOT.parent / "shared" / "data" / "tinyshakespeare.txt"
 
 
 def rows(ragged):
-    """KerasHub's answer as lists, whatever it is."""
+    """Returns KerasHub's ids as lists, from arrays or ragged tensors."""
     return ragged.to_list() if hasattr(ragged, "to_list") else [list(map(int, r)) for r in ragged]
 
 
-# Agreement with the references.
+# References.
 
 
 def test_ids_and_texts_equal_sentencepiece(proto, tokenizer):
@@ -70,13 +70,13 @@ def test_ids_equal_kerashub(proto, options, python):
 @pytest.mark.parametrize(
     "ids", [[2, 3, 1, 0], [119, 400, 3], [115 + 0xE2, 115 + 0x82], [106, 108, 107]]
 )
-def test_odd_ids_read_as_in_tensorflow_text(proto, tokenizer, ids):
+def test_special_and_byte_ids_equal_tensorflow_text(proto, tokenizer, ids):
     expected = tensorflow_text.SentencepieceTokenizer(proto).detokenize(ids).numpy().decode()
     assert tokenizer.detokenize(ids) == expected
 
 
 def mixed_texts(count=300):
-    """Pieces of every kind side by side, but `▁` and the tokens that SentencePiece never reads."""
+    """Returns random texts of all kinds of pieces, without `▁` and `<bos>`, `<eos>` and `<pad>`."""
     draw = random.Random(0)
     parts = [*" \t\n\r\0<>", "  ", "\n" * 7, "fox", "é", "\u0301", "日本", "😀", "1234"]
     parts += ["<start_of_turn>", "<end_of_turn>", "<unused7>", "<mask>", "<start_of_", "<h1>"]
@@ -91,10 +91,10 @@ def test_mixed_texts_equal_tensorflow_text_and_kerashub(proto, tokenizer):
 
 
 def test_ids_equal_transformers(proto, tokenizer, tmp_path):
-    """Also where `<bos>` and its like stand in a text.
+    """Ids equal transformers' ids, with `<bos>` and other special tokens in the text.
 
-    From a bare vocabulary transformers does not make tokens of runs of spaces: runs that are longer
-    than the longest of them, here 4, it splits in another way than SentencePiece.
+    From a SentencePiece model, transformers does not add runs of spaces as tokens. It splits runs
+    above the maximum length, here 4, differently than SentencePiece.
     """
     (tmp_path / "tokenizer.model").write_bytes(proto)
     theirs = transformers.GemmaTokenizer.from_pretrained(tmp_path, add_bos_token=False)
@@ -107,7 +107,7 @@ def test_ids_equal_transformers(proto, tokenizer, tmp_path):
         assert tokenizer(text).tolist() == theirs.encode(text, add_special_tokens=False), text
 
 
-def test_a_corpus_equals_the_references():
+def test_ids_of_a_corpus_equal_the_references():
     if not SHAKESPEARE.exists():
         pytest.skip(f"no corpus at {SHAKESPEARE}")
     proto = BUILTIN.read_bytes()
@@ -123,7 +123,7 @@ def test_a_corpus_equals_the_references():
 # Control tokens.
 
 
-def test_control_tokens_in_a_text_are_tokens_or_text(tokenizer):
+def test_parse_special(tokenizer):
     text = "<bos><start_of_turn>user\nfox<end_of_turn><eos><pad>"
     fox = tokenizer("user\nfox").tolist()
     expected = [2, 106, *fox, 107, 1, 0]
@@ -137,14 +137,14 @@ def test_control_tokens_in_a_text_are_tokens_or_text(tokenizer):
     assert tokenizer.detokenize(plain) == text
 
 
-def test_plain_text_keeps_the_tokenizers_own_start_and_end(proto):
+def test_add_bos_and_add_eos_with_plain_text(proto):
     tokenizer = GemmaTokenizer(proto, sequence_length=12, add_bos=True, add_eos=True)
     ids = tokenizer.tokenize(["<eos>"], parse_special=False)[0].tolist()
     assert ids[0] == 2
     assert ids.index(1) > 3
 
 
-def test_special_tokens_are_written_as_asked(tokenizer):
+def test_skip_special_tokens(tokenizer):
     fox = tokenizer("fox").tolist()
     ids = [2, 106, *fox, 107, 1, 3, 0]
     assert tokenizer.detokenize(ids) == "<start_of_turn>fox<end_of_turn> ⁇ "
@@ -156,7 +156,7 @@ def test_special_tokens_are_written_as_asked(tokenizer):
     assert tokenizer.detokenize([half, 106, other_half], skip_special_tokens=True) == "\ufffd\ufffd"
 
 
-def test_special_tokens_are_written_as_in_kerashub(proto, tokenizer):
+def test_special_tokens_equal_kerashub(proto, tokenizer):
     theirs = keras_hub.models.GemmaTokenizer(proto)
     ids = [2, 106, *tokenizer("user\nfox").tolist(), 107, 108, 4, 7, 1, 0, 0]
     assert tokenizer.detokenize(ids) == theirs.detokenize(ids)
@@ -165,7 +165,7 @@ def test_special_tokens_are_written_as_in_kerashub(proto, tokenizer):
 # Shapes and types.
 
 
-def test_a_batch_is_a_list_of_arrays_or_one_dense_array(proto, tokenizer):
+def test_a_batch_is_a_list_of_arrays_or_one_array(proto, tokenizer):
     ragged = tokenizer(["The fox", "dog"])
     assert [type(ids) for ids in ragged] == [np.ndarray, np.ndarray]
     assert tokenizer([]) == []
@@ -188,13 +188,13 @@ def test_a_batch_is_a_list_of_arrays_or_one_dense_array(proto, tokenizer):
     ],
     ids=["tuple", "unicode", "object", "bytes array", "bytes", "tensor", "tensors"],
 )
-def test_every_kind_of_strings_is_read(tokenizer, texts):
+def test_containers_of_strings(tokenizer, texts):
     expected = [tokenizer("fox").tolist(), tokenizer("née").tolist()]
     assert [ids.tolist() for ids in tokenizer(texts)] == expected
     assert tokenizer(texts[1]).tolist() == expected[1]
 
 
-def test_every_kind_of_ids_is_read(tokenizer):
+def test_containers_of_ids(tokenizer):
     ids = tokenizer("The fox")
     for one in (ids, ids.tolist(), list(ids), tuple(ids), ids.astype("int64"), tf.constant(ids)):
         assert tokenizer.detokenize(one) == "The fox"
@@ -212,7 +212,7 @@ def test_every_kind_of_ids_is_read(tokenizer):
     assert tokenizer.detokenize(np.zeros((0, 4), "int32")) == []
 
 
-def test_torch_ids_are_read(tokenizer):
+def test_torch_ids(tokenizer):
     torch = pytest.importorskip("torch")
     assert tokenizer.detokenize(torch.tensor([106, 107])) == "<start_of_turn><end_of_turn>"
 
@@ -318,7 +318,7 @@ def test_a_copy_tokenizes(tokenizer):
 # Bad input.
 
 
-def test_without_a_vocabulary_the_remedy_is_named(tmp_path):
+def test_missing_vocabulary(tmp_path):
     tokenizer = GemmaTokenizer()
     assert tokenizer.start_token_id is None
     for use in (
@@ -347,7 +347,7 @@ def test_a_bad_vocabulary_is_refused(tmp_path, tokenizer):
         GemmaTokenizer(word_vocabulary())
     with pytest.raises(TypeError, match="`proto` must be a path"):
         GemmaTokenizer(12)
-    with pytest.raises(ValueError, match="Give a path to the constructor"):
+    with pytest.raises(ValueError, match="Pass a path to the constructor"):
         GemmaTokenizer.from_config({**tokenizer.get_config(), "proto": "/some/vocabulary.spm"})
 
 
@@ -359,7 +359,7 @@ def test_bad_options_are_refused(proto):
 
 
 @pytest.mark.parametrize("text", [5, None, 1.5, ["a", 5], [["a"]], np.array([1, 2])])
-def test_what_is_no_string_is_refused(tokenizer, text):
+def test_anything_but_strings_is_refused(tokenizer, text):
     with pytest.raises(TypeError, match="must be a string"):
         tokenizer(text)
 
@@ -372,7 +372,7 @@ def test_bad_strings_are_refused(tokenizer):
             tokenizer(text)
 
 
-def test_bad_texts_to_encode_are_refused(tokenizer):
+def test_bad_texts_are_refused_by_encode(tokenizer):
     with pytest.raises(TypeError, match=r"`texts` must be a list of strings.*'fox'"):
         tokenizer.encode("fox")
     with pytest.raises(TypeError, match="must be a string"):
@@ -382,7 +382,7 @@ def test_bad_texts_to_encode_are_refused(tokenizer):
 
 
 @pytest.mark.parametrize("flag", ["no", 1, None])
-def test_a_flag_is_true_or_false(tokenizer, flag):
+def test_flags_must_be_bools(tokenizer, flag):
     for use in (tokenizer, tokenizer.tokenize, tokenizer.encode):
         with pytest.raises(TypeError, match=rf"`parse_special` must.*parse_special={flag!r}"):
             use(["fox"], parse_special=flag)

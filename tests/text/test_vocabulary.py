@@ -13,7 +13,7 @@ def load(proto):
     return sentencepiece.SentencePieceProcessor(model_proto=proto)
 
 
-def test_special_ids_are_gemmas(proto):
+def test_special_ids_equal_gemma(proto):
     pieces = load(proto)
     expected = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<2mass>", "[@BOS@]"]
     expected += [f"<unused{n}>" for n in range(99)] + ["<start_of_turn>", "<end_of_turn>"]
@@ -25,7 +25,7 @@ def test_special_ids_are_gemmas(proto):
     assert pieces.vocab_size() == 440
 
 
-def test_digits_stand_alone_and_nothing_is_prefixed(proto):
+def test_digits_are_split_and_no_prefix_is_added(proto):
     pieces = load(proto)
     assert pieces.encode("345", out_type=str) == ["3", "4", "5"]
     assert not pieces.encode("The", out_type=str)[0].startswith("▁")
@@ -36,13 +36,13 @@ def test_training_is_repeatable():
     assert train_vocabulary(texts, 405) == train_vocabulary(iter(texts), 405)
 
 
-def test_a_long_line_is_learned_from():
-    line = "abcdefghij " * 2000  # beyond what SentencePiece reads as one line
+def test_long_lines_are_used():
+    line = "abcdefghij " * 2000  # longer than SentencePiece's maximum line
     pieces = load(train_vocabulary([line], 400))
     assert len(pieces.encode("abcdefghij")) < 5
 
 
-def test_words_that_are_given_are_one_token_each():
+def test_words_are_one_token_each():
     pieces = load(train_vocabulary(["to be or not, to"], 381, ["capital", "to▁be", "capital"]))
     assert pieces.encode("the capital, to be", out_type=str)[-4:] == ["capital", ",", "▁", "to▁be"]
     assert pieces.id_to_piece([115, 116]) == ["capital", "to▁be"]
@@ -76,7 +76,7 @@ def test_text_survives_the_round_trip(proto, seed):
         assert pieces.decode(pieces.encode(text)) == text
 
 
-def test_every_character_survives_the_round_trip(proto):
+def test_all_characters_survive_the_round_trip(proto):
     pieces = load(proto)
     codes = [*range(0xD800), *range(0xE000, 0x110000)]
     text = "".join(chr(code) for code in codes if code != ord("▁"))
@@ -85,7 +85,7 @@ def test_every_character_survives_the_round_trip(proto):
         assert pieces.decode(pieces.encode(part)) == part
 
 
-def test_larger_vocabularies_have_gemmas_runs():
+def test_larger_vocabularies_have_the_runs_of_gemma():
     if not SHAKESPEARE.exists():
         pytest.skip(f"no corpus at {SHAKESPEARE}")
     pieces = load(train_vocabulary([SHAKESPEARE.read_text("utf-8")], 8192))
@@ -97,23 +97,23 @@ def test_larger_vocabularies_have_gemmas_runs():
 def test_bad_arguments_are_explained():
     with pytest.raises(ValueError, match=r"at least 372.*vocabulary_size=300"):
         train_vocabulary(["text"], 300)
-    with pytest.raises(ValueError, match=r"too high.*|more text"):
+    with pytest.raises(ValueError, match=r"vocabulary_size=5000.*too high"):
         train_vocabulary(["text"], 5000)
     with pytest.raises(ValueError, match=r"vocabulary_size=373"):
         train_vocabulary(["abcdefghijklmnop"], 373)
-    with pytest.raises(TypeError, match="put one text into a list"):
+    with pytest.raises(TypeError, match="Put a single string into a list"):
         train_vocabulary("text", 400)
     with pytest.raises(TypeError, match="`words` must be an iterable"):
         train_vocabulary(["text"], 400, "word")
     with pytest.raises(TypeError, match=r"Received: words=\['a', ''\]"):
         train_vocabulary(["text"], 400, ["a", ""])
-    with pytest.raises(TypeError, match="must hold strings"):
+    with pytest.raises(TypeError, match="`texts` must be strings"):
         train_vocabulary([b"text"], 400)
-    with pytest.raises(ValueError, match="must hold text"):
+    with pytest.raises(ValueError, match="`texts` must not be empty"):
         train_vocabulary(["", "\n"], 400)
 
 
-def test_an_error_in_the_texts_is_not_swallowed():
+def test_errors_of_the_iterator_are_raised():
     def texts():
         yield "the quick brown fox jumps over the lazy dog\n" * 3
         raise OSError("the disk is gone")

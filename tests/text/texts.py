@@ -1,4 +1,4 @@
-"""What the vocabulary of these tests is trained on, and what the tests tokenize."""
+"""Texts that train the vocabulary of these tests, and texts to tokenize."""
 
 CORPUS = [
     "The quick brown fox jumps over the lazy dog, and the dog sleeps on.\n",

@@ -76,8 +76,8 @@ def read_tokenizer_json(path: Path) -> bytes:
 def _paused_garbage_collector() -> Iterator[None]:
     """Pauses garbage collection while a file is read.
 
-    Gemma's 580,604 merges are lists in new files. The collector would go through them again and
-    again, which doubles the time of reading.
+    Recent files store Gemma's 580,604 merges as lists. The collector scans them again and again,
+    which adds about 1.3 s.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -184,14 +184,14 @@ def write_tokenizer_json(proto: bytes, add_start_token: bool = True) -> dict[str
         "added_tokens": added,
         "normalizer": _NORMALIZER,
         "pre_tokenizer": _PRE_TOKENIZER,
-        "post_processor": _start(vocabulary[SPECIAL["bos"]]) if add_start_token else None,
+        "post_processor": _post_processor(vocabulary[SPECIAL["bos"]]) if add_start_token else None,
         "decoder": _DECODER,
         "model": {**_MODEL, "vocab": vocabulary, "merges": _merges(pieces)},
     }
 
 
-def _start(id: int) -> dict[str, Any]:
-    """Returns the step that adds `<bos>`, of this id, before a text, and before each of two."""
+def _post_processor(id: int) -> dict[str, Any]:
+    """Returns the post-processor that adds `<bos>` before a text, or before both of a pair."""
     bos = SPECIAL["bos"]
     first, second = (
         [{"SpecialToken": {"id": bos, "type_id": i}}, {"Sequence": {"id": name, "type_id": i}}]
@@ -292,7 +292,7 @@ def _texts(ids: dict[str, int], path: Path) -> list[str]:
 
 
 def _protobuf() -> ModuleType:
-    """Imports SentencePiece's own classes for its files.
+    """Returns SentencePiece's classes for its model files.
 
     Raises:
         ImportError: If the package protobuf is not installed.
@@ -338,11 +338,11 @@ def _other_kind(content: dict[str, Any]) -> list[str]:
     ):
         if content.get(key) not in accepted:
             problems.append(f"its {key} is {content.get(key)!r}")
-    odd = [
+    contextual = [
         token["content"]
         for token in tokens
         if any(token.get(flag) for flag in ("single_word", "lstrip", "rstrip"))
     ]
-    if odd:
-        problems.append(f"tokens that depend on their neighbors: {', '.join(odd[:8])}")
+    if contextual:
+        problems.append(f"tokens that depend on their neighbors: {', '.join(contextual[:8])}")
     return problems
