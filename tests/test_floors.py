@@ -10,7 +10,8 @@ ROOT = Path(__file__).parents[1] / "keras_gemma"
 
 FLOORS = (
     # The ground floor, where modules import one another.
-    ("checks", "config", "backend_choice", "version", "tf_data", "hub_caches", "progress"),
+    ("checks",),
+    ("config", "backend_choice", "version", "tf_data", "hub_caches", "progress"),
     ("catalogue",),
     ("presettable",),
     # The floors above it.
