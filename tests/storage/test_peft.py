@@ -82,7 +82,7 @@ def test_what_peft_made(name, tmp_path):
 def test_what_peft_reads(configuration, tmp_path):
     """Base and adapter, both saved here."""
     lm = make_lm(configuration)
-    lm.enable_lora(3, 5, ["query", "layers.1.*"], name="mine", use_rslora=True)
+    lm.enable_lora(3, ["query", "layers.1.*"], 5, name="mine", use_rslora=True)
     fill(lm.backbone, "mine", size=0.3)
     expected = logits(lm)
     lm.save_lora(tmp_path / "adapter", base_model="me/base")
