@@ -112,11 +112,11 @@ def find_shape(name: str) -> str:
 
 def read_config(preset: str) -> GemmaConfig:
     """The sizes of a preset, before its weights are fetched or read."""
+    from keras_gemma.storage.formats import format_of
     from keras_gemma.storage.hub.locate import resolve
-    from keras_gemma.storage.presets import reader_of
 
     folder = resolve(preset, text=False, weights=False)
-    return GemmaConfig.from_dict(reader_of(folder).read_backbone(folder))
+    return GemmaConfig.from_dict(format_of(folder).read_backbone(folder))
 
 
 def make_model(

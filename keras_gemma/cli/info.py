@@ -66,11 +66,11 @@ def facts_of(model: str) -> dict[str, Any]:
     else:
         start(None)
         from keras_gemma.config import GemmaConfig
+        from keras_gemma.storage.formats import format_of
         from keras_gemma.storage.hub.locate import resolve
-        from keras_gemma.storage.presets import reader_of
 
         folder = resolve(model, text=False, weights=False)
-        config = GemmaConfig.from_dict(reader_of(folder).read_backbone(folder))
+        config = GemmaConfig.from_dict(format_of(folder).read_backbone(folder))
         facts = {"name": model, "parameters": config.parameter_count}
     memory = facts.pop("memory", None) or {"bfloat16": config.weight_bytes("bfloat16")}
     facts |= {f"bytes in {dtype}": size for dtype, size in memory.items()}

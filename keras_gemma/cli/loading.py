@@ -14,8 +14,8 @@ from keras_gemma.cli.options import Dtype, Fit, Quantization
 from keras_gemma.config import GROUP_SIZE, GemmaConfig
 from keras_gemma.quantization import QuantizationConfig
 from keras_gemma.storage.adapters.peft import find_adapter
+from keras_gemma.storage.formats import format_of
 from keras_gemma.storage.hub.locate import resolve
-from keras_gemma.storage.presets import reader_of
 
 QUANTIZATION = {
     Fit.EXACT: None,
@@ -80,7 +80,7 @@ def choose(
             given["quantization"] = QUANTIZATION[fit]
         return Choice(given, f"{fit.value}, as you chose", True)
     folder = resolve(model, text=False, weights=False)
-    described = reader_of(folder).read_backbone(folder)
+    described = format_of(folder).read_backbone(folder)
     listed = catalogue.find(model)
     if described.get("quantization") is not None:
         return Choice(given, "quantized as it is stored", True)
@@ -108,7 +108,7 @@ def stored_dtype(model: str) -> str:
     if listed and listed.dtype:
         return listed.dtype
     folder = resolve(model, text=False, weights=False)
-    return str(reader_of(folder).read_backbone(folder).get("dtype") or "float32")
+    return str(format_of(folder).read_backbone(folder).get("dtype") or "float32")
 
 
 def needed(config: GemmaConfig, fit: Fit, dtype: str) -> int:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from keras_gemma.lora.adaptable import NAME
 from keras_gemma.storage.adapters.peft import load_lora, save_lora
+from keras_gemma.storage.formats import save_as
 from keras_gemma.storage.gguf.writer import save_to_gguf
-from keras_gemma.storage.hugging_face.writer import save_to_hugging_face
 
 
 class Savable:
@@ -36,7 +36,7 @@ class Savable:
         lm.save_to_hugging_face("my_gemma")  # AutoModelForCausalLM.from_pretrained("my_gemma")
         ```
         """
-        save_to_hugging_face(self, directory, max_shard_size)
+        save_as(self, "hugging_face", directory, max_shard_size)
 
     def save_to_gguf(self, path: str | Path, dtype: str = "bf16") -> None:
         """Writes one file that llama.cpp loads: hyperparameters, vocabulary and weights.

@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.presettable import Presettable
+from keras_gemma.storage.formats import save_as
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
 from keras_gemma.text.tokenizer import GemmaTokenizer
 
@@ -15,7 +16,7 @@ IDS = np.array([[2, 9, 31, 8, 300, 77, 5, 140, 11, 12], [2, 400, 3, 17, 17, 60, 
 
 
 class Task(Presettable):
-    """The least that a preset's task is: what `GemmaCausalLM` is to the reader of files."""
+    """Minimal task: the parts of `GemmaCausalLM` that reading and writing files need."""
 
     backbone_cls = GemmaBackbone
     preprocessor_cls = GemmaCausalLMPreprocessor
@@ -24,6 +25,10 @@ class Task(Presettable):
         self.backbone = backbone
         self.preprocessor = preprocessor
         self.name = name
+
+
+def save_to_hugging_face(task, directory, **options):
+    save_as(task, "hugging_face", directory, **options)
 
 
 def randomize(weights, seed=0):

@@ -10,7 +10,7 @@ import pytest
 from keras_gemma.config import GemmaConfig
 from keras_gemma.model.backbone import GemmaBackbone, NamedWeight
 from keras_gemma.storage.hugging_face.layout import model_type_of, to_values
-from keras_gemma.storage.hugging_face.writer import save_to_hugging_face, write_safetensors
+from keras_gemma.storage.hugging_face.writer import write_safetensors
 from keras_gemma.text.tokenizer import GemmaTokenizer
 from keras_gemma.text.vocabulary import train_vocabulary
 from tests.configurations import CONFIGURATIONS, GEMMA1, GEMMA2
@@ -22,6 +22,7 @@ from tests.storage.conftest import (
     make_backbone,
     make_task,
     outputs,
+    save_to_hugging_face,
 )
 from tests.storage.test_tokenizer_json import TEXTS
 

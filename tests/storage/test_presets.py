@@ -142,10 +142,10 @@ def test_names_that_are_none(name, error, message):
 
 
 def test_folders_that_are_no_preset(tmp_path):
-    with pytest.raises(ValueError, match=r"not a preset: looked for config\.json"):
+    with pytest.raises(ValueError, match=r"not a preset: looked for .*in config\.json"):
         GemmaBackbone.from_preset(tmp_path)
     (tmp_path / "config.json").write_text('{"size": 3}')
-    with pytest.raises(ValueError, match=r"`registered_name`.*`model_type`.*keys size"):
+    with pytest.raises(ValueError, match=r"`registered_name`.*`model_type`.*keys size\."):
         GemmaBackbone.from_preset(tmp_path)
     with pytest.raises(ValueError, match="must be a folder, not a file"):
         GemmaBackbone.from_preset(tmp_path / "config.json")

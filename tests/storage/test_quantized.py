@@ -12,10 +12,9 @@ import pytest
 from keras_gemma import GemmaBackbone, GemmaCausalLM, QuantizationConfig, to_keras_hub
 from keras_gemma.backend_choice import BACKENDS
 from keras_gemma.quantization import report
-from keras_gemma.storage.hugging_face.writer import save_to_hugging_face
 from tests.configurations import GEMMA2
 from tests.model.test_quantized import MODES
-from tests.storage.conftest import Task, make_backbone, make_task, outputs
+from tests.storage.conftest import Task, make_backbone, make_task, outputs, save_to_hugging_face
 
 MODE = pytest.mark.parametrize("mode", MODES)
 

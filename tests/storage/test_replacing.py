@@ -10,11 +10,10 @@ from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.storage import save
 from keras_gemma.storage.files import replacing
 from keras_gemma.storage.gguf.writer import save_to_gguf
-from keras_gemma.storage.hugging_face.writer import save_to_hugging_face
 from keras_gemma.storage.sharding import parse_size
 from keras_gemma.text.tokenizer import GemmaTokenizer
 from tests.configurations import GEMMA1
-from tests.storage.conftest import Task, assert_same_weights, make_task
+from tests.storage.conftest import Task, assert_same_weights, make_task, save_to_hugging_face
 
 KERAS = {
     *("assets", "config.json", "metadata.json", "model.weights.h5"),

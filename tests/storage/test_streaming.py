@@ -13,9 +13,8 @@ import pytest
 from keras_gemma import backend, progress
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.storage import tensor_streaming as checkpoint
-from keras_gemma.storage.hugging_face.writer import save_to_hugging_face
 from tests.configurations import GEMMA2
-from tests.storage.conftest import Task, assert_same_weights, make_backbone
+from tests.storage.conftest import Task, assert_same_weights, make_backbone, save_to_hugging_face
 
 # 34 million parameters, of which the embedding is a quarter.
 LARGE = GEMMA2 | {

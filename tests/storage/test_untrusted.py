@@ -9,7 +9,6 @@ import pytest
 
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.storage import save
-from keras_gemma.storage.hugging_face.writer import save_to_hugging_face
 from keras_gemma.storage.tensor_streaming import StoredTensor, join_shards
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
 from keras_gemma.text.tokenizer import GemmaTokenizer
@@ -20,6 +19,7 @@ from tests.storage.conftest import (
     make_backbone,
     make_keras_hub_backbone,
     make_task,
+    save_to_hugging_face,
 )
 
 INDICES = {"keras": "model.weights.json", "hugging_face": "model.safetensors.index.json"}

@@ -231,7 +231,7 @@ def test_folders_that_from_preset_cannot_load(sent, preset, tmp_path, tiny_proto
         shutil.copytree(original, preset)
 
     (preset / "config.json").write_text("{}")
-    refused(ValueError, "has an unknown format")
+    refused(ValueError, "is not a preset")
     restore()
     edit(preset / "config.json", num_layers=5)
     refused(ValueError, "missing: layers/gemma_decoder_block_4/attention")

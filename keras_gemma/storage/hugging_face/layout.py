@@ -26,6 +26,16 @@ WEIGHTS_INDEX = "model.safetensors.index.json"
 SHARD = "model-{:05}-of-{:05}.safetensors"
 SHARD_PATTERN = "model-*-of-*.safetensors"
 
+FILES = (
+    *(CONFIG, GENERATION_CONFIG, VOCABULARY, TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS),
+    *(CHAT_TEMPLATE, WEIGHTS, WEIGHTS_INDEX, SHARD_PATTERN),
+)
+MARKERS = {CONFIG: b'"model_type"', TOKENIZER: b'"added_tokens"'}
+TITLE = "Hugging Face checkpoint"
+SIGNS = f"`model_type` in {CONFIG}, {VOCABULARY}, or Hugging Face's {TOKENIZER}"
+LIBRARY = "transformers"
+DEFAULT_SHARD_SIZE = "5GB"
+
 ARCHITECTURES = {
     "gemma": "GemmaForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
