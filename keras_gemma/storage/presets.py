@@ -51,7 +51,7 @@ def load(
         **kwargs: Arguments of `cls`, or of its parts, that override the preset's.
 
     Raises:
-        ValueError: If there is no such preset, an argument is unknown, or the files do not fit.
+        ValueError: If the preset or an argument is unknown, or the files do not fit.
         FileNotFoundError: If a directory or a file in it is missing.
         TypeError: If `cls` is not part of a preset.
     """
@@ -139,7 +139,7 @@ class PresetParts:
         folder, format = self.folder, self.format
         if not (folder / CONFIG).is_file():
             raise ValueError(
-                f"{folder} has no model: there is no file {CONFIG}. It holds "
+                f"{folder} has no model: it lacks {CONFIG}. It holds "
                 f"{list_names(folder)}. Save a whole model there with `lm.save_to_preset(...)`, or "
                 "load the part it holds, such as `GemmaTokenizer.from_preset(...)`."
             )

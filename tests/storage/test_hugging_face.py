@@ -1,4 +1,4 @@
-"""Hugging Face's folder, as transformers writes it and as it was published."""
+"""Reading of Hugging Face folders, as written by transformers and as published."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def transformers_outputs(model):
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_reads_what_transformers_writes(name, tmp_path):
+def test_reads_folder_of_transformers(name, tmp_path):
     model = make_transformers_model(CONFIGURATIONS[name])
     model.save_pretrained(tmp_path)
     backbone = GemmaBackbone.from_preset(tmp_path)
@@ -40,7 +40,7 @@ def test_reads_what_transformers_writes(name, tmp_path):
     assert_close(outputs(backbone), transformers_outputs(model))
 
 
-def test_layers_that_all_see_everything(tmp_path):
+def test_global_attention_in_all_layers(tmp_path):
     configuration = CONFIGURATIONS["gemma2_grouped"] | {"use_sliding_window_attention": False}
     model = make_transformers_model(configuration, "gemma2")
     model.save_pretrained(tmp_path)
@@ -50,7 +50,7 @@ def test_layers_that_all_see_everything(tmp_path):
 
 
 def test_vaultgemma_as_published(tmp_path):
-    """Without caps and windows it computes what Gemma 1 does, from tensors of other names."""
+    """Without caps and windows it computes the same as Gemma 1, with other tensor names."""
     configuration = CONFIGURATIONS["gemma1_multi_head"]
     model = make_transformers_model(configuration, "vaultgemma")
     model.save_pretrained(tmp_path)
@@ -100,7 +100,7 @@ def test_dtype_and_load_weights(tmp_path):
         GemmaBackbone.from_preset(tmp_path)
 
 
-def test_the_published_configuration():
+def test_published_configuration():
     if not DATA.is_dir():
         pytest.skip(f"the published gemma-2b-it description is not at {DATA}")
     config = GemmaConfig.from_dict(hugging_face.read_backbone(DATA))
@@ -112,7 +112,7 @@ def test_the_published_configuration():
         GemmaBackbone.from_preset(DATA)
 
 
-def test_the_vocabulary_and_the_whole_task(tiny_proto, tmp_path):
+def test_task_with_vocabulary(tiny_proto, tmp_path):
     make_transformers_model(CONFIGURATIONS["gemma2_grouped"]).save_pretrained(tmp_path)
     with pytest.raises(
         ValueError, match=r"looked for tokenizer\.model and tokenizer\.json.*preprocessor=None"
@@ -201,7 +201,7 @@ def test_query_scalars(tmp_path):
         {"tie_word_embeddings": True, "attention_bias": False},
     ],
 )
-def test_settings_that_say_nothing_new(harmless, tmp_path):
+def test_settings_with_default_values(harmless, tmp_path):
     assert read(tmp_path, **GEMMA2, **harmless) == read(tmp_path, **GEMMA2)
 
 
@@ -232,12 +232,12 @@ def test_settings_that_say_nothing_new(harmless, tmp_path):
         ({"query_pre_attn_scalar": "16"}, "query_pre_attn_scalar '16'"),
     ],
 )
-def test_settings_the_model_cannot_express(settings, message, tmp_path):
+def test_unsupported_settings(settings, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         read(tmp_path, **GEMMA2 | settings)
 
 
-def test_all_such_settings_are_listed(tmp_path):
+def test_all_unsupported_settings_are_listed(tmp_path):
     with pytest.raises(ValueError, match=r"attention_bias=True\n.*rope_theta=5"):
         read(tmp_path, **GEMMA | {"attention_bias": True, "rope_theta": 5})
 
@@ -265,7 +265,7 @@ def test_missing_shards(sharded):
         GemmaBackbone.from_preset(sharded)
 
 
-def test_an_index_that_names_absent_tensors(sharded):
+def test_index_names_absent_tensors(sharded):
     shard = next(sharded.glob("*.safetensors")).name
     edit_index(sharded, **{"model.a": shard, "model.b": shard})
     message = rf"\(2 problems\).*\n.*not held: model\.a in {shard}\n.*not held: model\.b in {shard}"
@@ -274,13 +274,13 @@ def test_an_index_that_names_absent_tensors(sharded):
 
 
 @pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "..", "a\\b", ""])
-def test_an_index_that_leads_elsewhere(name, sharded):
+def test_index_names_files_elsewhere(name, sharded):
     edit_index(sharded, **{"model.norm.weight": name})
     with pytest.raises(ValueError, match="is not directly in its folder"):
         GemmaBackbone.from_preset(sharded)
 
 
-def test_a_truncated_file(sharded):
+def test_truncated_file(sharded):
     shard = next(sharded.glob("*.safetensors"))
     shard.write_bytes(shard.read_bytes()[:-4])
     with pytest.raises(ValueError, match=f"{shard.name} cannot be read as safetensors"):

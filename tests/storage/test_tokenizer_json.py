@@ -12,20 +12,7 @@ from keras_gemma.storage.hugging_face.tokenizer_json import (
 )
 from keras_gemma.text.tokenizer import GemmaTokenizer
 from keras_gemma.text.vocabulary import train_vocabulary
-
-TEXTS = [
-    "To be, or not to be.",
-    "  the slings  and   arrows    of     outrageous      fortune ",
-    "lines\n\n\n\n\n\nand\ttabs\t\t\r\n",
-    "naïve café, 日本語, 😀👩‍👩‍👧, \x00\x07",
-    "12345 67,890.12",
-    "<start_of_turn>user\nsleep, perchance<end_of_turn>\n<start_of_turn>model\n",
-    "<mask><unused7><unused70> <2mass>[@BOS@]",
-    "<start_of_turn <end_of_turn>> <0x41> <unk",
-    "ssssssss eeeee ........ ,,,,",
-    "a",
-    "",
-]
+from tests.storage.texts import TEXTS
 
 
 def write(path, content):
@@ -116,7 +103,7 @@ def test_pieces_of_tabs_as_published(tmp_path, tiny_proto):
         assert theirs.encode(text, add_special_tokens=False).ids == ids == ours.encode(text), text
 
 
-def test_reads_what_transformers_writes(tiny_proto, tmp_path):
+def test_reads_folder_of_transformers(tiny_proto, tmp_path):
     import transformers
 
     write(tmp_path / "tokenizer.json", write_tokenizer_json(tiny_proto))

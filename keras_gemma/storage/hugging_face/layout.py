@@ -10,6 +10,7 @@ Reads and writes nothing; `reader.py` and `writer.py` follow these tables.
 from pathlib import Path
 from typing import Any
 
+from keras_gemma.checks import is_integer
 from keras_gemma.config import ROPE_THETA, GemmaConfig
 from keras_gemma.storage.files import check_types
 from keras_gemma.storage.tensor_streaming import check_layer_count
@@ -186,7 +187,7 @@ def from_values(values: dict[str, Any], path: Path) -> dict[str, Any]:
     wrong = [
         f"{key}={values[key]!r}"
         for key in (*_SIZES, "intermediate_size")
-        if isinstance(values[key], bool) or not isinstance(values[key], int) or values[key] < 1
+        if not is_integer(values[key]) or values[key] < 1
     ]
     if wrong:
         raise ValueError(
