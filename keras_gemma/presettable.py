@@ -1,8 +1,4 @@
-"""`from_preset` and `save_to_preset` of all classes that a preset can contain.
-
-`storage/` sets the functions that read and write files when it is imported, because lower layers
-must not import it.
-"""
+"""`from_preset` and `save_to_preset` of all classes that a preset can contain."""
 
 from pathlib import Path
 from typing import Any

@@ -1,6 +1,7 @@
-"""Imports point to lower floors only: this file reads them, also those inside functions."""
+"""Imports point to lower floors only, including imports inside functions."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "keras_gemma"
 
 FLOORS = (
-    # The ground floor, where modules import one another.
+    # The ground floor, whose modules may import each other.
     ("checks", "config", "backend_choice", "version", "tf_data", "hub_caches", "progress"),
     ("catalogue",),
     ("presettable",),
@@ -19,6 +20,7 @@ FLOORS = (
     ("lora.config",),
     ("model",),
     ("lora", "quantization.calibration", "losses"),
+    ("model.quantize",),
     ("model.backbone",),
     ("storage", "generation", "scoring"),
     ("export",),
@@ -31,7 +33,7 @@ FLOOR_OF = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
 
 LAZY_IMPORTS = {
     ("keras_gemma.presettable", "keras_gemma.storage.presets"),
-    ("keras_gemma.lora.adaptable_backbone", "keras_gemma.storage.adapters.keras_hub_lora"),
+    ("keras_gemma.model.backbone", "keras_gemma.storage.adapters.keras_hub_lora"),
 }
 """Imports inside methods that may point up: a class reads and writes its own files, as in KerasHub,
 and `storage` builds the class."""
@@ -40,8 +42,14 @@ PUBLIC = ("", "models", "samplers", "tokenizers")
 """Modules that only name what others define: one unit, above all others."""
 
 FRAMEWORKS = ("jax", "jaxlib", "torch", "tensorflow", "tensorflow_text", "keras_hub")
-"""What only these may import, with Keras's private parts, `keras.src`."""
+"""Packages that only the folders `MAY_IMPORT_FRAMEWORKS` may import. So is `keras.src`."""
 MAY_IMPORT_FRAMEWORKS = ("backend", "export", "interop")
+
+KERAS_INTERNALS = re.compile(
+    r"\._(?:tracker|flatten_layers|untrack_variable|torch_params|trainable_variables"
+    r"|compile_metrics|deferred_initialize|initializer|losses_for|layers)\b|keras\.src"
+)
+"""Attributes of Keras without a public name, which only one file may use."""
 
 
 def unit_of(module: str) -> str:
@@ -78,38 +86,39 @@ def imported_modules(source: str, package: str) -> Iterator[tuple[int, str]]:
 
 
 def violations(source: str, module: str, package: str) -> list[str]:
-    """What the imports of `module` break, one line each."""
-    found = []
+    """Returns one line for each import of `module` that points up."""
+    lines = []
     importer = unit_of(module)
     if importer not in FLOOR_OF:
-        found.append(f"{module}: {importer!r} has no floor yet: give it one in FLOORS")
-        return found
+        lines.append(f"{module}: {importer!r} has no floor yet: give it one in FLOORS")
+        return lines
     for line, name in imported_modules(source, package):
-        here = f"{module}, line {line}: imports {name}"
+        place_of_import = f"{module}, line {line}: imports {name}"
         top = name.split(".")[0]
         private = name == "keras.src" or name.startswith("keras.src.")
         if (top in FRAMEWORKS or private) and importer not in MAY_IMPORT_FRAMEWORKS:
-            found.append(f"{here}, which only {' and '.join(MAY_IMPORT_FRAMEWORKS)} may")
+            lines.append(f"{place_of_import}, which only {' and '.join(MAY_IMPORT_FRAMEWORKS)} may")
         if top != "keras_gemma" or (module, name) in LAZY_IMPORTS:
             continue
         imported = unit_of(name)
         if imported not in FLOOR_OF:
-            found.append(f"{here}, which has no floor yet: give it one in FLOORS")
+            lines.append(f"{place_of_import}, which has no floor yet: give it one in FLOORS")
         elif imported != importer and FLOOR_OF[imported] >= FLOOR_OF[importer]:
-            place = "beside it" if FLOOR_OF[imported] == FLOOR_OF[importer] else "above it"
-            found.append(f"{here}, which is {place}")
-    return found
+            is_same = FLOOR_OF[imported] == FLOOR_OF[importer]
+            place = "on the same floor" if is_same else "above it"
+            lines.append(f"{place_of_import}, which is {place}")
+    return lines
 
 
 def modules() -> list:
-    """Dotted name, package and path of every module of `keras_gemma`: test parameters."""
-    listed = []
+    """Returns dotted name, package and path of every module, as test parameters."""
+    parameters = []
     for path in sorted(ROOT.rglob("*.py")):
         parts = path.relative_to(ROOT.parent).with_suffix("").parts
         package = ".".join(parts[:-1])
         name = package if parts[-1] == "__init__" else ".".join(parts)
-        listed.append(pytest.param(name, package, path, id=name))
-    return listed
+        parameters.append(pytest.param(name, package, path, id=name))
+    return parameters
 
 
 @pytest.mark.parametrize(("module", "package", "path"), modules())
@@ -121,7 +130,7 @@ def test_imports_point_down(module, package, path):
     ("module", "source", "expected"),
     [
         ("keras_gemma.text.tokenizer", "import keras_gemma.model.rope", "above it"),
-        ("keras_gemma.text.tokenizer", "from keras_gemma.backend import pack", "beside it"),
+        ("keras_gemma.text.tokenizer", "from keras_gemma.backend import pack", "on the same floor"),
         ("keras_gemma.model.rope", "def f():\n    from ..causal_lm import X", "above it"),
         ("keras_gemma.model.rope", "from keras_gemma import GemmaBackbone", "above it"),
         ("keras_gemma.model.rope", "from keras_gemma import models", "above it"),
@@ -134,11 +143,10 @@ def test_imports_point_down(module, package, path):
         ("keras_gemma.novelty", "", "has no floor"),
     ],
 )
-def test_a_violation_is_found(module, source, expected):
+def test_finds_violations(module, source, expected):
     package = module.rpartition(".")[0]
-    found = violations(source, module, package)
-    assert len(found) == 1
-    assert expected in found[0]
+    (line,) = violations(source, module, package)
+    assert expected in line
 
 
 @pytest.mark.parametrize(
@@ -151,8 +159,17 @@ def test_a_violation_is_found(module, source, expected):
         ("keras_gemma.models", "from keras_gemma import GemmaBackbone, samplers, causal_lm"),
     ],
 )
-def test_what_is_allowed(module, source):
+def test_allowed_imports(module, source):
     assert violations(source, module, module.rpartition(".")[0]) == []
+
+
+def test_keras_internals_are_in_one_file():
+    users = {
+        path.relative_to(ROOT).as_posix()
+        for path in ROOT.rglob("*.py")
+        if KERAS_INTERNALS.search(path.read_text(encoding="utf-8"))
+    }
+    assert users == {"backend/keras_internals.py"}
 
 
 def test_no_circles_among_files():

@@ -48,7 +48,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_gemma.backend import uninitialized as _uninitialized
+from keras_gemma.backend import keras_internals
 from keras_gemma.backend.packing import as_aligned, empty
 from keras_gemma.backend.quantized import Quantized
 
@@ -75,7 +75,7 @@ CHUNK = 1 << 22
 ROW_ALIGNMENT = 64
 """Row alignment: every layout keeps that many rows together."""
 
-uninitialized = _uninitialized.uninitialized
+uninitialized = keras_internals.uninitialized
 packed_shape = _module.packed_shape
 pack = _module.pack
 peak_device_memory = _module.peak_device_memory
@@ -172,7 +172,7 @@ def embed(ids: Any, packed: Any, dtype: str) -> Any:
 
 def assign(variable: keras.Variable, packed: np.ndarray) -> None:
     """Assigns a packed weight of the variable's dtype. `packed` must not be modified afterwards."""
-    _uninitialized.assign(variable, _module.from_numpy(packed))
+    keras_internals.assign(variable, _module.from_numpy(packed))
 
 
 __all__ = [

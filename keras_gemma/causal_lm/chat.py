@@ -6,14 +6,16 @@ the tokens of the previous turns. Knows nothing about terminals.
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
+import numpy as np
+
+from keras_gemma.causal_lm.prompts import Prompts
 from keras_gemma.causal_lm.settings import GenerationSettings
-from keras_gemma.causal_lm.text_request import TextRequest
-from keras_gemma.generation.request import Prefix
+from keras_gemma.causal_lm.text_request import TextRequest, make_request, read_call_settings
+from keras_gemma.generation.request import Draft, Prefix
 from keras_gemma.text.chat import Message, read_turns
-from keras_gemma.text.tokenizer import GemmaTokenizer
 
 MIN_REPLY_DIVISOR = 8
 """Divisor of the context length: with less than 1/8 free for a reply, turns are dropped."""
@@ -61,23 +63,18 @@ class Chat:
 
     def __init__(
         self,
-        read_settings: Callable[[dict[str, Any]], GenerationSettings],
-        make_request: Callable[[list[int], GenerationSettings, Prefix | None], TextRequest],
-        tokenizer: GemmaTokenizer,
-        context_length: int,
+        lm: Any,
         system: str | None = None,
         history: Sequence[Message] = (),
         context_full: Literal["error", "drop_oldest"] = "error",
+        draft: Draft | None = None,
         settings: dict[str, Any] | None = None,
     ) -> None:
         """Initializes a chat. Use `GemmaCausalLM.chat` instead.
 
         Args:
-            read_settings: Function from the settings of a turn to those settings filled up with
-                the compiled ones.
-            make_request: Function from prompt ids, settings and prefix cache to a request.
-            tokenizer: Tokenizer of the model.
-            context_length: Maximum number of tokens in a conversation.
+            lm: A `GemmaCausalLM` with a preprocessor.
+            draft: Draft settings for speculative decoding.
             system, history, context_full, settings: Same as in `GemmaCausalLM.chat`.
         """
         if context_full not in CONTEXT_FULL:
@@ -94,9 +91,9 @@ class Chat:
         self.cached_tokens: int | None = None
         self.new_tokens: int | None = None
         self.finish_reason: Literal["stop", "length", "closed"] | None = None
-        self._read_settings, self._make_request = read_settings, make_request
-        self._tokenizer = tokenizer
-        self._context_length = context_length
+        self._lm, self._draft = lm, draft
+        self._tokenizer = lm.preprocessor.tokenizer
+        self._context_length = lm.backbone.config.context_length
         self._prefix: Prefix | None = None
         self._replies: dict[str, list[int]] = {}  # The generated ids: retokenizing may differ.
         self._read({})  # checks the settings
@@ -138,7 +135,11 @@ class Chat:
         ids, dropped = self._fit(message, limit, max_new_tokens)
         max_new_tokens = min(max_new_tokens or limit, limit - len(ids))
         turn = dataclasses.replace(turn, max_length=None, max_new_tokens=max_new_tokens)
-        request = self._make_request(ids, turn, self._prefix)
+        prompt = Prompts([np.array(ids, "int32")], texts=True, single=True)
+        prefix = self._prefix
+        if prefix is not None and not prefix.is_of(self._lm.backbone):  # The weights have changed.
+            prefix = None
+        request = make_request(self._lm, prompt, turn, prefix, self._draft)
         return self._stream_reply(message, request, request.stream(), dropped)
 
     def undo(self) -> list[dict[str, str]]:
@@ -159,7 +160,7 @@ class Chat:
         self.dropped.clear()
 
     def _read(self, settings: dict[str, Any]) -> GenerationSettings:
-        turn = self._read_settings({**self.settings, **settings})
+        turn = read_call_settings(self._lm, "chat", {**self.settings, **settings})
         if turn.num_return_sequences not in (None, 1) or turn.top_log_probabilities is not None:
             raise ValueError(
                 "A chat does not support `num_return_sequences` or `return_logprobs`. Use "

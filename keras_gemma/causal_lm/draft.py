@@ -4,17 +4,15 @@ from typing import Any
 
 import numpy as np
 
+from keras_gemma.generation.programs import Programs
 from keras_gemma.generation.request import Draft
 
 NUM_DRAFT_TOKENS = 4
 """Default number of draft tokens per verification."""
 
 
-def read_draft(draft: Any, tokens: int | None, model_cls: type) -> Draft | None:
+def read_draft(draft: Any, tokens: int | None) -> Draft | None:
     """Returns the draft settings for the `draft` and `num_draft_tokens` of `generate`.
-
-    Args:
-        model_cls: Class of the models that are accepted as a draft.
 
     Raises:
         TypeError: If `draft` is neither a model nor `"prompt"`.
@@ -31,9 +29,9 @@ def read_draft(draft: Any, tokens: int | None, model_cls: type) -> Draft | None:
     count = int(count) if isinstance(count, np.integer) else count
     if isinstance(draft, str) and draft == "prompt":
         return Draft(count)
-    if isinstance(draft, model_cls):
+    if isinstance(getattr(draft, "programs", None), Programs):
         tokenizer = draft.preprocessor and draft.preprocessor.tokenizer
-        return Draft(count, draft._generator(), tokenizer)
+        return Draft(count, draft.programs, tokenizer)
     raise TypeError(
         "`draft` must be a GemmaCausalLM, or 'prompt' for prompt-lookup decoding. "
         f"Received: draft={draft!r:.80}"

@@ -3,49 +3,42 @@
 Everything below this module works on token ids; strings end here.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 import keras
 import numpy as np
 
-from keras_gemma import tf_data
-from keras_gemma.causal_lm.conversational import Conversational
+from keras_gemma import export, tf_data
+from keras_gemma.backend import keras_internals
+from keras_gemma.causal_lm.chat import Chat
 from keras_gemma.causal_lm.draft import read_draft
-from keras_gemma.causal_lm.model_of_text import TextTrainer
-from keras_gemma.causal_lm.prompts import Prompts, read_prompt, read_prompts
-from keras_gemma.causal_lm.settings import GenerationSettings, read_settings
-from keras_gemma.causal_lm.text_request import TextRequest
-from keras_gemma.causal_lm.training_step import ChunkedLossTrainer
-from keras_gemma.export.exportable import Exportable
+from keras_gemma.causal_lm.prompts import Prompts, read_prompt, read_prompts, require_preprocessor
+from keras_gemma.causal_lm.settings import GenerationSettings
+from keras_gemma.causal_lm.text_request import make_request, read_call_settings
+from keras_gemma.causal_lm.training import TrainableTextModel
 from keras_gemma.generation import samplers
 from keras_gemma.generation.generate import prefill
 from keras_gemma.generation.programs import Programs
-from keras_gemma.generation.request import Draft, Prefix
-from keras_gemma.lora.adaptable import Adaptable
-from keras_gemma.lora.adapters import Adapters
+from keras_gemma.generation.request import Prefix
+from keras_gemma.lora.adapters import DEFAULT_NAME, Adapters
 from keras_gemma.model.backbone import GemmaBackbone, check_layer_arguments
-from keras_gemma.model.quantizable import Quantizable
+from keras_gemma.model.quantize import quantize, read_mode
 from keras_gemma.presettable import Presettable
-from keras_gemma.quantization import QuantizationConfig
-from keras_gemma.scoring.scorable import Scorable
-from keras_gemma.storage.savable import Savable
+from keras_gemma.scoring.hooks import Hook, Intercept
+from keras_gemma.scoring.perplexity import perplexity
+from keras_gemma.scoring.score import Scorer
+from keras_gemma.storage.adapters import peft
+from keras_gemma.storage.formats import save_as
+from keras_gemma.storage.gguf.writer import save_to_gguf
 from keras_gemma.text.batches import is_text
+from keras_gemma.text.chat import Message
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
 
 
 @keras.saving.register_keras_serializable(package="keras_gemma")
-class GemmaCausalLM(
-    Presettable,
-    Savable,
-    Conversational,
-    Scorable,
-    Quantizable,
-    Adaptable,
-    ChunkedLossTrainer,
-    Exportable,
-    TextTrainer,
-):
+class GemmaCausalLM(Presettable, TrainableTextModel):
     """Gemma with a language-model head: generates, scores and trains on text.
 
     As a Keras model it maps `{"token_ids", "padding_mask"}`, both `[B, T]`, to logits, float32
@@ -97,11 +90,13 @@ class GemmaCausalLM(
                 )
         logits = backbone.token_embedding(backbone(backbone.input), reverse=True)
         super().__init__(inputs=backbone.input, outputs=logits, **kwargs)
-        backbone.around.add(self)
+        backbone.wrapping_models.add(self)
+        keras_internals.restore_quantize(self)
         self.dtype_policy = backbone.dtype_policy
         self.preprocessor = preprocessor
         self.sampler = samplers.get("greedy")
         self._programs: Programs | None = None
+        self._scorer: Scorer | None = None
         # Usable at once: calling `compile` again is only needed for other settings.
         self.compile()
 
@@ -173,6 +168,8 @@ class GemmaCausalLM(
         if optimizer_built:
             self.optimizer.build(self.trainable_variables)
 
+    # Generation
+
     def generate(
         self,
         inputs: Any,
@@ -222,11 +219,12 @@ class GemmaCausalLM(
                 a preprocessor, or the batch needs more than the free memory.
             TypeError: If a setting is unknown or has the wrong type.
         """
-        call_settings = self._settings("generate", max_length, stop_token_ids, settings)
-        draft = self._draft(draft, num_draft_tokens)
+        settings = {"max_length": max_length, "stop_token_ids": stop_token_ids, **settings}
+        call_settings = read_call_settings(self, "generate", settings)
+        draft = read_draft(draft, num_draft_tokens)
         if tf_data.is_dataset(inputs):
             batches = [
-                self._text_request(batch, call_settings, prefix, draft).complete(strip_prompt)
+                make_request(self, batch, call_settings, prefix, draft).complete(strip_prompt)
                 for batch in inputs.as_numpy_iterator()
             ]
             if not batches:
@@ -234,7 +232,7 @@ class GemmaCausalLM(
             if isinstance(batches[0], dict):
                 return {key: np.concatenate([b[key] for b in batches]) for key in batches[0]}
             return [row for batch in batches for row in ([batch] if is_text(batch) else batch)]
-        return self._text_request(inputs, call_settings, prefix, draft).complete(strip_prompt)
+        return make_request(self, inputs, call_settings, prefix, draft).complete(strip_prompt)
 
     def stream(
         self,
@@ -274,14 +272,15 @@ class GemmaCausalLM(
             print(piece, end="", flush=True)
         ```
         """
-        call_settings = self._settings("stream", max_length, stop_token_ids, settings)
+        settings = {"max_length": max_length, "stop_token_ids": stop_token_ids, **settings}
+        call_settings = read_call_settings(self, "stream", settings)
         if call_settings.top_log_probabilities is not None:
             raise ValueError(
                 "`stream` does not support `return_logprobs`: use `generate` with "
                 f"`return_logprobs`. Received: return_logprobs={call_settings.return_logprobs!r}"
             )
-        draft = self._draft(draft, num_draft_tokens)
-        return self._text_request(inputs, call_settings, prefix, draft).stream()
+        draft = read_draft(draft, num_draft_tokens)
+        return make_request(self, inputs, call_settings, prefix, draft).stream()
 
     def prefill(self, inputs: Any) -> Prefix:
         """Computes a prefix cache for prompts that begin with the same text.
@@ -313,45 +312,593 @@ class GemmaCausalLM(
         ```
         """
         ids = read_prompt(inputs, self.preprocessor, self.backbone.config.vocabulary_size)
-        return prefill(self._generator(), ids)
+        return prefill(self.programs, ids)
 
-    def _settings(
-        self, caller: str, max_length: int | None, stop_token_ids: Any, settings: dict[str, Any]
-    ) -> GenerationSettings:
-        """Returns the settings of a call, filled up with those of `compile`."""
-        settings = {"max_length": max_length, "stop_token_ids": stop_token_ids, **settings}
-        return read_settings(settings, caller).over(self.generation_settings)
-
-    def _draft(self, draft: Any, tokens: int | None) -> Draft | None:
-        return read_draft(draft, tokens, GemmaCausalLM)
-
-    def _text_request(
-        self,
-        inputs: Any,
-        settings: GenerationSettings,
-        prefix: Prefix | None,
-        draft: Draft | None,
-    ) -> TextRequest:
-        size = self.backbone.config.vocabulary_size
-        prompts = inputs
-        if not isinstance(inputs, Prompts):
-            prompts = read_prompts(inputs, self.preprocessor, size)
-        generator, sampler = self._generator(), self.sampler
-        return TextRequest(generator, self.preprocessor, prompts, settings, sampler, prefix, draft)
-
-    def _generator(self) -> Programs:
-        # Kept across `compile`, because another sampler of the same kind can reuse the programs.
+    @property
+    def programs(self) -> Programs:
+        """Compiled generation programs. `compile` keeps them, because most samplers share them."""
         if self._programs is None or self._programs.eager != self.run_eagerly:
             self._programs = Programs(self.backbone, eager=self.run_eagerly)
         return self._programs
 
-    def _quantize(self, config: QuantizationConfig, calibration: Any) -> None:
-        rows = None
+    # Chat
+
+    def chat(
+        self,
+        system: str | None = None,
+        context_full: Literal["error", "drop_oldest"] = "error",
+        *,
+        history: Sequence[Message] = (),
+        draft: Any = None,
+        num_draft_tokens: int | None = None,
+        **settings: Any,
+    ) -> Chat:
+        """Starts a chat whose turns reuse the KV cache of the previous turns.
+
+        Models without instruction tuning simply continue the text of the conversation.
+
+        Args:
+            system: System message. It is prepended to the first user turn, because Gemma has no
+                system role.
+            context_full: Action when the context is too full for another reply. `"error"` raises
+                an error. `"drop_oldest"` warns and drops the oldest turns until a quarter of the
+                context is free; the system message is kept.
+            history: Previous messages, as dicts `{"role", "content"}`.
+            draft, num_draft_tokens: Same as in `generate`.
+            **settings: `GenerationSettings` for all turns. The length of a reply is limited by
+                `max_new_tokens` and by the context length.
+
+        Raises:
+            ValueError: If roles do not alternate, a setting is out of range, or the model has no
+                preprocessor.
+            TypeError: If a message is malformed or a setting is unknown.
+
+        Example:
+
+        ```python
+        import keras_gemma
+
+        lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
+        chat = lm.chat(max_new_tokens=20)
+        print(chat.send("Who's there?"))
+        print(chat.history)
+        ```
+        """
+        require_preprocessor(self.preprocessor, "a chat", None)
+        draft = read_draft(draft, num_draft_tokens)
+        return Chat(self, system, history, context_full, draft, settings)
+
+    def generate_chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        max_length: int | None = None,
+        stop_token_ids: Any = "auto",
+        *,
+        prefix: Prefix | None = None,
+        draft: Any = None,
+        num_draft_tokens: int | None = None,
+        **settings: Any,
+    ) -> Any:
+        """Generates the reply to a conversation, or to each conversation of a batch.
+
+        Args:
+            messages: A list of dicts `{"role", "content"}`, as for
+                `GemmaTokenizer.apply_chat_template`, or a list of such lists.
+            max_length, stop_token_ids, prefix, draft, num_draft_tokens, **settings: Same as in
+                `generate`.
+
+        Returns:
+            The reply as a string; for a batch, a list of replies. If `num_return_sequences` is
+            above 1, each conversation gets a list. With `return_logprobs`, each reply is a
+            `Completion`.
+
+        Raises:
+            ValueError, TypeError: Same as in `apply_chat_template` and `generate`.
+
+        Example:
+
+        ```python
+        import keras_gemma
+
+        lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
+        messages = [{"role": "user", "content": "Who's there?"}]
+        lm.generate_chat(messages, max_new_tokens=20)
+        lm.generate_chat([messages, messages], max_new_tokens=20, temperature=0.8, seed=1)
+        ```
+        """
+        require_preprocessor(self.preprocessor, "`generate_chat`", "Pass token ids to `generate`")
+        settings = {"max_length": max_length, "stop_token_ids": stop_token_ids, **settings}
+        call_settings = read_call_settings(self, "generate_chat", settings)
+        ids = self.preprocessor.tokenizer.apply_chat_template(messages)
+        single = isinstance(ids[0], int)
+        rows = [np.array(row, "int32") for row in ([ids] if single else ids)]
+        prompts = Prompts(rows, texts=True, single=single)
+        draft = read_draft(draft, num_draft_tokens)
+        return make_request(self, prompts, call_settings, prefix, draft).complete(strip_prompt=True)
+
+    # Scoring
+
+    def score(
+        self,
+        token_ids: Any,
+        padding_mask: Any = None,
+        scoring_mode: str = "logits",
+        layer_intercept_fn: Intercept | None = None,
+        target_ids: Any = None,
+        *,
+        hooks: Mapping[str, Hook] | None = None,
+    ) -> Any:
+        """Returns the logits or losses of existing texts at every position.
+
+        Without hooks the forward pass is compiled; on PyTorch no gradient passes through it. With
+        hooks it runs eagerly, and gradients with respect to activations pass, from the embeddings
+        on, also in a quantized model. Weights are constants here; train them with `fit`.
+
+        Args:
+            token_ids: Token ids, int `[B, T]`: a NumPy array, a tensor or nested lists. Or a
+                string, or a list of strings, which are padded on the right.
+            padding_mask: `[B, T]`, False or 0 at padding, which may be on the left or right.
+                `None` means no padding.
+            scoring_mode: `"logits"` or `"loss"`. Losses never hold the logits of all positions in
+                memory, not even when computing a gradient.
+            layer_intercept_fn: Function `(activations [B, T, D], layer) -> activations`. Called
+                with the embeddings before scaling (layer -1) and the output of each block (layers
+                from 0). Its result replaces the activations.
+            target_ids: Ids to predict, int `[B, T]`; required for `"loss"`. For strings these are
+                the next tokens, and positions without a next token have a loss of 0.
+            hooks: Dict from names or patterns of hook points to functions `(activations, name) ->
+                activations`, such as `{"block.*.attention.weights": look}`. The result of a
+                function replaces the activations. The names are listed in
+                `keras_gemma.scoring.hooks`.
+
+        Returns:
+            Logits after the final soft cap, float32 `[B, T, V]`; or losses in nats, `[B, T]`.
+
+        Raises:
+            ValueError: If the mode is unknown, targets are missing, ids are out of range, a text
+                is longer than the context, a pattern matches no hook point, or a hook changes the
+                shape or dtype.
+            TypeError: If `hooks` is not a dict from names to functions of two arguments.
+
+        Example:
+
+        ```python
+        import keras_gemma
+
+        lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
+        losses = lm.score("To be, or not to be", scoring_mode="loss")
+        without = lm.score(
+            "To be, or not to be",
+            scoring_mode="loss",
+            hooks={"block.[01].attention.output": lambda x, name: 0 * x},
+        )
+        ```
+        """
+        if self._scorer is None:
+            self._scorer = Scorer(self.backbone)
+        return self._scorer.score(
+            token_ids,
+            padding_mask,
+            scoring_mode,
+            layer_intercept_fn,
+            target_ids,
+            hooks,
+            self.preprocessor,
+        )
+
+    def perplexity(
+        self, texts: Any, stride: int | None = None, window: int | None = None
+    ) -> float | np.ndarray:
+        """Returns the perplexity of texts: e to the mean loss of a token.
+
+        Texts longer than `window` are read in windows that start `stride` tokens apart. Every
+        token counts once, given all tokens before it in its window.
+
+        Args:
+            texts: A string, or a list of strings or of lists of token ids.
+            stride: Distance between the starts of two windows, in tokens. Half a window by
+                default.
+            window: Window length, in tokens. The model's context length by default.
+
+        Returns:
+            A float for one string, a float64 array `[B]` for a list.
+
+        Raises:
+            ValueError: If a text has fewer than two tokens, `window` exceeds the context length,
+                or `stride` is not smaller than `window`.
+
+        Example:
+
+        ```python
+        import keras_gemma
+
+        lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
+        lm.perplexity(["To be, or not to be", "be be not To or, to"], stride=64, window=128)
+        ```
+        """
+        return perplexity(self, texts, stride, window)
+
+    # LoRA
+
+    def enable_lora(
+        self,
+        rank: int = 8,
+        targets: str | Iterable[str] | None = None,
+        alpha: float | None = None,
+        dropout: float = 0.0,
+        *,
+        name: str = DEFAULT_NAME,
+        use_rslora: bool = False,
+        dtype: str = "float32",
+        seed: int | None = None,
+        target_layer_names: str | Iterable[str] | None = None,
+    ) -> None:
+        """Freezes the base model and adds a trainable LoRA adapter.
+
+        The adapter adds `alpha / rank * B A` to each target matrix W, quantized or not. B is
+        initialized to zero, so the output does not change until `fit` trains A and B. Call
+        `enable_lora` again with another `name` to add another adapter. One adapter is active at a
+        time.
+
+        While an adapter is active, `save_to_preset`, `save_to_hugging_face` and `save_to_gguf`
+        write the merged model. `save_lora` writes only the adapter, and a `.keras` file stores the
+        base model and its adapters separately.
+
+        Args:
+            rank: Rank of the update: rows of A and columns of B. Defaults to 8.
+            targets: Matrices to adapt: kinds (`"query"`, `"key"`, `"value"`, `"output"`, `"gate"`,
+                `"up"`, `"down"`), their peft names such as `"q_proj"`, name patterns such as
+                `"layers.[0-3].*"`, or `"all-linear"`. Defaults to `("query", "value")`.
+            alpha: Scale of the update, divided by `rank`. Defaults to 16.
+            dropout: Dropout rate of the input of A in training. Defaults to 0.
+            name: Adapter name. Defaults to `"default"`.
+            use_rslora: If True, scales by `alpha / sqrt(rank)`, which suits large ranks.
+            dtype: Dtype of A and B. Products use the model's compute dtype. Defaults to
+                `"float32"`, which training needs.
+            seed: Random seed for A. `None` uses the seed of `keras.utils.set_random_seed`.
+            target_layer_names: KerasHub's name of `targets`.
+
+        Raises:
+            ValueError: If the name is already in use, a number is out of range, a target is
+                unknown or is the embedding, or an adapter is merged.
+
+        Example:
+
+        ```python
+        import keras
+        import keras_gemma
+
+        lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en", quantization="int4")
+        lm.enable_lora(rank=8, targets="all-linear")
+        lm.compile(optimizer=keras.optimizers.AdamW(1e-4))
+        lm.fit(["First Citizen:\\nSpeak, speak."], batch_size=1)
+        lm.save_lora("my_adapter")
+        ```
+        """
+        targets = targets if target_layer_names is None else target_layer_names
+        alpha = 16 if alpha is None else alpha
+        self.adapters.enable(rank, targets, alpha, dropout, name, use_rslora, dtype, seed)
+
+    @property
+    def lora_adapters(self) -> list[str]:
+        """Names of all adapters."""
+        return list(self.adapters.configs)
+
+    @property
+    def active_adapter(self) -> str | None:
+        """Name of the active adapter, merged or not, or `None`."""
+        return self.adapters.active
+
+    def set_adapter(self, name: str | None) -> None:
+        """Activates an adapter. Loads and copies nothing.
+
+        `fit` trains the active adapter. An optimizer that has trained another adapter is reset and
+        keeps its settings.
+
+        Args:
+            name: One of `lora_adapters`. `None` deactivates all adapters.
+
+        Raises:
+            ValueError: If the name is unknown or an adapter is merged.
+
+        Example:
+
+        ```python
+        import keras_gemma
+
+        lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
+        lm.enable_lora(rank=4, name="verse")
+        lm.enable_lora(rank=4, name="prose")
+        lm.set_adapter("verse")
+        lm.set_adapter(None)
+        ```
+        """
+        self.adapters.activate(name)
+
+    def delete_adapter(self, name: str) -> None:
+        """Deletes an adapter.
+
+        Deleting the last adapter makes the base model trainable again, as it was before.
+
+        Args:
+            name: One of `lora_adapters`.
+
+        Raises:
+            ValueError: If the name is unknown or an adapter is merged.
+
+        Example:
+
+        ```python
+        import keras_gemma
+
+        lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
+        lm.enable_lora(rank=4)
+        lm.delete_adapter("default")
+        ```
+        """
+        self.adapters.delete(name)
+
+    def merge_lora(self, keep_base: bool = True) -> None:
+        """Merges the active adapter into the base model, which removes its runtime cost.
+
+        Logits stay the same up to the rounding of the merged matrices. Saving does not need this
+        method: the `save_to_*` methods merge the active adapter themselves.
+
+        Args:
+            keep_base: If True, keeps a copy of the changed matrices for `unmerge_lora`. If False,
+                the merge is permanent and all adapters are deleted. Defaults to True.
+
+        Raises:
+            ValueError: If no adapter is active, an adapter is merged, the model is quantized, or
+                the adapter contains NaN or infinity.
+
+        Example:
+
+        ```python
+        import keras_gemma
+
+        lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
+        lm.enable_lora(rank=4)
+        lm.merge_lora()
+        lm.unmerge_lora()
+        ```
+        """
+        self.adapters.merge(keep_base)
+
+    def unmerge_lora(self) -> None:
+        """Restores the exact matrices from before `merge_lora`.
+
+        Raises:
+            ValueError: If no adapter is merged.
+        """
+        self.adapters.unmerge()
+
+    def save_lora(
+        self, directory: str | Path, name: str | None = None, base_model: str | None = None
+    ) -> None:
+        """Writes an adapter in PEFT's format: `adapter_config.json`, `adapter_model.safetensors`.
+
+        PEFT loads the adapter onto the base model. To write the base model, call
+        `set_adapter(None)` and then `save_to_hugging_face`.
+
+        Args:
+            directory: The folder, created if it does not exist. An adapter in it is replaced.
+            name: Name of the adapter. Defaults to the active adapter.
+            base_model: Base model to record for PEFT, such as `"google/gemma-2-2b"`.
+
+        Raises:
+            ValueError: If there is no such adapter, its numbers are not all finite, or the folder
+                cannot be written.
+
+        Example:
+
+        ```python
+        import keras_gemma
+
+        lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
+        lm.enable_lora(rank=4)
+        lm.save_lora("my_adapter")
+        lm.delete_adapter("default")
+        lm.load_lora("my_adapter")
+        ```
+        """
+        peft.save_lora(self.backbone, directory, name, base_model)
+
+    def load_lora(
+        self, directory: str | Path, name: str = DEFAULT_NAME, dtype: str = "float32"
+    ) -> None:
+        """Loads an adapter that `save_lora` or PEFT wrote, and activates it.
+
+        Args:
+            directory: The folder with the adapter's two files.
+            name: Name of the adapter in this model.
+            dtype: Dtype of the adapter's variables.
+
+        Raises:
+            FileNotFoundError: If the folder or a file in it is missing.
+            ValueError: If the name is taken, the adapter does not fit the model (all such tensors
+                are listed), its numbers are not all finite, or it is of an unsupported kind (DoRA,
+                biases, whole modules).
+
+        Example:
+
+        ```python
+        import keras_gemma
+
+        lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
+        lm.enable_lora(rank=4)
+        lm.save_lora("my_adapter")
+        lm.load_lora("my_adapter", name="again")
+        ```
+        """
+        peft.load_lora(self.backbone, directory, name, dtype)
+
+    # Quantization and other formats
+
+    def quantize(
+        self,
+        mode: Any,
+        group_size: int = 32,
+        zeros: bool = False,
+        embedding: str = "int8",
+        *,
+        calibration: Any = None,
+    ) -> None:
+        """Quantizes the matrices to 8 or 4 bits in place, one at a time to save memory.
+
+        Generation, scoring and saved presets then use these weights. Matrices and norms are frozen,
+        and an optimizer that trained them is reset. `from_preset(..., quantization=...)` quantizes
+        while loading. If an error is raised, the model is unchanged.
+
+        Args:
+            mode: `"int8"` (one scale per row), `"int4"`, or a `QuantizationConfig` or its
+                dictionary with all settings.
+            group_size: Numbers of a row that share a scale (`"int4"` only).
+            zeros: If True, each group has a zero point (`"int4"` only).
+            embedding: Mode of the embedding (`"int4"` only).
+            calibration: Representative texts, or lists of token ids. Their activation statistics
+                weight the quantization error per input channel. Texts are truncated to the
+                context length.
+
+        Raises:
+            ValueError: If the model is already quantized or in `fit`, the mode or settings are
+                invalid, the group size does not divide the rows, weights are not finite, or
+                calibration is empty or has strings without a preprocessor.
+            TypeError: If `calibration` has another type.
+
+        Example:
+
+        ```python
+        import keras_gemma
+
+        lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
+        lm.quantize("int4", calibration=["Before we proceed any further, hear me speak."])
+        print(keras_gemma.quantization.report(lm))
+        ```
+        """
+        config, rows = read_mode(mode, group_size, zeros, embedding), None
         if calibration is not None and self.backbone.quantization is None:
             calibration = [calibration] if is_text(calibration) else calibration
             size = self.backbone.config.vocabulary_size
             rows = read_prompts(calibration, self.preprocessor, size, "calibration").ids
-        self.backbone._quantize(config, rows)
+        quantize(self.backbone, config, rows)
+
+    def save_to_hugging_face(
+        self, directory: str | Path, max_shard_size: int | str = "5GB"
+    ) -> None:
+        """Writes a folder that transformers loads: configuration, tokenizer, safetensors.
+
+        The files are written next to the folder and moved into it when all are complete. Quantized
+        weights are written dequantized, in the model's dtype.
+
+        Args:
+            directory: The folder, created if it does not exist. A model in it is replaced.
+            max_shard_size: Maximum size of a weights file, in bytes or as `"5GB"`.
+
+        Raises:
+            ValueError: If no architecture of transformers computes this model, or the folder cannot
+                be replaced.
+
+        Example:
+
+        ```python
+        import keras_gemma
+
+        lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
+        lm.save_to_hugging_face("my_gemma")  # AutoModelForCausalLM.from_pretrained("my_gemma")
+        ```
+        """
+        save_as(self, "hugging_face", directory, max_shard_size)
+
+    def save_to_gguf(self, path: str | Path, dtype: str = "bf16") -> None:
+        """Writes one file that llama.cpp loads: hyperparameters, vocabulary and weights.
+
+        Needs the package `gguf`: `pip install "keras-gemma[gguf]"`. Quantized weights are
+        dequantized and rounded to `dtype`.
+
+        Args:
+            path: The file, ending in `.gguf`. An existing file is replaced when the new one is
+                complete.
+            dtype: `"bf16"`, `"f16"`, `"q8_0"` or `"q4_0"`.
+
+        Raises:
+            ValueError: If no architecture of llama.cpp computes this model, or there is no
+                vocabulary.
+
+        Example:
+
+        ```python
+        import keras_gemma
+
+        lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
+        lm.save_to_gguf("my_gemma.gguf", dtype="q8_0")
+        ```
+        """
+        save_to_gguf(self, path, dtype)
+
+    def export(
+        self,
+        filepath: str | Path,
+        format: str = "tf_saved_model",
+        *,
+        overwrite: bool = False,
+        **options: Any,
+    ) -> None:
+        """Exports the model to a folder that runs without Keras and without this package.
+
+        A SavedModel maps strings to strings: its graph holds the tokenizer, the chat template,
+        the KV cache, sampling and the decoding loop. Defaults for generation settings are taken
+        from `compile()`. Exporting and running it need the packages tensorflow and
+        tensorflow-text: `pip install "keras-gemma[tensorflow]"`.
+
+        A program of `"torch"`, `"jax"` or `"onnx"` maps token ids and a KV cache to logits and
+        the updated cache. The caller writes the decoding loop, as in the folder
+        `examples/exported`.
+
+        If a format needs another backend than the current one, a subprocess exports the model.
+        If the export fails, an existing export at `filepath` is unchanged.
+
+        Args:
+            filepath: Path of the folder. It appears only when the export is complete.
+            format: `"tf_saved_model"`, `"torch"`, `"jax"` or `"onnx"`.
+            overwrite: If True, replaces an existing export. Other files and folders are never
+                replaced.
+            **options: Options of the format. `"torch"` and `"onnx"` have none.
+
+                `"tf_saved_model"`:
+
+                - `max_new_tokens`: Default of the served model. The value passed to `compile()`
+                  by default, or 256.
+                - `max_batch_size`: Maximum number of texts in a call. No limit by default.
+                - `quantization`: Same as in `from_preset`, but only for the export.
+
+                `"jax"`:
+
+                - `batch_size`: Batch size of every call. `None` allows any batch size. 1 by
+                  default.
+
+        Raises:
+            ValueError: If the format is unknown, the path exists, the model has no preprocessor,
+                an option is out of range, the format does not support a setting of `compile()`,
+                or an active adapter is not merged.
+            TypeError: If the format does not have an option.
+            ImportError: If packages that the format needs are not installed.
+            OSError: If the disk is too small.
+            RuntimeError: If the subprocess failed.
+
+        Example:
+
+        ```python
+        import keras_gemma
+
+        lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
+        lm.export("served_gemma", max_new_tokens=40)
+        ```
+        """
+        self.adapters.check_exportable()
+        export.export(self, filepath, format, overwrite, **options)
+
+    # Keras serialization
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -6,8 +6,13 @@ from typing import Any
 import numpy as np
 
 from keras_gemma.causal_lm.completion import Completion
-from keras_gemma.causal_lm.prompts import Prompts, max_new_tokens_in_padding, require_preprocessor
-from keras_gemma.causal_lm.settings import GenerationSettings
+from keras_gemma.causal_lm.prompts import (
+    Prompts,
+    max_new_tokens_in_padding,
+    read_prompts,
+    require_preprocessor,
+)
+from keras_gemma.causal_lm.settings import GenerationSettings, read_settings
 from keras_gemma.generation.generate import check, generate, start
 from keras_gemma.generation.programs import Programs
 from keras_gemma.generation.request import Draft, Prefix, Request, Row
@@ -237,6 +242,31 @@ class TextRequest:
         size = self.generator.config.vocabulary_size
         ids = [stop_token_ids] if np.ndim(stop_token_ids) == 0 else list(stop_token_ids)
         return tuple(to_ids("stop_token_ids", ids, 1, size).tolist())
+
+
+def read_call_settings(lm: Any, caller: str, settings: dict[str, Any]) -> GenerationSettings:
+    """Returns the settings of a call, filled up with those of `compile`.
+
+    Args:
+        lm: A `GemmaCausalLM`.
+        caller: Name of the called method, for error messages.
+        settings: Arguments of the call. `stop_token_ids="auto"` counts as absent.
+    """
+    return read_settings(settings, caller).over(lm.generation_settings)
+
+
+def make_request(
+    lm: Any,
+    inputs: Any,
+    settings: GenerationSettings,
+    prefix: Prefix | None = None,
+    draft: Draft | None = None,
+) -> TextRequest:
+    """Returns the request to continue `inputs`, prompts in any format, with a `GemmaCausalLM`."""
+    prompts, preprocessor = inputs, lm.preprocessor
+    if not isinstance(inputs, Prompts):
+        prompts = read_prompts(inputs, preprocessor, lm.backbone.config.vocabulary_size)
+    return TextRequest(lm.programs, preprocessor, prompts, settings, lm.sampler, prefix, draft)
 
 
 def check_same_pieces(tokenizer: GemmaTokenizer, other: GemmaTokenizer) -> None:

@@ -138,7 +138,7 @@ def finetune(
         policy = "mixed_bfloat16"  # in bfloat16 alone, small updates would be rounded away
     lm = GemmaCausalLM.from_preset(model, dtype=policy, **bits)
     if not full:
-        lm.enable_lora(rank, alpha, target or ("query", "value"), dropout, seed=seed)
+        lm.enable_lora(rank, target or None, alpha, dropout, seed=seed)
     try:
         result = training.finetune(
             lm,

@@ -1,6 +1,5 @@
 """Export of a model to a folder that runs without Keras and without this package.
 
-exportable.py         the method `export` of a model
 folder.py             the export folder, replaced only when the new one is complete; its metadata
 subprocess_export.py  export in this process, or in a subprocess on another backend
 saved_model.py        TensorFlow's SavedModel

@@ -1,8 +1,6 @@
 """LoRA adapters.
 
-config.py              settings of an adapter and their validation
-low_rank.py            low-rank update of one matrix
-adapters.py            adapters of a backbone
-adaptable.py           LoRA methods of both models
-adaptable_backbone.py  KerasHub-compatible LoRA methods of the backbone
+config.py     settings of an adapter and their validation
+low_rank.py   low-rank update of one matrix
+adapters.py   adapters of a backbone
 """

@@ -5,16 +5,23 @@ nothing about files.
 """
 
 import random
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_gemma import backend
-from keras_gemma.lora.config import Lora
+from keras_gemma.lora.config import Lora, read_lora
 from keras_gemma.lora.low_rank import init_lora_a
 from keras_gemma.model.linear import Linear
-from keras_gemma.model.quantizable import check_not_in_fit, forget_training, let_go
+from keras_gemma.model.trainable import check_not_in_fit, release_variables, reset_training
+
+DEFAULT_NAME = "default"
+"""Default name of an adapter."""
+
+DEFAULT_TARGETS = ("query", "value")
+"""Matrices that are adapted by default, as in KerasHub."""
 
 Arrays = dict[str, tuple[np.ndarray, np.ndarray]]
 """A `[r, in]` and B `[out, r]` by the name of the adapted matrix."""
@@ -58,6 +65,24 @@ class Adapters:
             for variable in (linear.low_ranks[name].a, linear.low_ranks[name].b)
         ]
 
+    def enable(
+        self,
+        rank: int,
+        targets: str | Iterable[str] | None,
+        alpha: float,
+        dropout: float,
+        name: str,
+        use_rslora: bool,
+        dtype: str,
+        seed: int | None,
+    ) -> None:
+        """Adds, initializes and activates an adapter. See `GemmaCausalLM.enable_lora`."""
+        targets = DEFAULT_TARGETS if targets is None else targets
+        config = self.backbone.config
+        lora = read_lora(config, rank, alpha, targets, dropout, use_rslora, dtype)
+        self.add(name, lora)
+        self.initialize(name, seed)
+
     def add(self, name: str, lora: Lora, arrays: Arrays | None = None) -> None:
         """Adds and activates an adapter.
 
@@ -73,7 +98,7 @@ class Adapters:
         backbone = self.backbone
         if not self.configs:
             self._frozen = [variable for variable in backbone.weights if variable.trainable]
-        for model in (backbone, *backbone.around):
+        for model in (backbone, *backbone.wrapping_models):
             if not model.trainable:
                 model.trainable = True  # only the flag: `_changed` sets it for each variable
         self.configs[name] = lora
@@ -176,7 +201,7 @@ class Adapters:
         Raises:
             ValueError: If no adapter is merged.
         """
-        check_not_in_fit([self.backbone, *self.backbone.around], "unmerge")
+        check_not_in_fit(self.backbone, "unmerge")
         if self._base is None:
             raise ValueError(
                 "No adapter is merged. `merge_lora` merges the active adapter. A merge with "
@@ -292,7 +317,7 @@ class Adapters:
         self.activate(values["active"])
 
     def _check_not_merged(self, verb: str) -> None:
-        check_not_in_fit([self.backbone, *self.backbone.around], verb)
+        check_not_in_fit(self.backbone, verb)
         if self.merged:
             raise ValueError(
                 f"The adapter {self.active!r} is merged. Call `unmerge_lora()` before you {verb}."
@@ -318,9 +343,8 @@ class Adapters:
             block.lora_dropout = self.configs[self.active].dropout if self.active else 0.0
         for variable in self.backbone.weights:
             variable.trainable = id(variable) in trained
-        for model in (self.backbone, *self.backbone.around):
-            let_go(model)
-            forget_training(model)
+        release_variables(self.backbone)
+        reset_training(self.backbone)
 
 
 def check_finite(arrays: Arrays, what: str) -> None:

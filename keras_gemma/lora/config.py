@@ -125,6 +125,11 @@ def target_names(config: GemmaConfig, targets: str | Iterable[str]) -> list[str]
     matrices = [name for name in config.weight_shapes() if name.split(".")[-1] in MATRICES]
     if isinstance(targets, str):
         targets = [targets]
+    if not isinstance(targets, Iterable):
+        raise ValueError(
+            "`targets` must be a name or a list of names, such as ('query', 'value'). To set the "
+            f"scale, pass alpha={targets!r}. Received: targets={targets!r}"
+        )
     targets = list(targets)
     if not targets:
         raise ValueError(

@@ -18,5 +18,6 @@ In the order of the data:
     head.py            hidden states to logits
     backbone.py        GemmaBackbone
     weights.py         weights by name, as files know them
-    quantizable.py     `quantize` and its effects, for models with and without a head
+    trainable.py       base class of backbone and causal language model
+    quantize.py        quantization of a model in place
 """

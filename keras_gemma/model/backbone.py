@@ -1,28 +1,24 @@
 """The backbone: token ids to hidden states, through every block."""
 
 import weakref
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import keras
 
+from keras_gemma.backend import keras_internals
 from keras_gemma.config import GemmaConfig
-from keras_gemma.lora.adaptable_backbone import AdaptableBackbone
-from keras_gemma.lora.adapters import Adapters
+from keras_gemma.lora.adapters import DEFAULT_NAME, Adapters
 from keras_gemma.model.decoder_block import GemmaDecoderBlock
 from keras_gemma.model.embedding import ReversibleEmbedding, scale_embeddings
 from keras_gemma.model.matrix import MatrixLayer
 from keras_gemma.model.normalization import RMSNormalization
-from keras_gemma.model.quantizable import (
-    Quantizable,
-    check_not_in_fit,
-    check_policy,
-    forget_training,
-    let_go,
-)
+from keras_gemma.model.quantize import check_policy, freeze_norms, quantize, read_mode
+from keras_gemma.model.trainable import TrainableModel, reset_training
 from keras_gemma.model.weights import NamedWeight, QuantizedWeight
 from keras_gemma.presettable import Presettable
 from keras_gemma.quantization import QuantizationConfig, to_config
-from keras_gemma.quantization.calibration import mean_squares, read_rows
 
 
 def check_layer_arguments(cls: type, arguments: dict[str, Any]) -> None:
@@ -39,7 +35,7 @@ def check_layer_arguments(cls: type, arguments: dict[str, Any]) -> None:
 
 
 @keras.saving.register_keras_serializable(package="keras_gemma")
-class GemmaBackbone(Presettable, Quantizable, AdaptableBackbone, keras.Model):
+class GemmaBackbone(Presettable, TrainableModel):
     """Gemma without its head: `{"token_ids", "padding_mask"}`, both `[B, T]`, -> `[B, T, D]`.
 
     The mask is 0 at padding and 1 elsewhere. If several documents are packed into a row, the mask
@@ -163,10 +159,11 @@ class GemmaBackbone(Presettable, Quantizable, AdaptableBackbone, keras.Model):
         )
         self.dtype_policy = policy
         self.config = config
-        self.around: weakref.WeakSet = weakref.WeakSet()  # models that wrap this backbone
+        self.wrapping_models: weakref.WeakSet = weakref.WeakSet()
         self.adapters = Adapters(self)
+        keras_internals.restore_quantize(self)
         if quantization is not None:
-            self._freeze_norms()
+            freeze_norms(self)
 
     @property
     def quantization(self) -> QuantizationConfig | None:
@@ -192,9 +189,7 @@ class GemmaBackbone(Presettable, Quantizable, AdaptableBackbone, keras.Model):
             )
         for block in blocks:
             block.rematerialize = bool(value)
-        forget_training(self)
-        for model in self.around:
-            forget_training(model)
+        reset_training(self)
 
     @property
     def token_embedding(self) -> ReversibleEmbedding:
@@ -242,36 +237,128 @@ class GemmaBackbone(Presettable, Quantizable, AdaptableBackbone, keras.Model):
         shapes = self.config.weight_shapes()
         return {name: _named(name, holder, shapes[name]) for name, holder in self.holders().items()}
 
-    def _quantize(self, config: QuantizationConfig, calibration: Any) -> None:
-        if self.quantization is not None:
-            raise ValueError(
-                f"The model is quantized already ({self.quantization.describe()}), and quantizing "
-                "again would lose more precision. Load it in floating point, or with "
-                f"`from_preset(..., quantization=...)`. Received: mode={config.mode!r}"
-            )
-        self.adapters.check_quantizable()
-        models = [self, *self.around]
-        check_not_in_fit(models, "call `quantize`")
-        config.check_shapes(self.config.weight_shapes())
-        rows = [] if calibration is None else read_rows(calibration, self.config)
-        holders = self.holders().items()
-        matrices = {name: held for name, held in holders if isinstance(held, MatrixLayer)}
-        for name, holder in matrices.items():
-            holder.check_quantizes(name, config)
-        importance = mean_squares(self, rows)
-        self.adapters.on_base_quantized()
-        for model in models:
-            let_go(model)
-        for name, holder in matrices.items():
-            holder.quantize_matrix(name, config, importance.get(name))
-        self._freeze_norms()
-        for model in models:
-            forget_training(model)
+    def quantize(
+        self,
+        mode: Any,
+        group_size: int = 32,
+        zeros: bool = False,
+        embedding: str = "int8",
+        *,
+        calibration: Any = None,
+    ) -> None:
+        """Quantizes the matrices to 8 or 4 bits in place. Same as `GemmaCausalLM.quantize`.
 
-    def _freeze_norms(self) -> None:
-        for holder in self.holders().values():
-            if isinstance(holder, RMSNormalization):
-                holder.trainable = False
+        Args:
+            mode, group_size, zeros, embedding: Same as in `GemmaCausalLM.quantize`.
+            calibration: Lists of token ids. A backbone has no tokenizer for texts.
+
+        Raises:
+            ValueError, TypeError: Same as in `GemmaCausalLM.quantize`.
+        """
+        quantize(self, read_mode(mode, group_size, zeros, embedding), calibration)
+
+    def enable_lora(
+        self,
+        rank: int = 8,
+        targets: str | Iterable[str] | None = None,
+        alpha: float | None = None,
+        dropout: float = 0.0,
+        *,
+        name: str = DEFAULT_NAME,
+        use_rslora: bool = False,
+        dtype: str = "float32",
+        seed: int | None = None,
+        target_layer_names: str | Iterable[str] | None = None,
+    ) -> None:
+        """Freezes the base model and adds a trainable LoRA adapter.
+
+        Arguments and errors are the same as in `GemmaCausalLM.enable_lora`, but `alpha` defaults
+        to `rank`, as in KerasHub.
+
+        Example:
+
+        ```python
+        import keras_gemma
+
+        lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
+        lm.backbone.enable_lora(rank=4)
+        lm.fit(["First Citizen:\\nSpeak, speak."], batch_size=1)
+        ```
+        """
+        targets = targets if target_layer_names is None else target_layer_names
+        alpha = rank if alpha is None else alpha
+        self.adapters.enable(rank, targets, alpha, dropout, name, use_rslora, dtype, seed)
+
+    @property
+    def lora_adapters(self) -> list[str]:
+        """Names of all adapters."""
+        return list(self.adapters.configs)
+
+    @property
+    def active_adapter(self) -> str | None:
+        """Name of the active adapter, merged or not, or `None`."""
+        return self.adapters.active
+
+    def set_adapter(self, name: str | None) -> None:
+        """Activates an adapter. Same as `GemmaCausalLM.set_adapter`."""
+        self.adapters.activate(name)
+
+    def delete_adapter(self, name: str) -> None:
+        """Deletes an adapter. Same as `GemmaCausalLM.delete_adapter`."""
+        self.adapters.delete(name)
+
+    def merge_lora(self, keep_base: bool = True) -> None:
+        """Merges the active adapter into the base. Same as `GemmaCausalLM.merge_lora`."""
+        self.adapters.merge(keep_base)
+
+    def unmerge_lora(self) -> None:
+        """Undoes `merge_lora`. Same as `GemmaCausalLM.unmerge_lora`."""
+        self.adapters.unmerge()
+
+    def save_lora_weights(self, filepath: str | Path) -> None:
+        """Writes the active adapter in KerasHub's format.
+
+        `GemmaCausalLM.save_lora` writes peft's format. KerasHub's rank may be larger, because
+        KerasHub stores one A per head and one rank for all matrices.
+
+        Args:
+            filepath: Path that ends in `.lora.h5`.
+
+        Raises:
+            ValueError: If no adapter is active or the path does not end in `.lora.h5`.
+        """
+        from keras_gemma.storage.adapters.keras_hub_lora import save_lora_weights
+
+        save_lora_weights(self, filepath)
+
+    def load_lora_weights(self, filepath: str | Path) -> None:
+        """Loads and activates an adapter that KerasHub's `save_lora_weights` wrote.
+
+        The adapter is named `"default"` and replaces an adapter of that name. KerasHub stores one
+        A per head, so the rank here is KerasHub's rank times the number of heads.
+
+        Args:
+            filepath: Path that ends in `.lora.h5`.
+
+        Raises:
+            FileNotFoundError: If the file does not exist.
+            ValueError: If the file does not hold a KerasHub adapter, the adapter belongs to
+                another model, or an adapter is merged.
+
+        Example:
+
+        ```python
+        import keras_gemma
+
+        backbone = keras_gemma.GemmaBackbone.from_preset("gemma_tiny_en")
+        backbone.enable_lora(rank=4)
+        backbone.save_lora_weights("my_adapter.lora.h5")
+        backbone.load_lora_weights("my_adapter.lora.h5")
+        ```
+        """
+        from keras_gemma.storage.adapters.keras_hub_lora import load_lora_weights
+
+        load_lora_weights(self, filepath)
 
     def get_config(self) -> dict[str, Any]:
         config = {

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_gemma.backend import keras_internals
 from keras_gemma.config import GemmaConfig
 from keras_gemma.lora.low_rank import LoraWeight
 from keras_gemma.model.attention import GemmaAttention, causal_mask
@@ -69,7 +70,7 @@ class GemmaDecoderBlock(keras.layers.Layer):
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         inner_shape = (*input_shape[:-1], self.config.feed_forward_dim)
-        for layer in self._flatten_layers(include_self=False, recursive=False):
+        for layer in keras_internals.sublayers(self):
             layer.build(inner_shape if layer is self.ffw_linear else input_shape)
         self.built = True
 
@@ -97,10 +98,9 @@ class GemmaDecoderBlock(keras.layers.Layer):
     def add_lora_seed(self) -> None:
         """Make what the dropout of adapters draws from."""
         if self.lora_seed is None:
-            self._tracker.unlock()
-            # With a seed of its own: without, PyTorch draws from elsewhere, and nothing is kept.
-            self.lora_seed = keras.random.SeedGenerator(random.randrange(1 << 30))
-            self._tracker.lock()
+            with keras_internals.adding_weights(self):
+                # With an explicit seed, because PyTorch otherwise draws from a global generator.
+                self.lora_seed = keras.random.SeedGenerator(random.randrange(1 << 30))
 
     def training_tensors(self) -> dict[str, Any]:
         """`tensors`, where adapters do not see all of what they are multiplied with."""

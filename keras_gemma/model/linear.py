@@ -5,6 +5,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_gemma.backend import keras_internals
 from keras_gemma.lora.low_rank import LowRank
 from keras_gemma.model.matrix import MatrixLayer, matmul
 
@@ -47,17 +48,16 @@ class Linear(MatrixLayer):
         """Make the variables of an adapter, zero, and not added yet."""
         out, length = self.logical_shape
         how = {"initializer": "zeros", "dtype": dtype, "autocast": False}
-        self._tracker.unlock()
-        a = self.add_weight(name=f"{name}_lora_a", shape=(rank, length), **how)
-        b = self.add_weight(name=f"{name}_lora_b", shape=(out, rank), **how)
-        self._tracker.lock()
+        with keras_internals.adding_weights(self):
+            a = self.add_weight(name=f"{name}_lora_a", shape=(rank, length), **how)
+            b = self.add_weight(name=f"{name}_lora_b", shape=(out, rank), **how)
         self.low_ranks[name] = LowRank(a, b, scale)
 
     def remove_low_rank(self, name: str) -> None:
         """Let the variables of an adapter go."""
         low_rank = self.low_ranks.pop(name)
-        self._untrack_variable(low_rank.a)
-        self._untrack_variable(low_rank.b)
+        keras_internals.untrack(self, low_rank.a)
+        keras_internals.untrack(self, low_rank.b)
 
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)

@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from keras_gemma import backend
-from keras_gemma.backend import quantized
+from keras_gemma.backend import keras_internals, quantized
 from keras_gemma.lora.low_rank import LoraWeight, low_rank_product
 from keras_gemma.model.initialization import initializer
 from keras_gemma.quantization import (
@@ -178,12 +178,11 @@ class MatrixLayer(keras.layers.Layer):
         self.quantization = config
         packed, error = self.pack_quantized(array, name, importance)
         del array
-        self._untrack_variable(getattr(self, self.variable_name))
+        keras_internals.untrack(self, getattr(self, self.variable_name))
         setattr(self, self.variable_name, None)  # or Keras collects garbage, each time
         delattr(self, self.variable_name)  # TensorFlow keeps what is only written over
-        self._tracker.unlock()
-        self._add_quantized()
-        self._tracker.lock()
+        with keras_internals.adding_weights(self):
+            self._add_quantized()
         self.take_quantized(packed, error)
 
     def save_own_variables(self, store: Any) -> None:

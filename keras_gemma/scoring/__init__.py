@@ -8,7 +8,6 @@ In the order of the data:
     losses.py       cross entropy in chunks of positions
     score.py        logits and losses, compiled if there are no hooks
     perplexity.py   log-probability of each token, over sliding windows
-    scorable.py     `score` and `perplexity` as methods of a model
     tracing.py      activations by the names of their hook points
     lens.py         logit lens and attention maps
     patching.py     activation patching between two prompts

@@ -2,7 +2,6 @@
 
 presets.py           load an object from a preset's folder, save an object into one
 arguments.py         arguments of `from_preset`, checked before a preset is looked for
-savable.py           export methods of a model: Hugging Face, GGUF and PEFT formats
 formats.py           interface of a format, and the list of all formats
 tensor_streaming.py  tensors in files compared with a model's weights, then streamed into them
 sharding.py          sizes of weights, and how they are divided among files

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 
 from keras_gemma.model.backbone import GemmaBackbone
-from keras_gemma.model.quantizable import check_policy
+from keras_gemma.model.quantize import check_policy
 from keras_gemma.quantization import to_config
 from keras_gemma.text.preprocessor import GemmaPreprocessor
 from keras_gemma.text.tokenizer import GemmaTokenizer

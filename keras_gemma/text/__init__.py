@@ -6,7 +6,6 @@ A table of contents:
     pieces.py         the vocabulary itself: control tokens in a text, or none
     preprocessor.py   ids to what models read: start and end tokens, padding, masks, labels
     batches.py        strings on their way into `fit`, in every container
-    model_of_text.py  a Keras model whose `fit`, `evaluate` and `predict` take strings
     vocabulary.py     a new SentencePiece vocabulary with Gemma's special ids
     stream.py         text as it is made, token by token
     chat.py           messages as Gemma's turns

@@ -153,9 +153,9 @@ def test_the_rank_of_top_k_is_kept(lm):
 def test_the_same_object_compiles_nothing_anew(lm):
     sampler = Drawing(seed=1)
     generate(lm, sampler)
-    programs = dict(lm._generator().programs)
+    programs = dict(lm.programs.programs)
     generate(lm, sampler)
-    assert lm._generator().programs == programs
+    assert lm.programs.programs == programs
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """Arguments of `enable_lora` and the other LoRA methods: targets and invalid input."""
 
+import inspect
+
 import pytest
 
-from keras_gemma import GemmaBackbone, GemmaConfig, QuantizationConfig
+from keras_gemma import GemmaBackbone, GemmaCausalLM, GemmaConfig, QuantizationConfig
 from keras_gemma.lora.config import target_names
 from tests.configurations import GEMMA1, GEMMA2
 from tests.parity.pairs import make_ours
@@ -49,6 +51,7 @@ def test_all_linear():
         ({"dropout": 1.0}, r"`dropout` must be at least 0 and less than 1.*dropout=1.0"),
         ({"dropout": -0.1}, r"`dropout` .*dropout=-0.1"),
         ({"targets": ()}, r"`targets` must name at least one matrix"),
+        ({"targets": 16}, r"To set the scale, pass alpha=16\..*targets=16"),
         ({"targets": ["querry"]}, r"Did you mean 'query'.*Received: 'querry'"),
         ({"targets": "embed_tokens"}, r"output head shares its matrix.*'embed_tokens'"),
         ({"targets": [3]}, r"matches no matrix.*Received: 3"),
@@ -60,7 +63,6 @@ def test_all_linear():
 )
 def test_invalid_arguments(settings, message, taken):
     settings = {"rank": 4, **settings}
-    settings["target_layer_names"] = settings.pop("targets", None)
     with pytest.raises(ValueError, match=message):
         taken.enable_lora(**settings)
     assert taken.lora_adapters == ["taken"]
@@ -71,6 +73,19 @@ def taken():
     backbone = make_ours(GEMMA1)
     backbone.enable_lora(2, name="taken")
     return backbone
+
+
+def test_one_signature():
+    ours = inspect.signature(GemmaCausalLM.enable_lora)
+    assert ours == inspect.signature(GemmaBackbone.enable_lora)
+
+
+def test_arguments_of_keras_hub():
+    backbone = make_ours(GEMMA1)
+    backbone.enable_lora(4, target_layer_names=["query"])
+    config = backbone.adapters.configs["default"]
+    assert set(config.sizes) == {f"layers.{i}.query" for i in range(len(config.sizes))}
+    assert config.scale("layers.0.query") == 1.0  # KerasHub's alpha is the rank.
 
 
 def test_unknown_adapters(taken):

@@ -82,7 +82,7 @@ def test_reads_adapter_of_peft(name, tmp_path):
 def test_peft_reads_adapter(configuration, tmp_path):
     """Base model and adapter are both saved by this package."""
     lm = make_lm(configuration)
-    lm.enable_lora(3, 5, ["query", "layers.1.*"], name="mine", use_rslora=True)
+    lm.enable_lora(3, ["query", "layers.1.*"], 5, name="mine", use_rslora=True)
     fill(lm.backbone, "mine", size=0.3)
     expected = logits(lm)
     lm.save_lora(tmp_path / "adapter", base_model="me/base")

@@ -38,7 +38,7 @@ class Maker(samplers.TopKSampler):
 
 
 def test_program_cache_is_bounded_and_keeps_recent_programs(lm):
-    generator = lm._generator()
+    generator = lm.programs
     lm.generate(IDS, **SETTINGS)
     used = {key: program for key, program in generator.programs.items() if "greedy" in key}
     for _ in range(MAX_PROGRAMS):

@@ -1,0 +1,105 @@
+"""Access to attributes of Keras that have no public name. No other file of the package uses any."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+from keras.src.backend.common import global_state
+
+QUANTIZED = ("int8", "uint8", "int32")
+"""Integer dtypes of weights."""
+
+_PENDING = "uninitialized_variables"  # Keras's list of variables with deferred initialization
+
+
+@contextmanager
+def uninitialized() -> Iterator[None]:
+    """Context in which new weights allocate no memory, for models whose weights are loaded next.
+
+    Keras defers initialization within a `StatelessScope`, and initializes the variables later. Here
+    `assign` sets the values instead, so no random numbers are drawn and no zeros are written.
+    Variables that are not weights are initialized on exit.
+    """
+    before = list(global_state.get_global_attribute(_PENDING, []))
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            yield
+    finally:
+        new = global_state.get_global_attribute(_PENDING, [])[len(before) :]
+        global_state.set_global_attribute(_PENDING, before)
+    for variable in new:
+        is_weight = keras.backend.is_float_dtype(variable.dtype) or variable.dtype in QUANTIZED
+        if not is_weight:  # the state of a random generator
+            variable._deferred_initialize()
+
+
+def assign(variable: keras.Variable, tensor: Any) -> None:
+    """Assigns `tensor`, of the variable's dtype; also initializes an uninitialized variable."""
+    if variable._value is None:
+        variable._initialize(tensor)
+        variable._initializer = None
+    else:
+        variable.assign(tensor)
+
+
+@contextmanager
+def adding_weights(layer: keras.layers.Layer) -> Iterator[None]:
+    """Allows new variables in a layer that is built already."""
+    layer._tracker.unlock()
+    try:
+        yield
+    finally:
+        layer._tracker.lock()
+
+
+def untrack(layer: keras.layers.Layer, variable: keras.Variable) -> None:
+    """Removes a variable from a layer."""
+    layer._untrack_variable(variable)
+
+
+def sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """Returns the direct sublayers of a layer."""
+    return list(layer._flatten_layers(include_self=False, recursive=False))
+
+
+def release_torch_parameters(model: keras.Model) -> None:
+    """Drops PyTorch's references to the variables of a model, so that replaced ones are freed.
+
+    Keras collects the references again when it needs them.
+    """
+    for layer in model._flatten_layers():
+        if hasattr(layer, "_torch_params"):
+            del layer._torch_params
+
+
+def restore_quantize(model: keras.Model) -> None:
+    """Restores the `quantize` of the model's class.
+
+    Keras wraps the method of each object, to validate the modes and settings of its own quantizers.
+    """
+    vars(model).pop("quantize", None)
+
+
+def compile_metrics(model: keras.Model) -> Any:
+    """Returns the container of the metrics passed to `compile`, or `None`."""
+    return model._compile_metrics
+
+
+def optimizer_variables(optimizer: keras.Optimizer | None) -> list[keras.Variable]:
+    """Returns the trainable variables that an optimizer was built for."""
+    if optimizer is None or not optimizer.built:
+        return []
+    return optimizer._trainable_variables
+
+
+def reset_optimizer(optimizer: keras.Optimizer) -> None:
+    """Resets an optimizer in place, which frees its slot variables.
+
+    In place because Keras and user code may hold references to it.
+    """
+    for part in (optimizer, getattr(optimizer, "inner_optimizer", None)):
+        if part is not None:
+            fresh = type(part).from_config(part.get_config())
+            vars(part).clear()
+            vars(part).update(vars(fresh))

@@ -1,0 +1,80 @@
+"""Quantization of a model in place, one matrix at a time."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from keras_gemma.model.matrix import MatrixLayer
+from keras_gemma.model.trainable import check_not_in_fit, release_variables, reset_training
+from keras_gemma.quantization import QuantizationConfig, to_config
+from keras_gemma.quantization.calibration import mean_squares, read_rows
+
+
+def read_mode(mode: Any, group_size: int, zeros: bool, embedding: str) -> QuantizationConfig:
+    """Returns the configuration that the arguments of `GemmaCausalLM.quantize` describe.
+
+    Raises:
+        ValueError: If a setting is invalid, or is passed in addition to a configuration.
+    """
+    if not isinstance(mode, QuantizationConfig | Mapping):
+        return QuantizationConfig(mode, group_size, zeros, embedding)
+    config = to_config(mode)
+    if (group_size, zeros, embedding) != (32, False, "int8"):
+        raise ValueError(
+            "`mode` is a config or a dictionary with all settings: set `group_size`, "
+            f"`zeros` and `embedding` in it. Received: group_size={group_size!r}, "
+            f"zeros={zeros!r}, embedding={embedding!r}, mode={config}"
+        )
+    return config
+
+
+def quantize(backbone: Any, config: QuantizationConfig, calibration: Any = None) -> None:
+    """Quantizes the matrices of a backbone in place. If an error is raised, it is unchanged.
+
+    Args:
+        backbone: A `GemmaBackbone` in floating point.
+        config: Settings of the quantization.
+        calibration: List of lists of token ids, or `None`.
+
+    Raises:
+        ValueError: Same as in `GemmaCausalLM.quantize`.
+    """
+    if backbone.quantization is not None:
+        raise ValueError(
+            f"The model is quantized already ({backbone.quantization.describe()}), and quantizing "
+            "again would lose more precision. Load it in floating point, or with "
+            f"`from_preset(..., quantization=...)`. Received: mode={config.mode!r}"
+        )
+    backbone.adapters.check_quantizable()
+    check_not_in_fit(backbone, "call `quantize`")
+    config.check_shapes(backbone.config.weight_shapes())
+    rows = [] if calibration is None else read_rows(calibration, backbone.config)
+    layers = backbone.holders().items()
+    matrices = {name: layer for name, layer in layers if isinstance(layer, MatrixLayer)}
+    for name, layer in matrices.items():
+        layer.check_quantizes(name, config)
+    importance = mean_squares(backbone, rows)
+    backbone.adapters.on_base_quantized()
+    release_variables(backbone)
+    for name, layer in matrices.items():
+        layer.quantize_matrix(name, config, importance.get(name))
+    freeze_norms(backbone)
+    reset_training(backbone)
+
+
+def freeze_norms(backbone: Any) -> None:
+    """Freezes all weights of a quantized backbone that are not matrices."""
+    for layer in backbone.holders().values():
+        if not isinstance(layer, MatrixLayer):
+            layer.trainable = False
+
+
+def check_policy(policy: Any) -> None:
+    """Raises a ValueError for Keras quantization policies, which need other layers."""
+    if isinstance(policy, keras.dtype_policies.QuantizedDTypePolicy):
+        dtype = policy.compute_dtype
+        raise ValueError(
+            "`dtype` must be a floating-point dtype. For 8 and 4 bits, pass "
+            f"dtype={dtype!r}, quantization='int8'. Received: dtype={policy.name!r}"
+        )

@@ -1,0 +1,107 @@
+"""Base class of the models with and without a head: what it takes to train them.
+
+Weights change their dtype when a model is quantized, and adapters come and go. Keras keeps compiled
+functions and optimizer slots for the variables that it saw first. This file keeps both up to date.
+"""
+
+from typing import Any
+
+import keras
+
+from keras_gemma.backend import keras_internals
+
+
+class TrainableModel(keras.Model):
+    """Keras model that is a Gemma backbone, or has one as its `backbone`."""
+
+    in_fit = False
+    """True if `fit` is running."""
+
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        """Same as `keras.Model.fit`, but checks first that the model is trainable."""
+        check_trainable(self)
+        self.in_fit = True
+        try:
+            return super().fit(*args, **kwargs)
+        finally:
+            self.in_fit = False
+
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Same as `keras.Model.train_on_batch`, but checks first that the model is trainable."""
+        check_trainable(self)
+        return super().train_on_batch(*args, **kwargs)
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """Same as `keras.Model.make_train_function`, after `renew_optimizer`."""
+        renew_optimizer(self)
+        return super().make_train_function(force)
+
+    def summary(self, *args: Any, print_fn: Any = None, **kwargs: Any) -> None:
+        """Prints the Keras summary, and the weights' dtype, quantization and bytes."""
+        super().summary(*args, print_fn=print_fn, **kwargs)
+        (print_fn or print)(describe_weights(_backbone(self)))
+
+
+def _backbone(model: Any) -> Any:
+    return getattr(model, "backbone", model)
+
+
+def check_trainable(model: Any) -> None:
+    """Raises a ValueError if no variable of `model` can be trained."""
+    backbone = _backbone(model)
+    backbone.adapters.check_trainable()
+    quantization = backbone.quantization
+    if quantization is not None and not model.trainable_variables:
+        raise ValueError(
+            f"Nothing of this model can be trained: its weights are {quantization.describe()}. "
+            "Train in floating point, and quantize afterwards; or call `enable_lora()`, whose "
+            "adapters are trainable."
+        )
+
+
+def check_not_in_fit(backbone: Any, verb: str) -> None:
+    """Raises a ValueError if `backbone`, or a model that wraps it, is being trained."""
+    if any(model.in_fit for model in (backbone, *backbone.wrapping_models)):
+        raise ValueError(f"The model is being trained: {verb} when `fit` has returned.")
+
+
+def release_variables(backbone: Any) -> None:
+    """Drops references to the variables of `backbone` that keep replaced ones in memory."""
+    for model in (backbone, *backbone.wrapping_models):
+        keras_internals.release_torch_parameters(model)
+
+
+def reset_training(backbone: Any) -> None:
+    """Adapts `backbone`, and the models that wrap it, to its current variables.
+
+    Keras compiles `fit`, `evaluate` and `predict` again. An optimizer is reset if it has slots for
+    variables that are no longer trainable. Inactive adapters count as trainable.
+    """
+    adapters = backbone.adapters.variables()
+    for model in (backbone, *backbone.wrapping_models):
+        model.train_function = model.test_function = model.predict_function = None
+        optimizer = getattr(model, "optimizer", None)
+        trainable = {id(variable) for variable in (*model.trainable_variables, *adapters)}
+        variables = keras_internals.optimizer_variables(optimizer)
+        if any(id(variable) not in trainable for variable in variables):
+            keras_internals.reset_optimizer(optimizer)
+
+
+def renew_optimizer(model: Any) -> None:
+    """Rebuilds the optimizer if it was built for variables that `model` no longer trains."""
+    built = keras_internals.optimizer_variables(model.optimizer)
+    trainable = model.trainable_variables
+    if built and [id(variable) for variable in built] != [id(variable) for variable in trainable]:
+        keras_internals.reset_optimizer(model.optimizer)
+        model.optimizer.build(trainable)
+
+
+def describe_weights(backbone: Any) -> str:
+    """Returns the dtype, quantization and memory of a backbone's weights, and its adapters."""
+    quantization = backbone.quantization
+    size = sum(weight.bytes for weight in backbone.named_weights().values())
+    weights = (
+        f" Weights: {backbone.variable_dtype}, computing in {backbone.compute_dtype}; "
+        f"{quantization.describe() if quantization else 'not quantized'}; {size / 1e6:,.1f} MB"
+    )
+    return "\n".join(filter(None, (weights, backbone.adapters.describe())))
