@@ -30,8 +30,8 @@ from keras_gemma.scoring.hooks import Hook, Intercept
 from keras_gemma.scoring.perplexity import perplexity
 from keras_gemma.scoring.score import Scorer
 from keras_gemma.storage.adapters import peft
+from keras_gemma.storage.formats import save_as
 from keras_gemma.storage.gguf.writer import save_to_gguf
-from keras_gemma.storage.hugging_face.writer import save_to_hugging_face
 from keras_gemma.text.batches import is_text
 from keras_gemma.text.chat import Message
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
@@ -808,7 +808,7 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         lm.save_to_hugging_face("my_gemma")  # AutoModelForCausalLM.from_pretrained("my_gemma")
         ```
         """
-        save_to_hugging_face(self, directory, max_shard_size)
+        save_as(self, "hugging_face", directory, max_shard_size)
 
     def save_to_gguf(self, path: str | Path, dtype: str = "bf16") -> None:
         """Writes one file that llama.cpp loads: hyperparameters, vocabulary and weights.

@@ -79,17 +79,15 @@ def convert(
 
     # These imports load Keras on the chosen backend.
     from keras_gemma.cli.loading import choose, load
+    from keras_gemma.storage.formats import save_as
 
     check_target(target)
     name = full_name(source)
     lm = load(choose(name, Fit.EXACT, dtype), name, lora=lora)  # The writers merge it.
-    size = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
-    if to is Format.KERAS:
-        lm.save_to_preset(target, **size)
-    elif to is Format.HUGGING_FACE:
-        lm.save_to_hugging_face(target, **size)
-    else:
+    if to is Format.GGUF:
         lm.save_to_gguf(target, gguf_type.value)
+    else:
+        save_as(lm, to.value, target, max_shard_size)
     print(f"Wrote {source} to {target} as {to.value}: {size_on_disk(target)}")
 
 

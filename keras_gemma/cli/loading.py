@@ -16,8 +16,8 @@ from keras_gemma.config import GROUP_SIZE, GemmaConfig
 from keras_gemma.generation.memory import Workload, bytes_needed
 from keras_gemma.quantization import QuantizationConfig
 from keras_gemma.storage.adapters.peft import find_adapter
+from keras_gemma.storage.formats import format_of
 from keras_gemma.storage.hub.locate import resolve
-from keras_gemma.storage.presets import reader_of
 
 QUANTIZATION = {
     Fit.EXACT: None,
@@ -133,7 +133,7 @@ def choose(
 def read_description(model: str) -> dict[str, Any]:
     """Returns the stored arguments of a model's backbone, without reading its weights."""
     folder = resolve(model, text=False, weights=False)
-    return reader_of(folder).read_backbone(folder)
+    return format_of(folder).read_backbone(folder)
 
 
 def stored_dtype(model: str) -> str:

@@ -1,16 +1,14 @@
 """Export of a model to a folder that runs without Keras and without this package.
 
-folder.py             the export folder, replaced only when the new one is complete
+folder.py             the export folder, replaced only when the new one is complete; its metadata
 subprocess_export.py  export in this process, or in a subprocess on another backend
 saved_model.py        TensorFlow's SavedModel
 serving_options.py    default settings of a served model
-graph/                functions of the SavedModel; the only folder that imports TensorFlow
+graph/                functions of the SavedModel, as TensorFlow graphs
 torch_program.py      program of torch.export: ids in, logits out
 jax_program.py        program of jax.export
 onnx_program.py       program for onnxruntime
 forward.py            the function that these programs compute
-torch_tracing.py      tracing with PyTorch, for torch and onnx
-program_folder.py     metadata and vocabulary next to the programs
 """
 
 import inspect
@@ -18,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from keras_gemma.checks import check_one_of
 from keras_gemma.export import jax_program, onnx_program, saved_model, torch_program
 from keras_gemma.export.folder import new_folder
 
@@ -41,10 +40,7 @@ def export(
     **options: Any,
 ) -> None:
     """See `GemmaCausalLM.export`."""
-    if format not in list(FORMATS):
-        raise ValueError(
-            f"`format` must be one of {', '.join(map(repr, FORMATS))}. Received: format={format!r}"
-        )
+    check_one_of("format", format, FORMATS)
     names = list(inspect.signature(FORMATS[format]).parameters)[2:]
     unknown = [name for name in options if name not in names]
     if unknown:

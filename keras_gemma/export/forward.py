@@ -1,13 +1,13 @@
-"""What an exported program computes: tokens in, logits and a longer cache out.
+"""Function that an exported program computes: tokens and a KV cache to logits and a longer cache.
 
-The formats torch, jax and onnx all hold this function. It reads with caches that keep every
-position, local layers too: position p lies in slot p. So a runtime needs no rule but to pass on
-what it was given, rows may have any lengths, and a cache serves texts up to its own length.
+The formats torch, jax and onnx all hold this function. The cache of every layer, local or global,
+keeps all positions: position p is in slot p. So a runtime only passes the cache on, sequences may
+have any lengths, and a cache serves texts up to its own length.
 
-    prefill   token_ids [B, T]  the prompts, padded at their ends   start 0      last length - 1
-    step      token_ids [B, 1]  the tokens chosen last              start length last 0
+    prefill   token_ids [B, T]  prompts, padded at the end   start 0        last length - 1
+    step      token_ids [B, 1]  the tokens chosen last       start length   last 0
 
-Knows no format and no file.
+Knows nothing about formats and files.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ from keras_gemma.model.head import head
 from keras_gemma.model.transformer import embed_tokens, run_blocks
 
 
-def read(
+def forward(
     arrays: dict[str, Any],
     config: GemmaConfig,
     token_ids: Any,
@@ -29,35 +29,35 @@ def read(
     last: Any,
     cache: list[Any],
 ) -> tuple[Any, list[Any]]:
-    """Read tokens that follow what is in the cache.
+    """Processes tokens that follow those in the cache.
 
-    Padding may hold any ids: what stands behind a row's text is hidden from it, and is written
-    over when the text gets there.
+    Padding may hold any ids: positions after the end of a sequence are masked, and overwritten
+    when the sequence reaches them.
 
     Args:
-        arrays: of `named_arrays`.
-        config: of the model.
+        arrays: Result of `named_arrays`.
+        config: Config of the model.
         token_ids: int32 `[B, T]`.
-        start: int32 `[B]`, the position of each row's first token.
-        last: int32 `[B]`, which of its T tokens is the last of each row's text.
-        cache: keys and values of each layer in turn, `[B, S, K, H]` each.
+        start: int32 `[B]`, position of the first token of each sequence.
+        last: int32 `[B]`, index in T of the last token of each sequence.
+        cache: Keys and values of each layer in turn, `[B, S, K, H]` each.
 
     Returns:
-        float32 `[B, V]`, the logits of what follows each row's last token; and the cache.
+        Logits after the last token of each sequence, float32 `[B, V]`, and the updated cache.
     """
-    layers, ends = nested(arrays, config.num_layers)
+    layers, head_weights = unflatten(arrays, config.num_layers)
     t, s = token_ids.shape[1], cache[0].shape[1]
-    places = ops.arange(t, dtype="int32")[None]
-    positions = start[:, None] + places
+    indices = ops.arange(t, dtype="int32")[None]
+    positions = start[:, None] + indices
     distance = positions[:, :, None] - ops.arange(s, dtype="int32")[None, None]
-    before = distance >= 0  # (B, T, S)
+    causal = distance >= 0  # (B, T, S)
 
     def mask_of(kind: LayerKind, slots: Any) -> Any:
-        return before if kind.window is None else ops.logical_and(before, distance < kind.window)
+        return causal if kind.window is None else ops.logical_and(causal, distance < kind.window)
 
-    dtype = keras.backend.standardize_dtype(ends["final_norm"].dtype)
-    x, after = run_blocks(
-        embed_tokens({"head": ends}, token_ids, config, dtype),
+    dtype = keras.backend.standardize_dtype(head_weights["final_norm"].dtype)
+    x, new_cache = run_blocks(
+        embed_tokens({"head": head_weights}, token_ids, config, dtype),
         layers,
         config,
         positions,
@@ -65,15 +65,15 @@ def read(
         list(zip(cache[::2], cache[1::2], strict=True)),
         lambda slots: positions,
     )
-    here = places == last[:, None]
-    x = ops.sum(ops.where(here[..., None], x, 0), axis=1)  # a sum of one and of zeros
-    return head(x, ends, config), [array for pair in after for array in pair]
+    is_last = indices == last[:, None]
+    x = ops.sum(ops.where(is_last[..., None], x, 0), axis=1)  # all other summands are zero
+    return head(x, head_weights, config), [array for pair in new_cache for array in pair]
 
 
 def named_arrays(backbone: Any) -> dict[str, Any]:
-    """The packed weights of a `GemmaBackbone` by name, such as `layers.0.query`.
+    """Returns the packed weights of a `GemmaBackbone` by name, such as `layers.0.query`.
 
-    Those of a quantized matrix end in `.values`, `.scales` and `.zeros`.
+    The arrays of a quantized matrix end in `.values`, `.scales` and `.zeros`.
     """
     weights = backbone.tensors()
     named = dict(weights["head"])
@@ -89,17 +89,19 @@ def named_arrays(backbone: Any) -> dict[str, Any]:
     return arrays
 
 
-def nested(arrays: dict[str, Any], num_layers: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """What `named_arrays` gave -> the weights of each layer, and those at both ends."""
+def unflatten(
+    arrays: dict[str, Any], num_layers: int
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Returns the weights of each layer, and of the head. Inverse of `named_arrays`."""
     layers: list[dict[str, Any]] = [{} for _ in range(num_layers)]
-    ends: dict[str, Any] = {}
+    head_weights: dict[str, Any] = {}
     for name, array in arrays.items():
-        place, names = ends, name.split(".")
-        if names[0] == "layers":
-            place, names = layers[int(names[1])], names[2:]
-        if len(names) == 1:
-            place[names[0]] = array
-        else:  # one of the parts of a quantized matrix
-            known = place.get(names[0], backend.Quantized(None, None))
-            place[names[0]] = known.from_file_names(known.by_file_name() | {names[1]: array})
-    return layers, ends
+        weights, path = head_weights, name.split(".")
+        if path[0] == "layers":
+            weights, path = layers[int(path[1])], path[2:]
+        if len(path) == 1:
+            weights[path[0]] = array
+        else:  # a part of a quantized matrix
+            matrix = weights.get(path[0], backend.Quantized(None, None))
+            weights[path[0]] = matrix.from_file_names(matrix.by_file_name() | {path[1]: array})
+    return layers, head_weights

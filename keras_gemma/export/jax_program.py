@@ -16,8 +16,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_gemma.export import program_folder
-from keras_gemma.export.forward import named_arrays, read
+from keras_gemma.checks import check_integer
+from keras_gemma.export.folder import write_metadata
+from keras_gemma.export.forward import forward, named_arrays
 from keras_gemma.export.subprocess_export import check, make
 
 PROGRAMS = {"prefill": "prefill.jax_export", "step": "step.jax_export"}
@@ -40,11 +41,9 @@ def write(lm: Any, directory: Path, batch_size: int | None = 1) -> None:
         OSError: If the disk is too small.
         RuntimeError: If the subprocess failed.
     """
-    if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
-        raise ValueError(
-            "`batch_size` must be a positive integer, or None for any batch size. "
-            f"Received: batch_size={batch_size!r}"
-        )
+    if batch_size is not None:
+        check_integer("batch_size", batch_size, advice="None allows any batch size.")
+        batch_size = int(batch_size)
     check(lm, "jax", ("jax",), "jax")
     make(build, lm, directory, "jax", batch_size=batch_size)
 
@@ -59,7 +58,7 @@ def build(lm: Any, directory: Path, report: Callable[[str], None], batch_size: i
     dtype = keras.backend.standardize_dtype(lm.backbone.compute_dtype)
 
     def program(weights: Any, token_ids: Any, start: Any, last: Any, cache: Any) -> Any:
-        return read(weights, config, token_ids, start, last, cache)
+        return forward(weights, config, token_ids, start, last, cache)
 
     def spec(*shape: Any, dtype: Any = "int32") -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype)
@@ -78,7 +77,7 @@ def build(lm: Any, directory: Path, report: Callable[[str], None], batch_size: i
         (directory / file).write_bytes(exported.serialize())
     report("Writing")
     save_file({name: np.asarray(array) for name, array in arrays.items()}, directory / WEIGHTS)
-    program_folder.describe(
+    write_metadata(
         lm,
         directory,
         dtype,

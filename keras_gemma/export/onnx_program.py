@@ -14,8 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from keras_gemma.export import program_folder
+from keras_gemma.export.folder import write_metadata
 from keras_gemma.export.subprocess_export import check, make
+from keras_gemma.export.torch_program import example_inputs, trace
 
 MODEL = "model.onnx"
 
@@ -33,8 +34,7 @@ def write(lm: Any, directory: Path) -> None:
         OSError: If the disk is too small.
         RuntimeError: If the subprocess failed.
     """
-    packages = ("torch", "onnx", "onnxscript")
-    check(lm, "onnx", packages, "torch,onnx")
+    check(lm, "onnx", ("torch", "onnx", "onnxscript"), "torch,onnx")
     quantization = lm.backbone.quantization
     if quantization is not None:
         raise ValueError(
@@ -49,8 +49,6 @@ def build(lm: Any, directory: Path, report: Callable[[str], None]) -> None:
     """Writes the export, on the PyTorch backend."""
     import torch
 
-    from keras_gemma.export.torch_tracing import inputs, trace
-
     layers = range(lm.backbone.config.num_layers)
     cache_names = [f"{part}_{layer}" for layer in layers for part in ("key", "value")]
     report("Tracing")
@@ -58,8 +56,8 @@ def build(lm: Any, directory: Path, report: Callable[[str], None]) -> None:
         # PyTorch's exporter calls a deprecated function of PyTorch.
         warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.", FutureWarning)
         program = torch.onnx.export(
-            trace(lm.backbone, widen=True),
-            inputs(lm.backbone, "float32"),
+            trace(lm.backbone, use_float32=True),
+            example_inputs(lm.backbone, "float32"),
             dynamo=True,
             input_names=["token_ids", "start", "last", *cache_names],
             output_names=["logits", *(f"new_{name}" for name in cache_names)],
@@ -67,4 +65,4 @@ def build(lm: Any, directory: Path, report: Callable[[str], None]) -> None:
         )
     report("Writing")
     program.save(directory / MODEL, external_data=True)
-    program_folder.describe(lm, directory, "float32", program=MODEL)
+    write_metadata(lm, directory, "float32", program=MODEL)

@@ -1,7 +1,7 @@
 """Export to TensorFlow's SavedModel: checks, and the build on the TensorFlow backend.
 
 On JAX or PyTorch, or if the weights have to be quantized first, a subprocess loads the model from
-a temporary folder. Does not import TensorFlow.
+a temporary folder. Imports TensorFlow only for an export.
 """
 
 import dataclasses
@@ -38,7 +38,11 @@ def write(
 
 def build(lm: Any, directory: Path, report: Callable[[str], None], **options: Any) -> None:
     """Writes the export on the TensorFlow backend; `options` are fields of `ServingOptions`."""
-    from keras_gemma.export.graph import build as graph
+    import tensorflow as tf
 
-    options = ServingOptions(**options)
-    graph.build(lm.backbone, lm.preprocessor, options, directory, report)
+    from keras_gemma.export.graph.model import ServedModel, ServingFunctions, add_functions
+
+    served = ServedModel(lm.backbone, lm.preprocessor)
+    functions = ServingFunctions(served, lm.backbone, lm.preprocessor, ServingOptions(**options))
+    signatures = add_functions(served, functions, report)
+    tf.saved_model.save(served, str(directory), signatures=signatures)  # traces the functions

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_gemma.checks import check_integer
 from keras_gemma.generation.samplers.random import DrawingSampler
 from keras_gemma.generation.stopping import MAX_STOP_TOKEN_IDS
 from keras_gemma.generation.strategies.verify import is_greedy
@@ -14,7 +15,12 @@ OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
 DEFAULT_MAX_NEW_TOKENS = 256
 
-NOT_SERVED = ("repetition_penalty", "logits_processors", "num_return_sequences", "return_logprobs")
+UNSUPPORTED_SETTINGS = (
+    "repetition_penalty",
+    "logits_processors",
+    "num_return_sequences",
+    "return_logprobs",
+)
 """Settings of `compile()` that a served model does not support."""
 
 
@@ -42,13 +48,12 @@ def options_of(lm: Any, max_new_tokens: int | None, max_batch_size: int | None) 
             `compile()`.
     """
     for name, value in (("max_new_tokens", max_new_tokens), ("max_batch_size", max_batch_size)):
-        is_int = isinstance(value, int) and not isinstance(value, bool)
-        if value is not None and (not is_int or value < 1):
-            raise ValueError(f"`{name}` must be an integer >= 1. Received: {name}={value!r}")
+        if value is not None:
+            check_integer(name, value)
     settings = lm.generation_settings
     sampler = settings.choose_sampler(lm.sampler)
     compiled = settings.given()
-    unsupported = [name for name in NOT_SERVED if name in compiled]
+    unsupported = [name for name in UNSUPPORTED_SETTINGS if name in compiled]
     if unsupported:
         name = unsupported[0]
         raise ValueError(
@@ -77,6 +82,9 @@ def options_of(lm: Any, max_new_tokens: int | None, max_batch_size: int | None) 
                 f"`{name}` of a served model must be one value for all prompts: call `compile` "
                 f"with a single value before `export`. Received: {name}={value!r}"
             )
+    values["max_batch_size"] = max_batch_size
+    for name in ("max_new_tokens", "max_batch_size"):  # NumPy integers are not valid JSON
+        values[name] = None if values[name] is None else int(values[name])
     values = {name: value for name, value in values.items() if value is not None}
     if "seed" in values:  # as a signed 32-bit integer
         values["seed"] = (values["seed"] + 2**31) % 2**32 - 2**31
@@ -88,6 +96,4 @@ def options_of(lm: Any, max_new_tokens: int | None, max_batch_size: int | None) 
         raise ValueError(
             f"`stop_token_ids` may have at most {MAX_STOP_TOKEN_IDS} ids. Received: {stop_ids}"
         )
-    return ServingOptions(
-        **values, stop=settings.stops, stop_token_ids=stop_ids, max_batch_size=max_batch_size
-    )
+    return ServingOptions(**values, stop=settings.stops, stop_token_ids=stop_ids)

@@ -4,9 +4,10 @@ Knows neither a format nor the names in it.
 """
 
 import math
-import numbers
 import re
 from typing import Any
+
+from keras_gemma.checks import is_number
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -22,12 +23,7 @@ def parse_size(size: int | float | str) -> int:
     if isinstance(size, str):
         match = re.fullmatch(r"\s*(\d+|\d*\.\d+)\s*([KMGT]?i?B)\s*", size, re.IGNORECASE)
         number, unit = (float(match[1]), match[2].upper()) if match else (None, "B")
-    if (
-        not isinstance(number, numbers.Real)
-        or isinstance(number, bool)
-        or unit not in _UNITS
-        or not 1 <= number * _UNITS[unit] < math.inf
-    ):
+    if not is_number(number) or unit not in _UNITS or not 1 <= number * _UNITS[unit] < math.inf:
         raise ValueError(
             "`max_shard_size` must be a number of bytes, or a string such as '10GB' or '1.5TiB'. "
             f"Received: max_shard_size={size!r}"

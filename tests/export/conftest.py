@@ -8,18 +8,18 @@ from tests.models import make_lm
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """Nothing: to set TensorFlow's seed makes it forget what it has compiled."""
+    """Replaces the global fixture: setting TensorFlow's seed drops its compiled functions."""
 
 
 @pytest.fixture(scope="session")
 def lm(tiny_proto):
-    """Windows, caps and grouped heads."""
+    """A model with sliding windows, soft caps and grouped heads."""
     return make_lm("gemma2_grouped", tiny_proto)
 
 
 @pytest.fixture(scope="session")
 def folder(lm, tmp_path_factory):
-    """Its export, made on TensorFlow in this process, or in another one."""
+    """SavedModel of `lm`, exported in a subprocess if the backend is not TensorFlow."""
     pytest.importorskip("tensorflow_text")
     folder = tmp_path_factory.mktemp("exports") / "served"
     lm.export(folder, max_new_tokens=6)
@@ -28,6 +28,6 @@ def folder(lm, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def on_tensorflow():
-    """Skip what the graph does whoever asks for it: once is enough."""
+    """Skips tests of the graph on other backends, because the graph does not depend on them."""
     if keras.config.backend() != "tensorflow":
-        pytest.skip("nothing here depends on the backend that exports")
+        pytest.skip("the test does not depend on the backend that exports")

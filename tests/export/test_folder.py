@@ -1,4 +1,4 @@
-"""Where an export goes, what it refuses, and what it leaves alone."""
+"""Folder, arguments and serving options of an export."""
 
 import errno
 import shutil
@@ -17,8 +17,8 @@ def lm(tiny_proto):
 
 
 @pytest.fixture
-def quickly(monkeypatch):
-    """A format that takes no time, and the texts that it writes."""
+def quick_format(monkeypatch):
+    """A fast format `quick`, which writes the option `text` to a file."""
 
     def write(lm, directory, *, text="whole"):
         (directory / "model").write_text(text[:3])
@@ -29,7 +29,7 @@ def quickly(monkeypatch):
     monkeypatch.setitem(export.FORMATS, "quick", write)
 
 
-def test_a_path_that_exists(lm, quickly, tmp_path):
+def test_existing_path_needs_overwrite(lm, quick_format, tmp_path):
     lm.export(tmp_path / "a", "quick")
     with pytest.raises(ValueError, match="overwrite=True"):
         lm.export(tmp_path / "a", "quick", text="new")
@@ -39,7 +39,7 @@ def test_a_path_that_exists(lm, quickly, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
 
 
-def test_a_full_disk_leaves_the_old_export_whole(lm, quickly, tmp_path):
+def test_full_disk_keeps_earlier_export(lm, quick_format, tmp_path):
     lm.export(tmp_path / "a", "quick")
     with pytest.raises(OSError, match="No space"):
         lm.export(tmp_path / "a", "quick", overwrite=True, text="full")
@@ -47,7 +47,7 @@ def test_a_full_disk_leaves_the_old_export_whole(lm, quickly, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
 
 
-def test_too_small_a_disk_is_found_before_the_work(lm, tmp_path, monkeypatch):
+def test_disk_space_is_checked_first(lm, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(subprocess_export.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(OSError, match="MB are free"):
@@ -55,7 +55,7 @@ def test_too_small_a_disk_is_found_before_the_work(lm, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_no_export_is_never_replaced(lm, quickly, tmp_path):
+def test_other_folders_are_never_replaced(lm, quick_format, tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "thesis.txt").write_text("text")
     with pytest.raises(ValueError, match="replaces only exports"):
@@ -63,7 +63,7 @@ def test_what_is_no_export_is_never_replaced(lm, quickly, tmp_path):
     assert (tmp_path / "a" / "thesis.txt").read_text() == "text"
 
 
-def test_bad_arguments(lm, quickly, tmp_path):
+def test_invalid_arguments(lm, quick_format, tmp_path):
     with pytest.raises(ValueError, match="tf_saved_model"):
         lm.export(tmp_path / "a", "zip")
     with pytest.raises(TypeError, match="no option `max_tokens`"):
@@ -75,7 +75,7 @@ def test_bad_arguments(lm, quickly, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_defaults_are_those_of_compile(tiny_proto):
+def test_defaults_are_taken_from_compile(tiny_proto):
     lm = make_lm(proto=tiny_proto)
     stops = tuple(lm.preprocessor.tokenizer.stop_token_ids)
     assert options_of(lm, None, None) == ServingOptions(stop_token_ids=stops)
@@ -91,7 +91,7 @@ def test_defaults_are_those_of_compile(tiny_proto):
     "compiled",
     [{"sampler": "beam"}, {"repetition_penalty": 2.0}, {"temperature": [0.5, 1.0]}],
 )
-def test_what_is_not_served_is_refused(tiny_proto, compiled):
+def test_unsupported_settings_are_refused(tiny_proto, compiled):
     lm = make_lm(proto=tiny_proto)
     lm.compile(**compiled)
     with pytest.raises(ValueError, match="served model"):

@@ -1,4 +1,4 @@
-"""The example that serves a SavedModel: what it answers, and what it refuses."""
+"""Example that serves a SavedModel over HTTP: its replies and errors."""
 
 import importlib.util
 import os
@@ -12,7 +12,7 @@ PROMPTS = ["It ran.", "Où"]
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "exported"
 
-WITHOUT_US = """
+PROGRAM = """
 import runpy, sys
 sys.modules["keras_gemma"] = None  # an ImportError
 sys.argv = sys.argv[1:]
@@ -22,7 +22,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 @pytest.fixture(scope="module")
 def call():
-    """The example's own function that calls a server."""
+    """Function of the example that calls a server."""
     specification = importlib.util.spec_from_file_location("call", EXAMPLES / "call_saved_model.py")
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
@@ -31,8 +31,8 @@ def call():
 
 @pytest.fixture(scope="module")
 def served(on_tensorflow, folder):
-    """The address of the example, serving a model where this package cannot be imported."""
-    command = [sys.executable, "-W", "ignore", "-c", WITHOUT_US]
+    """Address of the example's server, which runs without this package."""
+    command = [sys.executable, "-W", "ignore", "-c", PROGRAM]
     server = subprocess.Popen(
         [*command, str(EXAMPLES / "serve_saved_model.py"), str(folder), "--port", "0"],
         env={**os.environ, "PYTHONPATH": ""},
@@ -47,7 +47,7 @@ def served(on_tensorflow, folder):
         server.communicate()
 
 
-def test_answers(lm, call, served):
+def test_generate(lm, call, served):
     settings = {"max_new_tokens": 9, "stop": ["nowhere", "x"]}
     rows = call(f"{served}/generate", prompts=PROMPTS, **settings)["completions"]
     assert [row["text"] for row in rows] == lm.generate(PROMPTS, **settings)
@@ -62,7 +62,7 @@ def test_chat(lm, call, served):
 
 
 @pytest.mark.parametrize(
-    ("path", "request_", "sentence"),
+    ("path", "request_", "message"),
     [
         ("generate", {}, "`prompts` must be a list of strings"),
         ("generate", {"prompts": []}, "`prompts` must be a list of strings"),
@@ -82,12 +82,12 @@ def test_chat(lm, call, served):
         ("nowhere", {}, "POST /generate"),
     ],
 )
-def test_refusals(call, served, path, request_, sentence):
-    with pytest.raises(ValueError, match=sentence):
+def test_invalid_requests(call, served, path, request_, message):
+    with pytest.raises(ValueError, match=message):
         call(f"{served}/{path}", **request_)
 
 
-def test_the_command(lm, served):
+def test_client_command(lm, served):
     script = [sys.executable, str(EXAMPLES / "call_saved_model.py")]
     done = subprocess.run(
         [*script, served, *PROMPTS, "--max-new-tokens", "5"],

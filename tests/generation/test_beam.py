@@ -15,10 +15,10 @@ from keras_gemma.generation import buckets
 from keras_gemma.generation.strategies import beam
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.samplers import BeamSampler
-from keras_gemma.storage.hugging_face import reader as hugging_face
+from keras_gemma.storage import hugging_face
 from tests.configurations import CONFIGURATIONS
 from tests.models import compile_lm, logits_of, make_lm, on_torch
-from tests.storage.test_hugging_face import make_transformers_model
+from tests.storage.transformers_models import make_transformers_model
 
 PROMPTS = [[2, 9, 31], [2, 400, 3, 17, 60, 5, 6]]
 NEW = 8

@@ -7,10 +7,10 @@ also agree with each other.
 import numpy as np
 import pytest
 
-from keras_gemma.storage.hugging_face import reader as hugging_face
+from keras_gemma.storage import hugging_face
 from tests.configurations import CONFIGURATIONS
 from tests.models import make_lm
-from tests.storage.test_hugging_face import make_transformers_model
+from tests.storage.transformers_models import make_transformers_model
 
 PROMPTS = [[2, 17], [2, 9, 31, 8, 300, 77, 5, 140, 11, 64, 23]]
 NEW = 20

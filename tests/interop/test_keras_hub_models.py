@@ -56,7 +56,7 @@ def make_keras_hub_lm(configuration=GEMMA2, **arguments):
 
 
 def places(warned):
-    """The files that our warnings point to. Keras's own, of NumPy's `copy`, are beside them."""
+    """Returns the files that warnings point to, without warnings of Keras about NumPy."""
     return [warning.filename for warning in warned if warning.category is UserWarning]
 
 
@@ -84,7 +84,7 @@ def test_from_keras_hub(configuration):
     assert_close(outputs(ours), outputs(theirs))
 
 
-def test_what_keras_hub_computes_otherwise_is_said():
+def test_warns_if_keras_hub_computes_differently():
     assert set(WRONG) == set(KERAS_HUB_IS_WRONG)
     for name, text in WRONG.items():
         ours = make_backbone(CONFIGURATIONS[name])
@@ -103,7 +103,7 @@ def test_what_keras_hub_computes_otherwise_is_said():
     assert places(warned) == [__file__]
 
 
-def test_an_unused_scale_is_no_difference():
+def test_unused_scale_causes_no_warning():
     # D / N is H: both scales are the same.
     ours = make_backbone(GEMMA1 | {"query_head_dim_normalize": False})
     with warnings.catch_warnings(record=True) as warned:
@@ -113,7 +113,7 @@ def test_an_unused_scale_is_no_difference():
     assert_close(outputs(ours), outputs(theirs))
 
 
-def test_the_context_stays_here():
+def test_context_length_is_not_converted():
     ours = make_backbone(GEMMA1 | {"context_length": 16})
     theirs = to_keras_hub(ours)
     assert "context_length" not in theirs.get_config()
@@ -137,7 +137,7 @@ def test_dtype_policies(dtype):
     assert from_keras_hub(theirs).dtype_policy.name == dtype
 
 
-def test_the_two_models_share_no_memory():
+def test_models_share_no_memory():
     ours = make_backbone(GEMMA1)
     before = {name: np.array(w.numpy()) for name, w in ours.named_weights().items()}
     theirs = to_keras_hub(ours)
@@ -149,7 +149,7 @@ def test_the_two_models_share_no_memory():
             np.testing.assert_array_equal(weight.numpy(), before[name])
 
 
-def test_no_weight_is_initialised_at_random(monkeypatch):
+def test_weights_are_not_initialized_at_random(monkeypatch):
     ours = make_backbone(GEMMA1)
     drawn = []
     for initializer in (keras.initializers.RandomNormal, keras.initializers.VarianceScaling):
@@ -167,7 +167,7 @@ def test_no_weight_is_initialised_at_random(monkeypatch):
         drawn.clear()
 
 
-def test_frozen_models_stay_so():
+def test_frozen_models_stay_frozen():
     ours = make_backbone(GEMMA1)
     ours.trainable = False
     theirs = to_keras_hub(ours)
@@ -176,7 +176,7 @@ def test_frozen_models_stay_so():
 
 
 @leaves_a_file_open
-def test_text_of_the_built_in_model():
+def test_built_in_model_generates_the_same_text():
     ours = GemmaCausalLM.from_preset("gemma_tiny_en", dtype="float32")
     theirs = to_keras_hub(ours)
     assert_same_weights(from_keras_hub(theirs).backbone, ours.backbone)
@@ -186,7 +186,7 @@ def test_text_of_the_built_in_model():
     assert texts[0] == texts[1] != "ROMEO:"
 
 
-def test_the_whole_task(tiny_proto):
+def test_task_round_trip(tiny_proto):
     ours = make_lm(proto=tiny_proto)
     theirs = to_keras_hub(ours)
     assert type(theirs) is keras_hub.models.GemmaCausalLM
@@ -212,7 +212,7 @@ def test_without_a_preprocessor():
     assert from_keras_hub(theirs).preprocessor is None
 
 
-def test_the_parts_alone(tiny_proto):
+def test_parts_without_task(tiny_proto):
     tokenizer = GemmaTokenizer(tiny_proto, add_bos=True, sequence_length=9, dtype="int64")
     theirs = to_keras_hub(tokenizer)
     assert type(theirs) is keras_hub.models.GemmaTokenizer
@@ -257,7 +257,7 @@ class OwnOfOurs(samplers.Sampler):
         return ops.argmin(probabilities, axis=-1)
 
 
-def test_samplers_that_one_side_lacks():
+def test_samplers_of_one_library():
     own = Own()
     lm = make_keras_hub_lm(GEMMA1)
     lm.compile(sampler=own)
@@ -281,7 +281,7 @@ def test_samplers_that_one_side_lacks():
 
 
 class OwnBackbone(keras_hub.models.GemmaBackbone):
-    """A user's subclass."""
+    """Custom subclass."""
 
 
 def test_subclasses():
@@ -294,7 +294,7 @@ def test_subclasses():
     assert type(to_keras_hub(OwnLM(make_backbone(GEMMA1)))) is keras_hub.models.GemmaCausalLM
 
 
-def test_models_with_lora_are_refused_and_their_saved_folder_is_read(tmp_path):
+def test_models_with_lora_are_refused(tmp_path):
     theirs = make_keras_hub_backbone(GEMMA1)
     theirs.enable_lora(2)
     for layer in theirs.transformer_layers:
@@ -336,7 +336,7 @@ def make_llama():
     )
 
 
-def test_what_is_no_gemma_is_refused(tiny_proto):
+def test_other_objects_are_refused(tiny_proto):
     ours, llama = make_backbone(GEMMA1), make_llama()
     for item in (llama, ours, None, "gemma_2b_en"):
         with pytest.raises(

@@ -1,4 +1,4 @@
-"""Models whose weights all matter, made by KerasHub and by this package."""
+"""Models of KerasHub and of this package with random weights, and comparisons."""
 
 import keras
 import numpy as np
@@ -7,15 +7,16 @@ from keras import ops
 
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.presettable import Presettable
+from keras_gemma.storage.formats import save_as
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
 from keras_gemma.text.tokenizer import GemmaTokenizer
 
 IDS = np.array([[2, 9, 31, 8, 300, 77, 5, 140, 11, 12], [2, 400, 3, 17, 17, 60, 211, 4, 90, 1]])
-"""Longer than any window of `configurations.py`; no padding."""
+"""Token ids, longer than any window of `configurations.py`, without padding."""
 
 
 class Task(Presettable):
-    """The least that a preset's task is: what `GemmaCausalLM` is to the reader of files."""
+    """Minimal task: the parts of `GemmaCausalLM` that reading and writing files need."""
 
     backbone_cls = GemmaBackbone
     preprocessor_cls = GemmaCausalLMPreprocessor
@@ -26,8 +27,12 @@ class Task(Presettable):
         self.name = name
 
 
+def save_to_hugging_face(task, directory, **options):
+    save_as(task, "hugging_face", directory, **options)
+
+
 def randomize(weights, seed=0):
-    """Assign every weight (norms start at zero) a random value of a bfloat16."""
+    """Assigns random bfloat16 values to all weights. Norms would start at zero."""
     random = np.random.default_rng(seed)
     for weight in weights:
         value = random.normal(0.0, 0.2, tuple(weight.shape)).astype("float32")
@@ -54,20 +59,20 @@ def make_task(configuration, proto, dtype="float32"):
 
 
 def outputs(backbone):
-    """Hidden states and logits for `IDS`, as float32 arrays."""
+    """Returns hidden states and logits for `IDS`, as float32 arrays."""
     hidden = backbone({"token_ids": IDS, "padding_mask": np.ones_like(IDS)})
     logits = backbone.token_embedding(hidden, reverse=True)
     return [ops.convert_to_numpy(ops.cast(x, "float32")) for x in (hidden, logits)]
 
 
 def assert_close(actual, expected):
-    """Within 1e-4 of the largest."""
+    """Asserts that differences are below 1e-4 of the largest value."""
     for a, b in zip(actual, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * np.abs(b).max())
 
 
 def assert_same_weights(actual, expected):
-    """Every weight of two of our backbones, exactly."""
+    """Asserts that all weights of two backbones are equal."""
     actual, expected = actual.named_weights(), expected.named_weights()
     assert list(actual) == list(expected)
     for name in expected:

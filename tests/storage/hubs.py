@@ -1,4 +1,4 @@
-"""The caches of `huggingface_hub` and `kagglehub`, laid out on disk as both make them."""
+"""Caches in the layouts of `huggingface_hub` and `kagglehub`."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ def lay_out_hugging_face(
     commit: str = COMMIT,
     tree: bool = True,
 ) -> Path:
-    """A snapshot of `source`, or of its files `names`; returns its folder.
+    """Creates a snapshot of `source`, or of its files `names`. Returns its folder.
 
     `tree`: with the list of all files of the repository, by which later releases of the client
     know that something is missing.
@@ -52,7 +52,7 @@ def lay_out_hugging_face(
 def lay_out_kaggle(
     cache: Path, handle: str, source: Path, *, names: list[str] | None = None, whole: bool = False
 ) -> Path:
-    """A version of a model, fetched file by file or as a `whole`; returns its folder."""
+    """Creates a cached version, fetched by file or as a `whole`. Returns its folder."""
     variation, version = (cache / "models" / handle).parent, handle.rpartition("/")[2]
     folder = variation / version
     for name in file_names(source):

@@ -1,4 +1,4 @@
-"""KerasHub's models beside ours: every weight, by KerasHub's attributes."""
+"""Comparison of models with KerasHub's, weight by weight."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ KERAS_HUB_IS_WRONG = ("gemma2_27b_scale", "gemma2_epsilon")
 
 
 def assert_same_as_keras_hub(ours, theirs):
-    """Compare every weight by KerasHub's attributes, not by the table under test."""
+    """Compares all weights by KerasHub's attributes, not by the table under test."""
     weights = {name: weight.numpy() for name, weight in ours.named_weights().items()}
 
     def same(name, value, change):

@@ -1,4 +1,4 @@
-"""The built-in presets, in our hands and in KerasHub's."""
+"""Built-in presets in this package and in KerasHub."""
 
 import keras_hub
 import numpy as np
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 
 
 @pytest.mark.parametrize("name", ["gemma_tiny_en", "gemma_tiny_instruct_en"])
-def test_kerashub_reads_it_and_says_the_same(name):
+def test_keras_hub_generates_the_same_text(name):
     ours = GemmaCausalLM.from_preset(name)
     theirs = keras_hub.models.GemmaCausalLM.from_preset(str(resolve(name)))
     x = ours.preprocessor.generate_preprocess(["What light, Reverse", "To be, or not"], 128)

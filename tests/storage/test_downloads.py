@@ -1,4 +1,4 @@
-"""Presets from the hubs: out of real caches without a network, and why a download failed."""
+"""Presets from the hubs: cached files without a network, and errors of downloads."""
 
 import io
 import json
@@ -25,7 +25,7 @@ KAGGLE = "keras/gemma2/keras/gemma2_2b_en/2"
 TWIN = "google/gemma-2-2b"
 VOCABULARY = "assets/tokenizer/vocabulary.spm"
 TEXT_FILES = ["config.json", "tokenizer.model"]
-"""`generation_config.json`, which the client would want too, is not among them."""
+"""Fetched files. `generation_config.json` is not needed."""
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def hugging_face_folder(tmp_path_factory, tiny_proto):
 
 
 def set_caches(folder, monkeypatch):
-    """Both caches below `folder`, for this package and for the clients, which read it once."""
+    """Sets the caches of this package and of the clients to subfolders of `folder`."""
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(folder / "kagglehub"))
     monkeypatch.setenv("HF_HUB_CACHE", str(folder / "hub"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder / "hub"))
@@ -73,7 +73,7 @@ def caches(tmp_path, monkeypatch):
 
 
 def answer(status, monkeypatch):
-    """Have every request to Kaggle answered by `status`, through its own client."""
+    """Answers all requests of Kaggle's client with `status`."""
 
     def send(self, request, **kwargs):
         response = requests.Response()
@@ -118,7 +118,7 @@ def test_kaggle_cache(whole, caches, keras_folder):
     assert task.preprocessor.sequence_length == 24
 
 
-def test_a_file_without_its_marker_is_not_whole(caches, keras_folder):
+def test_file_without_marker_is_incomplete(caches, keras_folder):
     folder = lay_out_kaggle(caches / "kagglehub", KAGGLE, keras_folder)
     (folder.parent / ".complete" / "2" / "model_00001.weights.h5.complete").unlink()
     with pytest.raises(ValueError, match="no network: Kaggle cannot be reached"):
@@ -127,7 +127,7 @@ def test_a_file_without_its_marker_is_not_whole(caches, keras_folder):
 
 
 @pytest.mark.parametrize("hubs", [("kaggle",), ("hf",), ("kaggle", "hf")])
-def test_a_built_in_name_takes_what_is_cached(hubs, caches, keras_folder, hugging_face_folder):
+def test_built_in_name_uses_cached_files(hubs, caches, keras_folder, hugging_face_folder):
     folders = []
     if "kaggle" in hubs:
         folders.append(lay_out_kaggle(caches / "kagglehub", KAGGLE, keras_folder))
@@ -141,12 +141,12 @@ def test_a_built_in_name_takes_what_is_cached(hubs, caches, keras_folder, huggin
     assert task.backbone.dtype_policy.name == "bfloat16"
 
 
-def test_a_built_in_description_needs_nothing(caches):
+def test_built_in_config_needs_no_download(caches):
     folder = resolve("gemma2_27b_en", text=False, weights=False)
     assert (folder.name, (folder / "config.json").is_file()) == ("gemma2_27b_en", True)
 
 
-def test_a_tokenizer_needs_no_weights(caches, hugging_face_folder, tiny_proto):
+def test_tokenizer_needs_no_weights(caches, hugging_face_folder, tiny_proto):
     lay_out_hugging_face(caches / "hub", TWIN, hugging_face_folder, names=TEXT_FILES)
     for name in (f"hf://{TWIN}", "gemma2_2b_en"):
         assert GemmaTokenizer.from_preset(name).proto == tiny_proto
@@ -168,7 +168,7 @@ def test_links_out_of_the_cache_are_refused(caches, hugging_face_folder):
 
 
 class Kaggle:
-    """Answers kagglehub's requests with the files of a folder, and notes which were asked for."""
+    """Answers kagglehub's requests with files of a folder, and records their names."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -207,7 +207,7 @@ def kaggle(caches, keras_folder, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["gemma2_2b_en", f"kaggle://{KAGGLE}", f"kaggle://{KAGGLE[:-2]}"])
-def test_kaggle_is_asked_for_what_is_needed(name, kaggle, keras_folder):
+def test_required_files_from_kaggle(name, kaggle, keras_folder):
     assert Task.from_preset(name).preprocessor.sequence_length == 24
     shards = sorted(path.name for path in keras_folder.glob("model_*.h5"))
     settings = ["tokenizer.json", "preprocessor.json", "task.json"]
@@ -229,12 +229,12 @@ def test_kaggle_is_asked_for_what_is_needed(name, kaggle, keras_folder):
         (GemmaBackbone, False, "config.json", "tokenizer.json"),
     ],
 )
-def test_no_more_than_a_class_needs(cls, load_weights, asked, left, kaggle):
+def test_files_required_by_each_class(cls, load_weights, asked, left, kaggle):
     cls.from_preset(f"kaggle://{KAGGLE}", load_weights=load_weights)
     assert asked in kaggle.asked and left not in kaggle.asked
 
 
-def test_hugging_face_is_asked_for_what_is_needed(hugging_face_folder, caches, monkeypatch):
+def test_required_files_from_hugging_face(hugging_face_folder, caches, monkeypatch):
     asked = []
 
     def download(repository, revision, allow_patterns, ignore_patterns):
@@ -263,14 +263,14 @@ def test_hugging_face_is_asked_for_what_is_needed(hugging_face_folder, caches, m
     ]
 
 
-def test_the_twin_where_kaggle_fails(caches, hugging_face_folder, monkeypatch):
+def test_hugging_face_is_used_if_kaggle_fails(caches, hugging_face_folder, monkeypatch):
     monkeypatch.setattr(
         huggingface_hub, "snapshot_download", lambda *args, **kwargs: str(hugging_face_folder)
     )
     assert resolve("gemma2_2b_en") == hugging_face_folder
 
 
-def test_an_index_cannot_name_files_elsewhere(kaggle):
+def test_index_cannot_name_files_elsewhere(kaggle):
     content = b'{"weight_map": {"/layers/x": "../../stolen.h5"}}'
     kaggle.other_content["model.weights.json"] = content
     with pytest.raises(ValueError, match=r"names the file '\.\./\.\./stolen\.h5'"):
@@ -292,14 +292,14 @@ LICENSE = "accept the license at https://www.kaggle.com/models/keras/gemma2"
         (500, "client failed with KaggleApiHTTPError: 500 .*Try again"),
     ],
 )
-def test_answers_of_kaggle(status, message, caches, monkeypatch):
+def test_http_errors_of_kaggle(status, message, caches, monkeypatch):
     answer(status, monkeypatch)
     with pytest.raises(ValueError, match=f"`preset='kaggle://{KAGGLE}'`: Kaggle.*{message}") as e:
         resolve(f"kaggle://{KAGGLE}")
     assert "\n" not in str(e.value)
 
 
-def test_an_account_that_kaggle_refuses(caches, monkeypatch):
+def test_account_refused_by_kaggle(caches, monkeypatch):
     answer(403, monkeypatch)
     monkeypatch.setattr(kagglehub.config, "get_kaggle_credentials", lambda: "somebody's")
     with pytest.raises(ValueError, match=rf"refuses this account \(403\): {LICENSE}"):
@@ -398,7 +398,7 @@ def test_errors_of_hugging_face(error, message, caches, monkeypatch):
 
 @pytest.fixture
 def hugging_face(caches, monkeypatch):
-    """A function that has every request of huggingface_hub answered alike."""
+    """Function that answers all requests of huggingface_hub with one status and code."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     before = huggingface_hub.utils._http._GLOBAL_CLIENT_FACTORY
 
@@ -423,7 +423,7 @@ def hugging_face(caches, monkeypatch):
         (403, "", f"refuses this account: {LOG_IN}"),
     ],
 )
-def test_answers_of_hugging_face(status, code, message, hugging_face):
+def test_http_errors_of_hugging_face(status, code, message, hugging_face):
     hugging_face(status, code)
     with pytest.raises(ValueError, match=message):
         resolve(f"hf://{TWIN}@v9")
@@ -444,14 +444,14 @@ def test_answers_of_hugging_face(status, code, message, hugging_face):
         ("gs://bucket/gemma", "begin with kaggle:// or hf://"),
     ],
 )
-def test_malformed_handles_reach_no_client(handle, message, monkeypatch):
+def test_malformed_handles(handle, message, monkeypatch):
     for name in ("from_kaggle", "from_hugging_face"):
         monkeypatch.setattr(downloads, name, None)
     with pytest.raises(ValueError, match=f"{message}.*preset='{handle}'"):
         resolve(handle)
 
 
-def test_what_is_fetched_is_never_a_pickle():
+def test_pickles_are_never_fetched():
     patterns = RequiredFiles().patterns()
     names = ["pytorch_model.bin", "model.pt", "model.pkl", "model.ckpt", "x.py", "model.gguf"]
     assert list(huggingface_hub.utils.filter_repo_objects(names, allow_patterns=patterns)) == []

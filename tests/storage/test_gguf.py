@@ -1,4 +1,4 @@
-"""The .gguf file, read back by the package gguf and computed by llama.cpp."""
+"""GGUF files, read by the package gguf and run by llama.cpp."""
 
 import sys
 import tracemalloc
@@ -42,7 +42,7 @@ TEXTS = [
 ]
 
 PROMPTS = ["LUCIO:\nO, ", "GLOUCESTER:\nO, ", "PROSPERO:\nThe", "PAULINA:"]
-"""The built-in model's choices after these are clear: the second best stays well behind."""
+"""Prompts after which the built-in model's most likely token is always clear."""
 CLEAR = 0.05
 
 
@@ -53,7 +53,7 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def answers(tiny):
-    """Each prompt, and how our greedy choice goes on for 40 tokens."""
+    """Prompts and their greedy continuations of 40 tokens."""
     tokenizer = tiny.preprocessor.tokenizer
     prompts = [[tokenizer.start_token_id, *ids.tolist()] for ids in tokenizer.tokenize(PROMPTS)]
     rows = tiny.generate(prompts, max_new_tokens=40)
@@ -66,7 +66,7 @@ def answers(tiny):
 
 @pytest.fixture
 def llama():
-    """Opens a file in llama.cpp, and closes it after the test."""
+    """Function that opens a file in llama.cpp until the end of the test."""
     llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python judges these files")
     opened = []
 
@@ -122,7 +122,7 @@ def test_llama_cpp_computes_the_same_logits(tiny, llama, tmp_path, dtype):
     assert difference(actual, logits_of(tiny.backbone, ids)) < TOLERANCES[dtype]
 
 
-def test_llama_cpp_sees_the_window(tiny, llama, tmp_path):
+def test_llama_cpp_uses_sliding_window(tiny, llama, tmp_path):
     save_to_gguf(tiny, tmp_path / "tiny.gguf", "f16")
     ids = random_text(0, 3 * tiny.backbone.sliding_window_size)
     unlimited = tiny.backbone.config.to_dict() | {"use_sliding_window_attention": False}
@@ -136,7 +136,7 @@ def test_llama_cpp_sees_the_window(tiny, llama, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "f16"])
-def test_llama_cpp_writes_the_same_text(tiny, answers, llama, tmp_path, dtype):
+def test_llama_cpp_generates_the_same_text(tiny, answers, llama, tmp_path, dtype):
     save_to_gguf(tiny, tmp_path / "tiny.gguf", dtype)
     model = llama(tmp_path / "tiny.gguf")
     for prompt, answer in answers.items():
@@ -147,7 +147,7 @@ def test_llama_cpp_writes_the_same_text(tiny, answers, llama, tmp_path, dtype):
 
 
 @pytest.mark.parametrize("special", [True, False])
-def test_llama_cpp_reads_the_same_tokens(tiny, llama, tmp_path, special):
+def test_llama_cpp_tokenizes_the_same(tiny, llama, tmp_path, special):
     save_to_gguf(tiny, tmp_path / "tiny.gguf")
     model = llama(tmp_path / "tiny.gguf")
     tokenizer = tiny.preprocessor.tokenizer
@@ -207,7 +207,7 @@ def test_llama_cpp_accepts_more_rows_than_tokens(tiny_proto, llama, tmp_path):
 @pytest.mark.parametrize(
     ("architecture", "name"), [(key, name) for key, names in CAN.items() for name in names]
 )
-def test_bf16_holds_every_weight(architecture, name, tiny_proto, tmp_path):
+def test_bf16_file_has_every_weight(architecture, name, tiny_proto, tmp_path):
     task = make_task(CONFIGURATIONS[name], tiny_proto, dtype="bfloat16")
     save_to_gguf(task, tmp_path / "tiny.gguf", "bf16")
     stored = tensors_of(tmp_path / "tiny.gguf")
@@ -237,7 +237,7 @@ def test_bf16_holds_every_weight(architecture, name, tiny_proto, tmp_path):
         np.testing.assert_array_equal(tensor.data, 1 + weights[ours].numpy().astype("float32"))
 
 
-def test_rows_that_blocks_do_not_divide_stay_float16(tiny_proto, tmp_path):
+def test_indivisible_rows_stay_float16(tiny_proto, tmp_path):
     task = make_task(CONFIGURATIONS["gemma1_wide_heads"], tiny_proto)  # D 48, N * H 64, F 48
     save_to_gguf(task, tmp_path / "tiny.gguf", "q4_0")
     kinds = {
@@ -247,7 +247,7 @@ def test_rows_that_blocks_do_not_divide_stay_float16(tiny_proto, tmp_path):
     assert kinds["blk.0.attn_q.weight"] == kinds["token_embd.weight"] == "F16"
 
 
-def test_the_embedding_of_a_q4_0_file_is_q8_0(tiny_proto, tmp_path):
+def test_embedding_of_q4_0_file_is_q8_0(tiny_proto, tmp_path):
     save_to_gguf(make_task(GEMMA1, tiny_proto), tmp_path / "tiny.gguf", "q4_0")
     stored = tensors_of(tmp_path / "tiny.gguf")
     assert stored["token_embd.weight"].tensor_type.name == "Q8_0"
@@ -285,7 +285,7 @@ def test_vocabulary(tiny_proto, tmp_path):
     assert {"\n\n", "   "} <= {tokens[i] for i in user_defined}
 
 
-def test_one_tensor_at_a_time(tiny_proto, tmp_path):
+def test_tensors_are_converted_one_at_a_time(tiny_proto, tmp_path):
     sizes = GEMMA1 | {"num_layers": 12, "hidden_dim": 128, "intermediate_dim": 1024}
     task = make_task(sizes, tiny_proto)
     save_to_gguf(task, tmp_path / "tiny.gguf", "f16")  # imports
@@ -299,7 +299,7 @@ def test_one_tensor_at_a_time(tiny_proto, tmp_path):
 # What goes wrong.
 
 
-def test_an_interrupted_save_leaves_the_earlier_file(tiny_proto, tmp_path, monkeypatch):
+def test_interrupted_save_keeps_earlier_file(tiny_proto, tmp_path, monkeypatch):
     task = make_task(GEMMA1, tiny_proto)
     path = tmp_path / "made" / "tiny.gguf"
     save_to_gguf(task, path)
@@ -320,7 +320,7 @@ def test_an_interrupted_save_leaves_the_earlier_file(tiny_proto, tmp_path, monke
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_weight_beyond_float16(tiny_proto, tmp_path):
+def test_weight_beyond_float16(tiny_proto, tmp_path):
     task = make_task(GEMMA1, tiny_proto)
     weight = task.backbone.named_weights()["layers.0.gate"]
     weight.assign(np.full(weight.shape, 1e5, "float32"))
@@ -339,12 +339,12 @@ def test_a_weight_beyond_float16(tiny_proto, tmp_path):
         (DEEP | {"query_head_dim_normalize": True}, r"1/sqrt\(12\) at 46 layers"),
     ],
 )
-def test_models_that_llama_cpp_has_no_architecture_for(changes, text):
+def test_models_without_architecture(changes, text):
     with pytest.raises(ValueError, match=text):
         architecture_of(GemmaConfig(**GEMMA2 | changes))
 
 
-def test_vaultgemma_has_no_architecture(tiny_proto, tmp_path):
+def test_vaultgemma_is_refused(tiny_proto, tmp_path):
     task = make_task(CONFIGURATIONS["vaultgemma"], tiny_proto)
     with pytest.raises(ValueError, match="use_sliding_window_attention=False"):
         save_to_gguf(task, tmp_path / "tiny.gguf")
@@ -353,7 +353,7 @@ def test_vaultgemma_has_no_architecture(tiny_proto, tmp_path):
 
 def test_bad_arguments(tiny_proto, tmp_path):
     task = make_task(GEMMA1, tiny_proto)
-    with pytest.raises(ValueError, match=r"`dtype` must be one of bf16, f16, q8_0, q4_0.*'int8'"):
+    with pytest.raises(ValueError, match=r"`dtype` must be one of 'bf16'.*'int8'"):
         save_to_gguf(task, tmp_path / "tiny.gguf", "int8")
     with pytest.raises(ValueError, match=r"`path` must name a file that ends in \.gguf"):
         save_to_gguf(task, tmp_path / "tiny.bin")
@@ -372,7 +372,7 @@ def test_bad_arguments(tiny_proto, tmp_path):
 
 
 @pytest.mark.parametrize("module", ["gguf", "sentencepiece.sentencepiece_model_pb2"])
-def test_without_its_packages(module, tiny_proto, tmp_path, monkeypatch):
+def test_missing_packages(module, tiny_proto, tmp_path, monkeypatch):
     task = make_task(GEMMA1, tiny_proto)
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.delattr("sentencepiece.sentencepiece_model_pb2", raising=False)

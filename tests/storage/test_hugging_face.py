@@ -1,4 +1,4 @@
-"""Hugging Face's folder, as transformers writes it and as it was published."""
+"""Reading of Hugging Face folders, as written by transformers and as published."""
 
 import json
 from pathlib import Path
@@ -17,51 +17,9 @@ from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
 from keras_gemma.text.tokenizer import GemmaTokenizer
 from tests.configurations import CONFIGURATIONS
 from tests.storage.conftest import IDS, Task, assert_close, outputs
+from tests.storage.transformers_models import make_transformers_model
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data" / "gemma-2b-it"
-
-
-def make_transformers_model(configuration, model_type=None):
-    import torch
-    import transformers
-
-    config = GemmaConfig(**configuration)
-    sizes = {
-        "vocab_size": config.vocabulary_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_query_heads,
-        "num_key_value_heads": config.num_key_value_heads,
-        "hidden_size": config.hidden_dim,
-        "intermediate_size": config.feed_forward_dim,
-        "head_dim": config.head_dim,
-        "rms_norm_eps": config.layer_norm_epsilon,
-        "attn_implementation": "eager",
-    }
-    layers = range(config.num_layers)
-    kinds = ["sliding_attention" if config.is_local(i) else "full_attention" for i in layers]
-    more = {
-        "query_pre_attn_scalar": round(config.query_scale**-2),
-        "attn_logit_softcapping": config.attention_logit_soft_cap,
-        "final_logit_softcapping": config.final_logit_soft_cap,
-        "sliding_window": config.sliding_window_size,
-        "layer_types": kinds,
-    }
-    if model_type is None and config.use_post_attention_norm:
-        model_type = "gemma2"
-    elif model_type is None and config.use_sliding_window_attention:
-        model_type = "vaultgemma"
-    if model_type == "gemma2":
-        model = transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**sizes, **more))
-    elif model_type == "vaultgemma":
-        model = transformers.VaultGemmaForCausalLM(transformers.VaultGemmaConfig(**sizes, **more))
-    else:
-        model = transformers.GemmaForCausalLM(transformers.GemmaConfig(**sizes))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            value = torch.randn(parameter.shape, generator=generator) * 0.2
-            parameter.copy_(value.bfloat16())  # so that it fits every dtype exactly
-    return model.eval()
 
 
 def transformers_outputs(model):
@@ -74,7 +32,7 @@ def transformers_outputs(model):
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_reads_what_transformers_writes(name, tmp_path):
+def test_reads_folder_of_transformers(name, tmp_path):
     model = make_transformers_model(CONFIGURATIONS[name])
     model.save_pretrained(tmp_path)
     backbone = GemmaBackbone.from_preset(tmp_path)
@@ -82,7 +40,7 @@ def test_reads_what_transformers_writes(name, tmp_path):
     assert_close(outputs(backbone), transformers_outputs(model))
 
 
-def test_layers_that_all_see_everything(tmp_path):
+def test_global_attention_in_all_layers(tmp_path):
     configuration = CONFIGURATIONS["gemma2_grouped"] | {"use_sliding_window_attention": False}
     model = make_transformers_model(configuration, "gemma2")
     model.save_pretrained(tmp_path)
@@ -92,7 +50,7 @@ def test_layers_that_all_see_everything(tmp_path):
 
 
 def test_vaultgemma_as_published(tmp_path):
-    """Without caps and windows it computes what Gemma 1 does, from tensors of other names."""
+    """Without caps and windows it computes the same as Gemma 1, with other tensor names."""
     configuration = CONFIGURATIONS["gemma1_multi_head"]
     model = make_transformers_model(configuration, "vaultgemma")
     model.save_pretrained(tmp_path)
@@ -142,7 +100,7 @@ def test_dtype_and_load_weights(tmp_path):
         GemmaBackbone.from_preset(tmp_path)
 
 
-def test_the_published_configuration():
+def test_published_configuration():
     if not DATA.is_dir():
         pytest.skip(f"the published gemma-2b-it description is not at {DATA}")
     config = GemmaConfig.from_dict(hugging_face.read_backbone(DATA))
@@ -154,7 +112,7 @@ def test_the_published_configuration():
         GemmaBackbone.from_preset(DATA)
 
 
-def test_the_vocabulary_and_the_whole_task(tiny_proto, tmp_path):
+def test_task_with_vocabulary(tiny_proto, tmp_path):
     make_transformers_model(CONFIGURATIONS["gemma2_grouped"]).save_pretrained(tmp_path)
     with pytest.raises(
         ValueError, match=r"looked for tokenizer\.model and tokenizer\.json.*preprocessor=None"
@@ -243,7 +201,7 @@ def test_query_scalars(tmp_path):
         {"tie_word_embeddings": True, "attention_bias": False},
     ],
 )
-def test_settings_that_say_nothing_new(harmless, tmp_path):
+def test_settings_with_default_values(harmless, tmp_path):
     assert read(tmp_path, **GEMMA2, **harmless) == read(tmp_path, **GEMMA2)
 
 
@@ -274,12 +232,12 @@ def test_settings_that_say_nothing_new(harmless, tmp_path):
         ({"query_pre_attn_scalar": "16"}, "query_pre_attn_scalar '16'"),
     ],
 )
-def test_settings_the_model_cannot_express(settings, message, tmp_path):
+def test_unsupported_settings(settings, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         read(tmp_path, **GEMMA2 | settings)
 
 
-def test_all_such_settings_are_listed(tmp_path):
+def test_all_unsupported_settings_are_listed(tmp_path):
     with pytest.raises(ValueError, match=r"attention_bias=True\n.*rope_theta=5"):
         read(tmp_path, **GEMMA | {"attention_bias": True, "rope_theta": 5})
 
@@ -307,7 +265,7 @@ def test_missing_shards(sharded):
         GemmaBackbone.from_preset(sharded)
 
 
-def test_an_index_that_names_absent_tensors(sharded):
+def test_index_names_absent_tensors(sharded):
     shard = next(sharded.glob("*.safetensors")).name
     edit_index(sharded, **{"model.a": shard, "model.b": shard})
     message = rf"\(2 problems\).*\n.*not held: model\.a in {shard}\n.*not held: model\.b in {shard}"
@@ -316,13 +274,13 @@ def test_an_index_that_names_absent_tensors(sharded):
 
 
 @pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "..", "a\\b", ""])
-def test_an_index_that_leads_elsewhere(name, sharded):
+def test_index_names_files_elsewhere(name, sharded):
     edit_index(sharded, **{"model.norm.weight": name})
     with pytest.raises(ValueError, match="is not directly in its folder"):
         GemmaBackbone.from_preset(sharded)
 
 
-def test_a_truncated_file(sharded):
+def test_truncated_file(sharded):
     shard = next(sharded.glob("*.safetensors"))
     shard.write_bytes(shard.read_bytes()[:-4])
     with pytest.raises(ValueError, match=f"{shard.name} cannot be read as safetensors"):

@@ -1,4 +1,4 @@
-"""Hugging Face's folder, written: transformers loads it, computes and tokenizes the same."""
+"""Writing of Hugging Face folders, compared with transformers."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ import pytest
 from keras_gemma.config import GemmaConfig
 from keras_gemma.model.backbone import GemmaBackbone, NamedWeight
 from keras_gemma.storage.hugging_face.layout import model_type_of, to_values
-from keras_gemma.storage.hugging_face.writer import save_to_hugging_face, write_safetensors
+from keras_gemma.storage.hugging_face.writer import write_safetensors
 from keras_gemma.text.tokenizer import GemmaTokenizer
 from keras_gemma.text.vocabulary import train_vocabulary
 from tests.configurations import CONFIGURATIONS, GEMMA1, GEMMA2
@@ -22,8 +22,9 @@ from tests.storage.conftest import (
     make_backbone,
     make_task,
     outputs,
+    save_to_hugging_face,
 )
-from tests.storage.test_tokenizer_json import TEXTS
+from tests.storage.texts import TEXTS
 
 PUBLISHED = Path(__file__).parents[2].parent / "shared" / "data" / "gemma-2b-it"
 
@@ -71,7 +72,7 @@ def test_transformers_computes_the_same(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_configurations_survive(name, tmp_path):
+def test_config_round_trip(name, tmp_path):
     save_to_hugging_face(Task(make_backbone(CONFIGURATIONS[name])), tmp_path / "model")
     backbone = GemmaBackbone.from_preset(tmp_path / "model", load_weights=False)
     assert backbone.config == GemmaConfig(**CONFIGURATIONS[name])
@@ -132,7 +133,7 @@ def test_dtypes_and_shards(dtype, limit, tmp_path):
             np.testing.assert_array_equal(tensor.numpy(), tensors[name].astype("float32"), name)
 
 
-def test_what_the_safetensors_library_writes(tmp_path):
+def test_bytes_equal_safetensors_library(tmp_path):
     from safetensors import safe_open
 
     weights = make_backbone(CONFIGURATIONS["gemma1_multi_head"]).named_weights()
@@ -192,7 +193,7 @@ CHATS = [
 
 @pytest.mark.parametrize("prompt", [False, True])
 @pytest.mark.parametrize("chat", CHATS)
-def test_chats_are_rendered_as_published(chat, prompt, saved):
+def test_chat_template_renders_as_published(chat, prompt, saved):
     import transformers
 
     theirs = transformers.AutoTokenizer.from_pretrained(saved)
@@ -214,7 +215,7 @@ def test_chats_are_rendered_as_published(chat, prompt, saved):
     assert text == published
 
 
-def test_chats_that_the_template_folds_or_refuses(saved):
+def test_system_messages_and_invalid_chats(saved):
     import jinja2
     import transformers
 
@@ -227,7 +228,7 @@ def test_chats_that_the_template_folds_or_refuses(saved):
             theirs.apply_chat_template(wrong, tokenize=False)
 
 
-def test_settings_of_generation(saved):
+def test_generation_config(saved):
     import transformers
 
     settings = transformers.GenerationConfig.from_pretrained(saved)
@@ -238,7 +239,7 @@ def test_settings_of_generation(saved):
     assert model.config.pad_token_id == 0
 
 
-def test_a_vocabulary_without_turns_and_a_preprocessor_without_start_token(tiny_proto, tmp_path):
+def test_without_turns_and_start_token(tiny_proto, tmp_path):
     import transformers
     from sentencepiece import sentencepiece_model_pb2
 
@@ -255,7 +256,7 @@ def test_a_vocabulary_without_turns_and_a_preprocessor_without_start_token(tiny_
     assert settings.eos_token_id == 1
 
 
-def test_without_a_preprocessor_an_earlier_tokenizer_goes(saved):
+def test_save_without_preprocessor_removes_tokenizer(saved):
     (saved / "README.md").write_text("mine")
     (saved / "chat_template.jinja").write_text("of another model")
     (saved / "model-00001-of-00002.safetensors").touch()
@@ -268,7 +269,7 @@ def content(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_an_interrupted_save_leaves_the_earlier_folder(saved, tiny_proto, monkeypatch):
+def test_interrupted_save_keeps_earlier_folder(saved, tiny_proto, monkeypatch):
     before = content(saved)
     read, calls = NamedWeight.numpy, []
 
@@ -293,7 +294,7 @@ def test_an_interrupted_save_leaves_the_earlier_folder(saved, tiny_proto, monkey
         ({"hidden_dim": 34}, "hidden_dim=34, num_query_heads=4"),
     ],
 )
-def test_models_that_no_architecture_expresses(changes, message, tmp_path):
+def test_models_without_an_architecture(changes, message, tmp_path):
     task = Task(GemmaBackbone(**GEMMA2 | changes))
     with pytest.raises(ValueError, match=message):
         save_to_hugging_face(task, tmp_path / "model")
@@ -337,7 +338,7 @@ def test_published_shapes():
     assert model_type_of(vault) == "vaultgemma"
 
 
-def test_the_policy_of_keras_is_not_in_the_file(tmp_path):
+def test_mixed_policy_is_not_saved(tmp_path):
     keras.config.set_dtype_policy("bfloat16")
     save_to_hugging_face(Task(make_backbone(GEMMA1, "float32")), tmp_path / "model")
     values = json.loads((tmp_path / "model" / "config.json").read_text())

@@ -1,4 +1,4 @@
-"""KerasHub's adapters, read and written: the same hidden states here and there."""
+"""LoRA files of KerasHub, read and written."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ TARGETS = ["query", "value", "attention_output", "ffw_gating_2", "ffw_linear"]
 
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS)
-def test_what_keras_hub_wrote(configuration, tmp_path):
+def test_reads_file_of_keras_hub(configuration, tmp_path):
     path = tmp_path / "adapter.lora.h5"
     theirs = make_keras_hub_backbone(configuration)
     ours = from_keras_hub(theirs)
@@ -32,7 +32,7 @@ def test_what_keras_hub_wrote(configuration, tmp_path):
 
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS)
-def test_what_keras_hub_reads(configuration, tmp_path):
+def test_keras_hub_reads_file(configuration, tmp_path):
     path = tmp_path / "adapter.lora.h5"
     ours = make_backbone(configuration)
     ours.enable_lora(2, alpha=5)
@@ -56,7 +56,7 @@ def test_bad_files(tmp_path):
     for verb in (backbone.save_lora_weights, backbone.load_lora_weights):
         with pytest.raises(ValueError, match=r"must end in '\.lora\.h5'.*a\.h5'"):
             verb(tmp_path / "a.h5")
-    with pytest.raises(FileNotFoundError, match="There is no file"):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
         backbone.load_lora_weights(tmp_path / "a.lora.h5")
     (tmp_path / "a.lora.h5").write_bytes(b"x")
     with pytest.raises(ValueError, match="cannot be read as a file of KerasHub's"):

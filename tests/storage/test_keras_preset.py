@@ -1,4 +1,4 @@
-"""KerasHub's folder, read: what KerasHub writes, and what is wrong with a folder."""
+"""Reading of KerasHub's folders, valid and invalid."""
 
 import json
 import shutil
@@ -77,12 +77,12 @@ def test_dtype_and_load_weights(tmp_path):
         GemmaBackbone.from_preset(tmp_path)
 
 
-def test_a_mixed_policy_comes_back(tmp_path):
+def test_mixed_policy_round_trip(tmp_path):
     make_backbone(GEMMA1, dtype="mixed_bfloat16").save_to_preset(tmp_path)
     assert GemmaBackbone.from_preset(tmp_path).dtype_policy.name == "mixed_bfloat16"
 
 
-def test_each_tensor_is_read_once_and_alone(tmp_path, monkeypatch):
+def test_each_tensor_is_read_once(tmp_path, monkeypatch):
     from keras_gemma.storage import tensor_streaming as checkpoint
 
     make_backbone(GEMMA2).save_to_preset(tmp_path)
@@ -138,7 +138,7 @@ def preset(saved, tmp_path):
         ),
     ],
 )
-def test_configurations_that_cannot_be(change, message, preset):
+def test_invalid_configurations(change, message, preset):
     edit(preset / "config.json", **change)
     with pytest.raises(ValueError, match=message):
         GemmaBackbone.from_preset(preset)
@@ -183,7 +183,7 @@ def test_more_layers_than_the_weights_have(preset):
         GemmaBackbone.from_preset(preset, num_layers=3)
 
 
-def test_a_truncated_file(preset):
+def test_truncated_file(preset):
     path = preset / "model.weights.h5"
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(ValueError, match=r"model\.weights\.h5 cannot be read as an H5 file"):

@@ -169,13 +169,13 @@ def test_shard_sizes():
             parse_size(size)
 
 
-def test_a_shard_smaller_than_a_tensor(tmp_path):
+def test_shard_smaller_than_tensor(tmp_path):
     with pytest.raises(ValueError, match=r"token_embedding: 65536 bytes.*Received: 10 bytes"):
         save(make_backbone(GEMMA1), tmp_path / "new", max_shard_size=10)
     assert not (tmp_path / "new").exists()
 
 
-def test_an_interrupted_save_leaves_the_earlier_preset_whole(preset, monkeypatch):
+def test_interrupted_save_keeps_earlier_preset(preset, monkeypatch):
     before = {p: p.read_bytes() for p in preset.rglob("*") if p.is_file()}
     other = make_backbone(GEMMA2)
     write, written = h5py.Group.create_dataset, []
@@ -193,7 +193,7 @@ def test_an_interrupted_save_leaves_the_earlier_preset_whole(preset, monkeypatch
     assert list(preset.parent.iterdir()) == [preset]
 
 
-def test_a_save_replaces_weights_and_keeps_what_it_does_not_hold(preset):
+def test_save_replaces_weights_and_keeps_other_files(preset):
     (preset / "README.md").write_text("mine")
     other = make_backbone(GEMMA2)
     save(other, preset, max_shard_size="70KB")
@@ -219,7 +219,7 @@ def test_folders_that_cannot_be_replaced(preset, monkeypatch):
         backbone.save_to_preset(".")
 
 
-def test_every_weight_has_a_path_of_its_own():
+def test_paths_of_weights_are_unique():
     config = GemmaConfig(**GEMMA2)
     places = keras_layout.h5_specs(config)
     assert list(places) == list(config.weight_shapes())

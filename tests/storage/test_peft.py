@@ -1,4 +1,4 @@
-"""peft's adapters, read and written: the same logits here and in transformers."""
+"""PEFT's adapters, read and written, compared with transformers."""
 
 import json
 
@@ -36,7 +36,7 @@ def make_lm(configuration=GEMMA2):
 
 
 def make_adapter(folder, configuration=GEMMA2, **settings):
-    """An adapter that peft made, with random numbers; returns the logits with it."""
+    """Saves a random adapter of PEFT. Returns the logits with it."""
     settings = {"r": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"} | settings
     model = peft.get_peft_model(make_theirs(configuration), peft.LoraConfig(**settings)).eval()
     torch.manual_seed(0)
@@ -63,7 +63,7 @@ ADAPTERS = {
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_what_peft_made(name, tmp_path):
+def test_reads_adapter_of_peft(name, tmp_path):
     expected = make_adapter(tmp_path, **ADAPTERS[name])
     lm = make_lm()
     base = logits(lm)
@@ -79,8 +79,8 @@ def test_what_peft_made(name, tmp_path):
 
 
 @pytest.mark.parametrize("configuration", [GEMMA1 | {"num_key_value_heads": 1}, GEMMA2])
-def test_what_peft_reads(configuration, tmp_path):
-    """Base and adapter, both saved here."""
+def test_peft_reads_adapter(configuration, tmp_path):
+    """Base model and adapter are both saved by this package."""
     lm = make_lm(configuration)
     lm.enable_lora(3, ["query", "layers.1.*"], 5, name="mine", use_rslora=True)
     fill(lm.backbone, "mine", size=0.3)
@@ -137,7 +137,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def changed(saved, tmp_path):
-    """A copy of an adapter, with a configuration and tensors that a test changes."""
+    """Function that copies an adapter with changed configuration and tensors."""
 
     def change(config=None, tensors=None):
         values = json.loads((saved / CONFIG).read_text()) | (config or {})
@@ -179,7 +179,7 @@ A = "base_model.model.model.layers.{}.self_attn.{}_proj.lora_A.weight"
     ],
     ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
 )
-def test_adapters_that_are_not_read(config, message, changed, plain):
+def test_unsupported_adapters(config, message, changed, plain):
     with pytest.raises(ValueError, match=message):
         plain.load_lora(changed(config))
     assert plain.lora_adapters == []
@@ -226,7 +226,7 @@ def test_missing_files(plain, saved, tmp_path):
         plain.load_lora(tmp_path)
 
 
-def test_what_cannot_be_saved(saved, tmp_path):
+def test_adapters_that_cannot_be_saved(saved, tmp_path):
     lm = make_lm()
     with pytest.raises(ValueError, match=r"No adapter is active. Add one with `enable_lora`"):
         lm.save_lora(tmp_path)

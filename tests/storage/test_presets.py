@@ -1,4 +1,4 @@
-"""Names and folders, and which object comes out of them."""
+"""Names and folders of presets, and the objects built from them."""
 
 import shutil
 
@@ -23,7 +23,7 @@ def preset(tmp_path_factory, tiny_proto):
 
 
 class MyBackbone(GemmaBackbone):
-    """A user's own: one more argument."""
+    """Custom class with an additional argument."""
 
     def __init__(self, *args, flavour="plain", **kwargs):
         super().__init__(*args, **kwargs)
@@ -39,7 +39,7 @@ class MyTask(Task):
 
 
 @pytest.mark.parametrize("path", [str, lambda folder: folder])
-def test_each_class_takes_its_part(path, preset, tiny_proto):
+def test_each_class_loads_its_part(path, preset, tiny_proto):
     source = path(preset)
     assert isinstance(GemmaBackbone.from_preset(source), GemmaBackbone)
     assert GemmaTokenizer.from_preset(source).proto == tiny_proto
@@ -50,8 +50,8 @@ def test_each_class_takes_its_part(path, preset, tiny_proto):
     assert task.preprocessor.sequence_length == 24
 
 
-def test_published_names_know_their_context(preset, tmp_path, monkeypatch):
-    """Also where KerasHub saved what was downloaded, and so nothing in it says the context."""
+def test_published_names_set_context_length(preset, tmp_path, monkeypatch):
+    """KerasHub's files do not contain the context length."""
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path))
     handle = "keras/vaultgemma/keras/vault_gemma_1b_en/2"
     folder = lay_out_kaggle(tmp_path, handle, preset)
@@ -77,7 +77,7 @@ def test_subclasses_and_their_arguments(preset):
     assert task.preprocessor.sequence_length == 9
 
 
-def test_parts_that_are_passed_are_used(preset):
+def test_passed_parts_are_used(preset):
     backbone = make_backbone(GEMMA1)
     tokenizer = GemmaTokenizer.from_preset(preset)
     task = Task.from_preset(preset, backbone=backbone, tokenizer=tokenizer)
@@ -90,7 +90,7 @@ def test_parts_that_are_passed_are_used(preset):
         Task.from_preset(preset, backbone=backbone, dropout=0.1)
 
 
-def test_a_preset_without_a_vocabulary(tmp_path):
+def test_preset_without_vocabulary(tmp_path):
     make_backbone(GEMMA1).save_to_preset(tmp_path)
     with pytest.raises(ValueError, match=r"vocabulary\.spm.*preprocessor=None"):
         Task.from_preset(tmp_path)
@@ -114,7 +114,7 @@ def test_unknown_arguments(cls, preset):
         cls.from_preset(preset, rubbish=1, nonsense=2)
 
 
-def test_classes_without_a_part():
+def test_other_classes_are_refused():
     from keras_gemma.storage import load, save
 
     with pytest.raises(TypeError, match=r"builtins\.dict"):
@@ -136,16 +136,16 @@ def test_classes_without_a_part():
         (None, TypeError, "preset=None"),
     ],
 )
-def test_names_that_are_none(name, error, message):
+def test_invalid_names(name, error, message):
     with pytest.raises(error, match=message):
         GemmaBackbone.from_preset(name)
 
 
-def test_folders_that_are_no_preset(tmp_path):
-    with pytest.raises(ValueError, match=r"not a preset: looked for config\.json"):
+def test_folders_of_unknown_format(tmp_path):
+    with pytest.raises(ValueError, match=r"not a preset: looked for .*in config\.json"):
         GemmaBackbone.from_preset(tmp_path)
     (tmp_path / "config.json").write_text('{"size": 3}')
-    with pytest.raises(ValueError, match=r"`registered_name`.*`model_type`.*keys size"):
+    with pytest.raises(ValueError, match=r"`registered_name`.*`model_type`.*keys size\."):
         GemmaBackbone.from_preset(tmp_path)
     with pytest.raises(ValueError, match="must be a folder, not a file"):
         GemmaBackbone.from_preset(tmp_path / "config.json")
@@ -174,7 +174,7 @@ def test_built_in_weights_need_no_hub():
         (Task, {"nonsense": 1}, ValueError, "unknown arguments: nonsense"),
     ],
 )
-def test_arguments_are_checked_before_a_preset_is_looked_for(cls, arguments, error, message):
+def test_arguments_are_checked_first(cls, arguments, error, message):
     with pytest.raises(error, match=message):
         cls.from_preset("no/such/folder", **arguments)
 
@@ -187,7 +187,7 @@ def test_dtypes(preset):
 
 @pytest.mark.parametrize("name", ["config.json", "assets/tokenizer/vocabulary.spm", "assets"])
 def test_links_out_of_the_folder_are_refused(name, preset, tmp_path):
-    """To a file that is there and would do: what lies outside is not the preset's to read."""
+    """Refused even if the link's target is a valid file."""
     folder = tmp_path / "preset"
     shutil.copytree(preset, folder)
     (folder / name).rename(tmp_path / "elsewhere")

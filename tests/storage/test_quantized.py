@@ -12,10 +12,9 @@ import pytest
 from keras_gemma import GemmaBackbone, GemmaCausalLM, QuantizationConfig, to_keras_hub
 from keras_gemma.backend_choice import BACKENDS
 from keras_gemma.quantization import report
-from keras_gemma.storage.hugging_face.writer import save_to_hugging_face
 from tests.configurations import GEMMA2
 from tests.quantizations import MODES
-from tests.storage.conftest import Task, make_backbone, make_task, outputs
+from tests.storage.conftest import Task, make_backbone, make_task, outputs, save_to_hugging_face
 
 MODE = pytest.mark.parametrize("mode", MODES)
 
@@ -27,7 +26,7 @@ def quantized(mode, dtype="float32", configuration=GEMMA2):
 
 
 def assert_same_bits(actual, expected):
-    """Every array of every weight of two quantized backbones."""
+    """Asserts that all arrays of two quantized backbones are equal."""
     actual, expected = actual.named_weights(), expected.named_weights()
     for name, weight in expected.items():
         if weight.kind == "norm":
@@ -57,7 +56,7 @@ def test_loading_quantizes(form, mode, tmp_path):
 
 @MODE
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_saved_preset_gives_the_same_bits(dtype, mode, tmp_path):
+def test_saved_preset_has_the_same_bits(dtype, mode, tmp_path):
     backbone = quantized(mode, dtype)
     backbone.save_to_preset(tmp_path)
     again = GemmaBackbone.from_preset(tmp_path)
@@ -75,8 +74,8 @@ def test_shards(tmp_path):
     assert_same_bits(GemmaBackbone.from_preset(tmp_path), backbone)
 
 
-def test_what_the_file_holds(tmp_path):
-    """As `keras_layout.quantized_specs` says, read without this package."""
+def test_content_of_quantized_file(tmp_path):
+    """Equals `quantized_specs`, read without this package."""
     backbone = quantized("int4_zeros")
     backbone.save_to_preset(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())["config"]
@@ -112,7 +111,7 @@ np.savez(sys.argv[2], **parts)
 """
 
 
-def test_the_same_bits_on_another_backend(tmp_path, command_environment):
+def test_same_bits_on_another_backend(tmp_path, command_environment):
     backbone = quantized("int4_zeros")
     backbone.save_to_preset(tmp_path / "preset")
     other = BACKENDS[BACKENDS.index(keras.config.backend()) - 1]
@@ -154,7 +153,7 @@ def test_keras_hub_objects_are_refused():
 
 
 @MODE
-def test_hugging_face_export_holds_what_the_bits_stand_for(mode, tmp_path):
+def test_hugging_face_folder_is_dequantized(mode, tmp_path):
     backbone = quantized(mode)
     save_to_hugging_face(Task(backbone), tmp_path)
     again = GemmaBackbone.from_preset(tmp_path, dtype="float32")
@@ -177,7 +176,7 @@ def test_gguf(dtype, tmp_path, tiny_proto):
     assert error < {"f16": 1e-3, "q8_0": 0.01, "q4_0": 0.15}[dtype]
 
 
-def test_a_quantized_preset_is_not_quantized_again(tmp_path):
+def test_quantized_preset_is_not_quantized_again(tmp_path):
     backbone = quantized("int4")
     backbone.save_to_preset(tmp_path)
     with pytest.raises(ValueError, match=r"quantized already \(int4 in groups of 16.*int8"):
@@ -198,7 +197,7 @@ def test_a_quantized_preset_is_not_quantized_again(tmp_path):
         (None, "missing: .*query_dense/vars/0"),
     ],
 )
-def test_a_description_that_does_not_fit(quantization, says, tmp_path):
+def test_invalid_quantization_in_config(quantization, says, tmp_path):
     quantized("int4").save_to_preset(tmp_path)
     path = tmp_path / "config.json"
     content = json.loads(path.read_text())
@@ -218,7 +217,7 @@ def test_numbers_that_are_not_finite_name_their_weight(tmp_path):
         GemmaBackbone.from_preset(tmp_path, quantization="int8")
 
 
-def test_a_bad_mode_is_found_before_the_preset():
+def test_invalid_mode_is_refused_first():
     with pytest.raises(ValueError, match=r"`mode` must be one of .* Received: mode='int5'"):
         GemmaBackbone.from_preset("no such preset", quantization="int5")
     with pytest.raises(TypeError, match="`quantization`"):
@@ -232,7 +231,7 @@ def test_without_weights():
     assert backbone.quantization.mode == "int4"
 
 
-def test_dtypes_of_kerass_own_quantization():
+def test_quantized_dtype_policies_of_keras():
     says = "floating-point dtype. For 8 and 4 bits, pass dtype='bfloat16', quantization='int8'"
     with pytest.raises(ValueError, match=says):
         GemmaCausalLM.from_preset("no such preset", dtype="int8_from_bfloat16")

@@ -1,4 +1,4 @@
-"""Loading takes the memory of the weights, and little more."""
+"""Loading needs little more memory than the weights."""
 
 import io
 import itertools
@@ -13,9 +13,8 @@ import pytest
 from keras_gemma import backend, progress
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.storage import tensor_streaming as checkpoint
-from keras_gemma.storage.hugging_face.writer import save_to_hugging_face
 from tests.configurations import GEMMA2
-from tests.storage.conftest import Task, assert_same_weights, make_backbone
+from tests.storage.conftest import Task, assert_same_weights, make_backbone, save_to_hugging_face
 
 # 34 million parameters, of which the embedding is a quarter.
 LARGE = GEMMA2 | {
@@ -27,10 +26,10 @@ LARGE = GEMMA2 | {
     "head_dim": 64,
 }
 SLACK = 24 << 20
-"""Bytes: buffers of the allocator, code that is loaded late, threads."""
+"""Bytes for allocator buffers, lazily loaded code and threads."""
 
 QUANTIZING_SLACK = 96 << 20
-"""Besides these, the slabs that threads work on, whatever the size of the model."""
+"""Bytes for the chunks of all threads, for any model size."""
 
 FORMS = ("h5", "h5_shards", "safetensors", "safetensors_shards")
 DTYPES = ("bfloat16", "float32")
@@ -59,12 +58,12 @@ arguments = {} if bits is None else {"quantization": bits}
 backbone = GemmaBackbone.from_preset(sys.argv[1], dtype=sys.argv[2], **arguments)
 print(memory("VmHWM") - before)
 """
-"""One process for each: what a load leaves in the allocator would be the next one's."""
+"""Program of a subprocess, because a load leaves memory in the allocator."""
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """A backbone, and folders with its weights in bfloat16: one file and shards, H5 and not."""
+    """A backbone, and folders with its weights in both formats, with and without shards."""
     folder = tmp_path_factory.mktemp("large")
     backbone = make_backbone(LARGE, dtype="bfloat16")
     backbone.save_to_preset(folder / "h5")
@@ -75,7 +74,7 @@ def large(tmp_path_factory):
 
 
 def measure_peak(folder, dtype, quantization, environment):
-    """Bytes at most, above what the process had before."""
+    """Returns the peak memory of a load, in bytes above the memory before."""
     result = subprocess.run(
         [sys.executable, "-c", MEASURE, str(folder), dtype, quantization],
         env=environment,
@@ -111,7 +110,7 @@ def test_peak_memory(large, command_environment):
 
 @needs_linux
 def test_peak_memory_of_quantizing(tmp_path, command_environment):
-    """While loading, in both formats; and of loading what is quantized."""
+    """Covers quantization while loading, in both formats, and loading of a quantized preset."""
     sizes = LARGE | {"vocabulary_size": 98304, "num_layers": 2}  # the embedding is most of it
     with backend.uninitialized():
         backbone = GemmaBackbone(**sizes, dtype="bfloat16")
@@ -145,12 +144,12 @@ def sum_bytes(backbone):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_weights_are_those_saved(form, large):
+def test_loaded_weights_equal_saved_ones(form, large):
     backbone, folder = large
     assert_same_weights(GemmaBackbone.from_preset(folder / form, dtype="bfloat16"), backbone)
 
 
-def test_the_largest_is_read_first_and_few_are_on_the_way(monkeypatch):
+def test_largest_tensor_is_read_first(monkeypatch):
     backbone = make_backbone(GEMMA2)
     places = {n: checkpoint.TensorSpec(n, w.shape) for n, w in backbone.named_weights().items()}
     read, taken = [], []
@@ -181,7 +180,7 @@ def test_the_largest_is_read_first_and_few_are_on_the_way(monkeypatch):
     assert sizes == sorted(sizes, reverse=True)
 
 
-def test_what_a_caller_assigns_stays_the_callers():
+def test_assigned_array_stays_unchanged():
     weight = make_backbone(GEMMA2).named_weights()["layers.0.gate"]
     array = backend.empty(weight.shape, "float32")
     array[:] = 1
@@ -190,7 +189,7 @@ def test_what_a_caller_assigns_stays_the_callers():
     np.testing.assert_array_equal(weight.numpy(), np.ones(weight.shape))
 
 
-def test_a_file_that_shrinks_while_it_is_read(tmp_path):
+def test_file_that_shrinks_while_reading(tmp_path):
     (tmp_path / "file").write_bytes(bytes(12))
     assert checkpoint.in_file(tmp_path / "file", 4, (2,), "float32").read().tolist() == [0, 0]
     with pytest.raises(ValueError, match="cut short"):
@@ -203,7 +202,7 @@ class Screen(io.StringIO):
 
 
 @pytest.mark.parametrize(("patience", "shown"), [(0, True), (1000, False)])
-def test_a_bar_where_it_takes_long(patience, shown, monkeypatch):
+def test_progress_bar_of_slow_load(patience, shown, monkeypatch):
     monkeypatch.setattr(progress, "PATIENCE", patience)
     monkeypatch.setattr(sys, "stderr", screen := Screen())
     monkeypatch.setenv("TERM", "xterm")
@@ -213,7 +212,7 @@ def test_a_bar_where_it_takes_long(patience, shown, monkeypatch):
     assert ("Loading" in screen.getvalue()) == shown
 
 
-def test_no_bar_in_a_pipe(monkeypatch):
+def test_no_progress_bar_in_a_pipe(monkeypatch):
     monkeypatch.setattr(progress, "PATIENCE", 0)
     monkeypatch.setattr(sys, "stderr", pipe := io.StringIO())
     with progress.bar("Loading", 1) as advance:

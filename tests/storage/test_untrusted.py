@@ -1,4 +1,4 @@
-"""Folders that are damaged, or that somebody has prepared: one message, which names the file."""
+"""Damaged and malicious folders: one message that names the file."""
 
 import json
 import shutil
@@ -9,7 +9,6 @@ import pytest
 
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.storage import save
-from keras_gemma.storage.hugging_face.writer import save_to_hugging_face
 from keras_gemma.storage.tensor_streaming import StoredTensor, join_shards
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
 from keras_gemma.text.tokenizer import GemmaTokenizer
@@ -20,6 +19,7 @@ from tests.storage.conftest import (
     make_backbone,
     make_keras_hub_backbone,
     make_task,
+    save_to_hugging_face,
 )
 
 INDICES = {"keras": "model.weights.json", "hugging_face": "model.safetensors.index.json"}
@@ -31,7 +31,7 @@ def save_as(task, format, folder, **arguments):
 
 @pytest.fixture(scope="module")
 def wholes(tmp_path_factory, tiny_proto):
-    """For each format, a model in one file."""
+    """A model in one file, in each format."""
     root = tmp_path_factory.mktemp("whole")
     for format in INDICES:
         save_as(make_task(GEMMA1, tiny_proto), format, root / format)
@@ -50,14 +50,14 @@ def checkpoint(wholes, tmp_path):
 
 @pytest.fixture(params=INDICES)
 def sharded(request, tmp_path):
-    """A folder of each format in shards, and its index."""
+    """A folder with shards and its index, in each format."""
     folder = tmp_path / "sharded"
     save_as(Task(make_backbone(GEMMA2)), request.param, folder, max_shard_size="70KB")
     return folder, folder / INDICES[request.param]
 
 
 def edit(path, *keys, **values):
-    """Set `values` in the object that lies under `keys` in a JSON file; `...` removes one."""
+    """Sets `values` in the object under `keys` in a JSON file; `...` removes a value."""
     content = json.loads(path.read_text())
     target = content
     for key in keys:
@@ -71,8 +71,8 @@ def edit(path, *keys, **values):
 # Indices.
 
 
-def test_an_index_cannot_lead_out_by_a_link(sharded, tmp_path):
-    """Whatever the name is, also one that a folder's own files do not have."""
+def test_index_cannot_name_links_out_of_folder(sharded, tmp_path):
+    """Any name is refused, including names that no format uses."""
     folder, index = sharded
     shard = next(iter(json.loads(index.read_text())["weight_map"].values()))
     for name in ("w.dat", "w"):
@@ -97,14 +97,14 @@ def test_an_index_cannot_lead_out_by_a_link(sharded, tmp_path):
     ],
     ids=lambda content: content[:30],
 )
-def test_an_index_that_is_none(content, sharded):
+def test_invalid_index(content, sharded):
     folder, index = sharded
     index.write_text(content)
     with pytest.raises(ValueError, match=rf"{index.name} is not a valid weights index: "):
         GemmaBackbone.from_preset(folder)
 
 
-def test_an_index_that_its_files_contradict(sharded):
+def test_index_contradicts_its_files(sharded):
     folder, index = sharded
     weight_map = json.loads(index.read_text())["weight_map"]
     files = sorted(set(weight_map.values()))
@@ -134,7 +134,7 @@ def test_an_index_that_its_files_contradict(sharded):
     GemmaBackbone.from_preset(folder)
 
 
-def test_a_tensor_in_two_files(tmp_path):
+def test_tensor_in_two_files(tmp_path):
     tensor = StoredTensor((1,), "float32", lambda: np.zeros(1))
     shards = {"a.h5": {"x/vars/0": tensor}, "b.h5": {"x/vars/0": tensor, "x/vars/1": tensor}}
     with pytest.raises(ValueError, match=r"\(1 problems\).*\n  held 2 times: x/vars/0$"):
@@ -145,7 +145,7 @@ def test_a_tensor_in_two_files(tmp_path):
     assert sorted(joined) == ["x/vars/0", "x/vars/1", "x/vars/2"]
 
 
-def test_a_tensor_stored_twice_is_refused(tmp_path):
+def test_tensor_stored_twice(tmp_path):
     from safetensors.numpy import load_file, save_file
 
     save_to_hugging_face(Task(make_backbone(GEMMA2)), tmp_path, max_shard_size="70KB")
@@ -156,8 +156,8 @@ def test_a_tensor_stored_twice_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("change", [str, lambda entry: entry[1:], lambda entry: entry[1:-5]])
-def test_the_indices_that_keras_reads(change, tmp_path):
-    """With a slash before it or without; by the layer or by its variables."""
+def test_index_entries_that_keras_accepts(change, tmp_path):
+    """With and without a leading slash; path of a layer or of its variables."""
     theirs = make_keras_hub_backbone(GEMMA2)
     theirs.save_to_preset(tmp_path, max_shard_size=70_000 / 2**30)
     expected = GemmaBackbone.from_preset(tmp_path)
@@ -173,7 +173,7 @@ def test_the_indices_that_keras_reads(change, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8", "float16"])
-def test_a_tensor_that_only_says_bfloat16(dtype, preset):
+def test_tensor_marked_bfloat16_of_other_dtype(dtype, preset):
     with h5py.File(preset / "model.weights.h5", "a") as file:
         group = file["layers/rms_normalization/vars"]
         del group["0"]
@@ -183,7 +183,7 @@ def test_a_tensor_that_only_says_bfloat16(dtype, preset):
         GemmaBackbone.from_preset(preset)
 
 
-def test_a_tensor_without_numbers(preset):
+def test_empty_tensor(preset):
     with h5py.File(preset / "model.weights.h5", "a") as file:
         group = file["layers/rms_normalization/vars"]
         del group["0"]
@@ -218,7 +218,7 @@ def test_weights_beyond_float16(format, dtype, tmp_path):
 
 
 @pytest.mark.parametrize("settings", [{"num_layers": 10**6}, {"num_layers": 10**12}])
-def test_more_layers_than_any_model_has(settings, preset):
+def test_too_many_layers(settings, preset):
     edit(preset / "config.json", "config", **settings)
     with pytest.raises(ValueError, match=r"config\.json asks for 1000+ layers, and at most 1000"):
         GemmaBackbone.from_preset(preset)
@@ -240,7 +240,7 @@ def test_more_layers_than_any_model_has(settings, preset):
         ({"layer_types": 5}, "has settings that GemmaBackbone does not support:\n  layer_types=5"),
     ],
 )
-def test_settings_of_another_type_in_a_checkpoint(settings, message, tmp_path):
+def test_wrong_types_in_checkpoint(settings, message, tmp_path):
     save_to_hugging_face(Task(make_backbone(GEMMA2)), tmp_path)
     edit(tmp_path / "config.json", **settings)
     with pytest.raises(ValueError, match=rf"config\.json .*{message}") as error:
@@ -272,21 +272,21 @@ def test_settings_of_another_type_in_a_checkpoint(settings, message, tmp_path):
         ),
     ],
 )
-def test_settings_of_another_type_in_a_preset(name, settings, message, preset):
+def test_wrong_types_in_preset(name, settings, message, preset):
     edit(preset / name, "config", **settings)
     with pytest.raises(ValueError, match=message) as error:
         Task.from_preset(preset)
     assert str(preset / name) in str(error.value)
 
 
-def test_a_context_of_another_type(preset):
+def test_context_length_of_wrong_type(preset):
     edit(preset / "metadata.json", context_length="48")
     with pytest.raises(ValueError, match=r"metadata\.json .*context_length='48', not int"):
         GemmaBackbone.from_preset(preset)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "preprocessor.json"])
-def test_json_that_is_nested_without_end(name, preset):
+def test_deeply_nested_json(name, preset):
     (preset / name).write_text('{"a":' * 100_000)
     with pytest.raises(ValueError, match=rf"{name} is not valid JSON: maximum recursion"):
         Task.from_preset(preset)
@@ -295,29 +295,29 @@ def test_json_that_is_nested_without_end(name, preset):
 # Folders that lack a part.
 
 
-def test_a_folder_without_a_model(preset, tmp_path):
+def test_folder_without_model(preset, tmp_path):
     folder = tmp_path / "tokenizer"
     GemmaTokenizer.from_preset(preset).save_to_preset(folder)
     for cls in (GemmaBackbone, Task):
         with pytest.raises(
             ValueError,
-            match=r"tokenizer has no model: there is no file config\.json\. It holds "
+            match=r"tokenizer has no model: it lacks config\.json\. It holds "
             r"assets/, tokenizer\.json\. Save a whole model there with `lm\.save_to_preset",
         ):
             cls.from_preset(folder)
     GemmaCausalLMPreprocessor.from_preset(folder)
 
 
-def test_a_checkpoint_without_config(checkpoint):
+def test_checkpoint_without_config(checkpoint):
     (checkpoint / "config.json").unlink()
-    with pytest.raises(ValueError, match=r"no file config\.json.*model\.safetensors"):
+    with pytest.raises(ValueError, match=r"it lacks config\.json.*model\.safetensors"):
         GemmaBackbone.from_preset(checkpoint)
 
 
-def test_config_json_that_is_a_folder(preset, tmp_path):
+def test_config_json_is_a_folder(preset, tmp_path):
     (preset / "config.json").unlink()
     (preset / "config.json").mkdir()
-    with pytest.raises(ValueError, match=r"no file config\.json\. It holds assets/, config\.json/"):
+    with pytest.raises(ValueError, match=r"lacks config\.json\. It holds assets/, config\.json/"):
         GemmaBackbone.from_preset(preset)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"is not a preset.*It holds nothing\. Pass a folder"):
@@ -331,7 +331,7 @@ def test_config_json_that_is_a_folder(preset, tmp_path):
 # Names.
 
 
-def test_the_empty_name(preset, monkeypatch):
+def test_empty_name(preset, monkeypatch):
     monkeypatch.chdir(preset)
     for name in ("", "  "):
         with pytest.raises(ValueError, match=r"`preset` must not be empty.*'\.' for the current"):
@@ -339,7 +339,7 @@ def test_the_empty_name(preset, monkeypatch):
     GemmaBackbone.from_preset(".")
 
 
-def test_a_folder_with_the_name_of_a_built_in_preset(tmp_path, monkeypatch):
+def test_folder_with_name_of_built_in_preset(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     backbone = make_backbone(GEMMA1)
     backbone.save_to_preset("gemma_tiny_en")

@@ -1,4 +1,4 @@
-"""Uploads, up to the hubs' own clients: what would be sent, and what is said before and after."""
+"""Uploads: files passed to the hubs' clients, checks and errors."""
 
 import fnmatch
 import importlib
@@ -25,7 +25,7 @@ from tests.parity.pairs import make_theirs
 from tests.storage.conftest import Task, make_backbone, make_task
 
 httpx = importlib.import_module(errors.HTTPError.__module__.partition(".")[0])
-"""The library that this release of huggingface_hub speaks HTTP with."""
+"""HTTP library of the installed release of huggingface_hub."""
 
 KAGGLE = "kaggle://me/gemma/keras/my_gemma"
 HF = "hf://me/my_gemma"
@@ -55,7 +55,7 @@ def preset(saved, tmp_path):
 
 @pytest.fixture
 def sent(monkeypatch):
-    """What the clients are asked to do, filtered by the clients' own rules; nothing is sent."""
+    """Uploads passed to the clients, filtered by their rules. Nothing is sent."""
     calls = []
 
     def model_upload(handle, folder, ignore_patterns):
@@ -107,7 +107,7 @@ def test_to_hugging_face(sent, preset):
     assert files_of(preset) == before
 
 
-def test_a_checkpoint_of_hugging_face(sent, tmp_path, tiny_proto):
+def test_upload_of_hugging_face_checkpoint(sent, tmp_path, tiny_proto):
     make_theirs(GEMMA2).save_pretrained(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(tiny_proto)
     upload_preset(HF, tmp_path)
@@ -119,13 +119,13 @@ def test_a_checkpoint_of_hugging_face(sent, tmp_path, tiny_proto):
         upload_preset(HF, tmp_path)
 
 
-def test_a_name_without_owner_and_a_card_of_ones_own(sent, preset):
+def test_name_without_owner_and_existing_card(sent, preset):
     (preset / "README.md").write_text("mine")
     upload_preset("hf://my_gemma", preset)
     assert sent == [("me/my_gemma", ["README.md", *WHOLE])]
 
 
-def test_what_stays_behind(sent, preset):
+def test_excluded_files(sent, preset):
     left = [
         ".env",
         ".git/config",
@@ -205,7 +205,7 @@ def test_addresses(uri, message, sent, preset):
     assert sent == []
 
 
-def test_arguments_of_another_kind(preset):
+def test_arguments_of_wrong_type(preset):
     with pytest.raises(TypeError, match="`uri` must be a string"):
         upload_preset(preset, HF)
     with pytest.raises(TypeError, match="`preset` must be a string or a path"):
@@ -231,7 +231,7 @@ def test_folders_that_from_preset_cannot_load(sent, preset, tmp_path, tiny_proto
         shutil.copytree(original, preset)
 
     (preset / "config.json").write_text("{}")
-    refused(ValueError, "has an unknown format")
+    refused(ValueError, "is not a preset")
     restore()
     edit(preset / "config.json", num_layers=5)
     refused(ValueError, "missing: layers/gemma_decoder_block_4/attention")
@@ -307,7 +307,7 @@ NO_TOKEN = r".*kaggle\.com/settings.*KAGGLE_API_TOKEN.*kagglehub\.login\(\)"
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_what_kaggle_may_answer(error, message, preset, monkeypatch):
+def test_errors_of_kaggle(error, message, preset, monkeypatch):
     def fail(*args, **kwargs):
         raise error
 
@@ -340,7 +340,7 @@ WRITE_TOKEN = r".*may write at https://huggingface\.co/settings/tokens.*HF_TOKEN
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_what_hugging_face_may_answer(step, error, message, preset, sent, monkeypatch):
+def test_errors_of_hugging_face_upload(step, error, message, preset, sent, monkeypatch):
     def fail(*args, **kwargs):
         raise error
 
@@ -351,8 +351,8 @@ def test_what_hugging_face_may_answer(step, error, message, preset, sent, monkey
     assert "\n" not in str(raised.value)
 
 
-def test_the_clients_take_what_they_are_given():
-    """The stand-ins above have the signatures of the functions that they stand for."""
+def test_fakes_have_signatures_of_clients():
+    """The fakes above have the same signatures as the clients' functions."""
 
     def named(function, *args, **kwargs):
         return inspect.signature(function).bind(*args, **kwargs).arguments  # or a TypeError
@@ -371,7 +371,7 @@ def test_the_clients_take_what_they_are_given():
         assert named(function, **arguments) == arguments
 
 
-def test_a_card_is_valid():
+def test_model_card_is_valid():
     config = make_backbone(GEMMA1).config
     card = huggingface_hub.ModelCard(model_card("me/my_gemma", "transformers", config))
     assert card.data.library_name == "transformers"

@@ -1,11 +1,10 @@
-"""Text to text in a TensorFlow graph; alone in `export/` to import TensorFlow.
+"""Functions of a SavedModel from strings to strings, as TensorFlow graphs.
 
-build.py     writes the SavedModel
-model.py     its functions
-checks.py    what a call is checked for
-text.py      strings to ids and back
-chat.py      conversations to ids
-reading.py   ids into the model
-decoding.py  token after token
-scoring.py   how likely texts are
+model.py     the weights, and the functions with their inputs
+settings.py  generation settings of a call, and checks of inputs
+text.py      strings to token ids and back
+chat.py      conversations to token ids
+prefill.py   prompts into a KV cache
+decoding.py  the decoding loop, with stop strings
+scoring.py   log-probabilities of texts
 """

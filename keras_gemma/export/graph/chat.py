@@ -1,23 +1,23 @@
-"""Conversations as ids, in a TensorFlow graph: Gemma's turns.
+"""Conversations to token ids with Gemma's chat template, in a TensorFlow graph.
 
-The same ids as of `text/chat.py`: what is written in a message gives no control token, so that
-nobody forges a turn.
+Returns the same ids as `text/chat.py`: control tokens in the text of a message are not parsed, so
+a message cannot forge a turn.
 """
 
 import tensorflow as tf
 
-from keras_gemma.export.graph.checks import check
+from keras_gemma.export.graph.settings import check
 from keras_gemma.export.graph.text import GraphText, strip
 from keras_gemma.text.chat import END, START
 from keras_gemma.text.tokenizer import GemmaTokenizer
 
 
 class ChatTemplate:
-    """Renders conversations.
+    """Renders conversations as token ids.
 
     Args:
-        text: the vocabulary in the graph.
-        tokenizer: the same on the host.
+        text: The vocabulary in the graph.
+        tokenizer: The same vocabulary on the host.
     """
 
     def __init__(self, text: GraphText, tokenizer: GemmaTokenizer) -> None:
@@ -27,28 +27,32 @@ class ChatTemplate:
         self.bos = [tokenizer.start_token_id]
 
     def render(self, roles: tf.Tensor, contents: tf.Tensor) -> tf.RaggedTensor:
-        """Roles and contents, strings `[B, M]`, the roles behind a conversation's end "" -> ids.
+        """Returns the token ids `[B, (T)]` of conversations.
 
         A system message before all others is folded into the first user turn.
+
+        Args:
+            roles: Strings `[B, M]`, `""` after the end of a conversation.
+            contents: Strings `[B, M]`.
         """
-        place = tf.range(tf.shape(roles)[1])[None]
-        used, system = roles != "", (roles == "system") & (place == 0)
+        index = tf.range(tf.shape(roles)[1])[None]
+        used, system = roles != "", (roles == "system") & (index == 0)
         turns = tf.ragged.boolean_mask(roles, used & ~system)
         dense, count = turns.to_tensor(""), tf.cast(turns.row_lengths(), tf.int32)
         from_user = tf.range(tf.shape(dense)[1])[None] % 2 == 0
-        wanted = tf.where(from_user, dense == "user", (dense == "assistant") | (dense == "model"))
-        wrong = (
-            "Roles must alternate: user, assistant, user, ... with system before them if at all, "
+        alternates = tf.where(
+            from_user, dense == "user", (dense == "assistant") | (dense == "model")
         )
+        rule = "Roles must alternate: user, assistant, user, ..., optionally after one system, "
         checks = [
             check(
-                tf.reduce_all(wanted | (dense == "")) & tf.reduce_all(count % 2 == 1),
-                wrong + "end with user, and have empty strings behind them. Received:",
+                tf.reduce_all(alternates | (dense == "")) & tf.reduce_all(count % 2 == 1),
+                rule + "and end with user, followed only by empty strings. Received:",
                 roles,
             ),
             check(
                 used[:, :-1] | ~used[:, 1:],
-                wrong + "and have no empty string between them. Received:",
+                rule + "without empty strings between them. Received:",
                 roles,
             ),
             check(
@@ -68,12 +72,12 @@ class ChatTemplate:
         )
         names = tf.where(turns.flat_values == "user", "user", "model")
         ids = self.text.encode(names + "\n" + texts, parse_special=False)
-        ids = tf.concat([_rows(self.begin, ids), ids, _rows(self.end, ids)], axis=1)
+        ids = tf.concat([_repeat(self.begin, ids), ids, _repeat(self.end, ids)], axis=1)
         ids = contents.with_flat_values(ids).merge_dims(1, 2)
-        return tf.concat([_rows(self.bos, ids), ids, _rows(self.ask, ids)], axis=1)
+        return tf.concat([_repeat(self.bos, ids), ids, _repeat(self.ask, ids)], axis=1)
 
 
-def _rows(row: list[int], like: tf.RaggedTensor) -> tf.RaggedTensor:
-    """`row` as often as `like` has rows."""
+def _repeat(row: list[int], like: tf.RaggedTensor) -> tf.RaggedTensor:
+    """Returns a tensor with `row` as each row, and as many rows as `like`."""
     rows = tf.tile(tf.constant([row], tf.int32), [like.nrows(tf.int32), 1])
     return tf.RaggedTensor.from_tensor(rows, row_splits_dtype=like.row_splits.dtype)

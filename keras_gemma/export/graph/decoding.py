@@ -1,7 +1,7 @@
-"""Token after token, in a TensorFlow graph: the whole loop, with its cache, and stop strings.
+"""Decoding loop in a TensorFlow graph, with its KV cache and stop strings.
 
-A step is `generation/decode.py`'s, compiled by XLA when a batch of a new size comes and when texts
-outgrow their cache, which then doubles. Knows strings only as what ends a text.
+A step is the one in `generation/decode.py`. XLA compiles it again for a new batch size, and when
+sequences outgrow their cache, which then doubles. Knows strings only as stop strings.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from keras_gemma import backend
-from keras_gemma.export.graph.prefill import Model, capacity_for, last_of_each, read
+from keras_gemma.export.graph.prefill import Model, capacity_for, last_hidden, prefill
+from keras_gemma.export.graph.settings import Settings
 from keras_gemma.export.serving_options import OFF
 from keras_gemma.generation.decode import DecodeState, append_tokens, step
 from keras_gemma.generation.samplers import Sampler
@@ -20,91 +21,77 @@ from keras_gemma.model.cache import Cache, fill_ring
 
 
 class ServedSampler(Sampler):
-    """Greedy at temperature 0; else it draws from what those filters leave that are on.
+    """Sampler with all filters, each of which a call may disable. Greedy at temperature 0.
 
-    Its settings are the same in all rows of a batch.
+    Its settings are the same for all sequences of a batch.
     """
 
     def rule(self) -> str:
         return "served"
 
     def choose(self, logits: tf.Tensor, state: dict[str, Any]) -> tf.Tensor:
-        def drawn() -> tf.Tensor:
-            wanted = tempered(logits, state)
+        def sample() -> tf.Tensor:
+            filtered = tempered(logits, state)
             for name, keep in FILTERS.items():
-                wanted = _where_on(name, keep, wanted, state)
-            return draw(wanted, state)
+                filtered = _apply_if_on(name, keep, filtered, state)
+            return draw(filtered, state)
 
-        return tf.cond(state["temperature"][0] > 0, drawn, lambda: first_argmax(logits))
+        return tf.cond(state["temperature"][0] > 0, sample, lambda: first_argmax(logits))
 
 
-def _where_on(
+def _apply_if_on(
     name: str, keep: Callable[..., Any], logits: tf.Tensor, state: dict[str, Any]
 ) -> tf.Tensor:
     value = state[name]
     return tf.cond(value[0] != OFF[name], lambda: keep(logits, value), lambda: logits)
 
 
-class Settings(NamedTuple):
-    """How to continue, the same for all rows; all are scalars but the last."""
+class LoopState(NamedTuple):
+    """Tensors that change from token to token."""
 
-    max_new_tokens: tf.Tensor
-    temperature: tf.Tensor
-    top_k: tf.Tensor
-    top_p: tf.Tensor
-    min_p: tf.Tensor
-    seed: tf.Tensor
-    """-1 draws another one each time."""
-    stop: tf.Tensor
-    """Strings `[N]`."""
-
-
-class Progress(NamedTuple):
-    """What changes from token to token."""
-
-    text: tf.Tensor  # int32 [B, S], as of DecodeState
+    text: tf.Tensor  # int32 [B, S], same as in DecodeState
     length: tf.Tensor  # int32 [B]
     done: tf.Tensor  # bool [B]
-    step: tf.Tensor  # int32 [B], the sampler's
-    kept: tf.Tensor  # int32 [B]: bytes of the new text before the stop string, or -1
+    step: tf.Tensor  # int32 [B], same as in the sampler's state
+    stop_offset: tf.Tensor  # int32 [B]: bytes of the new text before a stop string, or -1
     cache: Cache
 
-    def of(self, state: DecodeState) -> "Progress":
-        """With all that `state` says."""
+    def from_decode_state(self, state: DecodeState) -> "LoopState":
+        """Returns this state with the values of `state`."""
         step = state.sampler["step"]
         return self._replace(
             text=state.text, length=state.length, done=state.done, step=step, cache=state.cache
         )
 
-    def over(self, state: DecodeState) -> DecodeState:
-        """`state` with all that this says."""
+    def to_decode_state(self, state: DecodeState) -> DecodeState:
+        """Returns `state` with the values of this state."""
         sampler = {**state.sampler, "step": self.step}
         return state._replace(
             text=self.text, length=self.length, done=self.done, sampler=sampler, cache=self.cache
         )
 
-    def shapes(self) -> "Progress":
-        """Those of a loop in which texts and caches grow."""
+    def shape_invariants(self) -> "LoopState":
+        """Returns the shapes in a loop in which texts and caches grow."""
 
-        def longer(array: tf.Tensor) -> tf.TensorShape:
+        def growing(array: tf.Tensor) -> tf.TensorShape:
             return tf.TensorShape([array.shape[0], None, *array.shape[2:]])
 
         rows = self.length.shape
-        cache = [tuple(longer(array) for array in kept) for kept in self.cache]
-        return Progress(longer(self.text), rows, rows, rows, rows, cache)
+        cache = [tuple(map(growing, arrays)) for arrays in self.cache]
+        return LoopState(growing(self.text), rows, rows, rows, rows, cache)
 
 
 class Decoder:
-    """Continues prompts.
+    """Generates continuations of prompts.
 
     Args:
-        model: the model.
-        stop_token_ids: int32 `[8]`, ids that end a row, -1 where there are fewer.
-        silent_ids: ids that are not written.
-        vocabulary_size: of the vocabulary, which may be smaller than the model's.
-        decode: ids `[B, (T)]` to strings `[B]`.
-        sizes: batches that have a graph of their own, for fewer rows are multiplied otherwise;
-            None is that of all other sizes.
+        model: Functions of the model.
+        stop_token_ids: int32 `[8]`, stop token ids, padded with -1.
+        silent_ids: Ids that are not part of the generated text.
+        vocabulary_size: Size of the vocabulary, which may be smaller than the model's.
+        decode: Function from ids `[B, (T)]` to strings `[B]`.
+        sizes: Batch sizes with a graph of their own, because small batches use other matrix
+            products. `None` is the graph of all other sizes.
     """
 
     def __init__(
@@ -125,20 +112,21 @@ class Decoder:
         self.step = backend.jit_part(self._step)
 
     def _step(self, weights: dict[str, Any], state: DecodeState) -> DecodeState:
-        return step(weights, state, self.model.config, ServedSampler(), (), self.model.fused)
+        functions = self.model.decode_functions
+        return step(weights, state, self.model.config, ServedSampler(), (), functions)
 
     def run(
         self, weights: dict[str, Any], prompts: tf.RaggedTensor, settings: Settings
-    ) -> Progress:
-        """The end of the loop, without its cache."""
+    ) -> LoopState:
+        """Returns the final state of the loop, without its cache."""
         config = self.model.config
         lengths = tf.cast(prompts.row_lengths(), tf.int32)
         capacity = capacity_for(tf.reduce_max(lengths) + 1, config)
         token_ids = prompts.to_tensor()
         free = capacity - tf.shape(token_ids)[1]
         hidden = tf.zeros((tf.shape(lengths)[0], config.hidden_dim), self.model.dtype)
-        hidden, cache = read(
-            weights, token_ids, self.model, capacity, hidden, last_of_each(lengths)
+        hidden, cache = prefill(
+            weights, token_ids, self.model, capacity, hidden, last_hidden(lengths)
         )
         state = DecodeState(
             text=tf.pad(prompts.to_tensor(-1), [(0, 0), (0, free)], constant_values=-1),
@@ -149,141 +137,154 @@ class Decoder:
             cache=cache,
             sampler=sampler_state(settings, token_ids, lengths),
         )
-        branches = [self._rows(size, weights, hidden, state, settings.stop) for size in self.sizes]
+        branches = [
+            self._branch(size, weights, hidden, state, settings.stop) for size in self.sizes
+        ]
         if len(branches) == 1:
             return branches[0]()
         batch = tf.shape(lengths)[0]
         branch = tf.reduce_sum(tf.cast(batch > self.sizes[:-1], tf.int32))
         return tf.switch_case(branch, branches)
 
-    def _rows(
+    def _branch(
         self,
         size: int | None,
         weights: dict[str, Any],
         hidden: tf.Tensor,
         state: DecodeState,
         stops: tf.Tensor,
-    ) -> Callable[[], Progress]:
-        """The loop of a batch of `size`."""
+    ) -> Callable[[], LoopState]:
+        """Returns the loop for batches of `size`, as a branch of `tf.switch_case`."""
 
-        def known(array: tf.Tensor) -> tf.Tensor:
+        def with_size(array: tf.Tensor) -> tf.Tensor:
             array = tf.identity(array)
             array.set_shape([size, *array.shape[1:]])
             return array
 
-        def go() -> Progress:
-            rows = state._replace(
-                text=known(state.text),
-                length=known(state.length),
-                end=known(state.end),
-                done=known(state.done),
-                cache=[tuple(map(known, kept)) for kept in state.cache],
-                sampler={name: known(value) for name, value in state.sampler.items()},
+        def branch() -> LoopState:
+            sized = state._replace(
+                text=with_size(state.text),
+                length=with_size(state.length),
+                end=with_size(state.end),
+                done=with_size(state.done),
+                cache=[tuple(map(with_size, arrays)) for arrays in state.cache],
+                sampler={name: with_size(value) for name, value in state.sampler.items()},
             )
-            return self._loop(weights, known(hidden), rows, stops)._replace(cache=[])
+            return self._loop(weights, with_size(hidden), sized, stops)._replace(cache=[])
 
-        return go
+        return branch
 
     def _loop(
         self, weights: dict[str, Any], hidden: tf.Tensor, state: DecodeState, stops: tf.Tensor
-    ) -> Progress:
+    ) -> LoopState:
         prompts = state.length
-        logits = self.model.fused.head(hidden, weights["head"], self.model.config)
+        logits = self.model.decode_functions.head(hidden, weights["head"], self.model.config)
         state = state._replace(cache=self._rings(state.cache, state.length))
         state = append_tokens(state, logits, ServedSampler())
-        nothing = tf.fill(tf.shape(prompts), -1)
-        first = Progress(state.text, state.length, state.done, prompts, nothing, [])
-        first = self._stop(first.of(state), prompts, stops)
+        no_stop = tf.fill(tf.shape(prompts), -1)
+        first = LoopState(state.text, state.length, state.done, prompts, no_stop, [])
+        first = self._find_stop_strings(first.from_decode_state(state), prompts, stops)
 
-        def turn(*progress: Any) -> Progress:
-            before = Progress(*progress).over(state)
-            full = tf.reduce_max(before.length) >= tf.shape(before.text)[1]
+        def body(*values: Any) -> LoopState:
+            before = LoopState(*values).to_decode_state(state)
+            is_full = tf.reduce_max(before.length) >= tf.shape(before.text)[1]
             text, cache = tf.cond(
-                full, lambda: self._grow(before), lambda: (before.text, before.cache)
+                is_full, lambda: self._grow(before), lambda: (before.text, before.cache)
             )
             after = self.step(weights, before._replace(text=text, cache=cache))
-            return self._stop(Progress(*progress).of(after), prompts, stops)
+            return self._find_stop_strings(
+                LoopState(*values).from_decode_state(after), prompts, stops
+            )
 
-        def growing(*progress: Any) -> tf.Tensor:
-            return tf.logical_not(tf.reduce_all(Progress(*progress).done))
+        def any_unfinished(*values: Any) -> tf.Tensor:
+            return tf.logical_not(tf.reduce_all(LoopState(*values).done))
 
-        last = tf.while_loop(growing, turn, first, shape_invariants=first.shapes())
-        return Progress(*last)
+        last = tf.while_loop(any_unfinished, body, first, shape_invariants=first.shape_invariants())
+        return LoopState(*last)
 
     def _rings(self, cache: Cache, lengths: tf.Tensor) -> Cache:
-        """The cache of a prompt as decoding keeps it: `prefill.to_rings`."""
+        """Returns a prompt's cache in the form for decoding; counterpart of `prefill.to_rings`."""
 
         def ring(array: tf.Tensor, window: int | None) -> tf.Tensor:
             if window is None:
                 return array
-            longer = tf.shape(array)[1] > window
-            return tf.cond(longer, lambda: fill_ring(array, window, lengths), lambda: array)
+            is_longer = tf.shape(array)[1] > window
+            return tf.cond(is_longer, lambda: fill_ring(array, window, lengths), lambda: array)
 
-        windows = [self.model.config.layer_kind(i).window for i in range(len(cache))]
-        return [
-            tuple(ring(array, window) for array in kept)
-            for window, kept in zip(windows, cache, strict=True)
-        ]
+        return self._map_by_window(ring, cache)
 
     def _grow(self, state: DecodeState) -> tuple[tf.Tensor, Cache]:
-        """Text and cache with room for twice as many tokens."""
-        held = tf.shape(state.text)[1]
+        """Returns text and cache with twice the capacity."""
+        capacity = tf.shape(state.text)[1]
 
         def grow(array: tf.Tensor, window: int | None) -> tf.Tensor:
-            slots = 2 * held if window is None else tf.minimum(2 * held, window)
-            after = slots - tf.shape(array)[1]
-            return tf.pad(array, [(0, 0), (0, after), (0, 0), (0, 0)])
+            slots = 2 * capacity if window is None else tf.minimum(2 * capacity, window)
+            return tf.pad(array, [(0, 0), (0, slots - tf.shape(array)[1]), (0, 0), (0, 0)])
 
-        windows = [self.model.config.layer_kind(i).window for i in range(len(state.cache))]
-        cache = [
-            tuple(grow(array, window) for array in kept)
-            for window, kept in zip(windows, state.cache, strict=True)
+        text = tf.pad(state.text, [(0, 0), (0, capacity)], constant_values=-1)
+        return text, self._map_by_window(grow, state.cache)
+
+    def _map_by_window(
+        self, function: Callable[[tf.Tensor, int | None], tf.Tensor], cache: Cache
+    ) -> Cache:
+        """Applies `function` to each array of `cache` and the window of its layer."""
+        windows = [self.model.config.layer_kind(i).window for i in range(len(cache))]
+        return [
+            tuple(function(array, window) for array in arrays)
+            for window, arrays in zip(windows, cache, strict=True)
         ]
-        return tf.pad(state.text, [(0, 0), (0, held)], constant_values=-1), cache
 
-    def _stop(self, progress: Progress, prompts: tf.Tensor, stops: tf.Tensor) -> Progress:
-        """End those rows whose text has come to a stop string."""
+    def _find_stop_strings(
+        self, state: LoopState, prompts: tf.Tensor, stops: tf.Tensor
+    ) -> LoopState:
+        """Ends the sequences whose text contains a stop string."""
 
-        def look() -> tuple[tf.Tensor, tf.Tensor]:
-            text = self.decode(self.written(progress.text, prompts, progress.length))
-            before = tf.map_fn(
+        def find() -> tuple[tf.Tensor, tf.Tensor]:
+            text = self.decode(self.text_ids(state.text, prompts, state.length))
+            offsets = tf.map_fn(
                 lambda stop: tf.strings.length(tf.strings.split(text, stop)[:, :1].flat_values),
                 stops,
                 fn_output_signature=tf.TensorSpec([None], tf.int32),
             )
-            before = tf.reduce_min(before, axis=0)
-            found = tf.logical_and(before < tf.strings.length(text), progress.kept < 0)
-            return tf.where(found, before, progress.kept), tf.logical_or(progress.done, found)
+            offset = tf.reduce_min(offsets, axis=0)
+            is_new = tf.logical_and(offset < tf.strings.length(text), state.stop_offset < 0)
+            stop_offset = tf.where(is_new, offset, state.stop_offset)
+            return stop_offset, tf.logical_or(state.done, is_new)
 
-        kept, done = tf.cond(tf.size(stops) > 0, look, lambda: (progress.kept, progress.done))
-        for array in (kept, done):
-            array.set_shape(progress.length.shape)
-        return progress._replace(kept=kept, done=done)
+        stop_offset, done = tf.cond(
+            tf.size(stops) > 0, find, lambda: (state.stop_offset, state.done)
+        )
+        for array in (stop_offset, done):
+            array.set_shape(state.length.shape)
+        return state._replace(stop_offset=stop_offset, done=done)
 
-    def written(self, text: tf.Tensor, start: tf.Tensor, end: tf.Tensor) -> tf.RaggedTensor:
-        """The ids of `text [B, S]` from `start [B]` to `end [B]` that are written.
+    def text_ids(self, text: tf.Tensor, start: tf.Tensor, end: tf.Tensor) -> tf.RaggedTensor:
+        """Returns the ids of `text [B, S]` from `start [B]` to `end [B]` that are decoded.
 
-        Not those that the model has and the vocabulary has not.
+        Excludes stop tokens, silent ids and ids that are not in the vocabulary.
         """
-        place = tf.range(tf.shape(text)[1])[None]
-        here = (place >= start[:, None]) & (place < end[:, None]) & (text < self.vocabulary_size)
+        index = tf.range(tf.shape(text)[1])[None]
+        in_range = (index >= start[:, None]) & (index < end[:, None])
         silent = tf.concat([self.stop_token_ids, self.silent_ids], 0)
-        return tf.ragged.boolean_mask(text, here & tf.reduce_all(text[..., None] != silent, -1))
+        is_text = (text < self.vocabulary_size) & tf.reduce_all(text[..., None] != silent, -1)
+        return tf.ragged.boolean_mask(text, in_range & is_text)
 
 
 def sampler_state(
     settings: Settings, token_ids: tf.Tensor, lengths: tf.Tensor
 ) -> dict[str, tf.Tensor]:
-    """The state of the sampler before its first choice: see `Sampler.init`.
+    """Returns the initial state of the sampler; counterpart of `Sampler.init`.
 
-    Rows of equal prompts, `token_ids [B, T]`, are told apart by how many of them stand before.
+    Sequences with equal prompts, `token_ids [B, T]`, differ in the number of equal ones before
+    them.
     """
     batch = tf.shape(lengths)[0]
-    same = tf.reduce_all(token_ids[:, None] == token_ids[None], axis=-1)
-    same = tf.logical_and(same, lengths[:, None] == lengths[None])
-    before = tf.linalg.band_part(tf.cast(same, tf.int32), -1, 0)
-    another = tf.random.uniform((), tf.int32.min, tf.int32.max, tf.int32)
-    seed = tf.where(settings.seed == -1, another, settings.seed)
+    is_equal = tf.reduce_all(token_ids[:, None] == token_ids[None], axis=-1)
+    is_equal = tf.logical_and(is_equal, lengths[:, None] == lengths[None])
+    equal_before = tf.linalg.band_part(tf.cast(is_equal, tf.int32), -1, 0)
+    random_seed = tf.random.uniform((), tf.int32.min, tf.int32.max, tf.int32)
+    seed = tf.where(settings.seed == -1, random_seed, settings.seed)
     values = {name: getattr(settings, name) for name in ("temperature", *OFF)}
     state = {name: tf.fill([batch], value) for name, value in (values | {"seed": seed}).items()}
-    return state | {"rows": tf.reduce_sum(before, axis=1) - 1, "step": tf.zeros_like(lengths)}
+    rows = tf.reduce_sum(equal_before, axis=1) - 1
+    return state | {"rows": rows, "step": tf.zeros_like(lengths)}

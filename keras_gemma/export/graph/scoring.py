@@ -1,10 +1,10 @@
-"""How likely given texts are, in a TensorFlow graph."""
+"""Log-probabilities of texts, in a TensorFlow graph."""
 
 from typing import Any
 
 import tensorflow as tf
 
-from keras_gemma.export.graph.prefill import Model, capacity_for, read
+from keras_gemma.export.graph.prefill import Model, capacity_for, prefill
 from keras_gemma.model.head import head
 from keras_gemma.scoring.losses import LARGEST_CHUNK
 
@@ -12,31 +12,35 @@ from keras_gemma.scoring.losses import LARGEST_CHUNK
 def score(
     weights: dict[str, Any], texts: tf.RaggedTensor, start: tf.Tensor, model: Model
 ) -> dict[str, tf.Tensor]:
-    """What the model thinks of the tokens of texts `[B, (T)]` from `start [B]` on, 1 at least.
+    """Returns the scores of the tokens of texts `[B, (T)]` from index `start [B]`, at least 1.
 
     Returns:
-        `log_probability`, float32 `[B]`, the sum over these tokens, in nats; `token_count`, int32
-        `[B]`, how many they are; `is_greedy`, bool `[B]`, whether each is the first_argmax.
+        `log_probability`: float32 `[B]`, the sum over these tokens, in nats.
+        `token_count`: int32 `[B]`, the number of these tokens.
+        `is_greedy`: bool `[B]`, True if each of these tokens is the most likely one.
     """
     config = model.config
     token_ids, lengths = texts.to_tensor(), tf.cast(texts.row_lengths(), tf.int32)
     capacity = capacity_for(tf.shape(token_ids)[1], config)
-    targets = tf.pad(token_ids[:, 1:], [(0, 0), (0, 1)])
+    next_ids = tf.pad(token_ids[:, 1:], [(0, 0), (0, 1)])
 
-    def look(x: tf.Tensor, first: tf.Tensor, known: Any) -> Any:
-        total, greedy = known
-        place = first + tf.range(tf.shape(x)[1])[None] + 1
-        counts = tf.logical_and(place >= start[:, None], place < lengths[:, None])
-        wanted = targets[:, first : first + tf.shape(x)[1]]
+    def on_chunk(x: tf.Tensor, chunk_start: tf.Tensor, scores: Any) -> Any:
+        total, greedy = scores
+        size = tf.shape(x)[1]
+        index = chunk_start + tf.range(size)[None] + 1
+        is_scored = tf.logical_and(index >= start[:, None], index < lengths[:, None])
+        targets = next_ids[:, chunk_start : chunk_start + size]
         logits = head(x, weights["head"], config)
-        chosen = tf.gather(logits, wanted, axis=-1, batch_dims=2)
-        lost = tf.reduce_logsumexp(logits, axis=-1) - chosen
-        first_argmax = chosen >= tf.reduce_max(logits, axis=-1)
-        total -= tf.reduce_sum(tf.where(counts, lost, 0.0), axis=1)
-        return total, greedy & tf.reduce_all(first_argmax | ~counts, axis=1)
+        target_logits = tf.gather(logits, targets, axis=-1, batch_dims=2)
+        loss = tf.reduce_logsumexp(logits, axis=-1) - target_logits
+        most_likely = target_logits >= tf.reduce_max(logits, axis=-1)
+        total -= tf.reduce_sum(tf.where(is_scored, loss, 0.0), axis=1)
+        return total, greedy & tf.reduce_all(most_likely | ~is_scored, axis=1)
 
-    nothing = tf.zeros_like(lengths, tf.float32), tf.ones_like(lengths, tf.bool)
-    at_once = LARGEST_CHUNK // config.vocabulary_size
-    (total, greedy), _ = read(weights, token_ids, model, capacity, nothing, look, at_once)
+    initial = tf.zeros_like(lengths, tf.float32), tf.ones_like(lengths, tf.bool)
+    chunk_positions = LARGEST_CHUNK // config.vocabulary_size
+    (total, greedy), _ = prefill(
+        weights, token_ids, model, capacity, initial, on_chunk, chunk_positions
+    )
     count = tf.maximum(lengths - start, 0)
     return {"log_probability": total, "token_count": count, "is_greedy": greedy}

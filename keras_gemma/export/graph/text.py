@@ -1,7 +1,7 @@
-"""Text in a TensorFlow graph: strings to ids and back, the same ids as `GemmaTokenizer`.
+"""Strings to token ids and back in a TensorFlow graph, with the same ids as `GemmaTokenizer`.
 
-TensorFlow Text has SentencePiece itself; what is added is what `text/pieces.py` adds to it. Knows
-no model.
+TensorFlow Text provides SentencePiece. This module adds what `text/pieces.py` adds to it; a change
+there must be repeated here. Knows nothing about models.
 """
 
 import hashlib
@@ -13,77 +13,82 @@ import tensorflow_text as tf_text
 from keras_gemma.text.pieces import Pieces
 
 SPACES = "[\\t-\\r\\x1c-\\x20\\x{85}\\p{Z}]"
-"""What `str.strip` takes for white space, in RE2."""
+"""White space of `str.strip`, as a pattern of RE2."""
 
 MARK = b"\xff"
-"""A byte that no UTF-8 has."""
+"""A byte that does not occur in UTF-8."""
 
 
 class Atoms(tf.Module):
-    """Strings of a text that SentencePiece is not shown, and the ids that they become.
+    """Strings that become token ids without SentencePiece.
 
     Args:
-        atoms: the ids of each, in the order in which they are looked for.
+        atoms: Ids of each string, in the order in which the strings are searched.
     """
 
     def __init__(self, atoms: dict[str, list[int]]) -> None:
         super().__init__()
         self.pattern = "|".join(map(re.escape, atoms))
-        self.ids = [[], *atoms.values()]  # none, for what is no atom
-        places = tf.lookup.KeyValueTensorInitializer(
+        self.ids = [[], *atoms.values()]  # index 0 for other text
+        indices = tf.lookup.KeyValueTensorInitializer(
             list(atoms), tf.range(1, len(atoms) + 1), tf.string, tf.int32
         )
-        self.places = tf.lookup.StaticHashTable(places, 0)
+        self.indices = tf.lookup.StaticHashTable(indices, 0)
 
 
 class GraphText(tf.Module):
-    """A vocabulary.
+    """Vocabulary in a graph.
 
     Args:
-        pieces: the vocabulary on the host.
+        pieces: The vocabulary on the host.
     """
 
     def __init__(self, pieces: Pieces) -> None:
         super().__init__()
         self.size = pieces.size
-        self.reader = _sentencepiece(pieces.plain_proto)
-        self.writer = _sentencepiece(pieces.proto)
+        self.encoder = _sentencepiece(pieces.plain_proto)
+        self.decoder = _sentencepiece(pieces.proto)
         self.special, self.plain = (
             Atoms(atoms) if atoms else None for atoms in map(pieces.atoms, (True, False))
         )
 
     def encode(self, texts: tf.Tensor, parse_special: bool = True) -> tf.RaggedTensor:
-        """Strings `[B]` -> int32 ids `[B, (T)]`; `parse_special` as of `GemmaTokenizer`."""
+        """Returns the int32 token ids `[B, (T)]` of strings `[B]`.
+
+        Args:
+            texts: The strings.
+            parse_special: Same as in `GemmaTokenizer`.
+        """
         atoms = self.special if parse_special else self.plain
         if atoms is None:
-            return self.reader.tokenize(texts)
+            return self.encoder.tokenize(texts)
         marked = tf.strings.regex_replace(texts, f"({atoms.pattern})", MARK + b"\\1" + MARK)
         parts = tf.strings.split(marked, MARK)
-        places = atoms.places.lookup(parts.flat_values)
-        between = tf.where(places > 0, "", parts.flat_values)
-        ids = [tf.gather(tf.ragged.constant(atoms.ids, tf.int32), places)]
-        ids = tf.concat([*ids, self.reader.tokenize(between)], axis=1)
+        indices = atoms.indices.lookup(parts.flat_values)
+        other_text = tf.where(indices > 0, "", parts.flat_values)
+        ids = [tf.gather(tf.ragged.constant(atoms.ids, tf.int32), indices)]
+        ids = tf.concat([*ids, self.encoder.tokenize(other_text)], axis=1)
         return parts.with_flat_values(ids).merge_dims(1, 2)
 
     def decode(self, ids: tf.RaggedTensor) -> tf.Tensor:
-        """Ids of the vocabulary `[B, (T)]` -> strings `[B]`."""
-        return self.writer.detokenize(ids)
+        """Returns the strings `[B]` of token ids `[B, (T)]` of the vocabulary."""
+        return self.decoder.detokenize(ids)
 
 
 def _sentencepiece(proto: bytes) -> tf_text.SentencepieceTokenizer:
-    """SentencePiece, under a name that no other vocabulary has.
+    """Returns SentencePiece under a name that is unique to the vocabulary.
 
-    In a process that loads it, TensorFlow takes vocabularies of one name for the same one.
+    A process that loads several models shares vocabularies of the same name.
     """
     name = "vocabulary_" + hashlib.sha256(proto).hexdigest()[:16]
     return tf_text.SentencepieceTokenizer(proto, out_type=tf.int32, name=name)
 
 
 def strip(texts: tf.Tensor) -> tf.Tensor:
-    """What `str.strip` makes of strings."""
+    """Returns strings without white space at both ends, as `str.strip` does."""
     return tf.strings.regex_replace(rstrip(texts), f"^{SPACES}+", "")
 
 
 def rstrip(texts: tf.Tensor) -> tf.Tensor:
-    """What `str.rstrip` makes of strings."""
+    """Returns strings without trailing white space, as `str.rstrip` does."""
     return tf.strings.regex_replace(texts, f"{SPACES}+$", "")

@@ -59,7 +59,7 @@ def load_lora_weights(backbone: Any, filepath: str | Path) -> None:
     path = _path(filepath)
     if not path.is_file():
         raise FileNotFoundError(
-            f"There is no file {path}. Pass a file that `backbone.save_lora_weights` wrote."
+            f"{path} does not exist. Pass a file that `backbone.save_lora_weights` wrote."
         )
     adapters = backbone.adapters
     if NAME not in adapters.configs or adapters.merged:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from keras_gemma import progress
+from keras_gemma.checks import check_one_of
 from keras_gemma.config import GemmaConfig
 from keras_gemma.storage.files import local_path, scratch_folder
 from keras_gemma.text.chat_template import CHAT_TEMPLATE
@@ -71,9 +72,9 @@ def save_to_gguf(lm: Any, path: str | Path, dtype: str = "bf16") -> None:
 
     Raises:
         ImportError: If the packages of the extra `gguf` are not installed.
-        ValueError: If `dtype` is unknown, `path` is not a .gguf file or not writable, there is no
-            vocabulary, llama.cpp would compute the model differently, or a weight is not finite or
-            too large for `dtype`.
+        ValueError: If `dtype` is unknown, `path` is not a .gguf file or not writable, the model has
+            no vocabulary, llama.cpp would compute the model differently, or a weight is not finite
+            or too large for `dtype`.
         TypeError: If `path` is neither a string nor a path.
 
     Example:
@@ -86,8 +87,7 @@ def save_to_gguf(lm: Any, path: str | Path, dtype: str = "bf16") -> None:
     save_to_gguf(lm, "gemma_tiny.gguf", dtype="q8_0")
     ```
     """
-    if not isinstance(dtype, str) or dtype not in FILE_TYPES:
-        raise ValueError(f"`dtype` must be one of {', '.join(FILE_TYPES)}. Received: {dtype!r}")
+    check_one_of("dtype", dtype, FILE_TYPES)
     path = local_path(path, "path").resolve()
     if path.suffix != ".gguf" or path.is_dir():
         advice = path / "gemma.gguf" if path.is_dir() else path.with_suffix(".gguf")

@@ -3,4 +3,5 @@
 locate.py     a name, handle or path to a folder
 downloads.py  a handle to a folder, through the hubs' own clients
 upload.py     a folder to Kaggle or Hugging Face
+errors.py     errors of the clients to advice
 """

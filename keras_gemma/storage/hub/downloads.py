@@ -1,6 +1,6 @@
 """Downloads of presets through Kaggle's and Hugging Face's own clients.
 
-Knows which files a load needs, and turns the clients' errors into advice. The clients show
+Knows which files a load needs. `errors.py` turns the clients' errors into advice. The clients show
 progress, resume, cache files and have offline modes; they are imported only for a download.
 Knows neither preset names (`locate.py`) nor the content of the files.
 """
@@ -17,6 +17,15 @@ from keras_gemma.hub_caches import (
     shard_names,
 )
 from keras_gemma.storage.files import read_json
+from keras_gemma.storage.hub.errors import (
+    BY_HAND,
+    HUGGING_FACE_DOWNLOAD,
+    KAGGLE_DOWNLOAD,
+    NO_CREDENTIALS,
+    OFFLINE,
+    advice,
+    status_of,
+)
 
 CONFIG = "config.json"
 VOCABULARIES = ("assets/tokenizer/vocabulary.spm", "tokenizer.model")
@@ -26,8 +35,6 @@ TEXT_PATTERNS = (*VOCABULARIES, "*.json")
 WEIGHTS_PATTERNS = ("*.safetensors", "*.h5", "*.json")
 NESTED_PATTERNS = ("*/*.safetensors", "*/*.h5", "*/*.json")
 """Subfolders that are not fetched from Hugging Face: they hold second copies of the weights."""
-
-BY_HAND = "or download the folder by other means and pass its path"
 
 
 class DownloadError(ValueError):
@@ -98,8 +105,17 @@ def from_kaggle(handle: str, required: RequiredFiles) -> Path:
         exceptions.NotFoundError,
         exceptions.UnauthenticatedError,
     ) as error:
-        has_credentials = kagglehub.config.get_kaggle_credentials() is not None
-        raise DownloadError(_kaggle_reason(error, handle, has_credentials)) from error
+        is_refused = status_of(error) in (401, 403)
+        no_credentials = is_refused and kagglehub.config.get_kaggle_credentials() is None
+        hint = "; a handle that ends in a version needs no network once cached"
+        reason = advice(
+            KAGGLE_DOWNLOAD,
+            error,
+            {NO_CREDENTIALS} if no_credentials else None,
+            page=_kaggle_page(handle),
+            hint="" if _is_pinned(handle) else hint,
+        )
+        raise DownloadError(reason) from error
     return folder
 
 
@@ -128,7 +144,16 @@ def from_hugging_face(repository: str, revision: str, required: RequiredFiles) -
         cached = hugging_face_finder(repository, revision or "main")
         if isinstance(error, errors.LocalEntryNotFoundError) and required.are_cached(cached):
             return cached(CONFIG).parent  # only files that no load needs are missing
-        raise DownloadError(_hugging_face_reason(error, repository, revision)) from error
+        # "Not in the cache" may hide the actual error, which is the cause.
+        cause = error.__cause__ if isinstance(error.__cause__, errors.HfHubHTTPError) else error
+        reason = advice(
+            HUGGING_FACE_DOWNLOAD,
+            cause,
+            {OFFLINE} if huggingface_hub.constants.HF_HUB_OFFLINE else None,
+            page=f"https://huggingface.co/{repository}",
+            revision=revision or "main",
+        )
+        raise DownloadError(reason) from error
     return Path(folder)
 
 
@@ -140,7 +165,7 @@ def _kaggle_file(handle: str, name: str) -> Path | None:
     try:
         return Path(kagglehub.model_download(handle, path=name))
     except KaggleApiHTTPError as error:
-        if _status(error) == 404:
+        if status_of(error) == 404:
             return None
         raise
     except ValueError as error:
@@ -174,61 +199,3 @@ def _is_pinned(handle: str) -> bool:
 
 def _kaggle_page(handle: str) -> str:
     return "https://www.kaggle.com/models/" + "/".join(handle.split("/")[:2])
-
-
-def _kaggle_reason(error: Exception, handle: str, has_credentials: bool) -> str:
-    from kagglehub.exceptions import CredentialError, UnauthenticatedError
-    from requests.exceptions import ConnectionError, Timeout
-
-    status = _status(error)
-    log_in = "set KAGGLE_API_TOKEN, or KAGGLE_USERNAME and KAGGLE_KEY, or run kagglehub.login()"
-    consent = f"accept the license at {_kaggle_page(handle)}"
-    if isinstance(error, (CredentialError, UnauthenticatedError)) or (
-        status in (401, 403) and not has_credentials
-    ):
-        return f"Kaggle requires a login: {log_in}, and {consent}"
-    if status in (401, 403):
-        return (
-            f"Kaggle refuses this account ({status}): {consent} with the account whose "
-            f"credentials are set here; if they have expired, {log_in}"
-        )
-    if status == 404:
-        return f"Kaggle has no such model (404): look for it at {_kaggle_page(handle)}"
-    if isinstance(error, (ConnectionError, Timeout)):
-        hint = "; a handle that ends in a version needs no network once cached"
-        hint = "" if _is_pinned(handle) else hint
-        return f"no network: Kaggle cannot be reached. Connect, {BY_HAND}{hint}"
-    return f"Kaggle's client failed with {type(error).__name__}: {_first_line(error)}. Try again"
-
-
-def _hugging_face_reason(error: Exception, repository: str, revision: str) -> str:
-    from huggingface_hub import constants, errors
-
-    # "Not in the cache" may hide the actual error, which is the cause.
-    if isinstance(error.__cause__, errors.HfHubHTTPError):
-        error = error.__cause__
-    page = f"https://huggingface.co/{repository}"
-    log_in = "log in with `hf auth login` or set HF_TOKEN"
-    status = _status(error)
-    if isinstance(error, errors.GatedRepoError):
-        return f"the model is gated: accept the license at {page}, then {log_in}"
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"it has no revision {revision or 'main'!r}: its branches are at {page}/tree/main"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return f"Hugging Face has no such model, or it is private: look at {page}; then {log_in}"
-    if isinstance(error, errors.LocalTokenNotFoundError) or status in (401, 403):
-        return f"Hugging Face refuses this account: {log_in}, and accept the license at {page}"
-    if status is not None:
-        return f"Hugging Face answered {status}: {_first_line(error)}. Try again later"
-    missing = "the cache does not hold it"
-    if constants.HF_HUB_OFFLINE:
-        return f"HF_HUB_OFFLINE is set, and {missing}: unset it, {BY_HAND}"
-    return f"no network: Hugging Face cannot be reached, and {missing}. Connect, {BY_HAND}"
-
-
-def _status(error: Exception) -> int | None:
-    return getattr(getattr(error, "response", None), "status_code", None)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".")

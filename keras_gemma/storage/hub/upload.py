@@ -1,19 +1,24 @@
 """Uploads a preset's folder to Kaggle or Hugging Face with their own clients.
 
 Checks the folder and the address before the first byte is sent. Knows which files belong in a
-published preset. Formats are left to the readers; credentials, progress and resumption to the
-clients, which are imported only for an upload.
+published preset, but no format. The clients handle credentials, progress and resumption; they are
+imported only for an upload.
 """
 
 import glob
 import re
 from pathlib import Path
-from types import ModuleType
 
 from keras_gemma.config import GemmaConfig
-from keras_gemma.storage import presets, tensor_streaming
+from keras_gemma.quantization import to_config
 from keras_gemma.storage.files import within
-from keras_gemma.storage.hugging_face import reader as hugging_face
+from keras_gemma.storage.formats import CONFIG, Format, format_of, open_checked
+from keras_gemma.storage.hub.errors import (
+    HUGGING_FACE_TOKEN,
+    KAGGLE_TOKEN,
+    UPLOAD,
+    advice,
+)
 from keras_gemma.text.tokenizer import GemmaTokenizer
 
 WEIGHTS = ("*.h5", "*.safetensors", "*.index.json", "model.weights.json")
@@ -72,17 +77,16 @@ def upload_preset(uri: str, preset: str | Path, allow_incomplete: bool = False) 
         )
     (_check_kaggle if scheme == "kaggle" else _check_hugging_face)(handle, uri)
     folder = Path(preset).expanduser()
-    reader, config = check_preset(folder, allow_incomplete)
+    format, config = check_preset(folder, allow_incomplete)
     ignored = [glob.escape(name) for name in excluded_files(folder)]
     if scheme == "kaggle":
         _to_kaggle(handle, folder, ignored)
     else:
-        library = "transformers" if reader is hugging_face else "keras-hub"
-        _to_hugging_face(handle, folder, ignored, library, config)
+        _to_hugging_face(handle, folder, ignored, format.LIBRARY, config)
 
 
-def check_preset(folder: Path, allow_incomplete: bool = False) -> tuple[ModuleType, GemmaConfig]:
-    """Checks that `from_preset` can load `folder`. Returns its reader and the model's config.
+def check_preset(folder: Path, allow_incomplete: bool = False) -> tuple[Format, GemmaConfig]:
+    """Checks that `from_preset` can load `folder`. Returns its format and the model's config.
 
     Names and shapes of all tensors are compared with config.json; no tensor is read.
 
@@ -95,27 +99,27 @@ def check_preset(folder: Path, allow_incomplete: bool = False) -> tuple[ModuleTy
             "`preset` must be an existing folder, as written by `save_to_preset`. "
             f"Received: preset={str(folder)!r}"
         )
-    if not (folder / presets.CONFIG).is_file():
+    if not (folder / CONFIG).is_file():
         raise ValueError(
-            f"`preset` has no {presets.CONFIG}, so it cannot be loaded. Save a whole model "
+            f"`preset` has no {CONFIG}, so it cannot be loaded. Save a whole model "
             f"there with `lm.save_to_preset(...)`. Received: preset={str(folder)!r}"
         )
     for name in files_of(folder):
         within(folder, folder / name)
-    reader = presets.reader_of(folder)
-    config = GemmaConfig.from_dict(reader.read_backbone(folder))
+    format = format_of(folder)
+    arguments = format.read_backbone(folder)
+    config = GemmaConfig.from_dict(arguments)
     if _has(folder, WEIGHTS) or not allow_incomplete:
-        with reader.open_weights(folder) as stored:
-            specs = reader.tensor_specs(config, folder)
-            tensor_streaming.check(stored, specs, folder, ignored=reader.IGNORED_TENSORS)
+        with open_checked(format, folder, config, to_config(arguments.get("quantization"))):
+            pass
     if _has(folder, VOCABULARIES) or not allow_incomplete:
-        size = GemmaTokenizer(**reader.read_tokenizer(folder)).vocabulary_size()
+        size = GemmaTokenizer(**format.read_tokenizer(folder)).vocabulary_size()
         if size > config.vocabulary_size:
             raise ValueError(
                 f"The vocabulary has {size} ids, but the model embeds {config.vocabulary_size}. "
                 f"Save both from the same model. Received: preset={str(folder)!r}"
             )
-    return reader, config
+    return format, config
 
 
 def files_of(folder: Path) -> list[str]:
@@ -200,17 +204,17 @@ def _to_kaggle(handle: str, folder: Path, ignored: list[str]) -> None:
     import kagglehub
     from kagglehub import exceptions
 
-    log_in = (
-        "create a token at https://www.kaggle.com/settings, and set KAGGLE_API_TOKEN or call "
-        "kagglehub.login()"
-    )
-    owner = handle.partition("/")[0]
     try:
         kagglehub.model_upload(handle, str(folder), ignore_patterns=ignored)
-    except (exceptions.CredentialError, exceptions.UnauthenticatedError) as error:
-        raise _failed("kaggle", handle, f"you are not logged in: {log_in}") from error
-    except (OSError, exceptions.BackendError) as error:
-        raise _failed("kaggle", handle, _reason(error, "Kaggle", log_in, owner)) from error
+    except (
+        OSError,
+        exceptions.BackendError,
+        exceptions.CredentialError,
+        exceptions.UnauthenticatedError,
+    ) as error:
+        owner = handle.partition("/")[0]
+        reason = advice(UPLOAD, error, hub="Kaggle", log_in=KAGGLE_TOKEN, owner=owner)
+        raise ValueError(f"Could not upload to kaggle://{handle}: {reason}.") from error
 
 
 def _to_hugging_face(
@@ -219,11 +223,6 @@ def _to_hugging_face(
     import huggingface_hub
     from huggingface_hub import errors
 
-    log_in = (
-        "create a token that may write at https://huggingface.co/settings/tokens, and set "
-        "HF_TOKEN or run `hf auth login`"
-    )
-    owner = handle.partition("/")[0] if "/" in handle else "you"
     try:
         repository = huggingface_hub.create_repo(handle, exist_ok=True).repo_id
         huggingface_hub.upload_folder(
@@ -235,34 +234,12 @@ def _to_hugging_face(
                 path_in_repo=CARD,
                 repo_id=repository,
             )
-    except errors.LocalTokenNotFoundError as error:
-        raise _failed("hf", handle, f"you are not logged in: {log_in}") from error
-    except errors.OfflineModeIsEnabled as error:
-        raise _failed("hf", handle, "HF_HUB_OFFLINE is set: unset it") from error
-    except (OSError, errors.HTTPError) as error:
-        raise _failed("hf", handle, _reason(error, "Hugging Face", log_in, owner)) from error
-
-
-def _reason(error: Exception, hub: str, log_in: str, owner: str) -> str:
-    """Returns the reason of a failed upload, and advice."""
-    response = getattr(error, "response", None)
-    status = getattr(error, "error_code", None) or getattr(response, "status_code", None)
-    message = " ".join(str(error).split())
-    if status == 401:
-        return f"{hub} requires a login (401): {log_in}"
-    if status in (403, 404):
-        return (
-            f"{hub} refuses this account ({status}): the account must be {owner!r} or a "
-            f"member with write access, and its token must allow writing; {log_in}. "
-            f"{hub}'s message: {message}"
-        )
-    if status is not None:
-        return f"{hub} answered {status}: {message}. Try again later"
-    kind = type(error).__name__
-    if re.search("Connect|Timeout|Network|ProxyError|SSLError", kind):
-        return f"no network: {hub} cannot be reached. Connect, and call again. Message: {message}"
-    return f"{kind}: {message}. Call again: files that were already sent are skipped"
-
-
-def _failed(scheme: str, handle: str, reason: str) -> ValueError:
-    return ValueError(f"Could not upload to {scheme}://{handle}: {reason}.")
+    except (
+        OSError,
+        errors.HTTPError,
+        errors.LocalTokenNotFoundError,
+        errors.OfflineModeIsEnabled,
+    ) as error:
+        owner = handle.partition("/")[0] if "/" in handle else "you"
+        reason = advice(UPLOAD, error, hub="Hugging Face", log_in=HUGGING_FACE_TOKEN, owner=owner)
+        raise ValueError(f"Could not upload to hf://{handle}: {reason}.") from error

@@ -10,6 +10,7 @@ Reads and writes nothing; `reader.py` and `writer.py` follow these tables.
 from pathlib import Path
 from typing import Any
 
+from keras_gemma.checks import is_integer
 from keras_gemma.config import ROPE_THETA, GemmaConfig
 from keras_gemma.storage.files import check_types
 from keras_gemma.storage.tensor_streaming import check_layer_count
@@ -25,6 +26,16 @@ WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 SHARD = "model-{:05}-of-{:05}.safetensors"
 SHARD_PATTERN = "model-*-of-*.safetensors"
+
+FILES = (
+    *(CONFIG, GENERATION_CONFIG, VOCABULARY, TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS),
+    *(CHAT_TEMPLATE, WEIGHTS, WEIGHTS_INDEX, SHARD_PATTERN),
+)
+MARKERS = {CONFIG: b'"model_type"', TOKENIZER: b'"added_tokens"'}
+TITLE = "Hugging Face checkpoint"
+SIGNS = f"`model_type` in {CONFIG}, {VOCABULARY}, or Hugging Face's {TOKENIZER}"
+LIBRARY = "transformers"
+DEFAULT_SHARD_SIZE = "5GB"
 
 ARCHITECTURES = {
     "gemma": "GemmaForCausalLM",
@@ -176,7 +187,7 @@ def from_values(values: dict[str, Any], path: Path) -> dict[str, Any]:
     wrong = [
         f"{key}={values[key]!r}"
         for key in (*_SIZES, "intermediate_size")
-        if isinstance(values[key], bool) or not isinstance(values[key], int) or values[key] < 1
+        if not is_integer(values[key]) or values[key] < 1
     ]
     if wrong:
         raise ValueError(

@@ -1,8 +1,8 @@
 """Reads a Hugging Face folder: config.json, tokenizer.model or tokenizer.json, safetensors.
 
 Knows the architectures of `layout.py` and refuses settings that GemmaBackbone cannot express.
-Never reads pickled weights (.bin, .pt), which can run code. Offers the same functions as
-`keras_preset/reader.py`. Reads tensors without PyTorch.
+Never reads pickled weights (.bin, .pt), which can run code. Reads tensors without PyTorch.
+`formats.Format` describes the functions.
 """
 
 import contextlib
@@ -24,11 +24,21 @@ from keras_gemma.storage.hugging_face.layout import (
     tensor_name,
 )
 from keras_gemma.storage.hugging_face.safetensors import tensors
-from keras_gemma.storage.hugging_face.tokenizer_json import read_tokenizer_json
+from keras_gemma.storage.hugging_face.tokenizer_json import is_tokenizer_json, read_tokenizer_json
 from keras_gemma.storage.tensor_streaming import StoredTensor, TensorSpec, join_shards
 
 IGNORED_TENSORS = ("lm_head.weight",)
 """Copy of the embedding, which the model uses as its output head."""
+
+
+def matches(folder: Path) -> bool:
+    """Returns True if `folder` is a Hugging Face checkpoint, or holds its tokenizer."""
+    if (folder / CONFIG).is_file():
+        return "model_type" in read_json(folder / CONFIG)
+    tokenizer = folder / TOKENIZER
+    return (folder / VOCABULARY).is_file() or (
+        tokenizer.is_file() and is_tokenizer_json(read_json(tokenizer))
+    )
 
 
 def read_backbone(folder: Path) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Writes a Hugging Face folder with which transformers computes and tokenizes the same.
 
-Writes into a new folder that replaces the target when it is complete. Names and keys are those of
-`layout.py`. Knows no framework: weights are passed as NumPy arrays.
+Names and keys are those of `layout.py`. Knows no framework: weights are passed as NumPy arrays.
 """
 
 import json
@@ -13,51 +12,35 @@ from typing import Any
 import numpy as np
 
 from keras_gemma import progress
-from keras_gemma.storage.files import local_path, replacing, write_json
-from keras_gemma.storage.formats import is_model_file
+from keras_gemma.storage.files import write_json
 from keras_gemma.storage.hugging_face import layout
 from keras_gemma.storage.hugging_face.tokenizer_json import SPECIAL, TURNS, write_tokenizer_json
-from keras_gemma.storage.sharding import parse_size, plain_sizes, plan_shards
+from keras_gemma.storage.sharding import plain_sizes, plan_shards
 from keras_gemma.text.chat_template import CHAT_TEMPLATE
 
 _DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
-def save_to_hugging_face(
-    task: Any, directory: str | Path, max_shard_size: int | str = "5GB"
-) -> None:
-    """Writes `task` to `directory` for transformers' `from_pretrained`.
+def write(task: Any, folder: Path, max_shard_bytes: int) -> None:
+    """Writes `task` to the empty `folder` for transformers' `from_pretrained`.
 
-    The files of an earlier model or Keras preset are replaced together when all new files are
-    complete. Weights keep the dtype of the model's variables and are in memory one at a time.
-    Without a preprocessor, tokenizer and generation settings are omitted.
+    Weights keep the dtype of the model's variables and are in memory one at a time. Without a
+    preprocessor, tokenizer and generation settings are omitted.
 
     Args:
         task: A `GemmaCausalLM`.
-        directory: The folder, created if it does not exist.
-        max_shard_size: Maximum size of a weights file, in bytes or as `"5GB"`.
+        folder: The empty folder.
+        max_shard_bytes: Maximum size of a weights file.
 
     Raises:
-        ValueError: If `directory` is a file, the current directory, a URL or not writable; if a
-            weight is larger than `max_shard_size`; if no architecture of Hugging Face can express
-            the model; or if its vocabulary does not fit or is of another kind than Gemma's.
-        TypeError: If `directory` is neither a string nor a path.
-
-    Example:
-
-    ```python
-    import keras_gemma
-    from keras_gemma.storage.hugging_face.writer import save_to_hugging_face
-
-    lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
-    save_to_hugging_face(lm, "gemma_tiny_hf")
-    ```
+        ValueError: If a weight is larger than `max_shard_bytes`, no architecture of Hugging Face
+            can express the model, or its vocabulary does not fit or is of another kind than
+            Gemma's.
     """
-    directory = local_path(directory, "directory")
     backbone, preprocessor = task.backbone, task.preprocessor
     config = layout.to_values(backbone.config)
     config["torch_dtype"] = backbone.named_weights()["token_embedding"].plain_dtype
-    plan = plan_shards(plain_sizes(backbone), parse_size(max_shard_size))
+    plan = plan_shards(plain_sizes(backbone), max_shard_bytes)
     files: dict[str, Any] = {layout.CONFIG: config}
     if preprocessor is not None:
         tokenizer = preprocessor.tokenizer
@@ -66,16 +49,13 @@ def save_to_hugging_face(
         tokenizer_json = write_tokenizer_json(tokenizer.proto, preprocessor.add_start_token)
         added = tokenizer_json["added_tokens"]
         files |= _tokenizer_files(preprocessor, added, backbone.config.context_length)
-
-    with replacing(directory, is_model_file, "directory") as folder:
-        for name, content in files.items():
-            write_json(folder / name, content)
-        if preprocessor is not None:
-            # Not indented: Python's encoder would take seconds for 256,000 pieces.
-            content = json.dumps(tokenizer_json, ensure_ascii=False)
-            (folder / layout.TOKENIZER).write_text(content, encoding="utf-8")
-            (folder / layout.VOCABULARY).write_bytes(tokenizer.proto)
-        _write_weights(folder, backbone, plan, config["model_type"])
+        # Not indented: Python's encoder would take seconds for 256,000 pieces.
+        content = json.dumps(tokenizer_json, ensure_ascii=False)
+        (folder / layout.TOKENIZER).write_text(content, encoding="utf-8")
+        (folder / layout.VOCABULARY).write_bytes(tokenizer.proto)
+    for name, content in files.items():
+        write_json(folder / name, content)
+    _write_weights(folder, backbone, plan, config["model_type"])
 
 
 def write_safetensors(

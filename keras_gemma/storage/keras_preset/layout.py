@@ -20,6 +20,16 @@ WEIGHTS_INDEX = "model.weights.json"
 SHARD = "model_{:05}.weights.h5"
 SHARD_PATTERN = "model_*.weights.h5"
 
+FILES = (
+    *(CONFIG, TOKENIZER, PREPROCESSOR, TASK, METADATA, VOCABULARY),
+    *(WEIGHTS, WEIGHTS_INDEX, SHARD_PATTERN),
+)
+MARKERS: dict[str, bytes] = {}
+TITLE = "Keras preset"
+SIGNS = f"`registered_name` or `class_name` in {CONFIG}, or {VOCABULARY}"
+LIBRARY = "keras-hub"
+DEFAULT_SHARD_SIZE = "10GB"
+
 KERAS_HUB_VERSION = "0.32.0"
 """The release whose folder format is written."""
 

@@ -1,7 +1,7 @@
 """Reads KerasHub's preset folder: JSON descriptions, a SentencePiece vocabulary, H5 weights.
 
 Knows only the format. `presets.py` decides which class to build and with which overrides.
-`hugging_face/reader.py` offers the same functions for the other format.
+`formats.Format` describes the functions.
 """
 
 import contextlib
@@ -48,6 +48,15 @@ _TYPES = {
     "add_start_token": (bool,),
     "add_end_token": (bool,),
 } | {field.name: _JSON_TYPES[field.type] for field in dataclasses.fields(GemmaConfig)}
+
+
+def matches(folder: Path) -> bool:
+    """Returns True if `folder` is a Keras preset, or holds its tokenizer."""
+    path = folder / layout.CONFIG
+    if not path.is_file():
+        return (folder / layout.VOCABULARY).is_file()
+    content = read_json(path)
+    return "registered_name" in content or "class_name" in content
 
 
 def read_backbone(folder: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Writes KerasHub's preset folder, so that KerasHub and this package load it alike.
 
-Knows only the format: `presets.py` decides which parts a model has, and replaces the target folder
-when the new one is complete.
+Knows only the format: `formats.py` and `presets.py` replace the target folder when the new one is
+complete.
 """
 
 import datetime
@@ -21,6 +21,52 @@ from keras_gemma.storage.files import write_json
 from keras_gemma.storage.keras_preset import layout
 from keras_gemma.storage.sharding import plan_shards, weight_sizes
 from keras_gemma.storage.tensor_streaming import QuantizedTensorSpec, TensorSpec
+
+
+def write(task: Any, folder: Path, max_shard_bytes: int) -> None:
+    """Writes `task` to the empty `folder` as a preset that KerasHub reads too.
+
+    Args:
+        task: A `GemmaCausalLM`.
+        folder: The empty folder.
+        max_shard_bytes: Maximum size of a weights file.
+
+    Raises:
+        ValueError: If a weight is larger than `max_shard_bytes`, or a quantized model has an active
+            adapter.
+    """
+    check_backbone(task.backbone, max_shard_bytes)
+    write_json(folder / layout.TASK, task_object(task))
+    if task.preprocessor is not None:
+        write_preprocessor(folder, task.preprocessor)
+    write_backbone(folder, task.backbone, max_shard_bytes)
+
+
+def check_backbone(backbone: Any, max_shard_bytes: int) -> None:
+    """Checks that `write_backbone` can write `backbone`."""
+    backbone.adapters.check_plain()
+    plan_shards(weight_sizes(backbone), max_shard_bytes)
+
+
+def write_backbone(folder: Path, backbone: Any, max_shard_bytes: int) -> None:
+    """Writes config, metadata and weights."""
+    write_json(folder / layout.CONFIG, backbone_object(backbone))
+    write_metadata(folder, backbone)
+    write_weights(folder, backbone, max_shard_bytes)
+
+
+def write_preprocessor(folder: Path, preprocessor: Any) -> None:
+    """Writes the preprocessor's arguments and its tokenizer."""
+    write_tokenizer(folder, preprocessor.tokenizer)
+    write_json(folder / layout.PREPROCESSOR, preprocessor_object(preprocessor))
+
+
+def write_tokenizer(folder: Path, tokenizer: Any) -> None:
+    """Writes the tokenizer's arguments and its SentencePiece vocabulary."""
+    write_json(folder / layout.TOKENIZER, tokenizer_object(tokenizer))
+    assets = (folder / layout.VOCABULARY).parent
+    assets.mkdir(parents=True)
+    tokenizer.save_assets(assets)
 
 
 def is_weights_file(name: str) -> bool:
@@ -78,13 +124,6 @@ def task_object(task: Any) -> dict[str, Any]:
     return _object("GemmaCausalLM", config)
 
 
-def write_vocabulary(folder: Path, tokenizer: Any) -> None:
-    """Writes the SentencePiece vocabulary of `tokenizer`."""
-    assets = (folder / layout.VOCABULARY).parent
-    assets.mkdir(parents=True)
-    tokenizer.save_assets(assets)
-
-
 def write_metadata(folder: Path, backbone: Any) -> None:
     """Writes what KerasHub shows about a preset, and the values that only this package knows.
 
@@ -107,10 +146,10 @@ def write_metadata(folder: Path, backbone: Any) -> None:
     write_json(folder / layout.METADATA, content)
 
 
-def write_weights(folder: Path, backbone: Any, max_shard_size: int) -> None:
-    """Writes the weights one at a time: one H5 file, or shards of `max_shard_size` bytes."""
+def write_weights(folder: Path, backbone: Any, max_shard_bytes: int) -> None:
+    """Writes the weights one at a time: one H5 file, or shards of `max_shard_bytes`."""
     sizes = weight_sizes(backbone)
-    plan = plan_shards(sizes, max_shard_size)
+    plan = plan_shards(sizes, max_shard_bytes)
     if backbone.quantization is None:
         specs = layout.h5_specs(backbone.config)
     else:
