@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 
 from keras_gemma.causal_lm.prompts import Prompts
-from keras_gemma.causal_lm.settings import GenerationSettings
-from keras_gemma.causal_lm.text_request import TextRequest, make_request, read_call_settings
+from keras_gemma.causal_lm.settings import GenerationSettings, read_settings
+from keras_gemma.causal_lm.text_request import TextRequest
 from keras_gemma.generation.request import Draft, PrefixCache
 from keras_gemma.text.chat import Message, read_turns
 
@@ -143,7 +143,7 @@ class Chat:
             self._lm.backbone
         ):  # The weights have changed.
             prefix = None
-        request = make_request(self._lm, prompt, turn, prefix, self._draft)
+        request = TextRequest(self._lm, prompt, turn, prefix, self._draft)
         return self._stream_reply(message, request, request.stream(), dropped)
 
     def undo(self) -> list[dict[str, str]]:
@@ -164,7 +164,8 @@ class Chat:
         self.dropped.clear()
 
     def _read(self, settings: dict[str, Any]) -> GenerationSettings:
-        turn = read_call_settings(self._lm, "chat", {**self.settings, **settings})
+        turn = read_settings({**self.settings, **settings}, "chat")
+        turn = turn.over(self._lm.generation_settings)
         if turn.num_return_sequences not in (None, 1) or turn.top_logprobs is not None:
             raise ValueError(
                 "A chat does not support `num_return_sequences` or `return_logprobs`. Use "

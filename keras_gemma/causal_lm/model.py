@@ -15,8 +15,8 @@ from keras_gemma.backend import keras_internals
 from keras_gemma.causal_lm.chat import Chat
 from keras_gemma.causal_lm.draft import read_draft
 from keras_gemma.causal_lm.prompts import Prompts, read_prompt, read_prompts, require_preprocessor
-from keras_gemma.causal_lm.settings import GenerationSettings
-from keras_gemma.causal_lm.text_request import make_request, read_call_settings
+from keras_gemma.causal_lm.settings import GenerationSettings, read_settings
+from keras_gemma.causal_lm.text_request import TextRequest
 from keras_gemma.causal_lm.training import TrainableTextModel
 from keras_gemma.generation import samplers
 from keras_gemma.generation.generate import prefill
@@ -194,7 +194,7 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
                 uses the ids passed to `compile()`, or `<eos>` and `<end_of_turn>` if none were
                 passed.
             strip_prompt: If True, returns only the new text.
-            prefix: PrefixCache cache returned by `prefill`. Prompt tokens that it contains are not
+            prefix: Prefix cache returned by `prefill`. Prompt tokens that it contains are not
                 processed again.
             draft: Draft for speculative decoding: a smaller `GemmaCausalLM` with the same
                 vocabulary, or `"prompt"` for prompt-lookup decoding. The output is unchanged:
@@ -220,11 +220,11 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
             TypeError: If a setting is unknown or has the wrong type.
         """
         settings = {"max_length": max_length, "stop_token_ids": stop_token_ids, **settings}
-        call_settings = read_call_settings(self, "generate", settings)
+        call_settings = read_settings(settings, "generate").over(self.generation_settings)
         draft = read_draft(draft, num_draft_tokens)
         if tf_data.is_dataset(inputs):
             batches = [
-                make_request(self, batch, call_settings, prefix, draft).complete(strip_prompt)
+                TextRequest(self, batch, call_settings, prefix, draft).complete(strip_prompt)
                 for batch in inputs.as_numpy_iterator()
             ]
             if not batches:
@@ -232,7 +232,7 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
             if isinstance(batches[0], dict):
                 return {key: np.concatenate([b[key] for b in batches]) for key in batches[0]}
             return [row for batch in batches for row in ([batch] if is_text(batch) else batch)]
-        return make_request(self, inputs, call_settings, prefix, draft).complete(strip_prompt)
+        return TextRequest(self, inputs, call_settings, prefix, draft).complete(strip_prompt)
 
     def stream(
         self,
@@ -273,14 +273,14 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         ```
         """
         settings = {"max_length": max_length, "stop_token_ids": stop_token_ids, **settings}
-        call_settings = read_call_settings(self, "stream", settings)
+        call_settings = read_settings(settings, "stream").over(self.generation_settings)
         if call_settings.top_logprobs is not None:
             raise ValueError(
                 "`stream` does not support `return_logprobs`: use `generate` with "
                 f"`return_logprobs`. Received: return_logprobs={call_settings.return_logprobs!r}"
             )
         draft = read_draft(draft, num_draft_tokens)
-        return make_request(self, inputs, call_settings, prefix, draft).stream()
+        return TextRequest(self, inputs, call_settings, prefix, draft).stream()
 
     def prefill(self, inputs: Any) -> PrefixCache:
         """Computes a prefix cache for prompts that begin with the same text.
@@ -408,13 +408,13 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         """
         require_preprocessor(self.preprocessor, "`generate_chat`", "Pass token ids to `generate`")
         settings = {"max_length": max_length, "stop_token_ids": stop_token_ids, **settings}
-        call_settings = read_call_settings(self, "generate_chat", settings)
+        call_settings = read_settings(settings, "generate_chat").over(self.generation_settings)
         ids = self.preprocessor.tokenizer.apply_chat_template(messages)
         single = isinstance(ids[0], int)
         rows = [np.array(row, "int32") for row in ([ids] if single else ids)]
         prompts = Prompts(rows, texts=True, single=single)
         draft = read_draft(draft, num_draft_tokens)
-        return make_request(self, prompts, call_settings, prefix, draft).complete(strip_prompt=True)
+        return TextRequest(self, prompts, call_settings, prefix, draft).complete(strip_prompt=True)
 
     # Scoring
 
@@ -739,10 +739,11 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         self,
         mode: Any,
         group_size: int = 32,
-        zeros: bool = False,
+        zero_points: bool = False,
         embedding: str = "int8",
         *,
         calibration: Any = None,
+        zeros: bool | None = None,
     ) -> None:
         """Quantizes the matrices to 8 or 4 bits in place, one at a time to save memory.
 
@@ -754,11 +755,12 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
             mode: `"int8"` (one scale per row), `"int4"`, or a `QuantizationConfig` or its
                 dictionary with all settings.
             group_size: Numbers of a row that share a scale (`"int4"` only).
-            zeros: If True, each group has a zero point (`"int4"` only).
+            zero_points: If True, each group has a zero point (`"int4"` only).
             embedding: Mode of the embedding (`"int4"` only).
             calibration: Representative texts, or lists of token ids. Their activation statistics
                 weight the quantization error per input channel. Texts are truncated to the
                 context length.
+            zeros: Earlier name of `zero_points`.
 
         Raises:
             ValueError: If the model is already quantized or in `fit`, the mode or settings are
@@ -776,7 +778,10 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         print(keras_gemma.quantization.report(lm))
         ```
         """
-        config, rows = read_mode(mode, group_size, zeros, embedding), None
+        config, rows = (
+            read_mode(mode, group_size, zero_points if zeros is None else zeros, embedding),
+            None,
+        )
         if calibration is not None and self.backbone.quantization is None:
             calibration = [calibration] if is_text(calibration) else calibration
             size = self.backbone.config.vocabulary_size

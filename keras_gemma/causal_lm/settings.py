@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_gemma.checks import check_integer
 from keras_gemma.generation import samplers
 from keras_gemma.generation.samplers.override import override
 from keras_gemma.generation.samplers.sampler import (
@@ -23,6 +24,8 @@ from keras_gemma.generation.strategies.verify import is_greedy
 
 FILTERS = ("temperature", "top_k", "top_p", "min_p")
 """Settings that override fields of the sampler."""
+
+STOP_ERROR = "`stop` must be a non-empty string or a list of non-empty strings"
 
 MAX_TOP_LOGPROBS = 64
 """Maximum number of top-k log-probabilities per generated token."""
@@ -90,9 +93,8 @@ class GenerationSettings:
                 f"max_length={self.max_length}, max_new_tokens={self.max_new_tokens}"
             )
         for name in ("max_length", "num_return_sequences"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not _is_positive(value)):
-                raise ValueError(f"`{name}` must be an integer >= 1. Received: {name}={value!r}")
+            if getattr(self, name) is not None:
+                check_integer(name, getattr(self, name))
         if self.max_new_tokens is not None:
             check_numbers(
                 "max_new_tokens",
@@ -111,16 +113,9 @@ class GenerationSettings:
         if self.seed is not None:
             check_seed(self.seed)
         if self.stop is not None and not isinstance(self.stop, Collection):
-            raise TypeError(
-                "`stop` must be a non-empty string or a list of non-empty strings. "
-                f"Received: stop={self.stop!r}"
-            )
-        for stop in self.stops:
-            if not isinstance(stop, str) or not stop:
-                raise ValueError(
-                    "`stop` must be a non-empty string or a list of non-empty strings. "
-                    f"Received: stop={self.stop!r}"
-                )
+            raise TypeError(f"{STOP_ERROR}. Received: stop={self.stop!r}")
+        if not all(isinstance(stop, str) and stop for stop in self.stops):
+            raise ValueError(f"{STOP_ERROR}. Received: stop={self.stop!r}")
         if self.logits_processors is not None and not (
             isinstance(self.logits_processors, Collection)
             and all(callable(processor) for processor in self.logits_processors)
@@ -130,13 +125,9 @@ class GenerationSettings:
                 f"Received: logits_processors={self.logits_processors!r}"
             )
         count = self.return_logprobs
-        if count is not None and not (
-            isinstance(count, int | np.integer) and 0 <= count <= MAX_TOP_LOGPROBS
-        ):
-            raise ValueError(
-                "`return_logprobs` must be True, False, or the number of top log-probabilities per "
-                f"token, at most {MAX_TOP_LOGPROBS}. Received: return_logprobs={count!r}"
-            )
+        if count is not None and not isinstance(count, bool):
+            advice = "True and False are valid too."
+            check_integer("return_logprobs", count, 0, MAX_TOP_LOGPROBS, advice)
         self.choose_sampler("greedy", self.sampler)  # checks the filters
         filters = [name for name in FILTERS if getattr(self, name) is not None]
         if filters and self.sampler is not None and is_greedy(samplers.get(self.sampler)):
@@ -266,7 +257,3 @@ def _is_registered(processor: Any) -> bool:
     has_config = target is processor or hasattr(processor, "get_config")
     name = keras.saving.get_registered_name(target)
     return has_config and keras.saving.get_registered_object(name) is target
-
-
-def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and value >= 1

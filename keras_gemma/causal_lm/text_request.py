@@ -1,5 +1,6 @@
 """Text generation for one batch: tokenizes, generates and detokenizes."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,18 +13,15 @@ from keras_gemma.causal_lm.prompts import (
     read_prompts,
     require_preprocessor,
 )
-from keras_gemma.causal_lm.settings import GenerationSettings, read_settings
+from keras_gemma.causal_lm.settings import GenerationSettings
 from keras_gemma.generation.generate import check, generate, start
-from keras_gemma.generation.programs import Programs
 from keras_gemma.generation.request import Draft, PrefixCache, Request, SequenceOutput
-from keras_gemma.generation.samplers import Sampler
 from keras_gemma.generation.samplers.sampler import check_rows
 from keras_gemma.generation.session import DecodingSession
 from keras_gemma.generation.stopping import ends_with_stop_token
 from keras_gemma.generation.strategies.speculative import SpeculativeSession
 from keras_gemma.generation.strategies.verify import is_greedy
 from keras_gemma.text.inputs import to_ids
-from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
 from keras_gemma.text.stream import TextStream
 from keras_gemma.text.tokenizer import GemmaTokenizer
 
@@ -35,12 +33,10 @@ class TextRequest:
     """Request to continue a batch of prompts.
 
     Args:
-        programs: Compiled programs of the model.
-        preprocessor: Converter between strings and ids. `None` if all prompts are ids.
-        prompts: Prompts to continue.
+        lm: A `GemmaCausalLM`.
+        inputs: Prompts to continue, in any format.
         settings: Settings of the call, filled up with those of `compile`.
-        sampler: Sampler passed to `compile`.
-        prefix: PrefixCache cache.
+        prefix: Prefix cache.
         draft: Draft settings for speculative decoding.
 
     Raises:
@@ -49,22 +45,22 @@ class TextRequest:
 
     def __init__(
         self,
-        programs: Programs,
-        preprocessor: GemmaCausalLMPreprocessor | None,
-        prompts: Prompts,
+        lm: Any,
+        inputs: Any,
         settings: GenerationSettings,
-        sampler: Sampler,
         prefix: PrefixCache | None = None,
         draft: Draft | None = None,
     ) -> None:
-        settings.check_rows(len(prompts.ids))
-        self.programs = programs
-        self.preprocessor = preprocessor
+        self.programs, self.settings = lm.programs, settings
+        preprocessor = self.preprocessor = lm.preprocessor
+        prompts = inputs
+        if not isinstance(inputs, Prompts):
+            prompts = read_prompts(inputs, preprocessor, lm.backbone.config.vocabulary_size)
         self.prompts = prompts
-        self.settings = settings
+        settings.check_rows(len(prompts.ids))
         if settings.stops:
             require_preprocessor(preprocessor, "`stop`", "Leave it out")
-        sampler = settings.choose_sampler(sampler, settings.sampler)
+        sampler = settings.choose_sampler(lm.sampler, settings.sampler)
         sampler.check_rows(len(prompts.ids))
         if settings.seed is None:
             check_rows("seed", sampler.seed, len(prompts.ids))
@@ -89,7 +85,7 @@ class TextRequest:
                     "`prefix` must be a prefix cache returned by `prefill`. "
                     f"Received: prefix={prefix!r:.80} of type {type(prefix).__name__}"
                 )
-            prefix.check(programs.backbone)
+            prefix.check(lm.backbone)
         if draft is not None and draft.tokenizer is not None and preprocessor is not None:
             check_same_pieces(preprocessor.tokenizer, draft.tokenizer)
         self.run: DecodingSession | SpeculativeSession | None = None
@@ -247,31 +243,6 @@ class TextRequest:
         return tuple(to_ids("stop_token_ids", ids, 1, size).tolist())
 
 
-def read_call_settings(lm: Any, caller: str, settings: dict[str, Any]) -> GenerationSettings:
-    """Returns the settings of a call, filled up with those of `compile`.
-
-    Args:
-        lm: A `GemmaCausalLM`.
-        caller: Name of the called method, for error messages.
-        settings: Arguments of the call. `stop_token_ids="auto"` counts as absent.
-    """
-    return read_settings(settings, caller).over(lm.generation_settings)
-
-
-def make_request(
-    lm: Any,
-    inputs: Any,
-    settings: GenerationSettings,
-    prefix: PrefixCache | None = None,
-    draft: Draft | None = None,
-) -> TextRequest:
-    """Returns the request to continue `inputs`, prompts in any format, with a `GemmaCausalLM`."""
-    prompts, preprocessor = inputs, lm.preprocessor
-    if not isinstance(inputs, Prompts):
-        prompts = read_prompts(inputs, preprocessor, lm.backbone.config.vocabulary_size)
-    return TextRequest(lm.programs, preprocessor, prompts, settings, lm.sampler, prefix, draft)
-
-
 def check_same_pieces(tokenizer: GemmaTokenizer, other: GemmaTokenizer) -> None:
     """Raises a ValueError if `other`, the tokenizer of a draft, has another vocabulary."""
     if other is tokenizer or other.proto == tokenizer.proto:
@@ -286,13 +257,7 @@ def check_same_pieces(tokenizer: GemmaTokenizer, other: GemmaTokenizer) -> None:
 
 def _cut(row: SequenceOutput, stream: TextStream) -> SequenceOutput:
     """Truncates `row` after the token that completed the stop string."""
-    count = stream.pushed
-    top_ids, top = row.top_ids, row.top_logprobs
-    return SequenceOutput(
-        row.ids[:count],
-        True,
-        None if row.logprobs is None else row.logprobs[:count],
-        None if top_ids is None else top_ids[:count],
-        None if top is None else top[:count],
-        row.acceptance_rate,
-    )
+    names = ("ids", "logprobs", "top_ids", "top_logprobs")
+    arrays = {name: getattr(row, name) for name in names if getattr(row, name) is not None}
+    cut = {name: array[: stream.pushed] for name, array in arrays.items()}
+    return dataclasses.replace(row, stopped=True, **cut)

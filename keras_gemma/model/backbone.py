@@ -242,21 +242,26 @@ class GemmaBackbone(Presettable, TrainableModel):
         self,
         mode: Any,
         group_size: int = 32,
-        zeros: bool = False,
+        zero_points: bool = False,
         embedding: str = "int8",
         *,
         calibration: Any = None,
+        zeros: bool | None = None,
     ) -> None:
         """Quantizes the matrices to 8 or 4 bits in place. Same as `GemmaCausalLM.quantize`.
 
         Args:
-            mode, group_size, zeros, embedding: Same as in `GemmaCausalLM.quantize`.
+            mode, group_size, zero_points, embedding, zeros: Same as in `GemmaCausalLM.quantize`.
             calibration: Lists of token ids. A backbone has no tokenizer for texts.
 
         Raises:
             ValueError, TypeError: Same as in `GemmaCausalLM.quantize`.
         """
-        quantize(self, read_mode(mode, group_size, zeros, embedding), calibration)
+        quantize(
+            self,
+            read_mode(mode, group_size, zero_points if zeros is None else zeros, embedding),
+            calibration,
+        )
 
     def enable_lora(
         self,

@@ -11,20 +11,20 @@ from keras_gemma.quantization import QuantizationConfig, to_config
 from keras_gemma.quantization.calibration import mean_squares, read_rows
 
 
-def read_mode(mode: Any, group_size: int, zeros: bool, embedding: str) -> QuantizationConfig:
+def read_mode(mode: Any, group_size: int, zero_points: bool, embedding: str) -> QuantizationConfig:
     """Returns the configuration that the arguments of `GemmaCausalLM.quantize` describe.
 
     Raises:
         ValueError: If a setting is invalid, or is passed in addition to a configuration.
     """
     if not isinstance(mode, QuantizationConfig | Mapping):
-        return QuantizationConfig(mode, group_size, zeros, embedding)
+        return QuantizationConfig(mode, group_size, zero_points, embedding)
     config = to_config(mode)
-    if (group_size, zeros, embedding) != (32, False, "int8"):
+    if (group_size, zero_points, embedding) != (32, False, "int8"):
         raise ValueError(
             "`mode` is a config or a dictionary with all settings: set `group_size`, "
-            f"`zeros` and `embedding` in it. Received: group_size={group_size!r}, "
-            f"zeros={zeros!r}, embedding={embedding!r}, mode={config}"
+            f"`zero_points` and `embedding` in it. Received: group_size={group_size!r}, "
+            f"zero_points={zero_points!r}, embedding={embedding!r}, mode={config}"
         )
     return config
 

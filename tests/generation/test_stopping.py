@@ -94,7 +94,7 @@ def test_max_length_excludes_max_new_tokens(lm):
 @pytest.mark.parametrize("value", [0, -1, 2.0, "8", True])
 @pytest.mark.parametrize("name", ["max_length", "max_new_tokens"])
 def test_invalid_maximum_lengths(lm, name, value):
-    with pytest.raises(ValueError, match=f"`{name}` must be an integer >= 1.*{name}={value!r}"):
+    with pytest.raises(ValueError, match=f"`{name}` must be .*{name}={value!r}"):
         lm.generate(PROMPTS, stop_token_ids=None, **{name: value})
 
 
