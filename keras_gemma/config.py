@@ -74,6 +74,12 @@ class GemmaConfig:
     sliding_window_size: int = 4096
     layer_norm_epsilon: float = 1e-6
     dropout: float = 0.0
+    use_query_key_norm: bool = False
+    sliding_window_pattern: int = 2
+    local_rope_wavelength: float = ROPE_THETA
+    global_rope_wavelength: float = ROPE_THETA
+    local_rope_scaling_factor: float = 1.0
+    global_rope_scaling_factor: float = 1.0
     context_length: int = 8192
     """Maximum text length of training, in tokens. KerasHub has no such field."""
 
@@ -133,12 +139,21 @@ class GemmaConfig:
         return math.sqrt(self.hidden_dim)
 
     def is_local(self, layer: int) -> bool:
-        """Returns True if `layer` (0-based) has a sliding window, as even layers of Gemma 2 do."""
-        return self.use_sliding_window_attention and layer % 2 == 0
+        """Returns True if `layer` (0-based) has a sliding window.
+
+        The last layer of each `sliding_window_pattern` layers is global: every second layer of
+        Gemma 2, and every sixth layer of Gemma 3.
+        """
+        pattern = self.sliding_window_pattern
+        return self.use_sliding_window_attention and layer % pattern < pattern - 1
 
     def layer_kind(self, layer: int) -> LayerKind:
         """Returns the kind of `layer` (0-based): its window, and its rotary base and scaling."""
-        return LayerKind(self.sliding_window_size if self.is_local(layer) else None)
+        if self.is_local(layer):
+            return LayerKind(
+                self.sliding_window_size, self.local_rope_wavelength, self.local_rope_scaling_factor
+            )
+        return LayerKind(None, self.global_rope_wavelength, self.global_rope_scaling_factor)
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Returns the shapes of all weights by name, in the order of the data.
@@ -155,6 +170,9 @@ class GemmaConfig:
             shapes[f"{layer}.query"] = (queries, d)
             shapes[f"{layer}.key"] = (keys, d)
             shapes[f"{layer}.value"] = (keys, d)
+            if self.use_query_key_norm:
+                shapes[f"{layer}.query_norm"] = (self.head_dim,)
+                shapes[f"{layer}.key_norm"] = (self.head_dim,)
             shapes[f"{layer}.output"] = (d, queries)
             if self.use_post_attention_norm:
                 shapes[f"{layer}.post_attention_norm"] = (d,)

@@ -30,6 +30,20 @@ GEMMA2 = GEMMA1 | {
     "sliding_window_size": 4,
 }
 
+GEMMA3 = GEMMA1 | {
+    "num_layers": 8,
+    "num_query_heads": 4,
+    "num_key_value_heads": 1,
+    "hidden_dim": 48,
+    "use_post_ffw_norm": True,
+    "use_post_attention_norm": True,
+    "use_sliding_window_attention": True,
+    "sliding_window_size": 4,
+    "use_query_key_norm": True,
+    "sliding_window_pattern": 6,
+    "global_rope_wavelength": 1_000_000.0,
+}
+
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     # Gemma 2B: one key/value head for all query heads.
     "gemma1_multi_query": GEMMA1 | {"num_key_value_heads": 1},
@@ -46,4 +60,14 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     # VaultGemma: a window, without caps and post norms.
     "vaultgemma": GEMMA1
     | {"num_layers": 4, "use_sliding_window_attention": True, "sliding_window_size": 4},
+    # Gemma 3 270M and 1B: norms of queries and keys, five local layers for each global one, two
+    # rotary bases. The last two layers are local, and N * H differs from D.
+    "gemma3": GEMMA3,
+    # Gemma 3 27B: positions of global layers are divided by 8, and queries scaled by 1/sqrt(D/N).
+    "gemma3_27b_scale": GEMMA3
+    | {
+        "num_key_value_heads": 2,
+        "query_head_dim_normalize": False,
+        "global_rope_scaling_factor": 8.0,
+    },
 }

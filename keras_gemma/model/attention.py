@@ -15,6 +15,7 @@ from keras_gemma.config import GemmaConfig
 from keras_gemma.model.hooks import Hooks, apply_hook
 from keras_gemma.model.linear import Linear
 from keras_gemma.model.matrix import matmul
+from keras_gemma.model.normalization import RMSNormalization, rms_normalize
 from keras_gemma.model.rope import rotate
 
 MAX_CHUNK_QUERIES = 512
@@ -56,7 +57,10 @@ def causal_mask(attended: Any, window: int | None) -> Any:
 def project(
     x: Any, weights: dict[str, Any], config: GemmaConfig, rotary: tuple[Any, Any]
 ) -> tuple[Any, Any, Any]:
-    """Returns rotated queries `[B, T, N, H]`, rotated keys and values, both `[B, T, K, H]`."""
+    """Returns rotated queries `[B, T, N, H]`, rotated keys and values, both `[B, T, K, H]`.
+
+    Gemma 3 normalizes each head of queries and keys before the rotation.
+    """
     b, t = ops.shape(x)[0], ops.shape(x)[1]
 
     def heads(name: str, count: int) -> Any:
@@ -65,6 +69,9 @@ def project(
     query = heads("query", config.num_query_heads)
     key = heads("key", config.num_key_value_heads)
     value = heads("value", config.num_key_value_heads)
+    if config.use_query_key_norm:
+        query = rms_normalize(query, weights["query_norm"], config.layer_norm_epsilon)
+        key = rms_normalize(key, weights["key_norm"], config.layer_norm_epsilon)
     return rotate(query, *rotary), rotate(key, *rotary), value
 
 
@@ -150,7 +157,7 @@ def attention(
 
 @keras.saving.register_keras_serializable(package="keras_gemma")
 class GemmaAttention(keras.layers.Layer):
-    """Layer with the four matrices of one attention half."""
+    """Layer with the four matrices of one attention half, and the norms of queries and keys."""
 
     def __init__(self, config: GemmaConfig, quantization: Any = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -160,10 +167,18 @@ class GemmaAttention(keras.layers.Layer):
         self.query_dense = Linear(queries, **options, name="query")
         self.key_dense = Linear(keys, **options, name="key")
         self.value_dense = Linear(keys, **options, name="value")
+        if config.use_query_key_norm:
+            epsilon, dtype = config.layer_norm_epsilon, self.dtype_policy
+            self.query_norm = RMSNormalization(epsilon, dtype=dtype, name="query_norm")
+            self.key_norm = RMSNormalization(epsilon, dtype=dtype, name="key_norm")
+        self.head_dim = config.head_dim
         self.output_dense = Linear(config.hidden_dim, **options, name="attention_output")
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         for layer in (self.query_dense, self.key_dense, self.value_dense):
             layer.build(input_shape)
+        for norm in (getattr(self, "query_norm", None), getattr(self, "key_norm", None)):
+            if norm is not None:
+                norm.build((*input_shape[:-1], self.head_dim))
         self.output_dense.build((*input_shape[:-1], self.query_dense.out_dim))
         self.built = True

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from keras_gemma.backend import keras_internals
-from keras_gemma.config import GemmaConfig
+from keras_gemma.config import ROPE_THETA, GemmaConfig
 from keras_gemma.lora.adapters import DEFAULT_NAME, Adapters
 from keras_gemma.model.decoder_block import GemmaDecoderBlock
 from keras_gemma.model.embedding import ReversibleEmbedding, scale_embeddings
@@ -58,6 +58,10 @@ class GemmaBackbone(Presettable, TrainableModel):
             `sliding_window_size` positions.
         layer_norm_epsilon: Epsilon of every norm.
         dropout: Dropout rate for the output of each half block in training.
+        use_query_key_norm: If True, each head of queries and keys is normalized (Gemma 3).
+        sliding_window_pattern: The last of this many layers is global, the others are local.
+        local_rope_wavelength, global_rope_wavelength: Base of the rotary frequencies.
+        local_rope_scaling_factor, global_rope_scaling_factor: Divisor of the positions.
         dtype: Dtype or dtype policy, such as `"bfloat16"` or `"mixed_bfloat16"`.
         context_length: Maximum number of tokens in prompt and answer together. No weight depends
             on it.
@@ -104,6 +108,12 @@ class GemmaBackbone(Presettable, TrainableModel):
         dtype: Any = None,
         context_length: int = 8192,
         quantization: Any = None,
+        use_query_key_norm: bool = False,
+        sliding_window_pattern: int = 2,
+        local_rope_wavelength: float = ROPE_THETA,
+        global_rope_wavelength: float = ROPE_THETA,
+        local_rope_scaling_factor: float = 1.0,
+        global_rope_scaling_factor: float = 1.0,
         **kwargs: Any,
     ) -> None:
         config = GemmaConfig(
@@ -123,6 +133,12 @@ class GemmaBackbone(Presettable, TrainableModel):
             sliding_window_size=sliding_window_size,
             layer_norm_epsilon=layer_norm_epsilon,
             dropout=dropout,
+            use_query_key_norm=use_query_key_norm,
+            sliding_window_pattern=sliding_window_pattern,
+            local_rope_wavelength=local_rope_wavelength,
+            global_rope_wavelength=global_rope_wavelength,
+            local_rope_scaling_factor=local_rope_scaling_factor,
+            global_rope_scaling_factor=global_rope_scaling_factor,
             context_length=context_length,
         )
         check_layer_arguments(type(self), kwargs)

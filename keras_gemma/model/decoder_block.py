@@ -81,6 +81,8 @@ class GemmaDecoderBlock(keras.layers.Layer):
             "query": self.attention.query_dense,
             "key": self.attention.key_dense,
             "value": self.attention.value_dense,
+            "query_norm": getattr(self.attention, "query_norm", None),
+            "key_norm": getattr(self.attention, "key_norm", None),
             "output": self.attention.output_dense,
             "post_attention_norm": getattr(self, "post_attention_norm", None),
             "pre_ffw_norm": self.pre_ffw_norm,

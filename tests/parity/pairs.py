@@ -63,6 +63,8 @@ def tensor_name(name: str, config: GemmaConfig) -> str:
         "query": "self_attn.q_proj",
         "key": "self_attn.k_proj",
         "value": "self_attn.v_proj",
+        "query_norm": "self_attn.q_norm",
+        "key_norm": "self_attn.k_norm",
         "output": "self_attn.o_proj",
         "post_attention_norm": "post_attention_layernorm",
         "pre_ffw_norm": "post_attention_layernorm" if gemma1 else "pre_feedforward_layernorm",
@@ -101,9 +103,22 @@ def make_theirs(
             "final_logit_softcapping": config.final_logit_soft_cap,
         }
         family = "Gemma2" if config.use_post_ffw_norm else "VaultGemma"
+        if config.use_query_key_norm:
+            family = "Gemma3"
+            kinds = [
+                "full_attention" if i % 6 == 5 else "sliding_attention"
+                for i in range(config.num_layers)
+            ]
+            global_rope = {"rope_type": "default", "rope_theta": 1_000_000.0}
+            if config.global_rope_scaling_factor != 1.0:
+                global_rope |= {"rope_type": "linear", "factor": config.global_rope_scaling_factor}
+            local_rope = {"rope_type": "default", "rope_theta": 10_000.0}
+            rope = {"full_attention": global_rope, "sliding_attention": local_rope}
+            values |= {"layer_types": kinds, "rope_parameters": rope}
     else:
         family = "Gemma"
-    theirs = getattr(transformers, f"{family}Config")(**{**values, **changes})
+    config_name = "Gemma3TextConfig" if family == "Gemma3" else f"{family}Config"
+    theirs = getattr(transformers, config_name)(**{**values, **changes})
     model = getattr(transformers, f"{family}ForCausalLM")(theirs).eval()
     tensors = {
         tensor_name(name, config): torch.from_numpy(array)
