@@ -15,6 +15,7 @@ from keras_gemma.config import GemmaConfig
 from keras_gemma.quantization import QuantizationConfig
 from keras_gemma.storage import hugging_face, keras_preset
 from keras_gemma.storage.files import local_path, read_json, replacing
+from keras_gemma.storage.gguf import reader as gguf_reader
 from keras_gemma.storage.sharding import parse_size
 from keras_gemma.storage.tensor_streaming import (
     QuantizedTensorSpec,
@@ -29,25 +30,13 @@ MAX_LISTED_NAMES = 8
 """Maximum number of file names listed in a message."""
 
 
-class Format(Protocol):
-    """Interface of a format. A package implements it with its attributes and functions."""
+class Reader(Protocol):
+    """Interface of a format that can be read."""
 
     TITLE: str
     """Name of such a folder in messages, such as `"Keras preset"`."""
-    SIGNS: str
-    """Keys and files that `matches` looks for, for a message."""
-    LIBRARY: str
-    """`library_name` in the model card of an uploaded folder."""
-    FILES: tuple[str, ...]
-    """Patterns of the format's file names, relative to the folder. A save replaces these files;
-    other files belong to the user.
-    """
-    MARKERS: dict[str, bytes]
-    """Content that distinguishes a file from another format's file of the same name."""
     IGNORED_TENSORS: tuple[str, ...]
     """Tensors in weights files that a model does not need."""
-    DEFAULT_SHARD_SIZE: str
-    """Default maximum size of a weights file, such as `"10GB"`."""
 
     def matches(self, folder: Path) -> bool:
         """Returns True if `folder` has this format. A folder with only a tokenizer has one too."""
@@ -81,20 +70,39 @@ class Format(Protocol):
     def open_weights(self, folder: Path) -> AbstractContextManager[dict[str, StoredTensor]]:
         """Yields the stored tensors by name, readable within the block."""
 
+
+class Format(Reader, Protocol):
+    """Interface of a format of folders. A package implements it with its members."""
+
+    SIGNS: str
+    """Keys and files that `matches` looks for, for a message."""
+    LIBRARY: str
+    """`library_name` in the model card of an uploaded folder."""
+    FILES: tuple[str, ...]
+    """Patterns of the format's file names, relative to the folder. A save replaces these files;
+    other files belong to the user.
+    """
+    MARKERS: dict[str, bytes]
+    """Content that distinguishes a file from another format's file of the same name."""
+    DEFAULT_SHARD_SIZE: str
+    """Default maximum size of a weights file, such as `"10GB"`."""
+
     def write(self, task: Any, folder: Path, max_shard_bytes: int) -> None:
         """Writes a `GemmaCausalLM` to the empty `folder`."""
 
 
 FORMATS: dict[str, Format] = {"keras": keras_preset, "hugging_face": hugging_face}
-"""Formats by name. Detection tries them in this order."""
+"""Formats of folders by name. Detection tries them in this order. GGUF is a format of files."""
 
 
-def format_of(folder: Path) -> Format:
-    """Returns the format of `folder`.
+def format_of(folder: Path) -> Reader:
+    """Returns the format of `folder`, which may be a GGUF file.
 
     Raises:
         ValueError: If no format matches.
     """
+    if folder.is_file():
+        return gguf_reader
     for format in FORMATS.values():
         if format.matches(folder):
             return format
@@ -111,7 +119,7 @@ def format_of(folder: Path) -> Format:
 
 @contextlib.contextmanager
 def open_checked(
-    format: Format, folder: Path, config: GemmaConfig, quantization: QuantizationConfig | None
+    format: Reader, folder: Path, config: GemmaConfig, quantization: QuantizationConfig | None
 ) -> Iterator[tuple[dict[str, StoredTensor], dict[str, TensorSpec | QuantizedTensorSpec]]]:
     """Yields the tensors in `folder` and the specs of the weights, after comparing both.
 

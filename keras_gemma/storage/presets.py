@@ -17,7 +17,7 @@ from keras_gemma.storage.files import local_path, replacing, within
 from keras_gemma.storage.formats import (
     CONFIG,
     FORMATS,
-    Format,
+    Reader,
     check_only_format,
     format_of,
     list_names,
@@ -118,7 +118,8 @@ def save(item: Any, preset_dir: str | Path, max_shard_size: int | str = "10GB") 
 
 def _check_links(folder: Path) -> None:
     """Raises if a file that may be read is a link out of `folder`."""
-    for path in (*folder.iterdir(), folder / layout.VOCABULARY):
+    files = (*folder.iterdir(), folder / layout.VOCABULARY) if folder.is_dir() else ()
+    for path in files:
         if path.suffix in READ_SUFFIXES:
             within(folder, path)
 
@@ -132,12 +133,12 @@ class PresetParts:
     """
 
     folder: Path
-    format: Format
+    format: Reader
     load_weights: bool
 
     def backbone(self, cls: type, kwargs: dict[str, Any], dtype: Any = None) -> Any:
         folder, format = self.folder, self.format
-        if not (folder / CONFIG).is_file():
+        if folder.is_dir() and not (folder / CONFIG).is_file():
             raise ValueError(
                 f"{folder} has no model: it lacks {CONFIG}. It holds "
                 f"{list_names(folder)}. Save a whole model there with `lm.save_to_preset(...)`, or "

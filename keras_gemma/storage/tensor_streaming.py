@@ -39,7 +39,9 @@ class StoredTensor:
 
     shape: tuple[int, ...]
     dtype: str
-    read: Callable[[], np.ndarray]
+    read: Callable[..., np.ndarray]
+    reads_as: bool = False
+    """True if `read` takes the dtype that the array shall have, which saves memory."""
 
 
 def in_file(path: Path, offset: int, shape: tuple[int, ...], dtype: str) -> StoredTensor:
@@ -229,7 +231,8 @@ def stream(
         if isinstance(spec, QuantizedTensorSpec):
             arrays = (None if part is None else stored[part.name].read() for part in spec.parts)
             return weights[name].pack_plain_form(backend.Quantized(*arrays))
-        array = stored[spec.name].read()
+        tensor = stored[spec.name]
+        array = tensor.read(weights[name].dtype) if tensor.reads_as else tensor.read()
         if spec.padding_rows:
             array = array[: spec.shape[0]]
         narrows = weights[name].dtype == "float16" and array.dtype != "float16"

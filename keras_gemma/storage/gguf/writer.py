@@ -18,6 +18,7 @@ from keras_gemma import progress
 from keras_gemma.checks import check_one_of
 from keras_gemma.config import GemmaConfig
 from keras_gemma.storage.files import local_path, scratch_folder
+from keras_gemma.storage.gguf.layout import NUM_LAYERS_27B, tensor_name
 from keras_gemma.text.chat_template import CHAT_TEMPLATE
 from keras_gemma.text.pieces import SPACE, Pieces
 
@@ -33,26 +34,8 @@ MAX_FLOAT16 = 65504.0
 MAX_MAGNITUDES = {"F16": MAX_FLOAT16, "Q8_0": 127 * MAX_FLOAT16, "Q4_0": 8 * MAX_FLOAT16}
 """Largest magnitude that a type can hold. Block types have a float16 scale."""
 
-NUM_LAYERS_27B = 46
-"""Depth at which llama.cpp's `gemma2` scales queries by 1/sqrt(D/N) instead of 1/sqrt(H)."""
-
 CHUNK_ELEMENTS = 1 << 22
 """Elements of a matrix that are converted at a time."""
-
-_MODEL_TENSORS = {"token_embedding": "token_embd", "final_norm": "output_norm"}
-_LAYER_TENSORS = {
-    "pre_attention_norm": "attn_norm",
-    "query": "attn_q",
-    "key": "attn_k",
-    "value": "attn_v",
-    "output": "attn_output",
-    "post_attention_norm": "post_attention_norm",
-    "pre_ffw_norm": "ffn_norm",
-    "gate": "ffn_gate",
-    "up": "ffn_up",
-    "down": "ffn_down",
-    "post_ffw_norm": "post_ffw_norm",
-}
 
 
 def save_to_gguf(lm: Any, path: str | Path, dtype: str = "bf16") -> None:
@@ -138,7 +121,7 @@ def architecture_of(config: GemmaConfig) -> str:
             "no final_logit_soft_cap": config.final_logit_soft_cap is None,
             "use_sliding_window_attention=False": not config.use_sliding_window_attention,
         }
-    deep = name == "gemma2" and config.num_layers == NUM_LAYERS_27B
+    deep = config.num_layers == NUM_LAYERS_27B.get(name)
     per_head = config.hidden_dim // config.num_query_heads if deep else config.head_dim
     needs[f"queries scaled by 1/sqrt({per_head}) at {config.num_layers} layers"] = math.isclose(
         config.query_scale, per_head**-0.5
@@ -248,7 +231,7 @@ def _write_tensors(gguf: ModuleType, writer: Any, weights: dict[str, Any], dtype
         block, block_bytes = gguf.GGML_QUANT_SIZES[kinds[name]]
         size = math.prod(weight.shape) // block * block_bytes
         float32 = np.dtype("float32")  # overridden by raw_dtype
-        writer.add_tensor_info(_tensor_name(name), weight.shape, float32, size, kinds[name])
+        writer.add_tensor_info(tensor_name(name), weight.shape, float32, size, kinds[name])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -264,14 +247,6 @@ def _write_tensors(gguf: ModuleType, writer: Any, weights: dict[str, Any], dtype
                 encoded = _encode(gguf, name, array, kinds[name])
             writer.write_tensor_data(encoded)
             advance(sizes[name])
-
-
-def _tensor_name(name: str) -> str:
-    """Returns llama.cpp's name of the weight `name` of `GemmaConfig.weight_shapes`."""
-    if name in _MODEL_TENSORS:
-        return f"{_MODEL_TENSORS[name]}.weight"
-    _, layer, part = name.split(".")
-    return f"blk.{layer}.{_LAYER_TENSORS[part]}.weight"
 
 
 def _kind(gguf: ModuleType, name: str, shape: tuple[int, ...], dtype: str) -> Any:

@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 
 from keras_gemma.catalogue import Preset, presets
+from keras_gemma.storage.gguf.header import is_gguf
 from keras_gemma.storage.hub import downloads
 from keras_gemma.storage.hub.downloads import DownloadError, RequiredFiles
 
@@ -54,10 +55,12 @@ def resolve(preset: str | Path, *, text: bool = True, weights: bool = True) -> P
             )
         return _from_builtin_name(presets()[name], required)
     path = Path(preset).expanduser()
-    if path.is_dir():
+    if path.is_dir() or is_gguf(path):
         return path
     if path.exists():
-        raise ValueError(f"`preset` must be a folder, not a file. Received: preset={name!r}")
+        raise ValueError(
+            f"`preset` must be a folder or a GGUF file. Received: preset={name!r}, another file"
+        )
     if isinstance(preset, Path) or "/" in name or "\\" in name or name.startswith((".", "~")):
         raise FileNotFoundError(
             f"`preset` names a folder that does not exist. Received: preset={name!r}"

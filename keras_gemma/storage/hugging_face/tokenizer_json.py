@@ -110,21 +110,37 @@ def _to_sentencepiece(content: dict[str, Any], path: Path) -> bytes:
     types[SPECIAL["unk"]] = UNKNOWN
     ranks = _ranks(_pairs(content["model"]["merges"], path), types, path)
 
+    pieces = [
+        (text, -ranks.get(text, len(texts)) if types[text] == NORMAL else 0, types[text])
+        for text in texts
+    ]
+    return serialize_pieces(pieces, {name: texts.index(text) for name, text in SPECIAL.items()})
+
+
+def serialize_pieces(
+    pieces: list[tuple[str, float, int]], special: dict[str, int], dummy_prefix: bool = False
+) -> bytes:
+    """Returns a SentencePiece model of Gemma's kind.
+
+    Args:
+        pieces: Text, score and type of each piece.
+        special: Ids of the pieces `"unk"`, `"bos"`, `"eos"` and `"pad"`.
+        dummy_prefix: If True, texts begin with a space.
+    """
     model = _protobuf().ModelProto()
     add_piece = model.pieces.add
-    for text in texts:
-        type = types[text]
-        score = -ranks.get(text, len(texts)) if type == NORMAL else 0
+    for text, score, type in pieces:
         add_piece(piece=text, score=score, type=type)
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
     trainer.model_type = BPE
-    trainer.vocab_size = len(texts)
+    trainer.vocab_size = len(pieces)
     trainer.byte_fallback = True
-    for name, text in SPECIAL.items():
-        setattr(trainer, f"{name}_id", texts.index(text))
-        setattr(trainer, f"{name}_piece", text)
+    for name, id in special.items():
+        setattr(trainer, f"{name}_id", id)
+        setattr(trainer, f"{name}_piece", pieces[id][0])
     normalizer.name = "identity"
-    normalizer.add_dummy_prefix = normalizer.remove_extra_whitespaces = False
+    normalizer.add_dummy_prefix = dummy_prefix
+    normalizer.remove_extra_whitespaces = False
     return model.SerializeToString()
 
 
