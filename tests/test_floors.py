@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1] / "keras_gemma"
 FLOORS = (
     # The ground floor, where modules import one another.
     ("checks", "config", "backend_choice", "version", "tf_data", "hub_caches", "progress"),
-    ("catalogue",),
+    ("buckets", "catalogue"),
     ("presettable",),
     # The floors above it.
     ("backend", "text"),

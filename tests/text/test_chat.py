@@ -1,4 +1,4 @@
-"""Conversations as turns. Parity with transformers is in `tests/causal_lm/requests/test_chat.py`."""
+"""Chat template. Parity with transformers is in `tests/causal_lm/requests/test_chat.py`."""
 
 import pytest
 

@@ -5,8 +5,8 @@ from typing import Any
 import tensorflow as tf
 
 from keras_gemma.export.graph.prefill import Model, capacity_for, read
+from keras_gemma.losses import MAX_SCORED_LOGITS
 from keras_gemma.model.head import head
-from keras_gemma.scoring.losses import LARGEST_CHUNK
 
 
 def score(
@@ -36,7 +36,7 @@ def score(
         return total, greedy & tf.reduce_all(likeliest | ~counts, axis=1)
 
     nothing = tf.zeros_like(lengths, tf.float32), tf.ones_like(lengths, tf.bool)
-    at_once = LARGEST_CHUNK // config.vocabulary_size
+    at_once = MAX_SCORED_LOGITS // config.vocabulary_size
     (total, greedy), _ = read(weights, token_ids, model, capacity, nothing, look, at_once)
     count = tf.maximum(lengths - start, 0)
     return {"log_probability": total, "token_count": count, "is_greedy": greedy}
