@@ -88,7 +88,7 @@ def test_wrong_usage(arguments, says, measured, capsys):
     [
         (["--shape", "gemma2_2b", "--prompt", "8190"], r"context holds 8192.*prompt=8190, new=32"),
         (["--batch", "100000000", "--new", "4"], r"GB are free.*batch=100000000"),
-        (["--preset", "gemma_tiny_fr"], "The preset 'gemma_tiny_fr' is unknown"),
+        (["--preset", "gemma_tiny_fr"], "Unknown preset 'gemma_tiny_fr'"),
     ],
 )
 def test_refused_before_work_starts(arguments, says, measured):
