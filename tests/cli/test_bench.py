@@ -78,7 +78,7 @@ def test_wrong_usage(arguments, message, measured, capsys):
     [
         (["--shape", "gemma2_2b", "--prompt", "8190"], r"length of 8192.*prompt=8190, new=32"),
         (["--batch", "100000000", "--new", "4"], r"GB are free.*batch=100000000"),
-        (["--preset", "gemma_tiny_fr"], "The preset 'gemma_tiny_fr' is unknown"),
+        (["--preset", "gemma_tiny_fr"], "Unknown preset 'gemma_tiny_fr'"),
     ],
 )
 def test_invalid_work_is_rejected_before_it_starts(arguments, message, measured):
