@@ -18,6 +18,7 @@ def run(environment, *arguments):
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.once
 def test_compare(command_environment):
     pytest.importorskip("transformers", reason="the library to compare with")
     backend = keras.config.backend()
@@ -36,6 +37,7 @@ def test_compare(command_environment):
     assert f"x {backend}" in result.stdout
 
 
+@pytest.mark.once
 def test_compare_in_4_bits(command_environment):
     backend = keras.config.backend()
     result = run(
@@ -51,6 +53,7 @@ def test_compare_in_4_bits(command_environment):
     assert "transformers has no int4 here" in lines
 
 
+@pytest.mark.once
 def test_a_folder_of_other_weights(command_environment, tmp_path):
     (tmp_path / "sizes.json").write_text("{}")
     result = run(command_environment, "--folder", str(tmp_path), "--libraries", "keras_gemma")

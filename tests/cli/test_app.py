@@ -27,6 +27,7 @@ def run(arguments, environment, *, stdin=None, after=""):
     )
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["info"]])
 def test_answers_without_keras(command_environment, arguments):
     result = run(arguments, command_environment, after="sys.exit('keras' in sys.modules)")
@@ -42,6 +43,7 @@ def test_info(command_environment):
     assert facts["keras"] and facts["keras-gemma"]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -62,6 +64,7 @@ def test_wrong_usage(command_environment, arguments, says):
     assert result.stdout == ""
 
 
+@pytest.mark.once
 def test_a_failure_is_short(command_environment):
     result = run(["generate", "x", "--model", "gemma_tiny_fr"], command_environment)
     assert result.returncode == 1
@@ -71,6 +74,7 @@ def test_a_failure_is_short(command_environment):
     assert result.stdout == ""
 
 
+@pytest.mark.once
 def test_debug_shows_the_traceback(command_environment):
     arguments = ["generate", "x", "--model", "gemma_tiny_fr", "--debug"]
     result = run(arguments, command_environment)
@@ -78,6 +82,7 @@ def test_debug_shows_the_traceback(command_environment):
     assert "Traceback" in result.stderr
 
 
+@pytest.mark.once
 def test_unsupported_backend_is_an_error_not_a_traceback(command_environment):
     result = run(["info"], {**command_environment, "KERAS_BACKEND": "numpy"})
     assert result.returncode == 1
@@ -88,9 +93,9 @@ def test_unsupported_backend_is_an_error_not_a_traceback(command_environment):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["presets"],
-        ["presets", "--json"],
-        ["info", "--json"],
+        pytest.param(["presets"], marks=pytest.mark.once),
+        pytest.param(["presets", "--json"], marks=pytest.mark.once),
+        pytest.param(["info", "--json"], marks=pytest.mark.once),
         ["generate", "ROMEO:", "--max-new-tokens", "1", "--json"],
     ],
 )

@@ -56,12 +56,14 @@ def measured(monkeypatch):
     return asked
 
 
+@pytest.mark.once
 def test_answers_without_keras(command_environment):
     result = run(["bench", "--help"], command_environment, after="sys.exit('keras' in sys.modules)")
     assert result.returncode == 0, result.stderr
     assert "--kernels" in result.stdout
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -83,6 +85,7 @@ def test_wrong_usage(arguments, says, measured, capsys):
     assert captured.out == "" and measured == []
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -97,6 +100,7 @@ def test_refused_before_work_starts(arguments, says, measured):
     assert measured == []
 
 
+@pytest.mark.once
 def test_shape_names():
     assert find_shape("gemma2_2b") == find_shape("gemma2_2b_en") == "gemma2_2b_en"
 
@@ -128,6 +132,7 @@ def test_preset_is_loaded(measured):
     assert lm.dtype == catalogue.presets()["gemma_tiny_en"].dtype
 
 
+@pytest.mark.once
 def test_table(measured, capsys):
     assert main(["bench"]) == 0
     lines = {line[:24].strip(): line for line in capsys.readouterr().out.splitlines()}

@@ -50,6 +50,7 @@ def talk(lm, monkeypatch, capsys):
     return types
 
 
+@pytest.mark.once
 def test_messages(tmp_path):
     file = tmp_path / "file.txt"
     file.write_text("of a file\n")
@@ -121,6 +122,7 @@ def test_what_goes_wrong_is_said_and_the_conversation_goes_on(talk, tmp_path):
     assert len(terminal.chat.history) == 2
 
 
+@pytest.mark.once
 def test_the_first_interrupt_is_noted_and_the_second_raises():
     before = signal.getsignal(signal.SIGINT)
     with interrupts() as interrupted:
@@ -161,12 +163,14 @@ def test_one_answer(command_environment, tmp_path):
     assert result.stderr == ""
 
 
+@pytest.mark.once
 def test_json_needs_a_prompt(monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", Keyboard())
     assert main(["chat", "--json"]) == 2
     assert "--json needs a prompt" in capsys.readouterr().err
 
 
+@pytest.mark.once
 def test_in_a_terminal(command_environment, tmp_path):
     """Keys: a message of two lines, the one before, Ctrl-C, leaving."""
     pytest.importorskip("pexpect")
