@@ -52,6 +52,7 @@ def measured(monkeypatch):
     return calls
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -73,6 +74,7 @@ def test_wrong_usage(arguments, message, measured, capsys):
     assert captured.out == "" and measured == []
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -87,6 +89,7 @@ def test_invalid_work_is_rejected_before_it_starts(arguments, message, measured)
     assert measured == []
 
 
+@pytest.mark.once
 def test_shape_names():
     assert find_shape("gemma2_2b") == find_shape("gemma2_2b_en") == "gemma2_2b_en"
 
@@ -118,6 +121,7 @@ def test_preset_is_loaded(measured):
     assert lm.dtype == catalogue.presets()["gemma_tiny_en"].dtype
 
 
+@pytest.mark.once
 def test_table(measured, capsys):
     assert main(["bench"]) == 0
     lines = {line[:24].strip(): line for line in capsys.readouterr().out.splitlines()}

@@ -9,9 +9,7 @@ from keras import ops
 
 from keras_gemma import losses
 from tests.conftest import TEXTS
-from tests.models import make_lm, quick
-
-__all__ = ["quick"]
+from tests.models import make_lm
 
 
 def plain(self):
