@@ -47,7 +47,7 @@ def read_samples(source: str | Path | Iterable[Any]) -> Iterator[tuple[str, Any]
         return ((f"sample {i}", sample) for i, sample in enumerate(source))
     path = Path(source)
     if not path.is_file():
-        raise FileNotFoundError(f"There is no file of samples at {str(path)!r}.")
+        raise FileNotFoundError(f"The file of samples {str(path)!r} does not exist.")
     return _read_lines(path)
 
 
