@@ -1,10 +1,10 @@
-"""Cross entropy of given ids, a chunk of positions at a time.
+"""Cross entropy of target ids, computed in chunks of positions.
 
-The logits of a long text are its largest array by far: 4 GB for 4,096 tokens of a vocabulary of
-256,000. Here those of a chunk are the most that there are, in training too: a chunk's gradient is
-taken while its logits are there, and what is kept of it is as small as the hidden states.
+The logits of a long text are by far its largest array: 4 GB for 4,096 tokens and a vocabulary of
+256,000. Only the logits of one chunk are in memory at a time. Training computes the gradient of a
+chunk together with its loss and keeps only the gradient with respect to the hidden states.
 
-Knows the head, and neither a model nor how losses are averaged.
+Knows the head, but nothing about models and averages of losses.
 """
 
 from typing import Any
@@ -16,20 +16,43 @@ from keras_gemma import backend
 from keras_gemma.config import GemmaConfig
 from keras_gemma.model.head import to_logits
 
-LARGEST_CHUNK = 1 << 25
-"""Logits at a time: 134 MB of float32, 128 positions of the largest vocabulary."""
+MAX_SCORED_LOGITS = 1 << 25
+"""Maximum number of logits in a chunk: 134 MB of float32, 128 positions of Gemma's vocabulary."""
 
-TRAINED_CHUNK = 1 << 26
-"""The same in training, where a few arrays of that size are there at a time."""
+MAX_TRAINED_LOGITS = 1 << 26
+"""Maximum number of logits in a chunk of `loss_and_hits`, which needs several such arrays."""
 
-USUAL_BATCH = 4
-"""Rows that a chunk is made for where their number is not known."""
+DEFAULT_BATCH_SIZE = 4
+"""Rows per chunk that are assumed if the batch size is unknown."""
 
 
 def cross_entropy(logits: Any, target_ids: Any) -> Any:
-    """`-log softmax(logits)[target]` in nats: `[..., V]` and `[...]` -> float32 `[...]`."""
-    chosen = ops.take_along_axis(logits, target_ids[..., None], axis=-1)[..., 0]
-    return ops.logsumexp(logits, axis=-1) - chosen
+    """Returns `-log softmax(logits)[target]` in nats: `[..., V]` and `[...]` -> float32 `[...]`."""
+    return ops.logsumexp(logits, axis=-1) - _target_logits(logits, target_ids)
+
+
+def token_losses(x: Any, target_ids: Any, head: Any, config: GemmaConfig) -> Any:
+    """Returns the loss of each position. A gradient recomputes the logits.
+
+    Args:
+        x: Output of the final norm, `[B, T, D]`.
+        target_ids: int32 `[B, T]`.
+        head: Packed embedding. It is a constant: no gradient is computed for it.
+        config: Config of the model.
+
+    Returns:
+        Losses in nats, float32 `[B, T]`.
+    """
+
+    def losses(x: Any, target_ids: Any) -> Any:
+        return cross_entropy(to_logits(x, head, config.final_logit_soft_cap), target_ids)
+
+    shape = ops.shape(target_ids)
+    x, target_ids = (ops.reshape(a, (1, -1, *a.shape[2:])) for a in (x, target_ids))
+    size = chunk_length(1, x.shape[1], config.vocabulary_size, MAX_SCORED_LOGITS)
+    chunks = in_chunks(x, size), in_chunks(target_ids, size)
+    chunk_losses = backend.map(lambda chunk: keras.remat(losses)(*chunk), chunks)
+    return ops.reshape(out_of_chunks(chunk_losses, target_ids), shape)
 
 
 def loss_and_hits(
@@ -41,61 +64,71 @@ def loss_and_hits(
     training: bool = True,
     learn_head: bool = False,
 ) -> Any:
-    """The sum of weighted losses, and of the weights where the target has the largest logit.
+    """Returns the sum of weighted losses, and of the weights of correct predictions.
 
     Args:
-        x: `[B, T, D]`, normalised.
+        x: Output of the final norm, `[B, T, D]`.
         target_ids: int32 `[B, T]`.
         weights: float32 `[B, T]`.
-        head: the packed embedding.
-        training: take the gradient with respect to `x` along the way.
-        learn_head: with respect to `head` as well, which is in floating point then.
+        head: Packed embedding.
+        config: Config of the model.
+        training: If True, computes the gradient with respect to `x` together with the losses.
+        learn_head: If True, also computes the gradient with respect to `head`, which must not be
+            quantized.
 
     Returns:
-        float32 `[2]`. Only the first has a gradient.
+        float32 `[2]`. Only the first sum has a gradient.
     """
-    size = chunk_length(x.shape[0], x.shape[1], config.vocabulary_size)
-    given = tuple(in_chunks(array, size) for array in (x, target_ids, weights))
+    size = chunk_length(x.shape[0], x.shape[1], config.vocabulary_size, MAX_TRAINED_LOGITS)
+    chunks = tuple(in_chunks(array, size) for array in (x, target_ids, weights))
 
     if not training:
-        return ops.sum(backend.map(lambda chunk: _sums(*chunk, head, config), given), axis=0)
+        return ops.sum(backend.map(lambda chunk: _sums(*chunk, head, config), chunks), axis=0)
 
     @ops.custom_gradient
     def sums(x: Any, *trained: Any) -> Any:
         packed = trained[0] if trained else head
-        chunks = (in_chunks(x, size), *given[1:])
+        x_chunks = (in_chunks(x, size), *chunks[1:])
         if trained:
-            total, x_gradient, head_gradient = _with_head_gradient(chunks, packed, config)
+            total, x_gradient, head_gradient = _with_head_gradient(x_chunks, packed, config)
         else:
             total, x_gradient = backend.map(
-                lambda chunk: _with_gradient(*chunk, packed, config)[:2], chunks
+                lambda chunk: _with_gradient(*chunk, packed, config)[:2], x_chunks
             )
             total, head_gradient = ops.sum(total, axis=0), None
         x_gradient = out_of_chunks(x_gradient, x)
 
         def gradient(*args: Any, upstream: Any = None) -> Any:
             factor = (args[0] if upstream is None else upstream)[0]
-            found = ops.cast(x_gradient * ops.cast(factor, x_gradient.dtype), x.dtype)
+            scaled = ops.cast(x_gradient * ops.cast(factor, x_gradient.dtype), x.dtype)
             if head_gradient is None:
-                return found
-            return found, ops.cast(head_gradient * factor, packed.dtype)
+                return scaled
+            return scaled, ops.cast(head_gradient * factor, packed.dtype)
 
         return total, gradient
 
     return sums(x, head) if learn_head else sums(x)
 
 
-def chunk_length(rows: int | None, length: int | None, vocabulary_size: int) -> int | None:
-    """Positions of each row in a chunk: a power of two, or all; None where those are not known."""
+def chunk_length(
+    rows: int | None, length: int | None, vocabulary_size: int, max_logits: int
+) -> int | None:
+    """Returns the number of positions of each row in a chunk: a power of two, or all positions.
+
+    Args:
+        rows: Batch size. `None` if unknown.
+        length: Positions of a row. `None` if unknown; then the result is `None`.
+        vocabulary_size: Logits per position.
+        max_logits: Maximum number of logits in a chunk.
+    """
     if length is None:
         return None
-    most = TRAINED_CHUNK // (vocabulary_size * (rows or USUAL_BATCH))
-    size = 1 << max(0, most.bit_length() - 1)
-    return min(size, length)
+    limit = max_logits // (vocabulary_size * (rows or DEFAULT_BATCH_SIZE))
+    return min(1 << max(0, limit.bit_length() - 1), length)
 
 
 def in_chunks(x: Any, size: int | None) -> Any:
-    """`[B, T, ...]` -> `[chunks, B, size, ...]`, with zeros at the end."""
+    """Splits `[B, T, ...]` into `[chunks, B, size, ...]`, with zeros at the end."""
     if size is None:
         return x[None]
     length, rest = x.shape[1], list(x.shape[2:])
@@ -106,27 +139,33 @@ def in_chunks(x: Any, size: int | None) -> Any:
 
 
 def out_of_chunks(chunks: Any, x: Any) -> Any:
-    """The way back, to the shape of `x`."""
+    """Inverse of `in_chunks`, with the shape of `x`."""
     n, size = chunks.shape[0], chunks.shape[2]
     if size is None:
         return chunks[0]
-    whole = ops.reshape(ops.swapaxes(chunks, 0, 1), (ops.shape(x)[0], n * size, x.shape[-1]))
-    return whole[:, : x.shape[1]]
+    shape = (ops.shape(x)[0], n * size, *x.shape[2:])
+    return ops.reshape(ops.swapaxes(chunks, 0, 1), shape)[:, : x.shape[1]]
+
+
+def _target_logits(logits: Any, target_ids: Any) -> Any:
+    return ops.take_along_axis(logits, target_ids[..., None], axis=-1)[..., 0]
 
 
 def _sums(x: Any, target_ids: Any, weights: Any, head: Any, config: GemmaConfig) -> Any:
-    """Both sums of a chunk, `[2]`."""
+    """Returns both sums of a chunk, `[2]`."""
     logits = to_logits(x, head, config.final_logit_soft_cap)
-    chosen = ops.take_along_axis(logits, target_ids[..., None], axis=-1)[..., 0]
-    hits = ops.cast(chosen >= ops.max(logits, axis=-1), "float32")
-    losses = ops.logsumexp(logits, axis=-1) - chosen
+    is_hit = _target_logits(logits, target_ids) >= ops.max(logits, axis=-1)
+    losses, hits = cross_entropy(logits, target_ids), ops.cast(is_hit, "float32")
     return ops.stack([ops.sum(weights * losses), ops.sum(weights * hits)])
 
 
 def _with_gradient(
     x: Any, target_ids: Any, weights: Any, head: Any, config: GemmaConfig
 ) -> tuple[Any, Any, Any]:
-    """The sums of a chunk, and the loss's gradient by `x` and by the product with the head."""
+    """Returns the sums of a chunk, and the gradients with respect to `x` and its product.
+
+    The gradient of the product with the head, `[B, size, V]`, is not multiplied by the weights.
+    """
     losses, hits, change = backend.cross_entropy(
         backend.matmul(x, head), target_ids, config.final_logit_soft_cap
     )
@@ -137,22 +176,22 @@ def _with_gradient(
 
 
 def _with_head_gradient(chunks: Any, head: Any, config: GemmaConfig) -> tuple[Any, Any, Any]:
-    """The sums of all chunks, and the gradients by `x`, in chunks, and by the head, float32."""
+    """Returns the sums of all chunks, and the gradients of `x`, in chunks, and of the head."""
     rows = (-1, config.hidden_dim)
 
     def step(i: Any, state: Any) -> Any:
         total, x_gradient, head_gradient = state
         x, target_ids, weights = (array[i] for array in chunks)
-        sums, found, change = _with_gradient(x, target_ids, weights, head, config)
+        sums, chunk_gradient, change = _with_gradient(x, target_ids, weights, head, config)
         change = change * ops.cast(weights, change.dtype)[..., None]
         change = ops.reshape(change, (-1, config.vocabulary_size))
         added = ops.matmul(ops.transpose(change), ops.reshape(x, rows))
-        here = ops.expand_dims(ops.equal(ops.arange(chunks[0].shape[0]), i), (1, 2, 3))
+        is_chunk = ops.expand_dims(ops.equal(ops.arange(chunks[0].shape[0]), i), (1, 2, 3))
         return (
             total + sums,
-            ops.where(here, found[None], x_gradient),
+            ops.where(is_chunk, chunk_gradient[None], x_gradient),
             head_gradient + ops.cast(added, "float32"),
         )
 
-    nothing = ops.zeros((2,)), ops.zeros_like(chunks[0]), ops.zeros_like(head, dtype="float32")
-    return ops.fori_loop(0, chunks[0].shape[0], step, nothing)
+    initial = ops.zeros((2,)), ops.zeros_like(chunks[0]), ops.zeros_like(head, dtype="float32")
+    return ops.fori_loop(0, chunks[0].shape[0], step, initial)

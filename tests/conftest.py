@@ -1,12 +1,14 @@
 """What every test may count on: a chosen backend, a seed, and a small vocabulary."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import keras
 import pytest
 
 from tests.configurations import VOCABULARY_SIZE
+from tests.models import quickly
 
 TEXTS = [
     "To be, or not to be, that is the question: whether 'tis nobler in the mind to suffer",
@@ -41,20 +43,32 @@ BACKEND_FREE = (
     "text/test_vocabulary.py",
     "training/test_chat_dataset.py",
 )
-"""Tests whose code calls no backend. They run once, with JAX."""
+"""Files of tests that do not depend on the backend. They run only on JAX, as `once` tests do."""
+
+TESTS = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if keras.config.backend() == "jax":
-        return
-    tests = Path(__file__).parent
-    once = [item for item in items if item.path.relative_to(tests).as_posix() in BACKEND_FREE]
-    config.hook.pytest_deselected(items=once)
-    items[:] = [item for item in items if item not in set(once)]
+    if keras.config.backend() != "jax":
+        once = {item for item in items if is_backend_free(item)}
+        config.hook.pytest_deselected(items=list(once))
+        items[:] = [item for item in items if item not in once]
+
+
+def is_backend_free(item: pytest.Item) -> bool:
+    name = item.path.relative_to(TESTS).as_posix()
+    return name in BACKEND_FREE or item.get_closest_marker("once") is not None
 
 
 def pytest_report_header() -> str:
     return f"keras {keras.__version__} on {keras.config.backend()}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    """Compiles with few optimizations. Modules that test compiled programs override it."""
+    with quickly():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,8 @@
 """Tiny models whose greedy text is varied, with the same weights on every backend."""
 
 import contextlib
+from collections.abc import Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -21,32 +23,45 @@ def on_torch():
 
 
 @contextlib.contextmanager
-def quickly():
-    """For programs of this size, compiling well takes longer than running badly.
+def quickly() -> Iterator[None]:
+    """Compiles with few optimizations: for tiny programs, the best compilation costs most.
 
-    And products of this size are slower in several threads than in one, on PyTorch by far.
+    TensorFlow compiles plain graphs, without XLA. PyTorch computes in one thread, because small
+    products are slower in several.
     """
-    if on_torch():
-        import torch
+    with pytest.MonkeyPatch.context() as patch:
+        if on_torch():
+            import torch
 
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        yield
-        torch.set_num_threads(threads)
-    elif keras.config.backend() == "jax":
-        import jax
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+            yield
+            torch.set_num_threads(threads)
+        elif keras.config.backend() == "jax":
+            import jax
 
-        jax.config.update("jax_disable_most_optimizations", True)
-        yield
-        jax.config.update("jax_disable_most_optimizations", False)
-    else:
-        yield
+            before = jax.config.read("jax_disable_most_optimizations")
+            jax.config.update("jax_disable_most_optimizations", True)
+            yield
+            jax.config.update("jax_disable_most_optimizations", before)
+        else:
+            _without_xla(patch)
+            yield
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with quickly():
-        yield
+def _without_xla(patch: pytest.MonkeyPatch) -> None:
+    import tensorflow as tf
+
+    from keras_gemma.backend import tensorflow as backend
+
+    original = tf.function
+
+    def function(*args: Any, jit_compile: bool | None = None, **kwargs: Any) -> Any:
+        return original(*args, **kwargs)
+
+    patch.setattr(tf, "function", function)
+    patch.setattr(backend, "_by_xla", backend.compile)
+    patch.setattr(backend, "_compiled", backend.compile)
 
 
 def make_backbone(name="gemma1_multi_query", dtype="float32", seed=0, **changes):

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1] / "keras_gemma"
 FLOORS = (
     ("checks",),
     ("config", "backend_choice", "version", "tf_data", "hub_caches", "progress"),
-    ("catalogue",),
+    ("buckets", "catalogue"),
     ("presettable",),
     # The floors above it.
     ("backend", "text"),

@@ -11,11 +11,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-MAX_DOCSTRINGS_WITH_PATTERNS = 287
-"""Number of docstrings, messages and lines of pages that match a pattern today; the goal is 20.
-
-Lower it with every file that is rewritten. Never raise it."""
-
 EXCEPTIONS: dict[tuple[str, str], str] = {}
 """Allowed matches: file and rule to the reason."""
 
@@ -32,6 +27,11 @@ RULES = {
     "as of": r"\bas of `",
     "own": r"\b(?:of one's own|a user's own|users' own)\b",
     "beside": r"\bbeside\b",
+    "where for if": (
+        r"\b[Ww]here (?:it|they|there|one|both|nothing|no|a|an) (?:is|are|has|have|does|do)\b"
+    ),
+    "lies": r"\blies\b",
+    "goes on": r"\bgo(?:es)? on\b",
     "British spelling": (
         r"\b\w*(?:quantis|normalis|initialis|serialis|optimis|tokenis|penalis|materialis|"
         r"generalis|recognis|organis)(?:e|ed|es|er|ers|ing|ation)\b"
@@ -113,7 +113,7 @@ def test_prose():
         for name, entries in report.items()
         for line, rules in sorted(entries)
     ]
-    assert len(lines) <= MAX_DOCSTRINGS_WITH_PATTERNS, "\n".join(["", *lines])
+    assert not lines, "\n".join(["", *lines])
 
 
 def test_exceptions_are_in_use():
@@ -131,6 +131,7 @@ def test_rules_match_their_patterns():
         "The file is no JSON.": "negated noun",
         "A normalised row.": "British spelling",
         "Settings, as of `generate`.": "as of",
+        "None where there is no name.": "where for if",
     }.items():
         assert rule in {match[0] for match in matches(text, is_docstring=True)}
     for text in ("Returns True if the prompt is no longer cached.", "Example:\n```\nWhat\n```"):
@@ -141,4 +142,4 @@ if __name__ == "__main__":
     counts = {name: len(entries) for name, entries in violations_by_file().items()}
     for name, count in sorted(counts.items(), key=lambda item: -item[1]):
         print(f"{count:5}  {name}")
-    print(f"{sum(counts.values()):5}  total, at most {MAX_DOCSTRINGS_WITH_PATTERNS} allowed")
+    print(f"{sum(counts.values()):5}  total")

@@ -76,6 +76,7 @@ def test_import_is_light(command_environment):
     assert heavy.isdisjoint(result.stdout.split())
 
 
+@pytest.mark.once
 def test_chooses_a_backend_before_keras(command_environment):
     del command_environment["KERAS_BACKEND"]
     code = (

@@ -687,7 +687,7 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
             base_model: Base model to record for PEFT, such as `"google/gemma-2-2b"`.
 
         Raises:
-            ValueError: If there is no such adapter, its numbers are not all finite, or the folder
+            ValueError: If the adapter is unknown, its numbers are not all finite, or the folder
                 cannot be written.
 
         Example:
@@ -827,7 +827,7 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
             dtype: `"bf16"`, `"f16"`, `"q8_0"` or `"q4_0"`.
 
         Raises:
-            ValueError: If no architecture of llama.cpp computes this model, or there is no
+            ValueError: If no architecture of llama.cpp computes this model, or the model has no
                 vocabulary.
 
         Example:

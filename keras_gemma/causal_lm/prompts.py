@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from keras_gemma.text.batches import is_text
-from keras_gemma.text.inputs import to_ids, to_numpy
+from keras_gemma.text.inputs import pad_rows, to_ids, to_numpy
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
 
 
@@ -36,11 +36,7 @@ class Prompts:
 
     def pad(self, rows: list[np.ndarray]) -> dict[str, np.ndarray]:
         """Returns `rows` padded to `[B, width]`, as `{"token_ids", "padding_mask"}`."""
-        token_ids = np.zeros((len(rows), self.width), "int32")
-        mask = np.zeros(token_ids.shape, "bool")
-        for i, row in enumerate(rows):
-            token_ids[i, : len(row)] = row
-            mask[i, : len(row)] = True
+        token_ids, mask = pad_rows(rows, self.width, pad_id=0)
         return {"token_ids": token_ids, "padding_mask": mask}
 
 

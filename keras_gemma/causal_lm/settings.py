@@ -35,8 +35,8 @@ MAX_TOP_LOGPROBS = 64
 class GenerationSettings:
     """Settings of text generation.
 
-    `None` uses the value passed to `compile()`, or the default if none was passed. A list, where
-    one is allowed, has one value per prompt.
+    `None` uses the value passed to `compile()`, or the default if none was passed. Lists have one
+    value per prompt.
 
     Args:
         max_new_tokens: Maximum number of new tokens per sequence. An integer, or a list.

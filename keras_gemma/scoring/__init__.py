@@ -5,7 +5,6 @@ In the order of the data:
     inputs.py       texts and ids, checked
     hooks.py        hook points, and user-defined functions that read or replace activations there
     forward.py      forward pass from ids to the final norm, with hooks
-    losses.py       cross entropy in chunks of positions
     score.py        logits and losses, compiled if there are no hooks
     perplexity.py   log-probability of each token, over sliding windows
     tracing.py      activations by the names of their hook points

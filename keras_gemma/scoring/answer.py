@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from keras_gemma.losses import cross_entropy
 from keras_gemma.model.hooks import Hooks
 from keras_gemma.model.transformer import hidden_states
 from keras_gemma.scoring.forward import constant_weights, logits_of
-from keras_gemma.scoring.inputs import tokens_of, whole_number
-from keras_gemma.scoring.losses import cross_entropy
+from keras_gemma.scoring.inputs import read_integer, tokens_of
 
 
 def log_probability(lm: Any, texts: np.ndarray, answer_id: int, hooks: Hooks = None) -> Any:
@@ -34,7 +34,7 @@ def read_answer(lm: Any, answer: Any) -> int:
     """
     if not isinstance(answer, str):
         last = lm.backbone.config.vocabulary_size - 1
-        return whole_number("answer", answer, 0, last, ", or a string of one token")
+        return read_integer("answer", answer, 0, last, "It may also be a string of one token.")
     if lm.preprocessor is None:
         raise ValueError(
             f"This model has no preprocessor: pass `answer` as an id. Received: answer={answer!r}"

@@ -17,7 +17,7 @@ from keras import ops
 from keras_gemma import backend
 from keras_gemma.scoring.answer import log_probability, read_answer
 from keras_gemma.scoring.gradient import gradient
-from keras_gemma.scoring.inputs import encode_short, tokens_of, whole_number
+from keras_gemma.scoring.inputs import encode_short, read_integer, tokens_of
 
 PADDING, START = 0, 2
 """Ids of `<pad>` and `<bos>` in every Gemma vocabulary."""
@@ -108,8 +108,8 @@ def integrated_gradients(
     print(shares.scores.sum(), shares.log_probability - shares.baseline)
     ```
     """
-    steps = whole_number("steps", steps, 1, np.inf)
-    baseline = whole_number("baseline", baseline, 0, lm.backbone.config.vocabulary_size - 1)
+    steps = read_integer("steps", steps, 1)
+    baseline = read_integer("baseline", baseline, 0, lm.backbone.config.vocabulary_size - 1)
     of_answer, end = _question(lm, ids := encode_short(lm, text), answer)
     start = _embed(lm, np.where(ids == START, START, baseline))
     fractions = (np.arange(steps, dtype="float32") + 0.5) / steps

@@ -1,7 +1,4 @@
-"""From ids to what the head reads, with a look at every hook point.
-
-Runs as it is, where Python looks on, or as a part of a compiled program.
-"""
+"""Weights as constants, and logits with their hook. Runs eagerly or in a compiled program."""
 
 from typing import Any
 
@@ -14,9 +11,9 @@ from keras_gemma.model.hooks import Hooks, apply_hook
 
 
 def constant_weights(backbone: GemmaBackbone) -> dict[str, Any]:
-    """All packed weights, by which no gradient passes: those of activations are asked for here.
+    """Returns all packed weights as constants.
 
-    So a gradient keeps no activations for the sake of weights, and computes none of theirs.
+    Only gradients of activations are needed here, so none are computed for weights.
     """
     return tree.map_structure(
         lambda x: None if x is None else ops.stop_gradient(x), backbone.tensors()
@@ -24,6 +21,6 @@ def constant_weights(backbone: GemmaBackbone) -> dict[str, Any]:
 
 
 def logits_of(x: Any, weights: dict[str, Any], config: GemmaConfig, hooks: Hooks = None) -> Any:
-    """What the head says of `x [..., D]`, normalised: float32 `[..., V]`, capped."""
+    """Returns the logits of `x [..., D]`, the output of the final norm: float32 `[..., V]`."""
     logits = to_logits(x, weights["head"]["token_embedding"], config.final_logit_soft_cap)
     return apply_hook(hooks, "logits", logits)

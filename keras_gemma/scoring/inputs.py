@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from keras_gemma.checks import check_integer
 from keras_gemma.config import GemmaConfig
 from keras_gemma.text.batches import is_text
 from keras_gemma.text.inputs import pad_rows, to_ids, to_numpy
@@ -151,26 +152,12 @@ def encode_short(lm: Any, text: Any, name: str = "text") -> np.ndarray:
     return ids
 
 
-def whole_number(name: str, value: Any, lowest: int, highest: float, remark: str = "") -> int:
-    """Returns `value` as an int.
-
-    Args:
-        name: Name of the argument, for error messages.
-        value: A number, or an array of rank 0.
-        lowest: Lower bound, inclusive.
-        highest: Upper bound, inclusive.
-        remark: Text after the bounds in the error message.
-
-    Raises:
-        ValueError: If `value` is not an integer in [lowest, highest].
-    """
+def read_integer(
+    name: str, value: Any, minimum: int, maximum: int | None = None, advice: str = ""
+) -> int:
+    """Same as `check_integer`, but accepts arrays of rank 0 too, and returns an int."""
     number = to_numpy(value)[()] if getattr(value, "ndim", None) == 0 else value
-    is_whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
-    if not is_whole or not lowest <= number <= highest:
-        bounds = f"in [{lowest}, {highest}]" if highest < np.inf else f">= {lowest}"
-        raise ValueError(
-            f"`{name}` must be an integer {bounds}{remark}. Received: {name}={value!r:.80}"
-        )
+    check_integer(name, number, minimum, maximum, advice)
     return int(number)
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from keras_gemma.losses import cross_entropy
 from keras_gemma.model.normalization import rms_normalize
 from keras_gemma.scoring.forward import logits_of
-from keras_gemma.scoring.inputs import encode_short, tokens_of, whole_number
-from keras_gemma.scoring.losses import cross_entropy
+from keras_gemma.scoring.inputs import encode_short, read_integer, tokens_of
 from keras_gemma.scoring.tracing import trace
 
 
@@ -116,8 +116,8 @@ def attention_maps(lm: Any, text: Any, layer: int) -> AttentionMaps:
     ```
     """
     count = lm.backbone.config.num_layers
-    remark = f": the model has {count} blocks"
-    layer = whole_number("layer", layer, -count, count - 1, remark) % count
+    advice = f"The model has {count} blocks."
+    layer = read_integer("layer", layer, -count, count - 1, advice) % count
     ids = encode_short(lm, text)
     (weights,) = trace(lm, ids, f"block.{layer}.attention.weights").values()
     return AttentionMaps(tokens_of(lm, ids), layer, ops.convert_to_numpy(weights[0]))

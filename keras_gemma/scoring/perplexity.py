@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_gemma.scoring.inputs import encode_one, holds_text, tokens_of, whole_number
+from keras_gemma.scoring.inputs import encode_one, holds_text, read_integer, tokens_of
 from keras_gemma.text.batches import is_text
 
 
@@ -92,11 +92,11 @@ def score_tokens(
 def _sizes(lm: Any, stride: int | None, window: int | None) -> tuple[int, int]:
     """Returns stride and window, checked and with defaults."""
     context = lm.backbone.config.context_length
-    remark = f", and the model's context is {context}"
-    window = context if window is None else whole_number("window", window, 2, context, remark)
-    remark = f", below window={window}"
+    advice = f"The model's context is {context}."
+    window = context if window is None else read_integer("window", window, 2, context, advice)
+    advice = f"It must be below window={window}."
     stride = window // 2 if stride is None else stride
-    return whole_number("stride", stride, 1, window - 1, remark), window
+    return read_integer("stride", stride, 1, window - 1, advice), window
 
 
 def _read(lm: Any, text: Any, name: str) -> np.ndarray:

@@ -8,25 +8,16 @@ import numpy as np
 from keras import ops
 
 from keras_gemma import backend
+from keras_gemma.buckets import bucket
+from keras_gemma.losses import cross_entropy, token_losses
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.model.transformer import hidden_states
 from keras_gemma.scoring.forward import constant_weights, logits_of
 from keras_gemma.scoring.hooks import Hook, Intercept, read_hooks
 from keras_gemma.scoring.inputs import Inputs, read_inputs
-from keras_gemma.scoring.losses import chunk_losses, cross_entropy, losses_in_chunks
 
-MIN_BUCKET, MAX_BUCKET_STEP = 16, 256
-"""Smallest length bucket, and largest step between two buckets, in tokens.
-
-Lengths are rounded up to limit the number of compilations: to a power of two, or to a multiple of
-`MAX_BUCKET_STEP` if that is smaller.
-"""
-
-
-def bucket(length: int) -> int:
-    """Returns `length` rounded up to a bucket."""
-    stepped = -(-length // MAX_BUCKET_STEP) * MAX_BUCKET_STEP
-    return max(MIN_BUCKET, min(1 << (length - 1).bit_length(), stepped))
+MAX_BUCKET_STEP = 256
+"""Largest step between two length buckets, in tokens."""
 
 
 class Scorer:
@@ -84,23 +75,23 @@ class Scorer:
         target_ids = ops.convert_to_tensor(inputs.target_ids)
         if "logits" in hooks:
             return cross_entropy(logits_of(x, weights, config, hooks), target_ids)
-        return losses_in_chunks(x, target_ids, weights["head"]["token_embedding"], config)
+        return token_losses(x, target_ids, weights["head"]["token_embedding"], config)
 
     def run_compiled(self, inputs: Inputs, hooks: Any = None) -> Any:
         """Same as `run_hooked` without hooks, with compiled programs."""
-        config, weights = self.config, constant_weights(self.backbone)
-        length = inputs.token_ids.shape[1]
-        padding = ((0, 0), (0, bucket(length) - length))
+        weights, length = constant_weights(self.backbone), inputs.token_ids.shape[1]
+        padding = ((0, 0), (0, bucket(length, max_step=MAX_BUCKET_STEP) - length))
         inputs = inputs._replace(
             token_ids=np.pad(inputs.token_ids, padding), mask=np.pad(inputs.mask, padding)
         )
-        x = self.program("hidden", self._hidden)(weights, *_tensors(inputs))[:, :length]
+        x = self.program("hidden", self._hidden)(weights, *_tensors(inputs))
         if inputs.target_ids is None:
-            # Copied, because PyTorch refuses inference tensors in later gradient computations.
-            return ops.copy(self.program("logits", self._logits)(weights["head"], x))
-        run = self.program("losses", self._losses)
-        head, target_ids = weights["head"]["token_embedding"], inputs.target_ids
-        return losses_in_chunks(x, ops.convert_to_tensor(target_ids), head, config, run)
+            scores = self.program("logits", self._logits)(weights["head"], x[:, :length])
+        else:
+            target_ids = ops.convert_to_tensor(np.pad(inputs.target_ids, padding))
+            scores = self.program("losses", self._losses)(weights["head"], x, target_ids)
+        # Copied, because PyTorch refuses inference tensors in later gradient computations.
+        return ops.copy(scores[:, :length])
 
     def _hidden(self, weights: Any, token_ids: Any, mask: Any) -> Any:
         return hidden_states(weights, token_ids, mask, self.config, self.backbone.compute_dtype)
@@ -108,8 +99,8 @@ class Scorer:
     def _logits(self, head: Any, x: Any) -> Any:
         return logits_of(x, {"head": head}, self.config)
 
-    def _losses(self, x: Any, target_ids: Any, head: Any) -> Any:
-        return chunk_losses(x, target_ids, head, self.config)
+    def _losses(self, head: Any, x: Any, target_ids: Any) -> Any:
+        return token_losses(x, target_ids, head["token_embedding"], self.config)
 
     def program(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """Returns the compiled `function`, which is compiled at its first use."""

@@ -46,8 +46,8 @@ def read_turns(messages: Sequence[Message]) -> list[Turn]:
 
     Raises:
         TypeError: If `messages` is not a list of messages, or a role or content is not a string.
-        ValueError: If there is no user message, a message has no role or content, or roles do not
-            alternate.
+        ValueError: If the user message is missing, a message has no role or content, or roles do
+            not alternate.
     """
     if isinstance(messages, Mapping | str | bytes) or not isinstance(messages, Sequence):
         raise TypeError(

@@ -62,7 +62,7 @@ def chat_dataset(
         ValueError: If a sample is bad, there are no samples, or an argument is out of range.
             Samples of an iterable are checked when they are read.
         TypeError: If `source` can be read only once, or `tokenizer` is not a tokenizer.
-        FileNotFoundError: If there is no file at `source`.
+        FileNotFoundError: If the file `source` does not exist.
 
     Example:
 

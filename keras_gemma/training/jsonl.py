@@ -41,13 +41,13 @@ def read_samples(source: str | Path | Iterable[Any]) -> Iterator[tuple[str, Any]
         source: Samples, or the path of a JSON-lines file, whose blank lines are skipped.
 
     Raises:
-        FileNotFoundError: If there is no file at `source`.
+        FileNotFoundError: If the file `source` does not exist.
     """
     if not isinstance(source, str | Path):
         return ((f"sample {i}", sample) for i, sample in enumerate(source))
     path = Path(source)
     if not path.is_file():
-        raise FileNotFoundError(f"There is no file of samples at {str(path)!r}.")
+        raise FileNotFoundError(f"The file of samples {str(path)!r} does not exist.")
     return _read_lines(path)
 
 
@@ -98,7 +98,7 @@ class Encoder:
             yield document
 
     def check_any(self) -> None:
-        """Raises a ValueError if there was no usable sample."""
+        """Raises a ValueError if no sample was usable."""
         counts, bad = self.counts, ""
         if counts.bad:
             bad = f" All {counts.bad} are bad; the first: {counts.reasons[0]}."

@@ -52,7 +52,7 @@ def preference_dataset(
     Raises:
         ValueError: If a sample is bad or too long, there are no samples, an argument is out of
             range, or the model has no preprocessor.
-        FileNotFoundError: If there is no file at `source`.
+        FileNotFoundError: If the file `source` does not exist.
 
     Example:
 

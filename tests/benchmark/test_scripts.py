@@ -19,6 +19,7 @@ def run(environment, *arguments):
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.once
 def test_compare(command_environment):
     pytest.importorskip("transformers", reason="the library to compare with")
     backend = keras.config.backend()
@@ -37,6 +38,7 @@ def test_compare(command_environment):
     assert f"x {backend}" in result.stdout
 
 
+@pytest.mark.once
 def test_compare_in_4_bits(command_environment):
     backend = keras.config.backend()
     result = run(
@@ -52,6 +54,7 @@ def test_compare_in_4_bits(command_environment):
     assert "transformers is not measured in int4" in lines
 
 
+@pytest.mark.once
 def test_folder_with_other_weights(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(COMPARE.parent)
     compare = importlib.import_module("compare")

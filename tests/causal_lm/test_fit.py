@@ -169,7 +169,7 @@ def test_batches_of_strings(lm):
     ],
 )
 def test_a_single_string_is_refused(lm, verb):
-    with pytest.raises(ValueError, match=r"pass a list of strings.*'To be'"):
+    with pytest.raises(ValueError, match=r"Pass a list of strings.*'To be'"):
         getattr(lm, verb)("To be")
 
 

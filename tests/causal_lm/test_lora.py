@@ -10,7 +10,6 @@ from keras_gemma.model.backbone import GemmaBackbone
 from tests.conftest import TEXTS
 from tests.lora_values import fill
 from tests.models import compile_lm, make_backbone, make_lm
-from tests.models import quick as quick
 
 PROMPTS = [[2, 7, 9, 31, 400, 5], [2, 300, 17]]
 IDS = np.array([[2, 9, 31, 8, 300, 77, 5, 140, 11, 12]])

@@ -13,7 +13,6 @@ from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.quantization import report
 from tests.configurations import VOCABULARY_SIZE
 from tests.models import compile_lm, make_backbone, make_lm
-from tests.models import quick as quick
 
 FOUR = QuantizationConfig("int4", 16, embedding="int4")
 PROMPTS = [[2, 7, 9, 31, 400, 5], [2, 300, 17]]

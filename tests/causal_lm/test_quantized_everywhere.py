@@ -9,7 +9,6 @@ from keras import ops
 from keras_gemma import GemmaBackbone, GemmaCausalLM, samplers, scoring
 from keras_gemma.quantization import report
 from tests.models import compile_lm, make_lm
-from tests.models import quick as quick
 
 SETTINGS = {"int8": {"mode": "int8"}, "int4": {"mode": "int4", "group_size": 16, "zeros": True}}
 PROMPT = "To be, or not"

@@ -34,6 +34,7 @@ def test_info(capsys):
     assert facts["keras"] and facts["keras-gemma"]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -55,6 +56,7 @@ def test_wrong_usage(arguments, message, monkeypatch, capsys):
     assert printed.out == ""
 
 
+@pytest.mark.once
 def test_failure_prints_a_short_error(command_environment):
     result = run(["generate", "x", "--model", "gemma_tiny_fr"], command_environment)
     assert result.returncode == 1
@@ -64,6 +66,7 @@ def test_failure_prints_a_short_error(command_environment):
     assert result.stdout == ""
 
 
+@pytest.mark.once
 def test_debug_shows_the_traceback():
     with pytest.raises(ValueError, match="gemma_tiny_fr"):
         main(["generate", "x", "--model", "gemma_tiny_fr", "--debug"])

@@ -52,6 +52,7 @@ def measured(monkeypatch):
     return calls
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -73,12 +74,13 @@ def test_wrong_usage(arguments, message, measured, capsys):
     assert captured.out == "" and measured == []
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--shape", "gemma2_2b", "--prompt", "8190"], r"length of 8192.*prompt=8190, new=32"),
         (["--batch", "100000000", "--new", "4"], r"GB are free.*batch=100000000"),
-        (["--preset", "gemma_tiny_fr"], "The preset 'gemma_tiny_fr' is unknown"),
+        (["--preset", "gemma_tiny_fr"], "Unknown preset 'gemma_tiny_fr'"),
     ],
 )
 def test_invalid_work_is_rejected_before_it_starts(arguments, message, measured):
@@ -87,6 +89,7 @@ def test_invalid_work_is_rejected_before_it_starts(arguments, message, measured)
     assert measured == []
 
 
+@pytest.mark.once
 def test_shape_names():
     assert find_shape("gemma2_2b") == find_shape("gemma2_2b_en") == "gemma2_2b_en"
 
@@ -118,6 +121,7 @@ def test_preset_is_loaded(measured):
     assert lm.dtype == catalogue.presets()["gemma_tiny_en"].dtype
 
 
+@pytest.mark.once
 def test_table(measured, capsys):
     assert main(["bench"]) == 0
     lines = {line[:24].strip(): line for line in capsys.readouterr().out.splitlines()}

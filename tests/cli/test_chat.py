@@ -45,6 +45,7 @@ def talk(lm, monkeypatch, capsys):
     return type_lines
 
 
+@pytest.mark.once
 def test_read_message(tmp_path):
     file = tmp_path / "file.txt"
     file.write_text("of a file\n")
@@ -116,6 +117,7 @@ def test_errors_do_not_end_the_conversation(talk, tmp_path):
     assert len(terminal.chat.history) == 2
 
 
+@pytest.mark.once
 def test_second_interrupt_raises():
     before = signal.getsignal(signal.SIGINT)
     with interrupts() as interrupted:
@@ -156,12 +158,14 @@ def test_one_reply_as_json(monkeypatch, capsys):
     assert printed.err == ""
 
 
+@pytest.mark.once
 def test_json_needs_a_prompt(monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", Keyboard())
     assert main(["chat", "--json"]) == 2
     assert "--json needs a prompt" in capsys.readouterr().err
 
 
+@pytest.mark.once
 def test_in_a_terminal(command_environment, tmp_path):
     """Types a message of two lines, recalls it, presses Ctrl-C, and leaves."""
     pytest.importorskip("pexpect")

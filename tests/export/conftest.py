@@ -1,9 +1,18 @@
 """One model and its SavedModel, for all tests of this folder."""
 
+import contextlib
+
 import keras
 import pytest
 
-from tests.models import make_lm
+from tests.models import make_lm, quickly
+
+
+@pytest.fixture(scope="module")
+def quick():
+    """Leaves XLA on in TensorFlow, because a SavedModel holds what XLA compiles."""
+    with contextlib.nullcontext() if keras.config.backend() == "tensorflow" else quickly():
+        yield
 
 
 @pytest.fixture(autouse=True)

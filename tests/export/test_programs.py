@@ -12,9 +12,7 @@ import numpy as np
 import pytest
 
 import keras_gemma
-from tests.models import make_lm, quick
-
-__all__ = ["quick"]
+from tests.models import make_lm
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "exported"
 BACKENDS = {"torch": "torch", "jax": "jax", "onnx": "torch"}

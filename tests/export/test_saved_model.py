@@ -7,12 +7,10 @@ import sys
 import numpy as np
 import pytest
 
-from tests.models import make_lm, quick
+from tests.models import make_lm
 
 tf = pytest.importorskip("tensorflow")
 pytest.importorskip("tensorflow_text")
-
-__all__ = ["quick"]
 
 PROMPTS = ["It ran.", "The quick brown fox jumps over it", "It ran."]
 

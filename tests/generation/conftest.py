@@ -2,9 +2,7 @@
 
 import pytest
 
-from tests.models import make_lm, quick
-
-__all__ = ["lm", "quick"]
+from tests.models import make_lm
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,11 @@ from tests.models import compile_lm, make_lm, on_torch
 PROMPT = [2, 9, 31, 8, 300]
 
 
+@pytest.fixture(scope="module")
+def quick():
+    """Overridden: programs are compiled as they are for users."""
+
+
 @pytest.fixture
 def traces(monkeypatch):
     """Names of the functions traced so far. A compiled program does not run its function."""

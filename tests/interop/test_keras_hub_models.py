@@ -18,7 +18,6 @@ from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
 from keras_gemma.text.tokenizer import GemmaTokenizer
 from tests.configurations import CONFIGURATIONS, GEMMA1, GEMMA2
-from tests.models import quick  # noqa: F401
 from tests.storage.conftest import (
     IDS,
     assert_close,

@@ -9,9 +9,7 @@ from keras import ops
 
 from keras_gemma import losses
 from tests.conftest import TEXTS
-from tests.models import make_lm, quick
-
-__all__ = ["quick"]
+from tests.models import make_lm
 
 
 def plain(self):
@@ -43,7 +41,7 @@ def batch():
 @pytest.mark.parametrize("head", ["learned", "frozen"])
 @pytest.mark.parametrize("reduction", ["sum_over_batch_size", "mean_with_sample_weight", "sum"])
 def test_step_equals_that_of_all_logits(reduction, head, monkeypatch):
-    monkeypatch.setattr(losses, "TRAINED_CHUNK", 512 * 3 * 4)  # chunks of 4 of 21 positions
+    monkeypatch.setattr(losses, "MAX_TRAINED_LOGITS", 512 * 3 * 4)  # chunks of 4 of 21 positions
     x, y, weights = batch()
     results = []
     for compile_it in (plain, in_chunks):
@@ -63,7 +61,7 @@ def test_step_equals_that_of_all_logits(reduction, head, monkeypatch):
 
 def test_fit_never_has_all_logits(tiny_proto, monkeypatch):
     """The head never computes more than a chunk, even while tracing."""
-    monkeypatch.setattr(losses, "TRAINED_CHUNK", 512 * 2 * 4)
+    monkeypatch.setattr(losses, "MAX_TRAINED_LOGITS", 512 * 2 * 4)
     seen = []
     for name in ("_sums", "_with_gradient"):
 

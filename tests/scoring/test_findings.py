@@ -71,8 +71,8 @@ def test_perplexity_in_windows(lm, ids):
     ("arguments", "error", "says"),
     [
         ({"texts": TEXT, "stride": 8, "window": 8}, ValueError, "below window=8.*stride=8"),
-        ({"texts": TEXT, "stride": 2.0}, ValueError, r"an integer in .*stride=2\.0"),
-        ({"texts": TEXT, "window": 0}, ValueError, r"\[2, 8192\].*window=0"),
+        ({"texts": TEXT, "stride": 2.0}, ValueError, r"an integer from .*stride=2\.0"),
+        ({"texts": TEXT, "window": 0}, ValueError, r"from 2 to 8192.*window=0"),
         ({"texts": TEXT, "window": 9000}, ValueError, "context is 8192.*window=9000"),
         ({"texts": [TEXT, "die", 3]}, ValueError, r"`texts\[2\]` must be integer ids"),
         ({"texts": [TEXT, ["die"]]}, TypeError, r"`texts\[1\]` must be one string"),
@@ -113,7 +113,7 @@ def test_attention_maps(lm, ids):
     local = scoring.attention_maps(lm, TEXT, 0).weights
     assert not np.tril(local, -4).any()  # the window is 4
     for layer in (4, -5, 2.0, "3", None):
-        with pytest.raises(ValueError, match=rf"\[-4, 3\].*layer={layer!r}"):
+        with pytest.raises(ValueError, match=rf"from -4 to 3.*layer={layer!r}"):
             scoring.attention_maps(lm, TEXT, layer)
 
 
@@ -160,7 +160,7 @@ def test_patching_the_last_residual_recovers_everything(lm, ids):
         ({"corrupted": "To be"}, "same number of tokens"),
         ({"answer": "question mark"}, "one token"),
         ({"answer": "<eos>"}, "as ids"),
-        ({"answer": ["a"]}, r"integer in \[0, 511\], or a string of one token.*answer=\['a'\]"),
+        ({"answer": ["a"]}, r"integer from 0 to 511.*a string of one token.*answer=\['a'\]"),
         ({"answer": 512}, "answer=512"),
         ({}, "must differ in at least one token"),
         ({"place": "attention.weights"}, "place='attention.weights'"),
@@ -204,7 +204,7 @@ def test_integrated_gradients_sum_to_the_change(lm, ids):
     assert shares.scores[0] == 0  # <bos> is the same in both texts
     for wrong in ({"steps": 0}, {"steps": 2.5}, {"steps": "8"}, {"baseline": 512}):
         ((name, value),) = wrong.items()
-        with pytest.raises(ValueError, match=f"`{name}` must be an integer.*{name}={value!r}"):
+        with pytest.raises(ValueError, match=f"`{name}` must be an? .*integer.*{name}={value!r}"):
             scoring.integrated_gradients(lm, TEXT, 40, **wrong)
 
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from keras_gemma import losses
 from keras_gemma.causal_lm.model import GemmaCausalLM
 from keras_gemma.model import attention
-from keras_gemma.scoring import losses
 from tests.configurations import CONFIGURATIONS
 from tests.models import make_lm
 from tests.parity.pairs import make_ours, make_theirs
@@ -61,7 +61,7 @@ def embedding_gradient(lm):
 @pytest.mark.parametrize("name", ["gemma1_multi_query", "gemma2_grouped"])
 def test_gradients_match_transformers(name, chunk, monkeypatch):
     """Transformers runs on PyTorch for every backend, so the backends agree as well."""
-    monkeypatch.setattr(losses, "LARGEST_CHUNK", chunk)
+    monkeypatch.setattr(losses, "MAX_SCORED_LOGITS", chunk)
     configuration = CONFIGURATIONS[name]
     actual = embedding_gradient(GemmaCausalLM(make_ours(configuration)))
     theirs = make_theirs(configuration)

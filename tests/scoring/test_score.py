@@ -178,27 +178,27 @@ def test_strings(tiny_proto):
 
 @pytest.mark.parametrize("name", ["gemma1_multi_query", "gemma2_grouped"])
 def test_losses_in_chunks(name, monkeypatch):
+    from keras_gemma import losses
     from keras_gemma.model import attention
-    from keras_gemma.scoring import losses
 
     whole = numpy(make_lm(name).score(IDS, MASK, "loss", None, TARGETS))
-    monkeypatch.setattr(losses, "LARGEST_CHUNK", 2048)  # four positions
+    monkeypatch.setattr(losses, "MAX_SCORED_LOGITS", 2048)  # four positions
     monkeypatch.setattr(attention, "MAX_CHUNK_QUERIES", 3)
     close(numpy(make_lm(name).score(IDS, MASK, "loss", None, TARGETS)), whole)
 
 
 def test_loss_never_holds_all_logits(monkeypatch):
     """No array as large as `[B, T, V]` is ever computed."""
-    from keras_gemma.scoring import losses
+    from keras_gemma import losses
 
     sizes = []
     original = losses.cross_entropy
-    monkeypatch.setattr(losses, "LARGEST_CHUNK", 2048)
+    monkeypatch.setattr(losses, "MAX_SCORED_LOGITS", 2048)
     monkeypatch.setattr(
         losses, "cross_entropy", lambda x, ids: sizes.append(x.shape) or original(x, ids)
     )
     make_lm().score(IDS, MASK, "loss", lambda x, i: x, TARGETS)
-    assert {tuple(size) for size in sizes} == {(4, 512)}
+    assert {tuple(size) for size in sizes} == {(1, 4, 512)}
 
 
 @pytest.mark.parametrize("variant", CONFIGURATIONS)

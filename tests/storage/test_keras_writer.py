@@ -141,6 +141,7 @@ def test_policies_are_written_as_keras_writes_them(dtype, tiny_proto):
         assert content["config"]["dtype"] == keras.dtype_policies.serialize(layer.dtype_policy)
 
 
+@pytest.mark.once
 @pytest.mark.skipif(keras.config.backend() == "tensorflow", reason="it is imported anyway")
 def test_loading_and_saving_import_no_tensorflow(tmp_path, command_environment):
     code = (

@@ -1,4 +1,4 @@
-"""Conversations as turns. `tests/causal_lm/requests/test_chat.py` compares with transformers."""
+"""Chat template. `tests/causal_lm/requests/test_chat.py` compares with transformers."""
 
 import pytest
 

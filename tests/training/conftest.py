@@ -3,9 +3,6 @@
 import pytest
 
 from keras_gemma.text.tokenizer import GemmaTokenizer
-from tests.models import quick
-
-__all__ = ["quick"]
 
 
 @pytest.fixture(scope="session")

@@ -246,7 +246,7 @@ def test_truncation_is_counted(tokenizer):
         ([3], {"skip_bad": True}, ValueError, "All 1 are bad; the first: sample 0: a sample must"),
         (iter(["a"]), {}, TypeError, "every epoch reads it again"),
         (3, {}, TypeError, "every epoch reads it again"),
-        ("nowhere.jsonl", {}, FileNotFoundError, "no file of samples at 'nowhere.jsonl'"),
+        ("nowhere.jsonl", {}, FileNotFoundError, "file of samples 'nowhere.jsonl' does not exist"),
         (["a"], {"loss_on": "user"}, ValueError, "loss_on='user'"),
         (["a"], {"sequence_length": 0}, ValueError, "sequence_length=0"),
         (["a"], {"batch_size": 1.5}, ValueError, "batch_size=1.5"),

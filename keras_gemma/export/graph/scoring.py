@@ -5,8 +5,8 @@ from typing import Any
 import tensorflow as tf
 
 from keras_gemma.export.graph.prefill import Model, capacity_for, prefill
+from keras_gemma.losses import MAX_SCORED_LOGITS
 from keras_gemma.model.head import head
-from keras_gemma.scoring.losses import LARGEST_CHUNK
 
 
 def score(
@@ -38,7 +38,7 @@ def score(
         return total, greedy & tf.reduce_all(most_likely | ~is_scored, axis=1)
 
     initial = tf.zeros_like(lengths, tf.float32), tf.ones_like(lengths, tf.bool)
-    chunk_positions = LARGEST_CHUNK // config.vocabulary_size
+    chunk_positions = MAX_SCORED_LOGITS // config.vocabulary_size
     (total, greedy), _ = prefill(
         weights, token_ids, model, capacity, initial, on_chunk, chunk_positions
     )

@@ -44,7 +44,7 @@ KAGGLE_DOWNLOAD: list[Rule] = [
         NETWORK_ERRORS,
         f"no network: Kaggle cannot be reached. Connect, {BY_HAND}{{hint}}",
     ),
-    ({"Exception"}, "Kaggle's client failed with {kind}: {message}. Try again"),
+    ({"Exception"}, "Kaggle's client failed with {kind}: {first_line}. Try again"),
 ]
 
 HUGGING_FACE_DOWNLOAD: list[Rule] = [
@@ -66,7 +66,7 @@ HUGGING_FACE_DOWNLOAD: list[Rule] = [
         f"Hugging Face refuses this account: {HUGGING_FACE_LOGIN}, and accept the license at "
         "{page}",
     ),
-    ({ANY_STATUS}, "Hugging Face answered {status}: {message}. Try again later"),
+    ({ANY_STATUS}, "Hugging Face answered {status}: {first_line}. Try again later"),
     ({OFFLINE}, f"HF_HUB_OFFLINE is set, and the cache does not hold it: unset it, {BY_HAND}"),
     (
         {"Exception"},
@@ -115,8 +115,13 @@ def advice(
     if status is not None:
         keys |= {status, ANY_STATUS}
     template = next(template for rule, template in rules if rule & keys)
-    message = " ".join(str(error).split()).rstrip(".")
-    return template.format(status=status, message=message, kind=type(error).__name__, **values)
+    return template.format(
+        status=status,
+        kind=type(error).__name__,
+        message=" ".join(str(error).split()),
+        first_line=str(error).strip().partition("\n")[0].rstrip("."),
+        **values,
+    )
 
 
 def status_of(error: Exception) -> int | None:

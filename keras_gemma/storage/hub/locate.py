@@ -66,7 +66,7 @@ def resolve(preset: str | Path, *, text: bool = True, weights: bool = True) -> P
             f"`preset` names a folder that does not exist. Received: preset={name!r}"
         )
     raise ValueError(
-        f"The preset {name!r} is unknown. Similar names are {_nearest(name)}. "
+        f"Unknown preset {name!r}. Similar names are {_nearest(name)}. "
         "A kaggle:// or hf:// handle or the path of a folder is accepted too. "
         f"Received: preset={name!r}"
     )

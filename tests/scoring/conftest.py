@@ -1,5 +1,0 @@
-"""Fixtures of all scoring tests."""
-
-from tests.models import quick
-
-__all__ = ["quick"]
