@@ -1,7 +1,7 @@
 """Writes one .gguf file with which llama.cpp computes what this package computes.
 
-Knows llama.cpp's architectures `gemma` and `gemma2`, their tensor and key names, and refuses a
-model that neither computes. The package `gguf` writes the bytes of the format.
+Knows llama.cpp's architectures `gemma`, `gemma2` and `gemma3`, and their keys. Refuses a model that
+none of them computes. The package `gguf` writes the bytes of the format.
 """
 
 import math
@@ -18,7 +18,12 @@ from keras_gemma import progress
 from keras_gemma.checks import check_one_of
 from keras_gemma.config import GemmaConfig
 from keras_gemma.storage.files import local_path, scratch_folder
-from keras_gemma.storage.gguf.layout import NUM_LAYERS_27B, tensor_name
+from keras_gemma.storage.gguf.layout import (
+    LOCAL_ROPE_THETA_GEMMA3,
+    NUM_LAYERS_27B,
+    PATTERN_GEMMA3,
+    tensor_name,
+)
 from keras_gemma.text.chat_template import CHAT_TEMPLATE
 from keras_gemma.text.pieces import SPACE, Pieces
 
@@ -90,7 +95,7 @@ def save_to_gguf(lm: Any, path: str | Path, dtype: str = "bf16") -> None:
             writer.add_name(path.stem)
             writer.add_file_type(gguf.LlamaFileType[FILE_TYPES[dtype]])
             writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-            _add_sizes(writer, config, architecture)
+            _add_sizes(gguf, writer, config, architecture)
             _add_vocabulary(writer, tokenizer, config.vocabulary_size)
             _write_tensors(gguf, writer, lm.backbone.named_weights(), dtype)
         finally:
@@ -101,12 +106,28 @@ def save_to_gguf(lm: Any, path: str | Path, dtype: str = "bf16") -> None:
 
 
 def architecture_of(config: GemmaConfig) -> str:
-    """Returns the llama.cpp architecture that computes `config`: `"gemma"` or `"gemma2"`.
+    """Returns the llama.cpp architecture that computes `config`, such as `"gemma2"`.
 
     Raises:
         ValueError: If neither does. The message lists the differences.
     """
-    if config.use_post_attention_norm or config.use_post_ffw_norm:
+    local = config.layer_kind(0)
+    if config.use_query_key_norm:
+        name = "gemma3"
+        needs = {
+            "use_post_attention_norm=True": config.use_post_attention_norm,
+            "use_post_ffw_norm=True": config.use_post_ffw_norm,
+            "no attention_logit_soft_cap": config.attention_logit_soft_cap is None,
+            "use_sliding_window_attention=True": config.use_sliding_window_attention,
+            f"sliding_window_pattern={PATTERN_GEMMA3}": (
+                config.sliding_window_pattern == PATTERN_GEMMA3
+            ),
+            f"local_rope_wavelength={LOCAL_ROPE_THETA_GEMMA3:g}": (
+                local.rope_theta == LOCAL_ROPE_THETA_GEMMA3
+            ),
+            "local_rope_scaling_factor=1": local.rope_scaling == 1.0,
+        }
+    elif config.use_post_attention_norm or config.use_post_ffw_norm:
         name = "gemma2"
         needs = {
             "use_post_attention_norm=True": config.use_post_attention_norm,
@@ -121,6 +142,14 @@ def architecture_of(config: GemmaConfig) -> str:
             "no final_logit_soft_cap": config.final_logit_soft_cap is None,
             "use_sliding_window_attention=False": not config.use_sliding_window_attention,
         }
+    if name != "gemma3":
+        rope = config.global_rope_wavelength, config.global_rope_scaling_factor
+        needs |= {
+            "one rotary base": rope == local[1:] or not config.use_sliding_window_attention,
+            "no rope scaling factor": config.global_rope_scaling_factor == 1.0,
+        }
+        if config.use_sliding_window_attention:
+            needs["sliding_window_pattern=2"] = config.sliding_window_pattern == 2
     deep = config.num_layers == NUM_LAYERS_27B.get(name)
     per_head = config.hidden_dim // config.num_query_heads if deep else config.head_dim
     needs[f"queries scaled by 1/sqrt({per_head}) at {config.num_layers} layers"] = math.isclose(
@@ -165,7 +194,7 @@ def _import_gguf() -> ModuleType:
     return gguf
 
 
-def _add_sizes(writer: Any, config: GemmaConfig, architecture: str) -> None:
+def _add_sizes(gguf: ModuleType, writer: Any, config: GemmaConfig, architecture: str) -> None:
     writer.add_context_length(config.context_length)
     writer.add_embedding_length(config.hidden_dim)
     writer.add_block_count(config.num_layers)
@@ -175,8 +204,15 @@ def _add_sizes(writer: Any, config: GemmaConfig, architecture: str) -> None:
     writer.add_key_length(config.head_dim)
     writer.add_value_length(config.head_dim)
     writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(config.layer_kind(0).rope_theta)
+    writer.add_rope_freq_base(config.global_rope_wavelength)
     writer.add_layer_norm_rms_eps(config.layer_norm_epsilon)
+    if architecture == "gemma3":
+        writer.add_sliding_window(config.sliding_window_size)
+        if config.final_logit_soft_cap is not None:
+            writer.add_final_logit_softcapping(config.final_logit_soft_cap)
+        if config.global_rope_scaling_factor != 1.0:
+            writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+            writer.add_rope_scaling_factor(config.global_rope_scaling_factor)
     if architecture == "gemma2":
         # llama.cpp's gemma2 always has a window; one as long as the context masks nothing.
         local = config.use_sliding_window_attention
