@@ -126,7 +126,7 @@ def test_other_classes_are_refused():
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        ("gemma_2b_e", ValueError, "'gemma_2b_e' is unknown. Similar names are 'gemma_2b_en'"),
+        ("gemma_2b_e", ValueError, "Unknown preset 'gemma_2b_e'. Similar names are 'gemma_2b_en'"),
         ("gemma3_1b", ValueError, "Similar names are"),
         ("completely else", ValueError, "Similar names are"),
         ("./nowhere", FileNotFoundError, "does not exist. Received: preset='./nowhere'"),
