@@ -16,6 +16,15 @@ MAX_STOP_TOKEN_IDS = 8
 nothing."""
 
 
+def check_stop_token_ids(stop_token_ids: Sequence[int]) -> None:
+    """Raises a ValueError if there are more than `MAX_STOP_TOKEN_IDS` stop tokens."""
+    if len(stop_token_ids) > MAX_STOP_TOKEN_IDS:
+        raise ValueError(
+            f"`stop_token_ids` must have at most {MAX_STOP_TOKEN_IDS} ids. "
+            f"Received: stop_token_ids={tuple(stop_token_ids)}"
+        )
+
+
 def stop_array(stop_token_ids: Sequence[int]) -> np.ndarray:
     """Returns stop tokens as int32 `[MAX_STOP_TOKEN_IDS]`, padded with -1."""
     array = np.full(MAX_STOP_TOKEN_IDS, -1, "int32")
