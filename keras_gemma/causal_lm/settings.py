@@ -108,8 +108,7 @@ class GenerationSettings:
                 "a number > 0",
                 lambda value: 0 < value < 1e9,
             )
-        if self.seed is not None:
-            check_seed(self.seed)
+        check_seed(self.seed)
         if self.stop is not None and not isinstance(self.stop, Collection):
             raise TypeError(
                 "`stop` must be a non-empty string or a list of non-empty strings. "

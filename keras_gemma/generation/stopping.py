@@ -16,19 +16,6 @@ MAX_STOP_TOKEN_IDS = 8
 nothing."""
 
 
-def check_stop_token_ids(stop_token_ids: Sequence[int]) -> None:
-    """Checks the number of stop tokens.
-
-    Raises:
-        ValueError: If there are more than `MAX_STOP_TOKEN_IDS`.
-    """
-    if len(stop_token_ids) > MAX_STOP_TOKEN_IDS:
-        raise ValueError(
-            f"`stop_token_ids` must have at most {MAX_STOP_TOKEN_IDS} ids. "
-            f"Received: stop_token_ids={tuple(stop_token_ids)}"
-        )
-
-
 def stop_array(stop_token_ids: Sequence[int]) -> np.ndarray:
     """Returns stop tokens as int32 `[MAX_STOP_TOKEN_IDS]`, padded with -1."""
     array = np.full(MAX_STOP_TOKEN_IDS, -1, "int32")
@@ -37,12 +24,7 @@ def stop_array(stop_token_ids: Sequence[int]) -> np.ndarray:
 
 
 def is_stop_token(ids: Any, stop_token_ids: Any) -> Any:
-    """Returns True for each of `ids [B]` that ends its sequence: bool `[B]`, in a decode step.
-
-    Args:
-        ids: int32 `[B]`, one token per sequence.
-        stop_token_ids: int32 `[MAX_STOP_TOKEN_IDS]`, from `stop_array`.
-    """
+    """Returns True for each of `ids [B]` that is in a `stop_array`: bool `[B]`, in a program."""
     return ops.any(ids[:, None] == stop_token_ids[None], axis=1)
 
 

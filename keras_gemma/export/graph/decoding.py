@@ -13,7 +13,7 @@ from keras_gemma import backend
 from keras_gemma.export.graph.prefill import Model, capacity_for, last_hidden, prefill
 from keras_gemma.export.graph.settings import Settings
 from keras_gemma.export.serving_options import OFF
-from keras_gemma.generation.decode import DecodeState, append_tokens, step
+from keras_gemma.generation.decode import DecodeState, append_tokens, next_logits
 from keras_gemma.generation.samplers import Sampler
 from keras_gemma.generation.samplers.filters import FILTERS
 from keras_gemma.generation.samplers.sampler import draw, first_argmax, tempered
@@ -113,7 +113,8 @@ class Decoder:
 
     def _step(self, weights: dict[str, Any], state: DecodeState) -> DecodeState:
         functions = self.model.decode_functions
-        return step(weights, state, self.model.config, ServedSampler(), (), functions)
+        logits, state = next_logits(weights, state, self.model.config, functions)
+        return append_tokens(state, logits, ServedSampler())
 
     def run(
         self, weights: dict[str, Any], prompts: tf.RaggedTensor, settings: Settings
