@@ -11,7 +11,7 @@ from keras_gemma.checks import check_integer
 from keras_gemma.config import GemmaConfig
 from keras_gemma.generation.samplers import Sampler
 from keras_gemma.generation.samplers.sampler import LogitsProcessor, Numbers, Seeds
-from keras_gemma.generation.stopping import MAX_STOP_TOKEN_IDS
+from keras_gemma.generation.stopping import check_stop_token_ids
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.model.cache import Cache
 
@@ -155,11 +155,7 @@ class Request:
         context = config.context_length
         if not self.prompts:
             raise ValueError("There must be at least one prompt. Received: an empty list")
-        if len(self.stop_token_ids) > MAX_STOP_TOKEN_IDS:
-            raise ValueError(
-                f"`stop_token_ids` must have at most {MAX_STOP_TOKEN_IDS} ids. "
-                f"Received: stop_token_ids={tuple(self.stop_token_ids)}"
-            )
+        check_stop_token_ids(self.stop_token_ids)
         for i, (prompt, count) in enumerate(zip(self.prompts, self.max_new_tokens, strict=True)):
             if not len(prompt):
                 raise ValueError(
