@@ -15,11 +15,6 @@ def quick():
         yield
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    """Nothing: to set TensorFlow's seed makes it forget what it has compiled."""
-
-
 @pytest.fixture(scope="session")
 def lm(tiny_proto):
     """Windows, caps and grouped heads."""

@@ -243,7 +243,7 @@ def their_search(model, prompt, **settings):
 
 def test_transformers(grouped):
     """Without stops the beams are all of one length, and both searches are the same."""
-    theirs = make_theirs(grouped, CONFIGURATIONS["gemma2_grouped"])
+    theirs = make_theirs(grouped, grouped.backbone.config.to_dict())
     sampler = BeamSampler(4, return_all_beams=True, length_penalty=1.0)
     for prompt, found in zip(PROMPTS, search(grouped, sampler), strict=True):
         expected = their_search(
