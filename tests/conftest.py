@@ -1,11 +1,13 @@
 """What every test may count on: a chosen backend, a seed, and a small vocabulary."""
 
 import os
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
 import keras
 import pytest
+from keras.src.utils import rng_utils
 
 from tests.configurations import VOCABULARY_SIZE
 from tests.models import quickly
@@ -71,8 +73,19 @@ def quick() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def unseeded_tensorflow() -> Iterator[None]:
+    """Keeps Keras from setting TensorFlow's seed.
+
+    That would import TensorFlow on other backends, and make it discard all compiled functions.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rng_utils, "tf", types.SimpleNamespace(available=False))
+        yield
+
+
 @pytest.fixture(autouse=True)
-def seeded() -> None:
+def seeded(unseeded_tensorflow: None) -> None:
     keras.utils.set_random_seed(0)
 
 

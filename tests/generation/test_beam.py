@@ -243,7 +243,7 @@ def their_search(model, prompt, **settings):
 
 def test_transformers(grouped):
     """Without stop tokens, all beams have the same length, and both searches are equal."""
-    theirs = make_theirs(grouped, CONFIGURATIONS["gemma2_grouped"])
+    theirs = make_theirs(grouped, grouped.backbone.config.to_dict())
     sampler = BeamSampler(4, return_all_beams=True, length_penalty=1.0)
     for prompt, actual in zip(PROMPTS, search(grouped, sampler), strict=True):
         expected = their_search(

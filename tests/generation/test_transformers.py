@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from keras_gemma.storage.hugging_face.reader import tensor_specs
-from tests.configurations import CONFIGURATIONS
 from tests.models import make_lm
 from tests.storage.transformers_models import make_transformers_model
 
@@ -28,7 +27,7 @@ def test_greedy_text(name):
     import torch
 
     lm = make_lm(name)
-    model = make_transformers_model(CONFIGURATIONS[name])
+    model = make_transformers_model(lm.backbone.config.to_dict())
     places = tensor_specs(lm.backbone.config)
     state = {
         places[key].name: torch.from_numpy(np.array(weight.numpy()))
