@@ -11,8 +11,9 @@ demo: $(DEMO)/.installed
 	@KERAS_BACKEND=jax $(DEMO)/bin/keras-gemma generate "ROMEO:" \
 		--max-new-tokens 120 --sampler top_k --top-k 5 --seed 1
 
-# In two parts, for what TensorFlow has compiled it keeps to its end: 20 GB of one part.
-COMPILING := tests/generation tests/causal_lm/requests tests/export tests/backend
+# One worker runs all tests of a file, because they share models and compiled programs. Workers
+# compute in one thread each.
+PYTEST := OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 $(TEST)/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 # Every step runs even when one before it failed; the target fails if any did.
 test: $(TEST)/.installed
@@ -21,8 +22,7 @@ test: $(TEST)/.installed
 	$(TEST)/bin/ruff format --check . || status=1; \
 	for backend in jax torch tensorflow; do \
 		echo "== KERAS_BACKEND=$$backend"; \
-		KERAS_BACKEND=$$backend $(TEST)/bin/python -m pytest -q -n 2 $(COMPILING) || status=1; \
-		KERAS_BACKEND=$$backend $(TEST)/bin/python -m pytest -q -n 2 $(COMPILING:%=--ignore=%) || status=1; \
+		KERAS_BACKEND=$$backend $(PYTEST) || status=1; \
 	done; \
 	exit $$status
 

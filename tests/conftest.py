@@ -47,10 +47,18 @@ BACKEND_FREE = (
 )
 """Files of tests that do not depend on the backend. They run only on JAX, as `once` tests do."""
 
+SLOWEST = ("test_examples.py", "generation/test_speculative.py", "storage/test_streaming.py")
+"""Files that run first, so that no worker has to wait for them at the end."""
+
 TESTS = Path(__file__).parent
 
 
+def file_name(item: pytest.Item) -> str:
+    return item.path.relative_to(TESTS).as_posix()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: file_name(item) not in SLOWEST)
     if keras.config.backend() != "jax":
         once = {item for item in items if is_backend_free(item)}
         config.hook.pytest_deselected(items=list(once))
@@ -58,8 +66,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def is_backend_free(item: pytest.Item) -> bool:
-    name = item.path.relative_to(TESTS).as_posix()
-    return name in BACKEND_FREE or item.get_closest_marker("once") is not None
+    return file_name(item) in BACKEND_FREE or item.get_closest_marker("once") is not None
 
 
 def pytest_report_header() -> str:

@@ -103,7 +103,7 @@ def test_torch_compiles_any_number_of_shapes(dynamo, monkeypatch):
 
     # Captures graphs without Inductor, because the test only counts them.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    lm = make_lm(run_eagerly=False)
+    lm = make_lm(run_eagerly=False, num_layers=1)
     row = lm.generate([PROMPT], max_new_tokens=6, stop_token_ids=None)
     for batch in range(2, 12):
         rows = lm.generate([PROMPT] * batch, max_new_tokens=6, stop_token_ids=None)

@@ -61,7 +61,8 @@ def test_published_names_set_context_length(preset, tmp_path, monkeypatch):
         assert Task.from_preset(name, context_length=64).backbone.context_length == 64
     assert GemmaBackbone.from_preset(folder).context_length == 8192
     assert GemmaBackbone.from_preset("gemma_tiny_en").context_length == 256
-    vault = GemmaBackbone.from_preset("vault_gemma_1b_en", load_weights=False)
+    small = {"num_layers": 1, "vocabulary_size": 512}
+    vault = GemmaBackbone.from_preset("vault_gemma_1b_en", load_weights=False, **small)
     assert vault.context_length == 1024
 
 
