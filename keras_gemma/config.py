@@ -78,17 +78,7 @@ class GemmaConfig:
     """Maximum text length of training, in tokens. KerasHub has no such field."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocabulary_size",
-            "num_layers",
-            "num_query_heads",
-            "num_key_value_heads",
-            "hidden_dim",
-            "intermediate_dim",
-            "head_dim",
-            "sliding_window_size",
-            "context_length",
-        ):
+        for name in (field.name for field in dataclasses.fields(self) if field.type is int):
             check_integer(name, getattr(self, name))
             object.__setattr__(self, name, int(getattr(self, name)))  # NumPy integers are not JSON
         if self.num_query_heads % self.num_key_value_heads:
