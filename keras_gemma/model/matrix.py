@@ -141,7 +141,7 @@ class MatrixLayer(keras.layers.Layer):
         """Raises a ValueError if `quantize_matrix` would. A model checks all matrices first."""
         self._spec(config)
         x = self.variables_of_matrix.value
-        ends = [float(ops.cast(end, "float32")) for end in (ops.min(x), ops.max(x))]
+        ends = (ops.convert_to_numpy(ops.cast(end, "float32")) for end in (ops.min(x), ops.max(x)))
         # XLA's minimum and maximum ignore NaN.
         if max(map(abs, ends)) > MAX_ABS or bool(ops.any(ops.isnan(x))):
             raise ValueError(f"{name}: {INVALID_NUMBERS}")

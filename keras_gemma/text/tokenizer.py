@@ -112,12 +112,15 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
         Raises:
             ValueError: If the vocabulary is missing.
         """
+        self._check_vocabulary()
+        return self._pieces
+
+    def _check_vocabulary(self) -> None:
         if self._pieces is None:
             raise ValueError(
                 f"The tokenizer {self.name!r} has no vocabulary yet. Create it with `proto=...` or "
                 "`GemmaTokenizer.from_preset(...)`, or call its method `load_assets(directory)`."
             )
-        return self._pieces
 
     def vocabulary_size(self) -> int:
         """Returns the number of token ids, V."""
@@ -148,12 +151,14 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
     @property
     def special_token_ids(self) -> list[int]:
         """Ids of `special_tokens`."""
-        return [self.token_to_id(token) for token in self.special_tokens]
+        self._check_vocabulary()
+        return [self.start_token_id, self.end_token_id, self.pad_token_id]
 
     @property
     def stop_token_ids(self) -> list[int]:
         """Default stop tokens: ids of `<eos>` and, if the vocabulary has it, `<end_of_turn>`."""
-        ids = map(self.pieces.id_or_none, (self.end_token, "<end_of_turn>"))
+        self._check_vocabulary()
+        ids = [self.end_token_id, self.end_of_turn_token_id]
         return [id for id in ids if id is not None]
 
     def __call__(self, inputs: Any, parse_special: bool = True) -> Any:
