@@ -1,6 +1,7 @@
 """What every test may count on: a chosen backend, a seed, and a small vocabulary."""
 
 import os
+import random
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,19 +81,27 @@ def quick() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session", autouse=True)
-def unseeded_tensorflow() -> Iterator[None]:
-    """Keeps Keras from setting TensorFlow's seed.
+def seed_tensorflow(seed: int) -> None:
+    """Sets TensorFlow's seed, but does not discard all compiled functions for that."""
+    from tensorflow.python.eager import context
 
-    That would import TensorFlow on other backends, and make it discard all compiled functions.
-    """
+    context.context()._seed = seed
+    context.context()._rng = random.Random(seed)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_seeds() -> Iterator[None]:
+    """Makes Keras seed TensorFlow quickly, and not import it on other backends."""
+    on_tensorflow = keras.config.backend() == "tensorflow"
+    functions = types.SimpleNamespace(set_seed=seed_tensorflow)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rng_utils, "tf", types.SimpleNamespace(available=False))
+        tf = types.SimpleNamespace(available=on_tensorflow, random=functions)
+        patch.setattr(rng_utils, "tf", tf)
         yield
 
 
 @pytest.fixture(autouse=True)
-def seeded(unseeded_tensorflow: None) -> None:
+def seeded(quick_seeds: None) -> None:
     keras.utils.set_random_seed(0)
 
 

@@ -1,8 +1,8 @@
 """Tiny models whose greedy text is varied, with the same weights on every backend."""
 
 import contextlib
+import types
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any
 
 import keras
@@ -61,8 +61,12 @@ def _without_xla(patch: pytest.MonkeyPatch) -> None:
         return original(*args, **kwargs)
 
     patch.setattr(tf, "function", function)
-    patch.setattr(backend, "_by_xla", backend.compile)
-    patch.setattr(backend, "_compiled", lru_cache(backend.compile))
+    for module in (backend, backend.cpu):
+        for name, value in list(vars(module).items()):
+            if isinstance(value, tf.types.experimental.PolymorphicFunction):
+                patch.setattr(module, name, original(value.python_function, autograph=False))
+    never = types.SimpleNamespace(get=lambda: False, set=bool, reset=bool)
+    patch.setattr(backend, "_in_xla", never)
 
 
 def make_backbone(name="gemma1_multi_query", dtype="float32", seed=0, num_layers=2, **changes):
