@@ -203,4 +203,4 @@ def test_held_out_items_are_never_said_in_training(monkeypatch):
         for message in train.conversation(128, SHARES)
     }
     assert len(questions) > 150 and not questions & asked
-    assert not {train.word().lower() for _ in range(5000)} & held_out.kept_words
+    assert not {train.word().lower() for _ in range(5000)} & held_out.held_out_words
