@@ -1,11 +1,12 @@
 # `make demo` and `make test` start from a bare machine: Python 3.11 or later, and no more.
+# `make test-quick` takes about a minute, on the backend that KERAS_BACKEND names (default: jax).
 
 PYTHON ?= python3
 DEMO := .venv
 TEST := .venv-test
 SOURCES := pyproject.toml $(shell find keras_gemma presets -type f -not -name '*.pyc')
 
-.PHONY: demo test docs lint format clean
+.PHONY: demo test test-quick docs lint format clean
 
 demo: $(DEMO)/.installed
 	@KERAS_BACKEND=jax $(DEMO)/bin/keras-gemma generate "ROMEO:" \
@@ -25,6 +26,15 @@ test: $(TEST)/.installed
 		KERAS_BACKEND=$$backend $(PYTEST) || status=1; \
 	done; \
 	exit $$status
+
+# Some files of each subject; those that compile most are left out.
+QUICK := $(filter-out tests/test_examples.py,$(wildcard tests/test_*.py)) tests/parity tests/text \
+	tests/quantization tests/model/test_backbone.py tests/model/test_cache.py \
+	tests/generation/test_cache.py tests/causal_lm/test_generate.py tests/scoring/test_hooks.py \
+	tests/storage/test_hugging_face.py tests/storage/test_keras_preset.py tests/cli/test_generate.py
+
+test-quick: lint
+	KERAS_BACKEND=$${KERAS_BACKEND:-jax} $(PYTEST) $(QUICK)
 
 # Into site/; a link that leads nowhere is an error.
 docs: $(TEST)/.installed
