@@ -1,18 +1,20 @@
 # `make demo` and `make test` start from a bare machine: Python 3.11 or later, and no more.
+# `make test-quick` takes about a minute, on the backend that KERAS_BACKEND names (default: jax).
 
 PYTHON ?= python3
 DEMO := .venv
 TEST := .venv-test
 SOURCES := pyproject.toml $(shell find keras_gemma presets -type f -not -name '*.pyc')
 
-.PHONY: demo test docs lint format clean
+.PHONY: demo test test-quick docs lint format clean
 
 demo: $(DEMO)/.installed
 	@KERAS_BACKEND=jax $(DEMO)/bin/keras-gemma generate "ROMEO:" \
 		--max-new-tokens 120 --sampler top_k --top-k 5 --seed 1
 
-# In two parts, for what TensorFlow has compiled it keeps to its end: 20 GB of one part.
-COMPILING := tests/generation tests/causal_lm/requests tests/export tests/backend
+# One worker runs all tests of a file, because they share models and compiled programs. Workers
+# compute in one thread each.
+PYTEST := OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 $(TEST)/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 # Every step runs even when one before it failed; the target fails if any did.
 test: $(TEST)/.installed
@@ -21,10 +23,18 @@ test: $(TEST)/.installed
 	$(TEST)/bin/ruff format --check . || status=1; \
 	for backend in jax torch tensorflow; do \
 		echo "== KERAS_BACKEND=$$backend"; \
-		KERAS_BACKEND=$$backend $(TEST)/bin/python -m pytest -q -n 2 $(COMPILING) || status=1; \
-		KERAS_BACKEND=$$backend $(TEST)/bin/python -m pytest -q -n 2 $(COMPILING:%=--ignore=%) || status=1; \
+		KERAS_BACKEND=$$backend $(PYTEST) || status=1; \
 	done; \
 	exit $$status
+
+# Some files of each subject; those that compile most are left out.
+QUICK := $(filter-out tests/test_examples.py,$(wildcard tests/test_*.py)) tests/parity tests/text \
+	tests/quantization tests/model/test_backbone.py tests/model/test_cache.py \
+	tests/generation/test_cache.py tests/causal_lm/test_generate.py tests/scoring/test_hooks.py \
+	tests/storage/test_hugging_face.py tests/storage/test_keras_preset.py tests/cli/test_generate.py
+
+test-quick: lint
+	KERAS_BACKEND=$${KERAS_BACKEND:-jax} $(PYTEST) $(QUICK)
 
 # Into site/; a link that leads nowhere is an error.
 docs: $(TEST)/.installed

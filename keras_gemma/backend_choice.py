@@ -11,8 +11,10 @@ import sys
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal, get_args
 
-BACKENDS = ("jax", "torch", "tensorflow")
+Backend = Literal["jax", "torch", "tensorflow"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
 """Supported backends, in order of preference."""
 
 
@@ -30,11 +32,7 @@ def is_installed(backend: str) -> bool:
 
 
 def configured_backend(environ: Mapping[str, str]) -> str | None:
-    """Returns the backend in the Keras configuration file, or `None` if it is not set.
-
-    Args:
-        environ: Environment variables. `KERAS_HOME` is the folder of `keras.json`.
-    """
+    """Returns the backend in the Keras configuration file, or `None` if it is not set."""
     home = os.path.expanduser("~")
     folder = environ.get("KERAS_HOME", f"{home if os.access(home, os.W_OK) else '/tmp'}/.keras")
     path = Path(os.path.expanduser(folder), "keras.json")
@@ -54,15 +52,6 @@ def choose_backend(
 
     A configured backend that is not installed is ignored, because Keras writes "tensorflow" into
     its configuration on any machine.
-
-    Args:
-        environ: Environment variables.
-        configured: Backend in the Keras configuration file, or `None`.
-        installed: Function that returns True if a backend is installed.
-
-    Raises:
-        ValueError: If `KERAS_BACKEND` is not a supported backend.
-        ImportError: If `KERAS_BACKEND`, or every backend, is not installed.
     """
     named = environ.get("KERAS_BACKEND")
     if named:
@@ -87,16 +76,9 @@ def choose_backend(
 
 
 def use_backend(name: str | None = None) -> str:
-    """Sets `KERAS_BACKEND` before Keras is imported, and returns the backend.
+    """Sets `KERAS_BACKEND` to `name`, or to a chosen backend, and returns the backend.
 
-    If Keras is already imported, its backend is unchanged.
-
-    Args:
-        name: Backend to use. `None` chooses one with `choose_backend`.
-
-    Raises:
-        ValueError: If the backend is not supported, or Keras already runs on another one.
-        ImportError: If the backend is not installed.
+    If Keras is already imported, its backend is unchanged, and another `name` is an error.
     """
     if "keras" in sys.modules:
         running = sys.modules["keras"].config.backend()

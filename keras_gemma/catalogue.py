@@ -16,18 +16,7 @@ from keras_gemma.config import GemmaConfig
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """Published preset, read from its folder.
-
-    Example:
-
-    ```python
-    from keras_gemma.catalogue import presets
-
-    preset = presets()["gemma2_2b_en"]
-    preset.config.parameter_count  # 2614341888
-    preset.hugging_face_handle  # "hf://google/gemma-2-2b"
-    ```
-    """
+    """Published preset, read from its folder."""
 
     name: str
     folder: Path
@@ -43,7 +32,7 @@ class Preset:
     @property
     def has_weights(self) -> bool:
         """True if the weights are part of the package."""
-        return hub_caches.holds_weights(self._in_package)
+        return hub_caches.holds_weights(hub_caches.folder_finder(self.folder))
 
     def is_cached(self) -> bool:
         """Returns True if the weights are in the local Kaggle or Hugging Face cache."""
@@ -51,14 +40,11 @@ class Preset:
 
     def finders(self) -> dict[str, hub_caches.Find]:
         """Returns a function that finds cached files for each handle, Kaggle's first."""
-        finders = {}
-        if self.kaggle_handle:
-            handle = self.kaggle_handle.removeprefix("kaggle://")
-            finders[self.kaggle_handle] = hub_caches.kaggle_finder(handle)
-        if self.hugging_face_handle:
-            handle = self.hugging_face_handle.removeprefix("hf://")
-            finders[self.hugging_face_handle] = hub_caches.hugging_face_finder(handle)
-        return finders
+        hubs = {
+            self.kaggle_handle: hub_caches.kaggle_finder,
+            self.hugging_face_handle: hub_caches.hugging_face_finder,
+        }
+        return {handle: hubs[handle](handle.partition("://")[2]) for handle in hubs if handle}
 
     def describe(self) -> dict[str, Any]:
         """Returns the entry of `GemmaCausalLM.presets`, in KerasHub's format."""
@@ -75,15 +61,10 @@ class Preset:
             "hugging_face_handle": self.hugging_face_handle,
         }
 
-    def _in_package(self, name: str) -> Path | None:
-        path = self.folder / name
-        return path if path.is_file() else None
-
 
 @functools.cache
 def _read_all() -> tuple[Preset, ...]:
-    folders = sorted(path.parent for path in _root().glob("*/metadata.json"))
-    listed = map(_read, folders)
+    listed = (_read(path.parent) for path in sorted(_root().glob("*/metadata.json")))
     return tuple(sorted(listed, key=lambda preset: preset.config.parameter_count))
 
 
@@ -102,11 +83,7 @@ def find(preset: str | Path) -> Preset | None:
 
 
 def _root() -> Path:
-    """Returns `presets/` in the installed package or at the top of a source checkout.
-
-    Raises:
-        FileNotFoundError: If neither exists.
-    """
+    """Returns `presets/` in the installed package or at the top of a source checkout."""
     package = Path(__file__).parent
     roots = (package / "presets", package.parent / "presets")
     for root in roots:

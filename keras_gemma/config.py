@@ -84,17 +84,7 @@ class GemmaConfig:
     """Maximum text length of training, in tokens. KerasHub has no such field."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocabulary_size",
-            "num_layers",
-            "num_query_heads",
-            "num_key_value_heads",
-            "hidden_dim",
-            "intermediate_dim",
-            "head_dim",
-            "sliding_window_size",
-            "context_length",
-        ):
+        for name in (field.name for field in dataclasses.fields(self) if field.type is int):
             check_integer(name, getattr(self, name))
             object.__setattr__(self, name, int(getattr(self, name)))  # NumPy integers are not JSON
         if self.num_query_heads % self.num_key_value_heads:
@@ -118,7 +108,14 @@ class GemmaConfig:
             cap = getattr(self, name)
             if cap is not None:
                 check_number(name, cap, "(0, inf)", "`None` disables soft capping.")
-        check_number("layer_norm_epsilon", self.layer_norm_epsilon, "(0, inf)")
+        for name in (
+            "layer_norm_epsilon",
+            "local_rope_wavelength",
+            "global_rope_wavelength",
+            "local_rope_scaling_factor",
+            "global_rope_scaling_factor",
+        ):
+            check_number(name, getattr(self, name), "(0, inf)")
         check_number("dropout", self.dropout, "[0, 1)")
 
     @property

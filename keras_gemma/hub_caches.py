@@ -53,9 +53,14 @@ def hugging_face_finder(repository: str, revision: str = "main") -> Find:
     folder = hugging_face_cache() / f"models--{repository.replace('/', '--')}"
     reference = folder / "refs" / revision
     commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision
+    return folder_finder(folder / "snapshots" / commit)
+
+
+def folder_finder(folder: Path) -> Find:
+    """Returns a finder for a folder whose files are all complete."""
 
     def find(name: str) -> Path | None:
-        path = folder / "snapshots" / commit / name
+        path = folder / name
         return path if path.is_file() else None
 
     return find
@@ -80,16 +85,12 @@ def holds_weights(find: Find) -> bool:
 
 
 def shard_names(index: Path) -> list[str]:
-    """Returns the sorted shard names of a weights index. Raises the errors of `read_index`."""
+    """Returns the sorted shard names of a weights index."""
     return sorted({name for names in read_index(index).values() for name in names})
 
 
 def read_index(index: Path) -> dict[str, list[str]]:
-    """Reads a weights index: the files of each tensor or group of tensors.
-
-    Raises:
-        ValueError: If the file is not a valid weights index, or a name points outside its folder.
-    """
+    """Reads a weights index: the files of each tensor or group of tensors."""
     try:
         content = json.loads(index.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

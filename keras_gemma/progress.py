@@ -13,13 +13,9 @@ PATIENCE = 1.0
 
 @contextlib.contextmanager
 def bar(title: str, total: float) -> Iterator[Callable[..., None]]:
-    """Yields a function that adds to the completed amount of work.
+    """Yields a function that adds to the completed amount of work, of which there is `total`.
 
     The optional second argument of the function replaces the title.
-
-    Args:
-        title: Title of the bar, such as `"Loading"`.
-        total: Total amount of work, in any unit.
     """
     start, done, shown = time.monotonic(), 0.0, None
     with contextlib.ExitStack() as stack:

@@ -1,11 +1,14 @@
 """What every test may count on: a chosen backend, a seed, and a small vocabulary."""
 
 import os
+import random
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
 import keras
 import pytest
+from keras.src.utils import rng_utils
 
 from tests.configurations import VOCABULARY_SIZE
 from tests.models import quickly
@@ -45,10 +48,18 @@ BACKEND_FREE = (
 )
 """Files of tests that do not depend on the backend. They run only on JAX, as `once` tests do."""
 
+SLOWEST = ("test_examples.py", "generation/test_speculative.py", "storage/test_streaming.py")
+"""Files that run first, so that no worker has to wait for them at the end."""
+
 TESTS = Path(__file__).parent
 
 
+def file_name(item: pytest.Item) -> str:
+    return item.path.relative_to(TESTS).as_posix()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: file_name(item) not in SLOWEST)
     if keras.config.backend() != "jax":
         once = {item for item in items if is_backend_free(item)}
         config.hook.pytest_deselected(items=list(once))
@@ -56,8 +67,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def is_backend_free(item: pytest.Item) -> bool:
-    name = item.path.relative_to(TESTS).as_posix()
-    return name in BACKEND_FREE or item.get_closest_marker("once") is not None
+    return file_name(item) in BACKEND_FREE or item.get_closest_marker("once") is not None
 
 
 def pytest_report_header() -> str:
@@ -71,8 +81,27 @@ def quick() -> Iterator[None]:
         yield
 
 
+def seed_tensorflow(seed: int) -> None:
+    """Sets TensorFlow's seed, but does not discard all compiled functions for that."""
+    from tensorflow.python.eager import context
+
+    context.context()._seed = seed
+    context.context()._rng = random.Random(seed)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_seeds() -> Iterator[None]:
+    """Makes Keras seed TensorFlow quickly, and not import it on other backends."""
+    on_tensorflow = keras.config.backend() == "tensorflow"
+    functions = types.SimpleNamespace(set_seed=seed_tensorflow)
+    with pytest.MonkeyPatch.context() as patch:
+        tf = types.SimpleNamespace(available=on_tensorflow, random=functions)
+        patch.setattr(rng_utils, "tf", tf)
+        yield
+
+
 @pytest.fixture(autouse=True)
-def seeded() -> None:
+def seeded(quick_seeds: None) -> None:
     keras.utils.set_random_seed(0)
 
 

@@ -1,6 +1,7 @@
 """Tiny models whose greedy text is varied, with the same weights on every backend."""
 
 import contextlib
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,13 +61,21 @@ def _without_xla(patch: pytest.MonkeyPatch) -> None:
         return original(*args, **kwargs)
 
     patch.setattr(tf, "function", function)
-    patch.setattr(backend, "_by_xla", backend.compile)
-    patch.setattr(backend, "_compiled", backend.compile)
+    for module in (backend, backend.cpu):
+        for name, value in list(vars(module).items()):
+            if isinstance(value, tf.types.experimental.PolymorphicFunction):
+                patch.setattr(module, name, original(value.python_function, autograph=False))
+    never = types.SimpleNamespace(get=lambda: False, set=bool, reset=bool)
+    patch.setattr(backend, "_in_xla", never)
 
 
-def make_backbone(name="gemma1_multi_query", dtype="float32", seed=0, **changes):
-    """Small embeddings and large matrices: else a model repeats the token that it reads."""
-    backbone = GemmaBackbone(**CONFIGURATIONS[name] | changes, dtype=dtype)
+def make_backbone(name="gemma1_multi_query", dtype="float32", seed=0, num_layers=2, **changes):
+    """Makes a random model of two layers: in models with a window, a local and a global one.
+
+    Embeddings are small and matrices large. Otherwise a model repeats the token that it reads.
+    """
+    sizes = CONFIGURATIONS[name] | {"num_layers": num_layers} | changes
+    backbone = GemmaBackbone(**sizes, dtype=dtype)
     random = np.random.default_rng(seed)
     for weight in backbone.named_weights().values():
         value = random.normal(0.0, 1.0, weight.shape).astype("float32")
@@ -75,12 +84,19 @@ def make_backbone(name="gemma1_multi_query", dtype="float32", seed=0, **changes)
     return backbone
 
 
-def make_lm(name="gemma1_multi_query", proto=None, dtype="float32", sequence_length=32, **compiled):
-    """A model that generates without compiling on PyTorch, where that takes ten seconds a shape."""
+def make_lm(
+    name="gemma1_multi_query",
+    proto=None,
+    dtype="float32",
+    sequence_length=32,
+    num_layers=2,
+    **compiled,
+):
+    """Makes a model that generates eagerly on PyTorch, where compiling takes seconds per shape."""
     preprocessor = None
     if proto is not None:
         preprocessor = GemmaCausalLMPreprocessor(GemmaTokenizer(proto), sequence_length)
-    lm = GemmaCausalLM(make_backbone(name, dtype), preprocessor)
+    lm = GemmaCausalLM(make_backbone(name, dtype, num_layers=num_layers), preprocessor)
     compile_lm(lm, **compiled)
     return lm
 

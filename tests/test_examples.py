@@ -13,6 +13,12 @@ import pytest
 from tests.notebooks import execute
 
 ROOT = Path(__file__).parents[1]
+COMMITS = int(
+    subprocess.run(
+        ["git", "rev-list", "--count", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
+    or 0
+)
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 
@@ -36,25 +42,24 @@ def test_there_are_examples():
     assert len(examples()) > 8
 
 
-def examples_of_this_backend() -> list:
-    """All examples on JAX; on the other backends a third, which changes with every commit."""
+def runs_here(i: int) -> bool:
+    """Returns True on JAX, and on the other backends for a third that changes with every commit."""
     backends = ("torch", "tensorflow", "jax")
-    count = ["git", "rev-list", "--count", "HEAD"]
-    commits = subprocess.run(count, cwd=ROOT, capture_output=True, text=True).stdout.strip()
     third = backends.index(keras.config.backend())
-    return [
-        example
-        for i, example in enumerate(examples())
-        if third == 2 or (i + int(commits or 0)) % 3 == third
-    ]
+    return third == 2 or (i + COMMITS) % 3 == third
 
 
-@pytest.mark.parametrize("code", examples_of_this_backend())
+def in_turn(i: int) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(not runs_here(i), reason="the turn of another backend")
+
+
+@pytest.mark.parametrize("code", [code for i, code in enumerate(examples()) if runs_here(i)])
 def test_example(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "example", "exec"), {})
 
 
+@in_turn(0)
 def test_training_from_scratch(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(ROOT / "examples")
     import train_from_scratch
@@ -73,6 +78,7 @@ def test_training_from_scratch(tmp_path, monkeypatch, capsys):
     assert keras.backend.standardize_dtype(lm.backbone.token_embedding.tensor.dtype) == "float32"
 
 
+@in_turn(1)
 def test_looking_inside(monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setenv("MPLBACKEND", "agg")
@@ -85,6 +91,7 @@ def test_looking_inside(monkeypatch):
     assert sum(hasattr(value, "_repr_html_") for value in shown) >= 2
 
 
+@in_turn(2)
 def test_fine_tuning(monkeypatch, capsys):
     pytest.importorskip("matplotlib")
     monkeypatch.setenv("MPLBACKEND", "agg")
@@ -105,14 +112,15 @@ def test_fine_tuning(monkeypatch, capsys):
     ("name", "packages"),
     [
         ("get_started", []),
-        ("migrate_from_keras_hub", ["keras_hub"]),
-        ("migrate_from_transformers", ["torch", "transformers"]),
+        pytest.param("migrate_from_keras_hub", ["keras_hub"], marks=in_turn(1)),
+        pytest.param("migrate_from_transformers", ["torch", "transformers"], marks=in_turn(2)),
     ],
 )
 def test_notebook(name, packages, tmp_path, monkeypatch):
     check_notebook(name, packages, tmp_path, monkeypatch)
 
 
+@in_turn(0)
 def test_prompting(tmp_path, monkeypatch):
     check_notebook("prompting", [], tmp_path, monkeypatch)
 
@@ -153,6 +161,7 @@ def kinds(cell):
     return [kind for output in cell.get("outputs", []) for kind in output.get("data", {})]
 
 
+@in_turn(2)
 def test_a_tiny_model_that_follows_instructions(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(ROOT / "examples")
     import instruct_accuracy
@@ -177,6 +186,7 @@ def test_a_tiny_model_that_follows_instructions(tmp_path, monkeypatch, capsys):
     assert "| second turn | 1 | 0.0% |" in capsys.readouterr().out
 
 
+@pytest.mark.once
 def test_held_out_items_are_never_said_in_training(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "examples")
     from instruct_data import SHARES, Writer
@@ -193,4 +203,4 @@ def test_held_out_items_are_never_said_in_training(monkeypatch):
         for message in train.conversation(128, SHARES)
     }
     assert len(questions) > 150 and not questions & asked
-    assert not {train.word().lower() for _ in range(5000)} & held_out.kept_words
+    assert not {train.word().lower() for _ in range(5000)} & held_out.held_out_words

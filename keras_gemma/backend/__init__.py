@@ -50,7 +50,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_gemma.backend import keras_internals
+from keras_gemma.backend import keras_internals, packing
 from keras_gemma.backend.packing import as_aligned, empty
 from keras_gemma.backend.quantized import Quantized
 
@@ -75,13 +75,10 @@ CHUNK = 1 << 22
 """Numbers of a weight that are quantized and packed at a time, at most a hundred megabytes."""
 
 ROW_ALIGNMENT = 64
-"""Row alignment: every layout keeps that many rows together."""
+"""Rows that every layout keeps together."""
 
 uninitialized = keras_internals.uninitialized
-packed_shape = _module.packed_shape
-pack = _module.pack
-peak_device_memory = _module.peak_device_memory
-unpack = _module.unpack
+unpack = packing.unpack
 to_numpy = _module.to_numpy
 attend = _module.attend
 write_cache = _module.write_cache
@@ -92,18 +89,29 @@ requires_grad = _module.requires_grad
 while_loop = _module.while_loop
 map = _module.map
 free_memory = _module.free_memory
+peak_device_memory = _module.peak_device_memory
 memory_bandwidth = _module.memory_bandwidth
+
+
+def _has_blocks() -> bool:
+    return _name != "torch" and _module.on_cpu()
+
+
+def packed_shape(shape: tuple[int, ...], kind: str) -> tuple[int, ...]:
+    return packing.packed_shape(shape, kind) if _has_blocks() else shape
+
+
+def pack(weight: np.ndarray, kind: str, dtype: Any = None) -> np.ndarray:
+    return packing.pack(weight, kind, dtype) if _has_blocks() else as_aligned(weight, dtype)
 
 
 def quantized_spec(
     shape: tuple[int, int], kind: str, bits: int, group_size: int, zero_points: bool = False
 ) -> Quantized:
-    """Returns shape and dtype of each array of a stored int8 or int4 weight `[out, in]`."""
     return _module.quantized_layout().spec(shape, kind, bits, group_size, zero_points)
 
 
 def quantized_pack(plain: Quantized, kind: str, bits: int) -> Quantized:
-    """Packs NumPy arrays from the plain form into the stored layout."""
     return _module.quantized_layout().pack(plain, kind, bits)
 
 
@@ -115,18 +123,13 @@ def quantized_pack_rows(
     zero_points: bool,
     plain_rows: Callable[[slice], Quantized],
 ) -> Quantized:
-    """Packs a weight `[out, in]` with one slab of its plain form in memory at a time.
-
-    Args:
-        shape, kind, bits, group_size, zero_points: Same as in `quantized_spec`.
-        plain_rows: Returns the plain form of a slice of rows. Called from the first to the last.
-    """
+    """Packs a weight `[out, in]` slab by slab. `plain_rows` returns the plain form of some rows."""
     out, length = shape
     rows = max(1, CHUNK // length // ROW_ALIGNMENT) * ROW_ALIGNMENT
     if out <= rows or out % ROW_ALIGNMENT:
         return quantized_pack(plain_rows(slice(None)), kind, bits)
     spec = quantized_spec(shape, kind, bits, group_size, zero_points)
-    packed = Quantized(*(entry and empty(*entry) for entry in spec))
+    packed = spec.map(lambda entry: empty(*entry))
     for start in range(0, out, rows):
         slab = quantized_pack(plain_rows(slice(start, start + rows)), kind, bits)
         for whole, part in zip(packed, slab, strict=True):
@@ -139,7 +142,6 @@ def quantized_pack_rows(
 
 
 def quantized_unpack(packed: Quantized, shape: tuple[int, int]) -> Quantized:
-    """Inverse of `quantized_pack`."""
     return _module.quantized_layout().unpack(packed, shape)
 
 
@@ -150,10 +152,7 @@ def matmul(x: Any, packed: Any) -> Any:
 
 
 def matmul_transposed(y: Any, packed: Any) -> Any:
-    """Multiplies `y [..., out]` by a transposed embedding `[out, in]` -> `[..., in]`.
-
-    This product is the gradient of `matmul` with respect to `x`.
-    """
+    """Multiplies `y [..., out]` by a transposed embedding `[out, in]` -> `[..., in]`."""
     if not isinstance(packed, Quantized):
         return _module.matmul_transposed(y, packed)
     dtype, total = keras.backend.standardize_dtype(y.dtype), 0.0
@@ -175,34 +174,3 @@ def embed(ids: Any, packed: Any, dtype: str) -> Any:
 def assign(variable: keras.Variable, packed: np.ndarray) -> None:
     """Assigns a packed weight of the variable's dtype. `packed` must not be modified afterwards."""
     keras_internals.assign(variable, _module.from_numpy(packed))
-
-
-__all__ = [
-    "Quantized",
-    "as_aligned",
-    "assign",
-    "attend",
-    "compile",
-    "cross_entropy",
-    "embed",
-    "empty",
-    "free_memory",
-    "jit_part",
-    "map",
-    "matmul",
-    "matmul_transposed",
-    "memory_bandwidth",
-    "pack",
-    "packed_shape",
-    "peak_device_memory",
-    "quantized_pack",
-    "quantized_pack_rows",
-    "quantized_spec",
-    "quantized_unpack",
-    "requires_grad",
-    "to_numpy",
-    "uninitialized",
-    "unpack",
-    "while_loop",
-    "write_cache",
-]

@@ -16,15 +16,11 @@ def free_memory() -> int | None:
 
     A container's limit counts if it leaves less than the machine has available.
     """
-    limits = [free for free in (_available(), *_left_to_groups()) if free is not None]
+    limits = _left_to_groups()
+    available = _field(MEMINFO, "MemAvailable:")
+    if available is not None:
+        limits.append(available * 1024)
     return max(0, min(limits)) if limits else None
-
-
-def _available() -> int | None:
-    for line in _lines(MEMINFO):
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None
 
 
 def _left_to_groups() -> list[int]:
@@ -47,7 +43,7 @@ def _left_to_groups() -> list[int]:
         for folder in {root / group, *(root / parent for parent in group.parents)}:
             limit, used = _number(folder / most), _number(folder / now)
             if limit is not None and used is not None:
-                left.append(limit - used + _field(folder / "memory.stat", cache))
+                left.append(limit - used + (_field(folder / "memory.stat", cache) or 0))
     return left
 
 
@@ -57,16 +53,13 @@ def _number(file: Path) -> int | None:
     return int(text) if text.isdecimal() else None
 
 
-def _field(file: Path, name: str) -> int:
-    """Returns the number after `name` in a file, or 0 if the name is missing."""
-    return next((int(line.split()[1]) for line in _lines(file) if line.split()[0] == name), 0)
+def _field(file: Path, name: str) -> int | None:
+    """Returns the number after `name` in a file, or `None` if the name is missing."""
+    return next((int(line.split()[1]) for line in _lines(file) if line.split()[0] == name), None)
 
 
 def program_cache(framework: str) -> Path:
-    """Returns the folder of compiled programs for this processor type.
-
-    The folder is in `$XDG_CACHE_HOME/keras_gemma`, by default `~/.cache/keras_gemma`.
-    """
+    """Returns the folder of compiled programs for this processor type, in the user's cache."""
     cpuinfo = _lines(Path("/proc/cpuinfo"))
     features = next((line for line in cpuinfo if line.startswith("flags")), "")
     processor = hashlib.sha256((platform.machine() + features).encode()).hexdigest()[:12]

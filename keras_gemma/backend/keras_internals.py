@@ -54,30 +54,22 @@ def adding_weights(layer: keras.layers.Layer) -> Iterator[None]:
 
 
 def untrack(layer: keras.layers.Layer, variable: keras.Variable) -> None:
-    """Removes a variable from a layer."""
     layer._untrack_variable(variable)
 
 
 def sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
-    """Returns the direct sublayers of a layer."""
     return list(layer._flatten_layers(include_self=False, recursive=False))
 
 
 def release_torch_parameters(model: keras.Model) -> None:
-    """Drops PyTorch's references to the variables of a model, so that replaced ones are freed.
-
-    Keras collects the references again when it needs them.
-    """
+    """Frees replaced variables: drops PyTorch's references, which Keras collects when needed."""
     for layer in model._flatten_layers():
         if hasattr(layer, "_torch_params"):
             del layer._torch_params
 
 
 def restore_quantize(model: keras.Model) -> None:
-    """Restores the `quantize` of the model's class.
-
-    Keras wraps the method of each object, to validate the modes and settings of its own quantizers.
-    """
+    """Restores the class's `quantize`. Keras wraps it in each object, to validate its own modes."""
     vars(model).pop("quantize", None)
 
 
@@ -94,10 +86,7 @@ def optimizer_variables(optimizer: keras.Optimizer | None) -> list[keras.Variabl
 
 
 def reset_optimizer(optimizer: keras.Optimizer) -> None:
-    """Resets an optimizer in place, which frees its slot variables.
-
-    In place because Keras and user code may hold references to it.
-    """
+    """Frees the slot variables. In place, because Keras and user code may hold the optimizer."""
     for part in (optimizer, getattr(optimizer, "inner_optimizer", None)):
         if part is not None:
             fresh = type(part).from_config(part.get_config())

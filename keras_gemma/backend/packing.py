@@ -36,10 +36,8 @@ def count_blocks(shape: tuple[int, ...], kind: str) -> int:
     if kind != "matrix" or length <= MAX_BLOCK_LENGTH:
         return 1
     fewest = math.ceil(length / MAX_BLOCK_LENGTH)
-    for blocks in range(fewest, 2 * fewest + 1):
-        if length % (64 * blocks) == 0:
-            return blocks
-    return 1
+    numbers = range(fewest, 2 * fewest + 1)
+    return next((blocks for blocks in numbers if length % (64 * blocks) == 0), 1)
 
 
 def packed_shape(shape: tuple[int, ...], kind: str) -> tuple[int, ...]:
@@ -83,11 +81,6 @@ def _copy(target: np.ndarray, source: np.ndarray) -> None:
         np.copyto(target, source, casting="unsafe")
 
 
-def pack_rows(weight: np.ndarray, kind: str, dtype: Any = None) -> np.ndarray:
-    """Packs a weight `[out, in]` in `dtype`, without blocks."""
-    return as_aligned(weight, dtype)
-
-
 def pack(weight: np.ndarray, kind: str, dtype: Any = None) -> np.ndarray:
     """Packs a weight `[out, in]` in blocks and in `dtype`, with at most one copy."""
     blocks = count_blocks(weight.shape, kind)
@@ -98,7 +91,5 @@ def pack(weight: np.ndarray, kind: str, dtype: Any = None) -> np.ndarray:
 
 
 def unpack(packed: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Inverse of `pack`; returns a weight of this `shape`."""
-    if packed.ndim == len(shape):
-        return packed
-    return packed.swapaxes(0, 1).reshape(shape)
+    """Inverse of `pack`, for a weight of this `shape`."""
+    return packed if packed.ndim == len(shape) else packed.swapaxes(0, 1).reshape(shape)

@@ -4,7 +4,7 @@
 8 bits, each row is one group. A backend may have its own layout and faster functions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import keras
@@ -31,6 +31,10 @@ class Quantized(NamedTuple):
         """Returns the arrays that are not `None` by their names in files."""
         pairs = zip(FILE_NAMES, self, strict=True)
         return {name: array for name, array in pairs if array is not None}
+
+    def map(self, function: Callable[[Any], Any]) -> "Quantized":
+        """Returns the results of `function` for the arrays that are not `None`."""
+        return Quantized(*(None if array is None else function(array) for array in self))
 
     @classmethod
     def from_file_names(cls, arrays: Mapping[str, Any]) -> "Quantized":
@@ -97,5 +101,4 @@ def matmul_transposed(dy: Any, packed: Quantized) -> Any:
 
 def embed(ids: Any, packed: Quantized, dtype: str) -> Any:
     """Looks up rows `ids [...]` of the weight `[V, D]` -> `[..., D]` in `dtype`."""
-    rows = (None if array is None else ops.take(array, ids, axis=0) for array in packed)
-    return dequantize(Quantized(*rows), dtype)
+    return dequantize(packed.map(lambda array: ops.take(array, ids, axis=0)), dtype)

@@ -19,11 +19,6 @@ def matmul(x: Any, weight: Any) -> Any:
     return ops.matmul(x, ops.transpose(weight))
 
 
-def matmul_transposed(y: Any, weight: Any) -> Any:
-    """Multiplies `y [..., out]` by a transposed weight `[out, in]` -> `[..., in]`."""
-    return ops.matmul(y, weight)
-
-
 def embed(ids: Any, weight: Any) -> Any:
     """Looks up rows `ids [...]` of `weight [V, D]` -> `[..., D]`."""
     return ops.take(weight, ids, axis=0)
@@ -34,21 +29,11 @@ def attend(
 ) -> Any:
     """Computes grouped-query attention: N query heads, K key/value heads, G = N / K.
 
-    Follows Gemma 2's order: scale the query, multiply, soft cap, mask, softmax in float32. A fully
-    masked query gives zeros.
-
-    Args:
-        query: `[B, T, N, H]`.
-        key, value: `[B, S, K, H]`.
-        mask: Bool `[B, T, S]`; True for visible positions.
-        scale: Factor of the query.
-        soft_cap: `c` of `c * tanh(logits / c)`. `None` disables the soft cap.
-
-    Returns:
-        `[B, T, N, H]`, in the dtype of `value`.
+    Follows Gemma 2's order: scale the query, multiply, soft cap, mask, softmax in float32. Queries
+    and the result are `[B, T, N, H]`, keys and values `[B, S, K, H]`. The bool mask `[B, T, S]` is
+    True for visible positions. A fully masked query gives zeros.
     """
-    weights = attention_weights(query, key, mask, scale=scale, soft_cap=soft_cap)
-    return weigh(weights, value)
+    return weigh(attention_weights(query, key, mask, scale=scale, soft_cap=soft_cap), value)
 
 
 def attention_weights(
@@ -78,16 +63,10 @@ def weigh(weights: Any, value: Any) -> Any:
 
 
 def cross_entropy(products: Any, target_ids: Any, soft_cap: float | None) -> tuple[Any, Any, Any]:
-    """Computes the cross entropy, in nats, of `products [..., V]` and its gradient.
+    """Computes the cross entropy, in nats, of `products [..., V]`: logits before the soft cap.
 
-    Args:
-        products: Logits before the soft cap, `[..., V]`. A backend may overwrite them.
-        target_ids: `[...]`.
-        soft_cap: Same as in `attend`.
-
-    Returns:
-        Losses, float32 `[...]`; hits, float32 `[...]`, 1 if the target has the largest logit; and
-        the gradient of the losses with respect to `products`, `[..., V]` in their dtype.
+    Returns losses, float32 `[...]`; hits, float32 `[...]`, 1 if the target has the largest logit;
+    and the gradient of `products` in their dtype. A backend may overwrite `products` with it.
     """
     dtype = keras.backend.standardize_dtype(products.dtype)
     logits = ops.cast(products, "float32")
@@ -106,9 +85,7 @@ def cross_entropy(products: Any, target_ids: Any, soft_cap: float | None) -> tup
     return losses, hits, ops.cast(change, dtype)
 
 
-def map(function: Callable[[Any], Any], arrays: Any) -> Any:
-    """Applies `function` to the elements of `arrays [N, ...]` in order and stacks the results."""
-    return ops.map(function, arrays)
+map = ops.map
 
 
 def write_cache(cache: Any, new: Any, slots: Any) -> Any:
@@ -117,3 +94,18 @@ def write_cache(cache: Any, new: Any, slots: Any) -> Any:
         is_slot = ops.arange(ops.shape(cache)[1])[None, :] == slots[:, i : i + 1]
         cache = ops.where(is_slot[:, :, None, None], new[:, i : i + 1], cache)
     return cache
+
+
+def while_loop(
+    cond: Callable[[Any], Any], step: Callable[[Any, Any], Any]
+) -> Callable[[Any, Any, int], Any]:
+    """Returns the loop in Python. `cond` must be cheap, because its result is read every time."""
+
+    def run(weights: Any, state: Any, limit: int) -> Any:
+        for _ in range(limit):
+            if not bool(cond(state)):
+                break
+            state = step(weights, state)
+        return state
+
+    return run

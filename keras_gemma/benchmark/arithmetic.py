@@ -20,26 +20,8 @@ def decode_bytes(
     """Returns the bytes that a decode step reads: each weight once, and the filled KV cache.
 
     The tied embedding counts once, as the output head. The cache grows by a token per step, so
-    the result is the mean over the steps.
-
-    Args:
-        config: Sizes of the model.
-        weight_bytes: Bytes of all weights, each in its own dtype.
-        batch: Batch size.
-        prompt: Tokens per prompt.
-        new: New tokens per prompt, at least 2. The first one is part of the prefill, and each
-            other one takes a decode step.
-        cache_dtype: Dtype of keys and values.
-
-    Example:
-
-    ```python
-    from keras_gemma.benchmark.arithmetic import decode_bytes
-    from keras_gemma.catalogue import presets
-
-    config = presets()["gemma2_2b_en"].config
-    decode_bytes(config, config.weight_bytes(), batch=1, prompt=32, new=32)  # 5233796096.0
-    ```
+    the result is the mean over the steps. The first of at least 2 new tokens per prompt is part of
+    the prefill.
     """
     lengths = range(prompt + 1, prompt + new)
     cache = sum(config.cache_bytes(batch, length, cache_dtype) for length in lengths)
@@ -51,15 +33,6 @@ def prefill_flops(config: GemmaConfig, *, batch: int, prompt: int) -> int:
 
     Counts the matrices of the blocks once per token, and the output head once per prompt. The
     embedding lookup and the products within attention are not counted.
-
-    Example:
-
-    ```python
-    from keras_gemma.benchmark.arithmetic import prefill_flops
-    from keras_gemma.catalogue import presets
-
-    prefill_flops(presets()["gemma2_2b_en"].config, batch=1, prompt=32)  # 130747990016
-    ```
     """
     shapes = config.weight_shapes()
     head = math.prod(shapes.pop("token_embedding"))

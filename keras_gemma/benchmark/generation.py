@@ -26,11 +26,7 @@ BYTES_PER_PROMPT_ID = 48
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """Sizes of a measurement: greedy generation without stop tokens.
-
-    Raises:
-        ValueError: If a size is too small.
-    """
+    """Sizes of a measurement: greedy generation without stop tokens."""
 
     prompt: int = 32
     """Tokens per prompt."""
@@ -73,9 +69,6 @@ def measure(make: Callable[[], Any], work: Work) -> dict[str, Any]:
     Returns:
         Results by name. The names end in the units. Memory is in addition to that of the process
         before. Values that cannot be measured are `None`.
-
-    Raises:
-        ValueError: If prompt and new tokens exceed the context length.
 
     Example:
 
@@ -154,17 +147,7 @@ def check_context(config: Any, work: Work) -> None:
 def check_memory(
     config: GemmaConfig, work: Work, dtype: str | None, quantization: str | None = None
 ) -> None:
-    """Checks that weights and work fit into the free memory.
-
-    Args:
-        config: Sizes of the model.
-        work: Sizes of the measurement.
-        dtype: Dtype of weights and activations. `None` means bfloat16.
-        quantization: `"int8"`, `"int4"`, or `None` for weights in `dtype`.
-
-    Raises:
-        ValueError: If they do not fit.
-    """
+    """Raises a ValueError if weights and work do not fit. The default of `dtype` is bfloat16."""
     free, dtype = backend.free_memory(), dtype or "bfloat16"
     text = work.prompt + work.new
     needed = bytes_needed(Workload(work.batch, 1, work.prompt, text), config, dtype)

@@ -26,14 +26,6 @@ def matrix_throughput(dtype: str) -> float:
 
     Measures several sizes, both layouts of the second matrix, and the backend's product with a
     packed matrix, each three times.
-
-    Example:
-
-    ```python
-    from keras_gemma.benchmark.machine import matrix_throughput
-
-    matrix_throughput("float32") / 1e9  # GFLOP/s
-    ```
     """
 
     # The programs return only the maxima, so that copying the result takes no time.

@@ -23,12 +23,6 @@ def random_model(
 
     Needs only a few megabytes in addition to the weights.
 
-    Args:
-        config: Sizes of the model.
-        dtype: Dtype of weights and activations, such as `"bfloat16"`.
-        preprocessor: Same as in `GemmaCausalLM`.
-        quantization: Same as in `GemmaBackbone`.
-
     Example:
 
     ```python

@@ -577,7 +577,7 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         """
         targets = targets if target_layer_names is None else target_layer_names
         alpha = 16 if alpha is None else alpha
-        self.adapters.enable(rank, targets, alpha, dropout, name, use_rslora, dtype, seed)
+        self.adapters.enable(name, seed, rank, targets, alpha, dropout, use_rslora, dtype)
 
     @property
     def lora_adapters(self) -> list[str]:

@@ -110,8 +110,7 @@ class GenerationSettings:
                 "a number > 0",
                 lambda value: 0 < value < 1e9,
             )
-        if self.seed is not None:
-            check_seed(self.seed)
+        check_seed(self.seed)
         if self.stop is not None and not isinstance(self.stop, Collection):
             raise TypeError(f"{STOP_ERROR}. Received: stop={self.stop!r}")
         if not all(isinstance(stop, str) and stop for stop in self.stops):

@@ -19,7 +19,6 @@ from keras_gemma.generation.request import Draft, PrefixCache, Request, Sequence
 from keras_gemma.generation.samplers.sampler import check_rows
 from keras_gemma.generation.session import DecodingSession
 from keras_gemma.generation.stopping import ends_with_stop_token
-from keras_gemma.generation.strategies.speculative import SpeculativeSession
 from keras_gemma.generation.strategies.verify import is_greedy
 from keras_gemma.text.inputs import to_ids
 from keras_gemma.text.stream import TextStream
@@ -88,7 +87,7 @@ class TextRequest:
             prefix.check(lm.backbone)
         if draft is not None and draft.tokenizer is not None and preprocessor is not None:
             check_same_pieces(preprocessor.tokenizer, draft.tokenizer)
-        self.run: DecodingSession | SpeculativeSession | None = None
+        self.run: DecodingSession | None = None
         """Session of a stream. `None` before the first piece."""
         self.streams: list[TextStream] = []
         self.request = Request(
@@ -159,7 +158,7 @@ class TextRequest:
         return [TextStream(self.text_of, self.settings.stops) for _ in range(rows)]
 
     def _grow(
-        self, run: DecodingSession | SpeculativeSession, streams: list[TextStream], tokens: int
+        self, run: DecodingSession, streams: list[TextStream], tokens: int
     ) -> Iterator[list[str]]:
         """Yields the new text of each row, once per `tokens` tokens."""
         growing = True

@@ -31,12 +31,9 @@ __all__ = ["main"]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command and returns the exit code, as `app.main` does.
+    """Runs the command with `arguments`, or those of the process, and returns the exit code.
 
     If the reader of a pipe leaves early, as `head` does, the exit code is 0 and nothing is printed.
-
-    Args:
-        arguments: Arguments after `keras-gemma`. `None` uses those of this process.
     """
     try:
         code = app.main(arguments)

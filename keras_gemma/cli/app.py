@@ -33,12 +33,9 @@ READABLE = (ValueError, TypeError, OSError, ImportError, FloatingPointError)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command and returns the exit code.
+    """Runs the command with `arguments`, or those of the process, and returns the exit code.
 
     Exceptions of a command reach `sys.excepthook`, which prints them; Python then exits with 1.
-
-    Args:
-        arguments: Arguments after `keras-gemma`. `None` uses those of this process.
     """
     sys.excepthook = report
     command = typer.main.get_command(app)

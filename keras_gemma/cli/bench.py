@@ -4,9 +4,9 @@ import dataclasses
 import difflib
 import json
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+from typer import BadParameter, Option
 
 from keras_gemma import catalogue
 from keras_gemma.cli.options import (
@@ -24,41 +24,34 @@ from keras_gemma.version import __version__
 
 
 def bench(
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "--preset",
-            help="Preset name, handle, or folder.",
-            show_default=DEFAULT_MODEL,
-        ),
-    ] = None,
-    shape: Annotated[
-        str | None, typer.Option(help="Use random weights in the sizes of this preset.")
-    ] = None,
-    layers: Annotated[
-        int | None, typer.Option(min=1, help="Number of layers of --shape.", show_default="all")
-    ] = None,
+    model: str | None = Option(
+        None,
+        "--model",
+        "--preset",
+        help="Preset name, handle, or folder.",
+        show_default=DEFAULT_MODEL,
+    ),
+    shape: str | None = Option(None, help="Use random weights in the sizes of this preset."),
+    layers: int | None = Option(
+        None, min=1, help="Number of layers of --shape.", show_default="all"
+    ),
     dtype: DtypeOption = None,
-    quantization: Annotated[
-        Quantization | None,
-        typer.Option(help="Precision of the matrices.", show_default="as stored"),
-    ] = None,
-    prompt: Annotated[int, typer.Option(min=1, help="Tokens per prompt.")] = 32,
-    new: Annotated[int, typer.Option(min=2, help="New tokens per prompt.")] = 32,
-    batch: Annotated[int, typer.Option(min=1, help="Number of prompts.")] = 1,
-    repeat: Annotated[
-        int, typer.Option(min=1, help="Calls after the first one. The fastest counts.")
-    ] = 3,
+    quantization: Quantization | None = Option(
+        None, help="Precision of the matrices.", show_default="as stored"
+    ),
+    prompt: int = Option(32, min=1, help="Tokens per prompt."),
+    new: int = Option(32, min=2, help="New tokens per prompt."),
+    batch: int = Option(1, min=1, help="Number of prompts."),
+    repeat: int = Option(3, min=1, help="Calls after the first one. The fastest counts."),
     backend: BackendOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Measure loading, prefill, decoding and memory, and the limits of the machine."""
     if model is not None and shape is not None:
-        raise typer.BadParameter("pass --model or --shape, not both", param_hint="--shape")
+        raise BadParameter("pass --model or --shape, not both", param_hint="--shape")
     if layers is not None and shape is None:
-        raise typer.BadParameter("needs --shape", param_hint="--layers")
+        raise BadParameter("needs --shape", param_hint="--layers")
     name = find_shape(shape) if shape else model or DEFAULT_MODEL
     start(backend, debug=debug)
 
@@ -72,17 +65,12 @@ def bench(
         config = dataclasses.replace(listed.config, num_layers=layers or listed.config.num_layers)
     else:
         config = GemmaConfig.from_dict(read_description(name))
-    dtype_name = dtype.value if dtype else listed and listed.dtype
-    mode = quantization and quantization.value
+    dtype_name = dtype or (listed and listed.dtype)
     check_context(config, work)
-    check_memory(config, work, dtype_name, mode)
-    make = model_maker(None if shape else name, config, dtype_name, mode)
-    figures = {
-        "keras_gemma": __version__,
-        "model": name,
-        "random_weights": bool(shape),
-        **measure(make, work),
-    }
+    check_memory(config, work, dtype_name, quantization)
+    make = model_maker(None if shape else name, config, dtype_name, quantization)
+    about = {"keras_gemma": __version__, "model": name, "random_weights": bool(shape)}
+    figures = about | measure(make, work)
     if as_json:
         print(json.dumps(figures))
     else:
@@ -90,17 +78,13 @@ def bench(
 
 
 def find_shape(name: str) -> str:
-    """Returns the preset `name`, or `name` with `_en` appended.
-
-    Raises:
-        typer.BadParameter: If the preset does not exist. The message names the closest ones.
-    """
+    """Returns the preset `name`, or `name` with `_en` appended."""
     listed = catalogue.presets()
     for candidate in (name, f"{name}_en"):
         if candidate in listed:
             return candidate
     near = difflib.get_close_matches(name, listed, n=3, cutoff=0.5) or list(listed)[:3]
-    raise typer.BadParameter(
+    raise BadParameter(
         f"unknown preset {name!r}. The closest names are {', '.join(near)}",
         param_hint="--shape",
     )

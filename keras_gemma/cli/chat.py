@@ -3,9 +3,9 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Any, TextIO
 
-import typer
+from typer import Argument, BadParameter, Option
 
 from keras_gemma.cli.options import (
     MODES,
@@ -15,6 +15,7 @@ from keras_gemma.cli.options import (
     SeedOption,
     SilentOption,
     full_name,
+    given,
     start,
     with_model_options,
 )
@@ -27,49 +28,38 @@ DEFAULT_MODEL = "gemma_tiny_instruct_en"
 
 @with_model_options
 def chat(
-    prompt: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="PROMPT",
-            help="Message to reply to, instead of a conversation. A pipe is appended to it.",
-            show_default=False,
-        ),
-    ] = None,
+    prompt: list[str] = Argument(
+        [],
+        metavar="PROMPT",
+        help="Message to reply to, instead of a conversation. A pipe is appended to it.",
+        show_default=False,
+    ),
     *,
     options: ModelOptions,
-    mode: Annotated[
-        Mode | None,
-        typer.Option(
-            help="Sampling settings.", show_default="chat; factual with the built-in model"
-        ),
-    ] = None,
-    system: Annotated[str | None, typer.Option(help="System message.")] = None,
-    max_new_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Maximum tokens per reply.", show_default="the rest of the context"
-        ),
-    ] = None,
+    mode: Mode | None = Option(
+        None, help="Sampling settings.", show_default="chat; factual with the built-in model"
+    ),
+    system: str | None = Option(None, help="System message."),
+    max_new_tokens: int | None = Option(
+        None, min=1, help="Maximum tokens per reply.", show_default="the rest of the context"
+    ),
     seed: SeedOption = None,
     silent: SilentOption = False,
     benchmark: BenchmarkOption = False,
 ) -> None:
     """Talk with a model. Type !help in the conversation to see its commands."""
-    text = read_message(prompt or [], options.file, sys.stdin)
+    text = read_message(prompt, options.file, sys.stdin)
     if text is None and options.as_json:
-        raise typer.BadParameter("--json needs a prompt, or a pipe", param_hint="PROMPT")
+        raise BadParameter("--json needs a prompt, or a pipe", param_hint="PROMPT")
     start(options.backend, options.device, options.debug)
 
     # These imports load Keras on the chosen backend.
     from keras_gemma import catalogue
     from keras_gemma.cli.loading import load_model
-    from keras_gemma.cli.options import check_device
 
-    check_device(options.device)
     name = full_name(options.model or DEFAULT_MODEL)
-    mode = mode or (Mode.FACTUAL if name == DEFAULT_MODEL else Mode.CHAT)
-    settings = {**MODES[mode], "seed": seed, "max_new_tokens": max_new_tokens}
-    settings = {key: value for key, value in settings.items() if value is not None}
+    mode = mode or ("factual" if name == DEFAULT_MODEL else "chat")
+    settings = MODES[mode] | given(seed=seed, max_new_tokens=max_new_tokens)
     lm = load_model(options, name, silent=silent, explain=text is None)
     conversation = lm.chat(system, context_full="drop_oldest", **settings)
     if text is not None:
@@ -85,9 +75,6 @@ def read_message(prompt: list[str], file: Path | None, stdin: TextIO) -> str | N
     """Returns the message to reply to: command line, file and pipe, each on its own lines.
 
     Without any of these, returns `None`, which starts a conversation.
-
-    Raises:
-        typer.BadParameter: If `stdin` is not a terminal, and everything is empty.
     """
     parts = [" ".join(prompt)] if prompt else []
     if file is not None:
@@ -97,7 +84,7 @@ def read_message(prompt: list[str], file: Path | None, stdin: TextIO) -> str | N
     if not parts:
         return None
     if not any(parts):
-        raise typer.BadParameter("standard input is empty", param_hint="PROMPT")
+        raise BadParameter("standard input is empty", param_hint="PROMPT")
     return "\n".join(part for part in parts if part)
 
 

@@ -1,18 +1,16 @@
 """`keras-gemma convert` and `quantize`: write a model in another format or precision."""
 
 import json
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-import typer
+from typer import Argument, BadParameter, Option
 
 from keras_gemma.cli.options import (
     BackendOption,
     DebugOption,
     Dtype,
     DtypeOption,
-    Fit,
     JsonOption,
     LoraOption,
     Quantization,
@@ -21,45 +19,29 @@ from keras_gemma.cli.options import (
 )
 
 SourceArgument = Annotated[
-    str, typer.Argument(help="Preset name, kaggle:// or hf:// handle, or folder, in any format.")
+    str, Argument(help="Preset name, kaggle:// or hf:// handle, or folder, in any format.")
 ]
 
 
-class Format(StrEnum):
-    """Format of a model."""
+Format = Literal["keras", "hugging_face", "gguf"]
+"""Format of a model."""
 
-    KERAS = "keras"
-    HUGGING_FACE = "hugging_face"
-    GGUF = "gguf"
-
-
-class GgufType(StrEnum):
-    """Number format of a GGUF file."""
-
-    BF16 = "bf16"
-    F16 = "f16"
-    Q8_0 = "q8_0"
-    Q4_0 = "q4_0"
+GgufType = Literal["bf16", "f16", "q8_0", "q4_0"]
+"""Number format of a GGUF file."""
 
 
 def convert(
     source: SourceArgument,
-    target: Annotated[Path, typer.Argument(help="Folder to write, or file that ends in .gguf.")],
-    to: Annotated[
-        Format | None,
-        typer.Option(
-            help="Format to write. KerasHub also loads keras.",
-            show_default="keras; gguf for a .gguf file",
-        ),
-    ] = None,
+    target: Path = Argument(help="Folder to write, or file that ends in .gguf."),
+    to: Format | None = Option(
+        None,
+        help="Format to write. KerasHub also loads keras.",
+        show_default="keras; gguf for a .gguf file",
+    ),
     lora: LoraOption = None,
     dtype: DtypeOption = None,
-    gguf_type: Annotated[
-        GgufType, typer.Option(help="Number format of a GGUF file.")
-    ] = GgufType.BF16,
-    max_shard_size: Annotated[
-        str | None, typer.Option(help="Maximum size of a weights file, such as 2GB.")
-    ] = None,
+    gguf_type: GgufType = Option("bf16", help="Number format of a GGUF file."),
+    max_shard_size: str | None = Option(None, help="Maximum size of a weights file, such as 2GB."),
     backend: BackendOption = None,
     debug: DebugOption = False,
 ) -> None:
@@ -68,13 +50,13 @@ def convert(
     An adapter, --lora, is merged into the weights.
     """
     is_gguf = target.suffix == ".gguf"
-    to = to or (Format.GGUF if is_gguf else Format.KERAS)
-    if is_gguf != (to is Format.GGUF):
-        raise typer.BadParameter(
+    to = to or ("gguf" if is_gguf else "keras")
+    if is_gguf != (to == "gguf"):
+        raise BadParameter(
             "the name of a GGUF file, and no other, ends in .gguf", param_hint="TARGET"
         )
-    if to is Format.GGUF and max_shard_size is not None:
-        raise typer.BadParameter("a GGUF model is one file", param_hint="--max-shard-size")
+    if is_gguf and max_shard_size is not None:
+        raise BadParameter("a GGUF model is one file", param_hint="--max-shard-size")
     start(backend, debug=debug)
 
     # These imports load Keras on the chosen backend.
@@ -83,28 +65,22 @@ def convert(
 
     check_target(target)
     name = full_name(source)
-    lm = load(choose(name, Fit.EXACT, dtype), name, lora=lora)  # The writers merge it.
-    if to is Format.GGUF:
-        lm.save_to_gguf(target, gguf_type.value)
+    lm = load(choose(name, "exact", dtype), name, lora=lora)  # The writers merge it.
+    if is_gguf:
+        lm.save_to_gguf(target, gguf_type)
     else:
-        save_as(lm, to.value, target, max_shard_size)
-    print(f"Wrote {source} to {target} as {to.value}: {size_on_disk(target)}")
+        save_as(lm, to, target, max_shard_size)
+    print(f"Wrote {source} to {target} as {to}: {size_on_disk(target)}")
 
 
 def quantize(
     source: SourceArgument,
-    target: Annotated[Path, typer.Argument(help="Folder of the preset to write.")],
-    bits: Annotated[
-        Quantization, typer.Option(help="Precision of the matrices.")
-    ] = Quantization.INT4,
-    group_size: Annotated[int, typer.Option(min=1, help="int4: number of weights per scale.")] = 32,
-    zeros: Annotated[bool, typer.Option("--zeros", help="int4: store zero points.")] = False,
-    embedding: Annotated[
-        Quantization, typer.Option(help="int4: precision of the embedding.")
-    ] = Quantization.INT8,
-    dtype: Annotated[
-        Dtype | None, typer.Option(help="Data type of weights that are not quantized.")
-    ] = None,
+    target: Path = Argument(help="Folder of the preset to write."),
+    bits: Quantization = Option("int4", help="Precision of the matrices."),
+    group_size: int = Option(32, min=1, help="int4: number of weights per scale."),
+    zeros: bool = Option(False, "--zeros", help="int4: store zero points."),
+    embedding: Quantization = Option("int8", help="int4: precision of the embedding."),
+    dtype: Dtype | None = Option(None, help="Data type of weights that are not quantized."),
     backend: BackendOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -113,16 +89,14 @@ def quantize(
     start(backend, debug=debug)
 
     # These imports load Keras on the chosen backend.
-
     from keras_gemma.causal_lm.model import GemmaCausalLM
     from keras_gemma.quantization import QuantizationConfig, report
 
     try:
-        config = QuantizationConfig(bits.value, group_size, zeros, embedding.value)
+        config = QuantizationConfig(bits, group_size, zeros, embedding)
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+        raise BadParameter(str(error)) from error
     check_target(target)
-    dtype = dtype and dtype.value
     lm = GemmaCausalLM.from_preset(full_name(source), dtype=dtype, quantization=config)
     lm.save_to_preset(target)
     result = report(lm)

@@ -2,11 +2,10 @@
 
 import importlib.util
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Literal
 
-import typer
+from typer import BadParameter, Option
 
 from keras_gemma.cli.options import (
     DEFAULT_MODEL,
@@ -21,104 +20,73 @@ from keras_gemma.cli.options import (
 )
 
 
-class LossOn(StrEnum):
-    """Tokens of a conversation that count in the loss."""
-
-    ASSISTANT = "assistant"
-    ALL = "all"
-
-
 def finetune(
-    data: Annotated[
-        Path, typer.Option(help="JSON Lines: messages; prompt, completion; instruction; or text.")
-    ],
-    output: Annotated[
-        Path,
-        typer.Option(help="Folder to write. An interrupted run in it is resumed.", file_okay=False),
-    ],
+    data: Path = Option(help="JSON Lines: messages; prompt, completion; instruction; or text."),
+    output: Path = Option(
+        help="Folder to write. An interrupted run in it is resumed.", file_okay=False
+    ),
     model: ModelOption = DEFAULT_MODEL,
-    validation: Annotated[
-        Path | None, typer.Option(help="JSON Lines to evaluate on. The best weights are kept.")
-    ] = None,
-    full: Annotated[
-        bool,
-        typer.Option(
-            "--full",
-            help="Train all weights instead of a LoRA adapter. A bfloat16 model is trained in "
-            "mixed precision: float32 weights, bfloat16 computations.",
-        ),
-    ] = False,
-    rank: Annotated[int, typer.Option(min=1, help="Rank of the adapter.")] = 8,
-    alpha: Annotated[float, typer.Option(help="The adapter is scaled by alpha / rank.")] = 16,
-    target: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Matrix to adapt, or all-linear. Can be repeated.", show_default="query, value"
-        ),
-    ] = None,
-    dropout: Annotated[float, typer.Option(min=0, max=0.99, help="Dropout of the adapter.")] = 0.0,
-    quantization: Annotated[
-        Quantization | None, typer.Option(help="Precision of the frozen matrices (QLoRA).")
-    ] = None,
+    validation: Path | None = Option(
+        None, help="JSON Lines to evaluate on. The best weights are kept."
+    ),
+    full: bool = Option(
+        False,
+        "--full",
+        help="Train all weights instead of a LoRA adapter. A bfloat16 model is trained in "
+        "mixed precision: float32 weights, bfloat16 computations.",
+    ),
+    rank: int = Option(8, min=1, help="Rank of the adapter."),
+    alpha: float = Option(16, help="The adapter is scaled by alpha / rank."),
+    target: list[str] = Option(
+        [], help="Matrix to adapt, or all-linear. Can be repeated.", show_default="query, value"
+    ),
+    dropout: float = Option(0.0, min=0, max=0.99, help="Dropout of the adapter."),
+    quantization: Quantization | None = Option(
+        None, help="Precision of the frozen matrices (QLoRA)."
+    ),
     dtype: DtypeOption = None,
-    sequence_length: Annotated[int, typer.Option(min=1, help="Tokens per row.")] = 1024,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows per step.")] = 1,
-    packing: Annotated[
-        bool, typer.Option(help="Pack several samples into a row. Each attends only to itself.")
-    ] = True,
-    loss_on: Annotated[
-        LossOn, typer.Option(help="Tokens that count in the loss.")
-    ] = LossOn.ASSISTANT,
-    truncate: Annotated[
-        bool,
-        typer.Option(
-            "--truncate", help="Truncate samples that are too long, and report their number."
-        ),
-    ] = False,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Skip invalid lines, and count them.")
-    ] = False,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data.")] = 1,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Number of steps, instead of --epochs.")
-    ] = None,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-4,
-    warmup: Annotated[float, typer.Option(help="Share of the steps with a rising rate.")] = 0.05,
-    weight_decay: Annotated[float, typer.Option(help="Weight decay of AdamW.")] = 0.0,
-    accumulate: Annotated[int, typer.Option(min=1, help="Steps per weight update.")] = 1,
-    evaluate_every: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Steps between evaluations, which also write checkpoints.",
-            show_default="an epoch, at most a tenth of the steps",
-        ),
-    ] = None,
-    patience: Annotated[
-        int | None, typer.Option(min=1, help="Evaluations without progress before training stops.")
-    ] = None,
-    rematerialize: Annotated[
-        bool, typer.Option("--rematerialize", help="Use less memory and a third more time.")
-    ] = False,
-    sample: Annotated[
-        list[str] | None,
-        typer.Option(help="Question to answer at each checkpoint. Can be repeated."),
-    ] = None,
-    tensorboard: Annotated[
-        Path | None, typer.Option(help="Folder of TensorBoard logs. Needs TensorFlow.")
-    ] = None,
-    seed: Annotated[
-        int, typer.Option(help="Random seed of the adapter and the order of samples.")
-    ] = 0,
+    sequence_length: int = Option(1024, min=1, help="Tokens per row."),
+    batch_size: int = Option(1, min=1, help="Rows per step."),
+    packing: bool = Option(
+        True, help="Pack several samples into a row. Each attends only to itself."
+    ),
+    loss_on: Literal["assistant", "all"] = Option(
+        "assistant", help="Tokens that count in the loss."
+    ),
+    truncate: bool = Option(
+        False, "--truncate", help="Truncate samples that are too long, and report their number."
+    ),
+    skip_bad: bool = Option(False, "--skip-bad", help="Skip invalid lines, and count them."),
+    epochs: int = Option(1, min=1, help="Passes over the data."),
+    steps: int | None = Option(None, min=1, help="Number of steps, instead of --epochs."),
+    learning_rate: float = Option(2e-4, help="Peak learning rate."),
+    warmup: float = Option(0.05, help="Share of the steps with a rising rate."),
+    weight_decay: float = Option(0.0, help="Weight decay of AdamW."),
+    accumulate: int = Option(1, min=1, help="Steps per weight update."),
+    evaluate_every: int | None = Option(
+        None,
+        min=1,
+        help="Steps between evaluations, which also write checkpoints.",
+        show_default="an epoch, at most a tenth of the steps",
+    ),
+    patience: int | None = Option(
+        None, min=1, help="Evaluations without progress before training stops."
+    ),
+    rematerialize: bool = Option(
+        False, "--rematerialize", help="Use less memory and a third more time."
+    ),
+    sample: list[str] = Option([], help="Question to answer at each checkpoint. Can be repeated."),
+    tensorboard: Path | None = Option(None, help="Folder of TensorBoard logs. Needs TensorFlow."),
+    seed: int = Option(0, help="Random seed of the adapter and the order of samples."),
     backend: BackendOption = None,
     device: DeviceOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Train a model on DATA. Write adapter, log and curves to OUTPUT. Run again to resume."""
     if full and quantization:
-        raise typer.BadParameter("quantized weights cannot be trained", param_hint="--full")
+        raise BadParameter("quantized weights cannot be trained", param_hint="--full")
     if patience and not validation:
-        raise typer.BadParameter("needs --validation", param_hint="--patience")
+        raise BadParameter("needs --validation", param_hint="--patience")
     for path in filter(None, (data, validation)):
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist, or is not a file.")
@@ -137,7 +105,7 @@ def finetune(
 
     model = full_name(model)
     tokenizer = GemmaTokenizer.from_preset(model)
-    rows = {"sequence_length": sequence_length, "packing": packing, "loss_on": loss_on.value}
+    rows = {"sequence_length": sequence_length, "packing": packing, "loss_on": loss_on}
     rows |= {"batch_size": batch_size, "truncate": truncate, "skip_bad": skip_bad, "seed": seed}
     train = training.chat_dataset(data, tokenizer, **rows)  # before the weights are read
     print(f"{data}: {train.describe()}")
@@ -148,10 +116,10 @@ def finetune(
         print(f"{validation}: {held_out.describe()}")
 
     keras.utils.set_random_seed(seed)
-    policy = dtype and dtype.value
+    policy = dtype
     if full and policy is None and stored_dtype(model) == "bfloat16":
         policy = "mixed_bfloat16"  # Pure bfloat16 would round small updates to zero.
-    arguments = {"quantization": quantization.value} if quantization else {}
+    arguments = {"quantization": quantization} if quantization else {}
     lm = GemmaCausalLM.from_preset(model, dtype=policy, **arguments)
     if not full:
         lm.enable_lora(rank, target or None, alpha, dropout, seed=seed)
@@ -161,7 +129,7 @@ def finetune(
             train,
             output,
             validation_data=held_out,
-            samples=sample or (),
+            samples=sample,
             callbacks=[keras.callbacks.TensorBoard(str(tensorboard))] if tensorboard else (),
             epochs=epochs,
             steps=steps,

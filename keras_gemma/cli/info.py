@@ -4,9 +4,9 @@ import importlib.metadata
 import json
 import os
 import platform
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+from typer import Argument
 
 from keras_gemma import catalogue
 from keras_gemma.backend_choice import choose_backend, configured_backend, is_installed
@@ -18,7 +18,6 @@ PACKAGES = ("keras", "jax", "torch", "tensorflow", "keras-hub")
 
 
 def installed_version(package: str) -> str | None:
-    """Returns the version of `package` without importing it, or `None` if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -26,10 +25,9 @@ def installed_version(package: str) -> str | None:
 
 
 def info(
-    model: Annotated[
-        str | None,
-        typer.Argument(help="Preset name, handle or folder to describe.", show_default=False),
-    ] = None,
+    model: str | None = Argument(
+        None, help="Preset name, handle or folder to describe.", show_default=False
+    ),
     as_json: JsonOption = False,
 ) -> None:
     """Show installed versions and the backend, or the sizes of MODEL."""
@@ -55,11 +53,7 @@ def installed_versions() -> dict[str, str | None]:
 
 
 def model_facts(model: str) -> dict[str, Any]:
-    """Returns the sizes of a model, without importing Keras if it has a preset name.
-
-    Raises:
-        ValueError, FileNotFoundError: If the model does not exist.
-    """
+    """Returns the sizes of a model, without importing Keras if it has a preset name."""
     listed = catalogue.find(model)
     if listed is not None:
         facts, config = describe(listed), listed.config

@@ -11,7 +11,7 @@ from typing import Any
 
 from keras_gemma import backend, catalogue, progress
 from keras_gemma.causal_lm.model import GemmaCausalLM
-from keras_gemma.cli.options import Dtype, Fit, ModelOptions, Quantization
+from keras_gemma.cli.options import Dtype, Fit, ModelOptions, Quantization, given
 from keras_gemma.config import GROUP_SIZE, GemmaConfig
 from keras_gemma.generation.memory import Workload, bytes_needed
 from keras_gemma.quantization import QuantizationConfig
@@ -19,11 +19,11 @@ from keras_gemma.storage.adapters.peft import find_adapter
 from keras_gemma.storage.formats import format_of
 from keras_gemma.storage.hub.locate import resolve
 
-QUANTIZATION = {
-    Fit.EXACT: None,
-    Fit.SPEED: QuantizationConfig("int8"),
-    Fit.MEMORY: QuantizationConfig("int4"),
-    Fit.MEMORY_EXTREME: QuantizationConfig("int4", embedding="int4"),
+QUANTIZATION: dict[Fit, QuantizationConfig | None] = {
+    "exact": None,
+    "speed": QuantizationConfig("int8"),
+    "memory": QuantizationConfig("int4"),
+    "memory_extreme": QuantizationConfig("int4", embedding="int4"),
 }
 """Quantization of each fit, in the order that `auto` tries them."""
 
@@ -53,19 +53,9 @@ def load_model(
     silent: bool = False,
     explain: bool = False,
 ) -> GemmaCausalLM:
-    """Loads the model of a command, and prints to standard error in which precision.
+    """Returns the model of a command, and prints to standard error in which precision.
 
-    Args:
-        options: Options of the command.
-        name: Full name of the model.
-        quantization: Quantization to use instead of `options.fit`.
-        silent: If True, nothing is printed.
-        explain: If True, the precision is printed even if it is the expected one.
-
-    Raises:
-        FileNotFoundError: If the folder `options.lora` has no adapter.
-        ValueError: If the model does not exist, no precision fits, or the adapter is for another
-            model.
+    `quantization` overrides `options.fit`. `explain` prints even the expected precision.
     """
     choice = choose(name, options.fit, options.dtype, quantization)
     if not silent and (explain or not choice.is_expected):
@@ -76,12 +66,7 @@ def load_model(
 def load(
     choice: Choice, model: str, silent: bool = False, lora: Path | None = None
 ) -> GemmaCausalLM:
-    """Returns the model, with the adapter in folder `lora`. `silent` hides the progress bar.
-
-    Raises:
-        FileNotFoundError: If the folder `lora` has no adapter.
-        ValueError: If the adapter is for another model.
-    """
+    """Returns the model, with the adapter in folder `lora`. `silent` hides the progress bar."""
     if lora is not None:
         find_adapter(lora)  # Fails before the weights are read.
     if silent:
@@ -95,19 +80,11 @@ def load(
 def choose(
     model: str, fit: Fit, dtype: Dtype | None, quantization: Quantization | None = None
 ) -> Choice:
-    """Chooses the precision of `model`.
-
-    Raises:
-        ValueError: If the model does not exist, or `fit` is `auto` and no precision fits.
-    """
-    arguments: dict[str, Any] = {"dtype": dtype and dtype.value}
-    if quantization is not None:
-        arguments["quantization"] = quantization.value
-        return Choice(arguments, f"{quantization.value}, as requested", True)
-    if fit is not Fit.AUTO:
-        if fit is not Fit.EXACT:
-            arguments["quantization"] = QUANTIZATION[fit]
-        return Choice(arguments, f"{fit.value}, as requested", True)
+    """Chooses the precision of `model`. If `fit` is `auto` and none fits, raises a ValueError."""
+    arguments: dict[str, Any] = {"dtype": dtype}
+    if quantization is not None or fit != "auto":
+        arguments |= given(quantization=quantization or QUANTIZATION[fit])
+        return Choice(arguments, f"{quantization or fit}, as requested", True)
     description = read_description(model)
     if description.get("quantization") is not None:
         return Choice(arguments, "quantized, as stored", True)
@@ -116,17 +93,17 @@ def choose(
     free = backend.free_memory()
     if free is None:
         return Choice(arguments, "exact (free memory could not be determined)", True)
-    stored = arguments["dtype"] or stored_dtype(model)
-    needs = {fit: bytes_of_fit(config, fit, stored) for fit in QUANTIZATION}
+    larger = []
     for fit, config_of_fit in QUANTIZATION.items():
-        if needs[fit] <= free:
-            if config_of_fit is not None:
-                arguments["quantization"] = config_of_fit
-            return Choice(arguments, _reason(needs, fit, free), fit is Fit.EXACT)
+        needed = bytes_of_fit(config, fit, dtype or stored_dtype(model))
+        if needed <= free:
+            reason = f"{fit}, needs up to {_size(needed)} of {_size(free)} free"
+            arguments |= given(quantization=config_of_fit)
+            return Choice(arguments, "; ".join([reason, *larger]), fit == "exact")
+        larger.append(f"{fit} needs {_size(needed)}")
     raise ValueError(
-        f"{model} does not fit into memory: even memory_extreme needs up to "
-        f"{_size(needs[Fit.MEMORY_EXTREME])}, and {_size(free)} are free. Choose a smaller "
-        "--model, or pass --fit to try it anyway."
+        f"{model} does not fit into memory: even {fit} needs up to {_size(needed)}, and "
+        f"{_size(free)} are free. Choose a smaller --model, or pass --fit to try it anyway."
     )
 
 
@@ -164,14 +141,6 @@ def weight_bytes(config: GemmaConfig, quantization: QuantizationConfig | None, d
         saved_per_row = config.hidden_dim // 2 + 4 - 2 * config.hidden_dim // GROUP_SIZE
         weights -= config.vocabulary_size * saved_per_row
     return weights
-
-
-def _reason(needs: dict[Fit, int], fit: Fit, free: int) -> str:
-    fits = list(needs)
-    larger = [f"{other.value} needs {_size(needs[other])}" for other in fits[: fits.index(fit)]]
-    return "; ".join(
-        [f"{fit.value}, needs up to {_size(needs[fit])} of {_size(free)} free", *larger]
-    )
 
 
 def _size(count: int) -> str:

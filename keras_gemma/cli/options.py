@@ -11,13 +11,12 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any, Literal, TextIO
 
-import typer
+from typer import BadParameter, Option
 
-from keras_gemma.backend_choice import BACKENDS, use_backend
+from keras_gemma.backend_choice import Backend, use_backend
 
 DEFAULT_MODEL = "gemma_tiny_en"
 """Built-in model, used if no model is named."""
@@ -25,79 +24,53 @@ DEFAULT_MODEL = "gemma_tiny_en"
 SIZES = {size: f"gemma2_instruct_{size}_en" for size in ("2b", "9b", "27b")}
 """Short names of the instruction-tuned models."""
 
-Backend = StrEnum("Backend", [(name, name) for name in BACKENDS])
+Dtype = Literal["float32", "bfloat16", "float16"]
+"""Data type of weights and activations."""
 
+Quantization = Literal["int8", "int4"]
+"""Precision of quantized matrices."""
 
-class Dtype(StrEnum):
-    """Data type of weights and activations."""
+Fit = Literal["auto", "exact", "speed", "memory", "memory_extreme"]
+"""Trade-off between precision and memory. `loading.py` defines each."""
 
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
-
-
-class Quantization(StrEnum):
-    """Precision of quantized matrices."""
-
-    INT8 = "int8"
-    INT4 = "int4"
-
-
-class Fit(StrEnum):
-    """Trade-off between precision and memory. `loading.py` defines each."""
-
-    AUTO = "auto"
-    EXACT = "exact"
-    SPEED = "speed"
-    MEMORY = "memory"
-    MEMORY_EXTREME = "memory_extreme"
-
-
-class Mode(StrEnum):
-    """Named set of sampling settings."""
-
-    CHAT = "chat"
-    FACTUAL = "factual"
-    CREATIVE = "creative"
-
+Mode = Literal["chat", "factual", "creative"]
+"""Named set of sampling settings."""
 
 MODES: dict[Mode, dict[str, Any]] = {
-    Mode.CHAT: {"temperature": 0.7, "top_p": 0.95},
-    Mode.FACTUAL: {"sampler": "greedy"},
-    Mode.CREATIVE: {"temperature": 1.0, "top_p": 0.98},
+    "chat": {"temperature": 0.7, "top_p": 0.95},
+    "factual": {"sampler": "greedy"},
+    "creative": {"temperature": 1.0, "top_p": 0.98},
 }
 """Generation settings of each mode."""
 
-ModelOption = Annotated[
-    str, typer.Option(help="Preset name, 2b, 9b, 27b, kaggle:// or hf:// handle, or folder.")
-]
+MODEL_HELP = "Preset name, 2b, 9b, 27b, kaggle:// or hf:// handle, or folder."
+
+ModelOption = Annotated[str, Option(help=MODEL_HELP)]
 DtypeOption = Annotated[
     Dtype | None,
-    typer.Option(help="Data type of weights and activations.", show_default="as stored"),
+    Option(help="Data type of weights and activations.", show_default="as stored"),
 ]
 DeviceOption = Annotated[
-    str | None, typer.Option(help="cpu, gpu or gpu:1.", show_default="chosen by the backend")
+    str | None, Option(help="cpu, gpu or gpu:1.", show_default="chosen by the backend")
 ]
 BackendOption = Annotated[
     Backend | None,
-    typer.Option(help="Keras backend.", show_default="KERAS_BACKEND, or the first installed"),
+    Option(help="Keras backend.", show_default="KERAS_BACKEND, or the first installed"),
 ]
-SeedOption = Annotated[int | None, typer.Option(help="The same seed gives the same text.")]
+SeedOption = Annotated[int | None, Option(help="The same seed gives the same text.")]
 LoraOption = Annotated[
     Path | None,
-    typer.Option(
+    Option(
         help="Folder of a LoRA adapter, written by `finetune`, `save_lora` or peft.",
         exists=True,
         file_okay=False,
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one line per entry.")]
-SilentOption = Annotated[bool, typer.Option("--silent", help="Print only the text.")]
-BenchmarkOption = Annotated[
-    bool, typer.Option("--benchmark", help="Print the speed to standard error.")
-]
+JsonOption = Annotated[bool, Option("--json", help="Print JSON, one line per entry.")]
+SilentOption = Annotated[bool, Option("--silent", help="Print only the text.")]
+BenchmarkOption = Annotated[bool, Option("--benchmark", help="Print the speed to standard error.")]
 DebugOption = Annotated[
-    bool, typer.Option("--debug", help="Show tracebacks and the logs of the frameworks.")
+    bool, Option("--debug", help="Show tracebacks and the logs of the frameworks.")
 ]
 
 
@@ -105,25 +78,17 @@ DebugOption = Annotated[
 class ModelOptions:
     """Options of the commands that run a model on texts: `chat`, `generate` and `score`."""
 
-    file: Annotated[
-        Path | None, typer.Option(help="Read a prompt from this file.", exists=True)
-    ] = None
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Preset name, 2b, 9b, 27b, kaggle:// or hf:// handle, or folder.",
-            show_default="a built-in model",
-        ),
-    ] = None
+    file: Annotated[Path | None, Option(help="Read a prompt from this file.", exists=True)] = None
+    model: Annotated[str | None, Option(help=MODEL_HELP, show_default="a built-in model")] = None
     lora: LoraOption = None
     fit: Annotated[
         Fit,
-        typer.Option(
+        Option(
             help="exact: not quantized; speed: int8; memory: int4; memory_extreme: int4, including "
             "the embedding; auto: the first of these that fits into memory."
         ),
-    ] = Fit.AUTO
-    preset: Annotated[Fit | None, typer.Option(hidden=True, help="Earlier name of --fit.")] = None
+    ] = "auto"
+    preset: Annotated[Fit | None, Option(hidden=True, help="Earlier name of --fit.")] = None
     dtype: DtypeOption = None
     device: DeviceOption = None
     backend: BackendOption = None
@@ -143,17 +108,15 @@ def with_model_options(command: Callable[..., None]) -> Callable[..., None]:
         options = ModelOptions(**{field.name: arguments.pop(field.name) for field in fields})
         command(options=options, **arguments)
 
+    keyword = inspect.Parameter.KEYWORD_ONLY
     shared = [
-        inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type
-        )
+        inspect.Parameter(field.name, keyword, default=field.default, annotation=field.type)
         for field in fields
     ]
-    signature = inspect.signature(command)
-    parameters = list(signature.parameters.values())
-    index = list(signature.parameters).index("options")
-    parameters[index : index + 1] = shared
-    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    parameters = dict(inspect.signature(command).parameters)
+    del parameters["options"]
+    texts, *others = parameters.values()
+    run.__signature__ = inspect.Signature([texts, *shared, *others])  # type: ignore[attr-defined]
     return run
 
 
@@ -162,24 +125,23 @@ def full_name(model: str) -> str:
     return SIZES.get(model.lower(), model)
 
 
+def given(**settings: Any) -> dict[str, Any]:
+    """Returns the settings that are not `None`."""
+    return {name: value for name, value in settings.items() if value is not None}
+
+
 def read_prompts(prompts: list[str], stdin: TextIO, file: Path | None = None) -> list[str]:
-    """Returns the prompts of a command.
+    """Returns the prompts of the command line and of `file`. "-" means the content of `stdin`.
 
-    Args:
-        prompts: Prompts of the command line. "-" means the content of `stdin`. Without any
-            prompt or file, `stdin` is read if it is a pipe.
-        stdin: Standard input, a pipe or a terminal.
-        file: File with one more prompt.
-
-    Raises:
-        typer.BadParameter: If the prompt is missing, or the pipe or the file is empty.
+    Without any prompt or file, `stdin` is read if it is a pipe. A missing prompt, an empty pipe
+    and an empty file are wrong usage.
     """
     if file is not None:
         prompts = [*prompts, _check_text(file.read_text(encoding="utf-8"), f"{file} is empty")]
     elif not prompts and not stdin.isatty():
         prompts = ["-"]
     if not prompts:
-        raise typer.BadParameter("pass a prompt, or pipe a text in", param_hint="PROMPT")
+        raise BadParameter("pass a prompt, or pipe a text in", param_hint="PROMPT")
     if "-" not in prompts:
         return prompts
     piped = _check_text(stdin.read(), "standard input is empty")
@@ -187,10 +149,9 @@ def read_prompts(prompts: list[str], stdin: TextIO, file: Path | None = None) ->
 
 
 def _check_text(text: str, message: str) -> str:
-    """Returns `text` without its last newline. Raises `BadParameter` if nothing is left."""
     text = text.removesuffix("\n")
     if not text:
-        raise typer.BadParameter(message, param_hint="PROMPT")
+        raise BadParameter(message, param_hint="PROMPT")
     return text
 
 
@@ -201,20 +162,17 @@ def start(backend: Backend | None, device: str | None = None, debug: bool = Fals
     else:
         silence_frameworks()
     choose_device(device)
-    use_backend(backend and backend.value)
+    use_backend(backend)
+    check_device(device)
 
 
 def choose_device(device: str | None) -> None:
-    """Restricts the frameworks to `device`, before any of them is imported.
-
-    Raises:
-        typer.BadParameter: If `device` is not a device name.
-    """
+    """Restricts the frameworks to `device`, before any of them is imported."""
     if device is None:
         return
     kind, _, number = device.lower().replace("cuda", "gpu").partition(":")
     if kind not in ("cpu", "gpu") or (number and not number.isdecimal()):
-        raise typer.BadParameter(
+        raise BadParameter(
             f"{device!r} must be cpu or gpu, optionally with a number as in gpu:1",
             param_hint="--device",
         )
@@ -225,17 +183,14 @@ def choose_device(device: str | None) -> None:
 
 
 def check_device(device: str | None) -> None:
-    """Checks that the backend, which is loaded here, has the device.
-
-    Raises:
-        ValueError: If `device` is a GPU and the backend finds none.
-    """
+    """Raises a ValueError if `device` is a GPU and the backend finds none."""
+    if device is None or device.lower().startswith("cpu"):
+        return
     import keras
 
     from keras_gemma import backend
 
-    is_gpu = device is not None and not device.lower().startswith("cpu")
-    if is_gpu and backend.peak_device_memory() is None:  # None on a CPU
+    if backend.peak_device_memory() is None:  # None on a CPU
         raise ValueError(
             f"{keras.config.backend()} finds no GPU. Leave --device out, or install the "
             f"backend with GPU support. Received: --device {device}"
@@ -249,7 +204,8 @@ def silence_frameworks() -> None:
     redirected to the null device, and `sys.stderr` to a copy of the old one.
     """
     if not sys.stderr.isatty():
-        hide_progress()
+        os.environ.setdefault("TQDM_DISABLE", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("KAGGLEHUB_VERBOSITY", "error")  # It logs to stdout.
     for logger in ("absl", "jax", "tensorflow"):
         logging.getLogger(logger).setLevel(logging.ERROR)
@@ -257,9 +213,3 @@ def silence_frameworks() -> None:
     sys.stderr.flush()
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-
-
-def hide_progress() -> None:
-    """Disables the progress bars of the hub clients, before they are imported."""
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

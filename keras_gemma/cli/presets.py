@@ -11,16 +11,7 @@ from keras_gemma.cli.options import JsonOption
 from keras_gemma.cli.printing import PIPE_WIDTH, make_console, make_table
 
 DTYPES = ("float32", "bfloat16", "int8", "int4")
-OPTIONAL_COLUMNS = (
-    "license",
-    "float32",
-    "int8",
-    "int4",
-    "context",
-    "parameters",
-    "bfloat16",
-    "weights",
-)
+OPTIONAL = ("license", "float32", "int8", "int4", "context", "parameters", "bfloat16", "weights")
 """Columns that a narrow terminal leaves out, in this order."""
 
 
@@ -28,10 +19,9 @@ def presets(as_json: JsonOption = False) -> None:
     """List the presets: size, memory of the weights, location and license."""
     entries = [describe(preset) for preset in catalogue.presets().values()]
     if as_json:
-        for entry in entries:
-            print(json.dumps(entry, ensure_ascii=False))
-        return
-    print_table(entries)
+        print(*(json.dumps(entry, ensure_ascii=False) for entry in entries), sep="\n")
+    else:
+        print_table(entries)
 
 
 def describe(preset: catalogue.Preset) -> dict[str, Any]:
@@ -41,20 +31,13 @@ def describe(preset: catalogue.Preset) -> dict[str, Any]:
         "parameters": preset.config.parameter_count,
         "context_length": preset.config.context_length,
         "memory": {dtype: preset.config.weight_bytes(dtype) for dtype in DTYPES},
-        "weights": location(preset),
+        "weights": _location(preset),
         "license": preset.license,
         "license_url": preset.license_url,
         "description": preset.description,
         "kaggle_handle": preset.kaggle_handle,
         "hugging_face_handle": preset.hugging_face_handle,
     }
-
-
-def location(preset: catalogue.Preset) -> str:
-    """Returns where the weights are: `"built in"`, `"cached"` or `"to download"`."""
-    if preset.has_weights:
-        return "built in"
-    return "cached" if preset.is_cached() else "to download"
 
 
 def print_table(entries: list[dict[str, Any]]) -> None:
@@ -68,7 +51,7 @@ def print_table(entries: list[dict[str, Any]]) -> None:
         titles = [(name, name not in ("preset", "weights", "license")) for name in columns]
         return make_table(titles, [[row[name] for name in columns] for row in rows])
 
-    for name in OPTIONAL_COLUMNS:
+    for name in OPTIONAL:
         if console.measure(make(), options=unlimited).maximum <= console.width:
             break
         columns.remove(name)
@@ -86,6 +69,12 @@ def _cells(entry: dict[str, Any]) -> dict[str, str]:
         "weights": entry["weights"],
         "license": entry["license"],
     }
+
+
+def _location(preset: catalogue.Preset) -> str:
+    if preset.has_weights:
+        return "built in"
+    return "cached" if preset.is_cached() else "to download"
 
 
 def _gigabytes(count: int) -> str:

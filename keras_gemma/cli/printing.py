@@ -39,12 +39,7 @@ def make_console() -> "Console":
 
 
 def make_table(columns: Sequence[tuple[str, bool]], rows: Sequence[Sequence[str]]) -> "Table":
-    """Returns a table for `make_console`.
-
-    Args:
-        columns: Title of each column, and True if its cells are numbers.
-        rows: Cells, in the order of the columns.
-    """
+    """Returns a table of `rows`. A column has a title, and True if its cells are numbers."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 

@@ -2,9 +2,9 @@
 
 import json
 import sys
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+from typer import Argument, Option
 
 from keras_gemma.cli.options import (
     DEFAULT_MODEL,
@@ -19,27 +19,23 @@ from keras_gemma.cli.printing import show
 
 @with_model_options
 def score(
-    texts: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="TEXT",
-            help='Texts to score, each by itself. "-", or a pipe and no TEXT: standard input.',
-            show_default=False,
-        ),
-    ] = None,
+    texts: list[str] = Argument(
+        [],
+        metavar="TEXT",
+        help='Texts to score, each by itself. "-", or a pipe and no TEXT: standard input.',
+        show_default=False,
+    ),
     *,
     options: ModelOptions,
-    tokens: Annotated[bool, typer.Option("--tokens", help="Print a line per token.")] = False,
+    tokens: bool = Option(False, "--tokens", help="Print a line per token."),
 ) -> None:
     """Show the perplexity of each TEXT, and with --tokens the loss of each token, in nats."""
-    texts = read_prompts(texts or [], sys.stdin, options.file)
+    texts = read_prompts(texts, sys.stdin, options.file)
     start(options.backend, options.device, options.debug)
 
     # These imports load Keras on the chosen backend.
     from keras_gemma.cli.loading import load_model
-    from keras_gemma.cli.options import check_device
 
-    check_device(options.device)
     model = full_name(options.model or DEFAULT_MODEL)
     lm = load_model(options, model)
     for text in texts:
@@ -57,11 +53,7 @@ def score(
 
 
 def measure(lm: Any, text: str) -> dict[str, Any]:
-    """Returns the loss of each token of `text` but the first, `<bos>`, in nats, and their mean.
-
-    Raises:
-        ValueError: If the text has no token in addition to `<bos>`.
-    """
+    """Returns the loss of each token of `text` but the first, `<bos>`, in nats, and their mean."""
     from keras_gemma.scoring import score_tokens
 
     scores = score_tokens(lm, text)

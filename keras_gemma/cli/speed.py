@@ -17,13 +17,7 @@ class Watch:
             self.until_first = time.perf_counter() - self.start
 
     def report(self, read: int, cached: int, new: int) -> None:
-        """Prints one line to standard error.
-
-        Args:
-            read: Number of prompt tokens that were read.
-            cached: Number of prompt tokens that were in the cache.
-            new: Number of generated tokens.
-        """
+        """Prints a line to stderr: prompt tokens that were read and cached, and new tokens."""
         seconds = time.perf_counter() - self.start
         first = "" if self.until_first is None else f", first token after {self.until_first:.2f} s"
         reused = f" ({cached} reused from the cache)" if cached else ""

@@ -35,13 +35,10 @@ FORMAT = "keras-gemma chat"
 
 
 class Terminal:
-    """Interactive loop of a conversation.
+    """Interactive loop of a `Chat`, whose commands are its methods.
 
-    Args:
-        chat: A `Chat`.
-        model: Name of the model, for saved conversations.
-        benchmark: If True, prints the speed of each reply.
-        silent: If True, prints only the replies.
+    `model` is a name for saved conversations, `benchmark` prints the speed of each reply, and
+    `silent` prints only the replies.
     """
 
     def __init__(
@@ -109,8 +106,7 @@ class Terminal:
                     show(" ...", end="")
                     break
         show()
-        dropped = len(self.chat.dropped) - before
-        if dropped:
+        if dropped := len(self.chat.dropped) - before:
             self.note(f"(the context was full: the oldest {dropped} messages were dropped)")
         if self.chat.finish_reason == "length" and not self.silent:
             self.note("(the reply reached its maximum length)")
@@ -119,22 +115,18 @@ class Terminal:
             watch.report(chat.prefilled_tokens, chat.cached_tokens, chat.new_tokens)
 
     def new(self, _: str) -> None:
-        """Starts a new conversation."""
         self.chat.clear()
         self.note("A new session.")
 
     def undo(self, _: str) -> None:
-        """Removes the last message and its reply."""
         undone = self.chat.undo()
         self.note(f"Removed: {undone[0]['content']}" if undone else "There is nothing to undo.")
 
     def system(self, text: str) -> None:
-        """Sets the system message, or removes it if `text` is empty."""
         self.chat.system = text or None
         self.note(f"System: {text}" if text else "No system message.")
 
     def history(self, _: str) -> None:
-        """Prints all messages."""
         for message in self.chat.messages:
             self.note(f"{message['role']}: {message['content']}")
 
@@ -161,7 +153,9 @@ class Terminal:
         if not isinstance(messages, list):
             raise ValueError(f"{path} is not a saved conversation: it has no list of messages")
         if messages:
-            next_turn = [{"role": "user", "content": ""}] if is_complete(messages) else []
+            last = messages[-1]
+            is_complete = isinstance(last, dict) and last.get("role") != "user"
+            next_turn = [{"role": "user", "content": ""}] if is_complete else []
             read_turns(messages + next_turn)  # Raises if the messages are invalid.
         system = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
         self.chat.clear()
@@ -178,12 +172,6 @@ class Terminal:
         """Prints a remark, which is not part of the conversation."""
         if text:
             self.console.print(printable(text), style="dim")
-
-
-def is_complete(messages: list[Any]) -> bool:
-    """Returns True if the last message is not the user's."""
-    last = messages[-1]
-    return isinstance(last, dict) and last.get("role") != "user"
 
 
 @contextmanager

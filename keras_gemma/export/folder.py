@@ -22,20 +22,16 @@ VOCABULARY = "vocabulary.spm"
 
 @contextlib.contextmanager
 def new_folder(path: str | Path, format: str, overwrite: bool) -> Iterator[Path]:
-    """Yields a temporary folder, which replaces `path` at the end of the block.
-
-    If the block raises, `path` is unchanged.
-
-    Raises:
-        ValueError: If `path` exists and `overwrite` is False, or `path` is not an export.
-    """
+    """Yields a temporary folder, which replaces `path` if the block does not raise."""
     target = local_path(path, "path")
     if target.exists() and not overwrite:
         raise ValueError(
             "`path` exists: choose another path, or pass overwrite=True. "
             f"Received: path={str(path)!r}"
         )
-    if target.is_dir() and any(target.iterdir()) and not is_export(target):
+    description = target / DESCRIPTION
+    is_export = description.is_file() and "keras_gemma_version" in read_json(description)
+    if target.is_dir() and any(target.iterdir()) and not is_export:
         raise ValueError(
             "`overwrite=True` replaces only exports, and this folder has other files: choose "
             f"another path. Received: path={str(path)!r}"
@@ -45,21 +41,8 @@ def new_folder(path: str | Path, format: str, overwrite: bool) -> Iterator[Path]
         write_json(directory / DESCRIPTION, {"format": format, "keras_gemma_version": __version__})
 
 
-def is_export(folder: Path) -> bool:
-    """Returns True if `folder` was written by `export`."""
-    description = folder / DESCRIPTION
-    return description.is_file() and "keras_gemma_version" in read_json(description)
-
-
 def write_metadata(lm: Any, directory: Path, cache_dtype: str, **more: Any) -> None:
-    """Writes `metadata.json` and the vocabulary of a program.
-
-    Args:
-        lm: A `GemmaCausalLM` with a preprocessor.
-        directory: Folder of the export.
-        cache_dtype: Dtype of keys and values.
-        **more: Entries of the format, such as the files of its programs.
-    """
+    """Writes `metadata.json`, with the entries `more` of the format, and the vocabulary."""
     config, preprocessor = lm.backbone.config, lm.preprocessor
     tokenizer = preprocessor.tokenizer
     (directory / VOCABULARY).write_bytes(tokenizer.proto)

@@ -29,7 +29,7 @@ def forward(
     last: Any,
     cache: list[Any],
 ) -> tuple[Any, list[Any]]:
-    """Processes tokens that follow those in the cache.
+    """Returns the logits after the last token of each sequence, and the updated cache.
 
     Padding may hold any ids: positions after the end of a sequence are masked, and overwritten
     when the sequence reaches them.
@@ -37,13 +37,10 @@ def forward(
     Args:
         arrays: Result of `named_arrays`.
         config: Config of the model.
-        token_ids: int32 `[B, T]`.
+        token_ids: int32 `[B, T]`, the tokens that follow those in the cache.
         start: int32 `[B]`, position of the first token of each sequence.
         last: int32 `[B]`, index in T of the last token of each sequence.
         cache: Keys and values of each layer in turn, `[B, S, K, H]` each.
-
-    Returns:
-        Logits after the last token of each sequence, float32 `[B, V]`, and the updated cache.
     """
     layers, head_weights = unflatten(arrays, config.num_layers)
     t, s = token_ids.shape[1], cache[0].shape[1]
@@ -82,8 +79,7 @@ def named_arrays(backbone: Any) -> dict[str, Any]:
     arrays = {}
     for name, weight in named.items():
         if isinstance(weight, backend.Quantized):
-            parts = weight.by_file_name().items()
-            arrays |= {f"{name}.{part}": array for part, array in parts}
+            arrays |= {f"{name}.{part}": array for part, array in weight.by_file_name().items()}
         else:
             arrays[name] = weight
     return arrays

@@ -1,7 +1,7 @@
 """Export to JAX: two programs of `jax.export`, and the weights that they share.
 
     prefill.jax_export, step.jax_export    (weights, token_ids, start, last, cache)
-    weights.safetensors                    their first argument, a dict of arrays
+    weights.safetensors                    their first argument, a dict of arrays in their dtype
 
 `jax.export.deserialize` reads a program; `jax.jit(program.call, donate_argnums=4)` runs it.
 The programs run on the kind of device that exported them, because the weights have its layout.
@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 
 from keras_gemma.checks import check_integer
@@ -26,21 +25,7 @@ WEIGHTS = "weights.safetensors"
 
 
 def write(lm: Any, directory: Path, batch_size: int | None = 1) -> None:
-    """Writes the export, in a subprocess if the backend is not JAX.
-
-    Weights keep their dtype, including int8 and int4.
-
-    Args:
-        lm: A `GemmaCausalLM`.
-        directory: The empty folder.
-        batch_size: Batch size of every call. `None` allows any batch size, but is slower on CPU.
-
-    Raises:
-        ValueError: If the model has no preprocessor, or `batch_size` is not positive.
-        ImportError: If JAX is not installed.
-        OSError: If the disk is too small.
-        RuntimeError: If the subprocess failed.
-    """
+    """Writes the export, in a subprocess unless on JAX. `batch_size=None` is slower on CPU."""
     if batch_size is not None:
         check_integer("batch_size", batch_size, advice="None allows any batch size.")
         batch_size = int(batch_size)
@@ -55,7 +40,7 @@ def build(lm: Any, directory: Path, report: Callable[[str], None], batch_size: i
 
     config = lm.backbone.config
     arrays = named_arrays(lm.backbone)
-    dtype = keras.backend.standardize_dtype(lm.backbone.compute_dtype)
+    dtype = lm.backbone.compute_dtype
 
     def program(weights: Any, token_ids: Any, start: Any, last: Any, cache: Any) -> Any:
         return forward(weights, config, token_ids, start, last, cache)

@@ -22,18 +22,7 @@ MODEL = "model.onnx"
 
 
 def write(lm: Any, directory: Path) -> None:
-    """Writes the export, in a subprocess if the backend is not PyTorch.
-
-    Args:
-        lm: A `GemmaCausalLM`.
-        directory: The empty folder.
-
-    Raises:
-        ValueError: If the model has no preprocessor, or is quantized.
-        ImportError: If packages are not installed.
-        OSError: If the disk is too small.
-        RuntimeError: If the subprocess failed.
-    """
+    """Writes the export, in a subprocess if the backend is not PyTorch."""
     check(lm, "onnx", ("torch", "onnx", "onnxscript"), "torch,onnx")
     quantization = lm.backbone.quantization
     if quantization is not None:

@@ -43,6 +43,6 @@ def build(lm: Any, directory: Path, report: Callable[[str], None], **options: An
     from keras_gemma.export.graph.model import ServedModel, ServingFunctions, add_functions
 
     served = ServedModel(lm.backbone, lm.preprocessor)
-    functions = ServingFunctions(served, lm.backbone, lm.preprocessor, ServingOptions(**options))
+    functions = ServingFunctions(served, lm, ServingOptions(**options))
     signatures = add_functions(served, functions, report)
     tf.saved_model.save(served, str(directory), signatures=signatures)  # traces the functions

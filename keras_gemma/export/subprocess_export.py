@@ -43,17 +43,9 @@ STDERR_TAIL = 2000
 
 
 def check(lm: Any, format: str, packages: tuple[str, ...], extras: str) -> None:
-    """Checks that a model has a preprocessor and that packages are installed.
+    """Checks that a model has a preprocessor, and that the packages of `format` are installed.
 
-    Args:
-        lm: A `GemmaCausalLM`.
-        format: Same as in `export`.
-        packages: Packages that the format needs.
-        extras: Extras of this package that install them, such as `"torch,onnx"`.
-
-    Raises:
-        ValueError: If the model has no preprocessor.
-        ImportError: If packages are missing.
+    `extras` of this package install them, such as `"torch,onnx"`.
     """
     if lm.preprocessor is None:
         raise ValueError(
@@ -78,17 +70,8 @@ def make(
 ) -> None:
     """Calls `build(lm, directory, report, **options)` on the Keras backend `backend`.
 
-    Args:
-        build: Function of a module that fills `directory` and calls `report` with each stage.
-        lm: A `GemmaCausalLM`.
-        directory: The empty folder.
-        backend: `"jax"`, `"torch"` or `"tensorflow"`, which must be installed.
-        quantization: Quantization of the export. `None` keeps the weights.
-        **options: Options of `build`, as JSON values.
-
-    Raises:
-        OSError: If the disk is too small.
-        RuntimeError: If the subprocess failed; the message ends with its error output.
+    `build`, a function of a module, fills the empty folder `directory` and calls `report` with each
+    stage. `options` are JSON values.
     """
     in_process = keras.config.backend() == backend and quantization is None
     check_disk_space(lm, directory, copies=1 if in_process else 2)
@@ -158,12 +141,9 @@ def run_in_subprocess(work: Path, backend: str, report: Callable[[str], None]) -
 
 
 def worker_main(work: str, lines: int, load: Callable[..., Any]) -> None:
-    """Runs the task in the folder `work`; the main function of the subprocess.
+    """Runs the task in the folder `work`, in the subprocess. Reports to the descriptor `lines`.
 
-    Args:
-        work: The folder.
-        lines: File descriptor for progress reports.
-        load: `from_preset` of the model class, which this folder does not import.
+    `load` is `from_preset` of the model class, which this folder does not import.
     """
     output = os.fdopen(lines, "w", encoding="utf-8")
 

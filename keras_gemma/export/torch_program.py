@@ -3,15 +3,13 @@
     program = torch.export.load("program.pt2").module()
     logits, cache = program(token_ids, start, last, cache)
 
-The same program runs prefill and decode steps, so the weights are stored once. It updates the
-cache in place. `forward.py` describes what it computes. Imports PyTorch only for an export.
+The same program runs prefill and decode steps, so the weights are stored once, in their dtype. It
+updates the cache in place. `forward.py` describes what it computes.
 """
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import keras
 
 from keras_gemma.export.folder import write_metadata
 from keras_gemma.export.forward import forward, named_arrays
@@ -24,20 +22,7 @@ EXAMPLE_BATCH, EXAMPLE_TOKENS, EXAMPLE_LENGTH = 2, 5, 16
 
 
 def write(lm: Any, directory: Path) -> None:
-    """Writes the export, in a subprocess if the backend is not PyTorch.
-
-    Weights keep their dtype, including int8 and int4.
-
-    Args:
-        lm: A `GemmaCausalLM`.
-        directory: The empty folder.
-
-    Raises:
-        ValueError: If the model has no preprocessor.
-        ImportError: If PyTorch is not installed.
-        OSError: If the disk is too small.
-        RuntimeError: If the subprocess failed.
-    """
+    """Writes the export, in a subprocess if the backend is not PyTorch."""
     check(lm, "torch", ("torch",), "torch")
     make(build, lm, directory, "torch")
 
@@ -50,17 +35,14 @@ def build(lm: Any, directory: Path, report: Callable[[str], None]) -> None:
     program = trace(lm.backbone)
     report("Writing")
     torch.export.save(program, directory / PROGRAM)
-    dtype = keras.backend.standardize_dtype(lm.backbone.compute_dtype)
     device = lm.backbone.layer_norm.tensor.device.type
-    write_metadata(lm, directory, dtype, program=PROGRAM, device=device)
+    write_metadata(lm, directory, lm.backbone.compute_dtype, program=PROGRAM, device=device)
 
 
 def trace(backbone: Any, use_float32: bool = False) -> Any:
     """Returns the `ExportedProgram` of `forward`, with free batch, tokens and length.
 
-    Args:
-        backbone: A `GemmaBackbone` on the PyTorch backend. Its weights are not copied.
-        use_float32: If True, computes in float32 for any dtype of the weights.
+    The weights are not copied. `use_float32` computes in float32 for any dtype of the weights.
     """
     import torch
     from torch.export import Dim
@@ -80,7 +62,7 @@ def trace(backbone: Any, use_float32: bool = False) -> Any:
                 buffers = {name: buffer.float() for name, buffer in buffers.items()}
             return forward(buffers, config, token_ids, start, last, cache)
 
-    dtype = "float32" if use_float32 else keras.backend.standardize_dtype(backbone.compute_dtype)
+    dtype = "float32" if use_float32 else backbone.compute_dtype
     batch, tokens, length = Dim("batch", min=1), Dim("tokens", min=1), Dim("length", min=1)
     cache_shapes = [{0: batch, 1: length}] * (2 * config.num_layers)
     with torch.no_grad():

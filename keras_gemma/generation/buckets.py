@@ -14,10 +14,9 @@ MAX_CHUNK_TOKENS = 512
 
 
 def chunks(start: int, end: int, batch: int) -> list[tuple[int, int]]:
-    """Splits the positions from `start` to `end` into chunks.
+    """Splits the positions from `start` to `end` into chunks, as pairs of start and size.
 
-    Returns:
-        Start and size of each chunk. The sizes are buckets, so the last chunk may exceed `end`.
+    The sizes are buckets, so the last chunk may exceed `end`.
     """
     largest = max(MIN_BUCKET, bucket(MAX_CHUNK_TOKENS // batch + 1) // 2)
     pairs = []

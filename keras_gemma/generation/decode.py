@@ -36,31 +36,23 @@ class DecodeState(NamedTuple):
     seen: Any = None  # bool [B, V]: tokens in the text; None without repetition penalty
     penalty: Any = None  # float32 [B]: repetition penalty
     logprobs: Logprobs | None = None
+    directions: Any = None  # float32 [B, S, 1, D]: normalized hidden states (contrastive search)
+    logits: Any = None  # float32 [B, V]: of the next token (contrastive search)
 
     def grow(self, capacity: int, slots: list[int]) -> "DecodeState":
         """Returns the state with space for `capacity` tokens, and `slots` cache slots per layer."""
-        logprobs = self.logprobs
+        logprobs, directions = self.logprobs, self.directions
         if logprobs is not None:
             logprobs = Logprobs(*(resize(array, capacity) for array in logprobs))
+        if directions is not None:
+            directions = resize(directions, capacity)
         missing = capacity - self.text.shape[1]
         return self._replace(
             text=ops.pad(self.text, [(0, 0), (0, missing)], constant_values=-1),
             cache=grow_cache(self.cache, slots),
             logprobs=logprobs,
+            directions=directions,
         )
-
-
-def step(
-    weights: dict[str, Any],
-    state: DecodeState,
-    config: GemmaConfig,
-    sampler: Sampler,
-    processors: tuple[LogitsProcessor, ...] = (),
-    parts: BlockFunctions = EAGER,
-) -> DecodeState:
-    """Appends one token to each unfinished row."""
-    logits, state = next_logits(weights, state, config, parts)
-    return append_tokens(state, logits, sampler, processors)
 
 
 def next_logits(
@@ -69,11 +61,8 @@ def next_logits(
     config: GemmaConfig,
     parts: BlockFunctions = EAGER,
 ) -> tuple[Any, DecodeState]:
-    """Feeds the last token of each row.
-
-    Returns:
-        Logits of the next token, float32 `[B, V]`, and the state with the updated cache.
-    """
+    """Feeds the last token of each row. Returns the logits of the next one, float32 `[B, V]`, and
+    the state with the updated cache."""
     position = (state.length - 1)[:, None]
     token = ops.take_along_axis(state.text, position, axis=1)
     x, cache = forward_with_cache(weights, token, position, state.cache, config, parts)
@@ -93,13 +82,8 @@ def append_tokens(
 
 
 def write_tokens(state: DecodeState, logits: Any, ids: Any) -> DecodeState:
-    """Appends `ids [B]` to the unfinished rows.
-
-    Args:
-        state: The state before.
-        logits: float32 `[B, V]`, the model's logits, for the log-probabilities.
-        ids: int32 `[B]`, chosen tokens. Those of finished rows are ignored.
-    """
+    """Appends the chosen `ids [B]` to the unfinished rows, and records their log-probabilities from
+    the model's `logits [B, V]`."""
     unfinished = ops.logical_not(state.done)
     is_new = ops.logical_and(positions_of(state) == state.length[:, None], unfinished[:, None])
     length = state.length + ops.cast(unfinished, "int32")
@@ -129,9 +113,6 @@ def apply_logits_processors(
 
     The penalty divides positive logits of tokens that are in the text, and multiplies negative
     ones (Keskar et al., 2019, arXiv:1909.05858).
-
-    Raises:
-        ValueError: If a processor changes the shape.
     """
     if state.penalty is not None:
         penalty = state.penalty[:, None]
@@ -166,15 +147,6 @@ def record_logprobs(logprobs: Logprobs | None, logits: Any, ids: Any, is_new: An
         chosen=chosen,
         top_ids=ops.where(is_new, ops.cast(top_ids, "int32")[:, None], logprobs.top_ids),
         top=ops.where(is_new, top[:, None], logprobs.top),
-    )
-
-
-def empty_logprobs(batch: int, capacity: int, count: int) -> Logprobs:
-    """Returns zeros for texts of up to `capacity` tokens, with `count` top log-probabilities."""
-    return Logprobs(
-        chosen=ops.zeros((batch, capacity)),
-        top_ids=ops.zeros((batch, capacity, count), dtype="int32"),
-        top=ops.zeros((batch, capacity, count)),
     )
 
 

@@ -25,12 +25,7 @@ SEARCHES = {"beam": beam.search, "contrastive": contrastive.search}
 
 
 def generate(programs: Programs, request: Request) -> list[SequenceOutput]:
-    """Generates until every sequence has ended.
-
-    Raises:
-        ValueError: If a prompt is empty or too long, if the sampler's strategy does not support
-            the request, or if there is not enough memory.
-    """
+    """Generates until every sequence has ended."""
     search = SEARCHES.get(request.sampler.strategy)
     if search is not None:
         return search(programs, request)
@@ -39,24 +34,16 @@ def generate(programs: Programs, request: Request) -> list[SequenceOutput]:
     return session.outputs()
 
 
-def start(programs: Programs, request: Request) -> DecodingSession | SpeculativeSession:
-    """Prefills the prompts and chooses the first tokens.
-
-    Raises:
-        ValueError: Same as `check`.
-    """
+def start(programs: Programs, request: Request) -> DecodingSession:
+    """Prefills the prompts and chooses the first tokens."""
     check(programs, request)
-    session = DecodingSession(programs, request)
-    return session if request.draft is None else SpeculativeSession(session)
+    session = DecodingSession if request.draft is None else SpeculativeSession
+    return session(programs, request)
 
 
 def check(programs: Programs, request: Request) -> None:
-    """Checks a request that is decoded token by token.
-
-    Raises:
-        ValueError: If the sampler or the model does not support it, or if there is not enough
-            memory.
-    """
+    """Raises a ValueError if a request cannot be decoded token by token with this model, or if
+    there is not enough memory."""
     if request.sampler.strategy in SEARCHES:
         raise ValueError(
             "`stream` and `stop` need a sampler that decodes token by token. Pass another "
@@ -64,20 +51,12 @@ def check(programs: Programs, request: Request) -> None:
             f"works with every sampler). Received: {type(request.sampler).__name__}"
         )
     request.check(programs.config)
-    check_memory(request, programs.config, programs.backbone.compute_dtype)
+    check_memory(request, programs.backbone)
 
 
 def prefill(programs: Programs, ids: np.ndarray) -> PrefixCache:
-    """Returns the prefix cache of a text.
-
-    Args:
-        programs: Programs of the model.
-        ids: int32 `[n]`.
-
-    Raises:
-        ValueError: If the text is empty or leaves no room in the context.
-    """
+    """Returns the prefix cache of a text, int32 `[n]`."""
     check(programs, Request([ids], [1], GreedySampler()))
-    _, cache = programs.prefill([ids], None, programs.backbone.tensors())
     backbone = programs.backbone
+    _, cache = programs.prefill([ids], None, backbone.tensors())
     return PrefixCache(ids, cache, weakref.ref(backbone), weights_fingerprint(backbone))

@@ -17,6 +17,7 @@ from keras_gemma import backend
 from keras_gemma.config import BYTES_PER_ELEMENT, GemmaConfig
 from keras_gemma.generation.buckets import MIN_CACHE_SLOTS, bucket, chunks
 from keras_gemma.generation.request import Request
+from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.model.cache import slots_of_layers
 
 FLOAT_BYTES = 4
@@ -43,62 +44,54 @@ class Workload:
     """Sizes of a request that determine its memory."""
 
     num_prompts: int
-    num_return_sequences: int
-    """Number of sequences per prompt."""
+    rows_per_prompt: int
+    """Number of sequences, beams or candidates per prompt."""
     prompt_length: int
     """Tokens in the longest prompt."""
     text_length: int
     """Maximum number of tokens per sequence, including the prompt."""
-    is_random: bool = False
-    """True if the sampler needs noise and filters."""
-    reorders_cache: bool = False
-    """True if rows, with their caches, replace one another, as in beam search."""
-    copies_at_decode: bool = False
-    """True if prompts are repeated when the ring buffers are filled, not before."""
-    has_repetition_penalty: bool = False
-    num_top_logprobs: int | None = None
-    """Number of top log-probabilities per token. `None` disables log-probabilities."""
+    strategy: str = "sample"
+    """Strategy of the sampler. Beam search moves caches between rows, and contrastive search
+    repeats prompts when the ring buffers are filled, not before."""
+    num_logits_arrays: int = LOGITS_ARRAYS
+    num_top_logprobs: int = 0
     num_draft_tokens: int = 0
     """Number of draft tokens per round."""
 
 
-def workload_of(
-    request: Request, reorders_cache: bool = False, copies_at_decode: bool = False
-) -> Workload:
+def workload_of(request: Request, config: GemmaConfig) -> Workload:
     """Returns the sizes of `request`."""
-    is_greedy = request.sampler.structure() == "greedy"
+    strategy, rows_per_prompt = request.sampler.strategy, request.num_return_sequences
+    if strategy == "contrastive":
+        rows_per_prompt = min(request.sampler.k, config.vocabulary_size)
+    is_random = strategy == "sample" and request.sampler.structure() != "greedy"
+    num_draft_tokens = 0 if request.draft is None else request.draft.num_tokens
+    arrays = LOGITS_ARRAYS + SAMPLING_LOGITS_ARRAYS * is_random
+    arrays += 4 * (request.repetition_penalty is not None) + 2 * (request.top_logprobs is not None)
     return Workload(
         num_prompts=len(request.prompts),
-        num_return_sequences=request.num_return_sequences,
+        rows_per_prompt=rows_per_prompt,
         prompt_length=max(map(len, request.prompts)),
         text_length=request.max_text_length(),
-        is_random=not (reorders_cache or copies_at_decode or is_greedy),
-        reorders_cache=reorders_cache,
-        copies_at_decode=copies_at_decode,
-        has_repetition_penalty=request.repetition_penalty is not None,
-        num_top_logprobs=request.top_logprobs,
-        num_draft_tokens=0 if request.draft is None else request.draft.num_tokens,
+        strategy=strategy,
+        num_logits_arrays=arrays + (2 + is_random) * num_draft_tokens,
+        num_top_logprobs=request.top_logprobs or 0,
+        num_draft_tokens=num_draft_tokens,
     )
 
 
 def bytes_needed(work: Workload, config: GemmaConfig, dtype: str) -> int:
-    """Returns the peak memory of generation, without the weights, in bytes.
-
-    Args:
-        work: Sizes of the request.
-        config: Configuration of the model.
-        dtype: Dtype of keys and values.
-    """
+    """Returns the peak memory of generation with keys and values in `dtype`, without the weights,
+    in bytes."""
     size = BYTES_PER_ELEMENT.get(dtype, FLOAT_BYTES)
-    prompts, rows = work.num_prompts, work.num_prompts * work.num_return_sequences
+    prompts, rows = work.num_prompts, work.num_prompts * work.rows_per_prompt
     copies = CACHE_COPIES[keras.config.backend()]
-    start, chunk = chunks(0, work.prompt_length, prompts)[-1]
-    prompt_slots = bucket(max(start + chunk, work.prompt_length + 1), MIN_CACHE_SLOTS)
-    chunk = chunks(0, work.prompt_length, prompts)[0][1]
-    text_slots = max(
-        prompt_slots, bucket(work.text_length + work.num_draft_tokens, MIN_CACHE_SLOTS)
-    )
+    (_, chunk), *_ = spans = chunks(0, work.prompt_length, prompts)
+    prompt_slots = bucket(max(sum(spans[-1]), work.prompt_length + 1), MIN_CACHE_SLOTS)
+    text_slots = bucket(work.text_length + work.num_draft_tokens, MIN_CACHE_SLOTS)
+    text_slots = max(prompt_slots, text_slots)
     heads = config.num_key_value_heads * config.head_dim
+    is_beam, is_contrastive = work.strategy == "beam", work.strategy == "contrastive"
 
     def cache(batch: int, slots: list[int]) -> int:
         return 2 * batch * sum(slots) * heads * size
@@ -112,64 +105,38 @@ def bytes_needed(work: Workload, config: GemmaConfig, dtype: str) -> int:
     rings = slots_of_layers(config, prompt_slots, work.num_draft_tokens)
     short_rings = [ring for ring in rings if ring < prompt_slots]
     grown_rings = slots_of_layers(config, text_slots, work.num_draft_tokens)
-    width = (
-        8 * config.hidden_dim
-        + 4 * config.feed_forward_dim
-        + 4 * config.num_query_heads * config.head_dim
-    )
-    begin_rows = prompts if work.copies_at_decode else rows
-
-    arrays = LOGITS_ARRAYS + SAMPLING_LOGITS_ARRAYS * work.is_random
-    arrays += 3 * work.has_repetition_penalty + 2 * (work.num_top_logprobs is not None)
-    arrays += (2 + work.is_random) * work.num_draft_tokens
-    logits = rows * config.vocabulary_size * FLOAT_BYTES * arrays
-    logprobs = 0 if work.num_top_logprobs is None else 2 * (1 + 2 * work.num_top_logprobs)
-    state = rows * text_slots * FLOAT_BYTES * (4 + logprobs)
-    if work.has_repetition_penalty:
-        state += rows * config.vocabulary_size
-    if work.copies_at_decode:  # hidden states, and their directions
+    width = 8 * config.hidden_dim + 4 * config.feed_forward_dim
+    width += 4 * config.num_query_heads * config.head_dim
+    logits = rows * config.vocabulary_size * FLOAT_BYTES * work.num_logits_arrays
+    state = rows * text_slots * FLOAT_BYTES * (6 + 4 * work.num_top_logprobs)
+    if is_contrastive:  # hidden states, and their directions
         state += 3 * prompts * text_slots * config.hidden_dim * FLOAT_BYTES
 
     prefill = cache(prompts, full) + attention(prompts, chunk, prompt_slots)
     prefill += prompts * chunk * width * FLOAT_BYTES
-    repeat = cache(prompts, full) + (0 if work.copies_at_decode else cache(rows, full))
+    begin_rows = prompts if is_contrastive else rows
+    repeat = cache(prompts, full) + cache(begin_rows, full)
     begin = cache(begin_rows, full) + attention(rows, 1, prompt_slots) + logits
-    begin += cache(rows, rings) if copies else cache(begin_rows, short_rings)
-    if work.reorders_cache or work.copies_at_decode:
-        begin += cache(begin_rows, short_rings) if copies else cache(rows, rings)
-    decode = cache(rows, grown_rings) * (1 + work.reorders_cache + copies)
+    begin += cache(begin_rows, short_rings)
+    if copies or is_beam or is_contrastive:
+        begin += cache(rows, rings)
+    decode = cache(rows, grown_rings) * (1 + is_beam + copies)
     decode += attention(rows, 1, text_slots) + logits
     grow = cache(rows, grown_rings) + (cache(rows, rings) if text_slots > prompt_slots else 0)
     return int(MARGIN * (state + max(prefill, repeat, begin, decode, grow)))
 
 
-def check_memory(
-    request: Request,
-    config: GemmaConfig,
-    dtype: str,
-    reorders_cache: bool = False,
-    copies_at_decode: bool = False,
-) -> None:
-    """Checks that a request fits into the free memory.
-
-    Args:
-        request: The request.
-        config: Configuration of the model.
-        dtype: Dtype of keys and values.
-        reorders_cache: Same as in `Workload`.
-        copies_at_decode: Same as in `Workload`.
-
-    Raises:
-        ValueError: If the estimate exceeds the free memory.
-    """
-    free, work = backend.free_memory(), workload_of(request, reorders_cache, copies_at_decode)
-    needed = bytes_needed(work, config, dtype)
+def check_memory(request: Request, backbone: GemmaBackbone) -> None:
+    """Raises a ValueError if the estimate for `request` exceeds the free memory."""
+    free, work = backend.free_memory(), workload_of(request, backbone.config)
+    configs = [backbone.config]
     if request.draft is not None and request.draft.programs is not None:
-        needed += bytes_needed(work, request.draft.programs.config, dtype)
+        configs.append(request.draft.programs.config)
+    needed = sum(bytes_needed(work, config, backbone.compute_dtype) for config in configs)
     if free is not None and needed > free:
-        rows = work.num_prompts * work.num_return_sequences
         raise ValueError(
-            f"{rows} rows need about {needed / 1e9:.1f} GB for keys, values and logits, but only "
-            f"{free / 1e9:.1f} GB are free. Pass fewer prompts at a time, fewer beams or "
-            "candidates, or a smaller `max_length`, `max_new_tokens` or `num_return_sequences`."
+            f"{work.num_prompts * work.rows_per_prompt} rows need about {needed / 1e9:.1f} GB for "
+            f"keys, values and logits, but only {free / 1e9:.1f} GB are free. Pass fewer prompts "
+            "at a time, fewer beams or candidates, or a smaller `max_length`, `max_new_tokens` or "
+            "`num_return_sequences`."
         )

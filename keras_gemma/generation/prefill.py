@@ -22,23 +22,13 @@ def read_chunk(
     cache: Cache,
     config: GemmaConfig,
 ) -> tuple[Any, Cache]:
-    """Reads one chunk of prompts that are padded at the end.
+    """Reads `token_ids [B, T]`, a chunk of prompts of `lengths [B]`, at the position `start`.
 
-    Padding needs no mask: the causal mask hides it from all prompt tokens, and decoding overwrites
-    it in the cache.
+    `hidden` is the output of the last block: `[B, D]` for the last token of each prompt that has
+    ended, or `[B, S, D]` for all tokens. Returns it and the cache, updated with this chunk.
 
-    Args:
-        weights: `GemmaBackbone.tensors()`.
-        token_ids: int32 `[B, T]`, the chunk.
-        start: int32 scalar, position of the chunk's first token.
-        lengths: int32 `[B]`, lengths of the whole prompts.
-        hidden: Output of the last block so far: `[B, D]` for the last token of each prompt that
-            has ended, or `[B, S, D]` for all tokens.
-        cache: KV cache of the chunks before, by position.
-        config: Configuration of the model.
-
-    Returns:
-        `hidden`, updated with this chunk, and the cache.
+    Prompts are padded at the end. Padding needs no mask: the causal mask hides it from all prompt
+    tokens, and decoding overwrites it in the cache.
     """
     b, t = ops.shape(token_ids)
     positions = start + ops.zeros((b, 1), dtype="int32") + ops.arange(t, dtype="int32")[None]
@@ -54,15 +44,8 @@ def read_chunk(
 def to_rings(
     cache: Cache, lengths: Any, config: GemmaConfig, capacity: int, slack: int = 0
 ) -> Cache:
-    """Converts the cache of a prompt to the ring buffers of decoding.
-
-    Args:
-        cache: Cache of the prompt, by position.
-        lengths: int32 `[B]`, lengths of the prompts.
-        config: Configuration of the model.
-        capacity: Maximum number of tokens per text.
-        slack: Same as in `slots_of_layers`.
-    """
+    """Returns the ring buffers for texts of up to `capacity` tokens, filled from the cache of
+    prompts of `lengths [B]`. `slack` is the same as in `slots_of_layers`."""
     return [
         tuple(
             array if array.shape[1] == slots else fill_ring(array, slots, lengths)

@@ -28,11 +28,8 @@ be reused, so the least recently used are evicted."""
 class Programs:
     """Compiled programs of one backbone.
 
-    Args:
-        backbone: A `GemmaBackbone`. Its weights are read at each call, so training between calls
-            takes effect.
-        eager: If True, the block is not compiled separately (PyTorch). Slower, but without
-            compilation time.
+    Its weights are read at each call, so training between calls takes effect. If `eager`, the block
+    is not compiled separately (PyTorch): slower, but without compilation time.
     """
 
     def __init__(self, backbone: GemmaBackbone, eager: bool = False) -> None:
@@ -64,19 +61,11 @@ class Programs:
         weights: Any,
         all_tokens: bool = False,
     ) -> tuple[Any, Cache]:
-        """Prefills prompts, skipping the tokens that they share with `prefix`.
+        """Prefills prompts, int32 `[n]` each, skipping the tokens that they share with `prefix`.
 
-        Args:
-            prompts: int32 `[n]` each.
-            prefix: A prefix cache, or `None`.
-            weights: `GemmaBackbone.tensors()`.
-            all_tokens: If True, returns the hidden states of all tokens. Not available with
-                `prefix`.
-
-        Returns:
-            The output of the last block for the last token of each prompt, `[B, D]`, and the cache
-            by position, with at least one free slot in each row. With `all_tokens`, the output for
-            all tokens, `[B, S, D]`, where S is the number of cache slots.
+        Returns the output of the last block for the last token of each prompt, `[B, D]`, and the
+        cache by position, with S slots, at least one of them free in each row. If `all_tokens`,
+        which excludes `prefix`, returns the output for all tokens, `[B, S, D]`.
         """
         config, batch = self.config, len(prompts)
         lengths = np.array([len(prompt) for prompt in prompts], "int32")
@@ -90,8 +79,7 @@ class Programs:
         dtype = self.backbone.compute_dtype
         if start:
             cache = [tuple(resize(array, slots) for array in arrays) for arrays in prefix.cache]
-            if batch > 1:
-                cache = repeat_cache(cache, batch)
+            cache = repeat_cache(cache, batch)
         else:
             cache = make_cache(config, batch, slots, dtype)
         positions = (slots,) if all_tokens else ()
@@ -115,5 +103,7 @@ class Programs:
 
 
 def repeat_cache(cache: Cache, times: int) -> Cache:
-    """Returns a copy of the cache with each row repeated `times` times."""
+    """Returns a copy of the cache with each row repeated `times` times; itself if once."""
+    if times == 1:
+        return cache
     return [tuple(repeat_rows(array, times) for array in arrays) for arrays in cache]

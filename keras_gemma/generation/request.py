@@ -1,6 +1,7 @@
 """A request, a prefix cache, and the output of each sequence: ids, never text."""
 
 import dataclasses
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -45,11 +46,7 @@ class PrefixCache:
         return self._is_from(backbone) and self.fingerprint == weights_fingerprint(backbone)
 
     def check(self, backbone: GemmaBackbone) -> None:
-        """Checks that the cache is valid for a model.
-
-        Raises:
-            ValueError: If another model computed it, or if the weights have changed.
-        """
+        """Raises a ValueError if another model computed the cache, or the weights have changed."""
         if not self._is_from(backbone):
             raise ValueError(
                 "`prefix` was read by another model, so its keys and values are invalid here. Call "
@@ -105,12 +102,7 @@ class Draft:
     """Tokenizer of the draft model, if it has one. Not used here."""
 
     def check(self, config: GemmaConfig, max_text_length: int, sampler: Sampler) -> None:
-        """Checks that the draft suits a target model of `config`.
-
-        Raises:
-            ValueError: If `num_tokens` is out of range, the sampler has no known probabilities,
-                or the draft model has another vocabulary or too short a context.
-        """
+        """Raises a ValueError if the draft does not suit a target model of `config`."""
         check_integer("num_draft_tokens", self.num_tokens, 1, MAX_DRAFT_TOKENS)
         structure = sampler.structure()
         if structure != "greedy" and not (isinstance(structure, tuple) and structure[0] == "draw"):
@@ -159,12 +151,7 @@ class Request:
     draft: Draft | None = None
 
     def check(self, config: GemmaConfig) -> None:
-        """Checks that a model of `config` can answer the request.
-
-        Raises:
-            ValueError: If a prompt is empty or too long, if there are too many stop tokens, or if
-                the draft does not suit the model.
-        """
+        """Raises a ValueError if a model of `config` cannot answer the request."""
         context = config.context_length
         if not self.prompts:
             raise ValueError("There must be at least one prompt. Received: an empty list")
@@ -174,16 +161,12 @@ class Request:
                 raise ValueError(
                     f"Prompt {i} has no tokens. Pass at least one, such as the start token."
                 )
-            if len(prompt) >= context:
-                raise ValueError(
-                    f"Prompt {i} has {len(prompt)} tokens, but the context length is {context} and "
-                    "must leave room for at least one generated token. Shorten the prompt."
-                )
             if count < 1 or len(prompt) + count > context:
                 raise ValueError(
-                    f"Prompt {i} has {len(prompt)} tokens and up to {count} new tokens. There must "
-                    f"be at least one new token, and at most {context} tokens in all, the context "
-                    "length. Change `max_length` or `max_new_tokens`."
+                    f"Prompt {i} has {len(prompt)} tokens, but the context length is {context}. "
+                    f"With the new tokens, there must be at most {context} tokens in all, and at "
+                    "least one new token. Shorten the prompt, or change `max_length` or "
+                    f"`max_new_tokens`. Received: up to {count} new tokens"
                 )
         if self.draft is not None:
             self.draft.check(config, self.max_text_length(), self.sampler)
@@ -207,15 +190,15 @@ class Request:
         seeds = self.sampler.seed if self.seed is None else self.seed
         seeds = np.ravel(np.array(seeds, object))
         rows = len(self.prompts) * self.num_return_sequences
-        counts: dict[Any, int] = {}
-        indices = []
+        counts: Counter[Any] = Counter()
+        indices = np.zeros(rows, "int32")
         for row in range(rows):
             seed = seeds[row * len(seeds) // rows]
             prompt = self.prompts[row // self.num_return_sequences].tobytes()
             key = prompt, None if seed is None else int(seed) % 2**32
-            indices.append(counts.get(key, 0))
-            counts[key] = indices[-1] + 1
-        return np.array(indices, "int32")
+            indices[row] = counts[key]
+            counts[key] += 1
+        return indices
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ maximum length. Knows no text.
 """
 
 import weakref
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,10 @@ from keras_gemma import backend
 from keras_gemma.generation.buckets import MIN_CACHE_SLOTS, bucket
 from keras_gemma.generation.decode import (
     DecodeState,
+    Logprobs,
     any_unfinished,
     append_tokens,
-    empty_logprobs,
-    step,
+    next_logits,
 )
 from keras_gemma.generation.prefill import to_rings
 from keras_gemma.generation.programs import Programs, repeat_cache
@@ -33,12 +33,7 @@ from keras_gemma.model.cache import Cache, repeat_rows, slots_of_layers, unroll_
 
 
 class DecodingSession:
-    """A batch of sequences in progress. The constructor prefills and chooses the first tokens.
-
-    Args:
-        programs: Programs of the model.
-        request: A request that has been checked.
-    """
+    """A batch of sequences in progress. The constructor prefills and chooses the first tokens."""
 
     def __init__(self, programs: Programs, request: Request) -> None:
         self.programs = programs
@@ -52,7 +47,7 @@ class DecodingSession:
         self.state = self._prefill()
         self.steps = 1
 
-    def _prefill(self) -> Any:
+    def _prefill(self) -> DecodeState:
         request = self.request
         copies = request.num_return_sequences
         hidden, cache = self.programs.prefill(request.prompts, request.prefix, self.weights)
@@ -78,7 +73,9 @@ class DecodingSession:
             if seen is not None:
                 seen[row, prompt] = True
         if request.top_logprobs is not None:
-            logprobs = empty_logprobs(batch, capacity, request.top_logprobs)
+            tops = batch, capacity, request.top_logprobs
+            zeros = ops.zeros(tops[:2]), ops.zeros(tops, dtype="int32"), ops.zeros(tops)
+            logprobs = Logprobs(*zeros)
         tensor = ops.convert_to_tensor
         return DecodeState(
             text=tensor(text),
@@ -95,33 +92,36 @@ class DecodingSession:
 
     def _prefill_program(self, capacity: int) -> Any:
         """Returns the program that fills the ring buffers and chooses the first token."""
-        programs, sampler, slack = self.programs, self.request.sampler, self.slack
-        config, parts = programs.config, programs.parts
-        processors = self.request.logits_processors
+        config, parts, slack = self.programs.config, self.programs.parts, self.slack
+        append = self._append_function()
 
         def begin(weights: Any, hidden: Any, state: DecodeState) -> DecodeState:
             capacity = state.text.shape[1]
             cache = to_rings(state.cache, state.length, config, capacity, slack)
             logits = parts.head(hidden, weights["head"], config)
-            return append_tokens(state._replace(cache=cache), logits, sampler, processors)
+            return append(state._replace(cache=cache), logits)
 
         # A donated buffer must have the size of its output, so a cache with rings is not donated.
         slots = slots_of_layers(config, capacity, slack)
         donate = 2 if min(slots) == capacity else None
         key = "begin", donate, slack, *self.static_key()
-        return programs.program(key, lambda: backend.compile(begin, donate))
+        return self.programs.program(key, lambda: backend.compile(begin, donate))
 
-    def _decode_program(self) -> Any:
-        """Returns the program that runs decode steps."""
-        programs, sampler = self.programs, self.request.sampler
-        config, parts = programs.config, programs.parts
-        processors = self.request.logits_processors
+    def _append_function(self) -> Callable[[DecodeState, Any], DecodeState]:
+        """Returns the function that chooses tokens by their logits `[B, V]`, and appends them."""
+        sampler, processors = self.request.sampler, self.request.logits_processors
+        return lambda state, logits: append_tokens(state, logits, sampler, processors)
+
+    def _decode_function(self) -> Callable[[Any, DecodeState], DecodeState]:
+        """Returns the decode step, a function of the weights and the state."""
+        config, parts = self.programs.config, self.programs.parts
+        append = self._append_function()
 
         def decode_step(weights: Any, state: DecodeState) -> DecodeState:
-            return step(weights, state, config, sampler, processors, parts)
+            logits, state = next_logits(weights, state, config, parts)
+            return append(state, logits)
 
-        key = "step", *self.static_key()
-        return programs.program(key, lambda: backend.while_loop(any_unfinished, decode_step))
+        return decode_step
 
     def static_key(self) -> tuple[Any, ...]:
         """Returns the key of everything in the request that is compiled into the programs."""
@@ -129,13 +129,9 @@ class DecodingSession:
         return tuple(map(hashable, (request.sampler.structure(), *request.logits_processors)))
 
     def decode(self, n: int | None = None) -> bool:
-        """Chooses up to `n` more tokens in each row.
+        """Chooses up to `n` more tokens in each row; `None` decodes until all rows have ended.
 
-        Args:
-            n: Maximum number of tokens. `None` decodes until all rows have ended.
-
-        Returns:
-            True if any row is unfinished.
+        Returns True if any row is unfinished.
         """
         max_steps = int((self.ends - self.prompt_lengths).max())
         n = max_steps - self.steps if n is None else min(n, max_steps - self.steps)
@@ -144,7 +140,11 @@ class DecodingSession:
             length = int(np.minimum(self.prompt_lengths + self.steps, self.ends - 1).max())
             self.ensure_capacity(length + 1)
             steps = min(n, self.state.text.shape[1] - length)
-            self.state = self._decode_program()(self.weights, self.state, steps)
+            program = self.programs.program(
+                ("step", *self.static_key()),
+                lambda: backend.while_loop(any_unfinished, self._decode_function()),
+            )
+            self.state = program(self.weights, self.state, steps)
             self.steps += steps
             n -= steps
             if n > 0 and not bool(any_unfinished(self.state)):
@@ -216,10 +216,7 @@ class ByIdentity:
 
 
 def hashable(value: Any) -> Hashable:
-    """Returns `value` if it can be hashed, or wraps it in `ByIdentity`.
-
-    Custom samplers and logits processors may be any object.
-    """
+    """Returns `value`, such as a custom sampler, in `ByIdentity` if it cannot be hashed."""
     try:
         hash(value)
     except TypeError:

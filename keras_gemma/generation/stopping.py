@@ -17,11 +17,7 @@ nothing."""
 
 
 def check_stop_token_ids(stop_token_ids: Sequence[int]) -> None:
-    """Checks the number of stop tokens.
-
-    Raises:
-        ValueError: If there are more than `MAX_STOP_TOKEN_IDS`.
-    """
+    """Raises a ValueError if there are more than `MAX_STOP_TOKEN_IDS` stop tokens."""
     if len(stop_token_ids) > MAX_STOP_TOKEN_IDS:
         raise ValueError(
             f"`stop_token_ids` must have at most {MAX_STOP_TOKEN_IDS} ids. "
@@ -37,12 +33,7 @@ def stop_array(stop_token_ids: Sequence[int]) -> np.ndarray:
 
 
 def is_stop_token(ids: Any, stop_token_ids: Any) -> Any:
-    """Returns True for each of `ids [B]` that ends its sequence: bool `[B]`, in a decode step.
-
-    Args:
-        ids: int32 `[B]`, one token per sequence.
-        stop_token_ids: int32 `[MAX_STOP_TOKEN_IDS]`, from `stop_array`.
-    """
+    """Returns True for each of `ids [B]` that is in a `stop_array`: bool `[B]`, in a program."""
     return ops.any(ids[:, None] == stop_token_ids[None], axis=1)
 
 

@@ -8,7 +8,6 @@ import operator
 import warnings
 from typing import Any
 
-import keras
 import numpy as np
 from keras import ops
 
@@ -17,27 +16,9 @@ from keras_gemma.causal_lm.model import GemmaCausalLM
 from keras_gemma.config import GemmaConfig
 from keras_gemma.interop.keras_hub_samplers import convert_sampler, keras_hub, set_sampler
 from keras_gemma.model.backbone import GemmaBackbone
-from keras_gemma.storage.keras_preset.layout import h5_specs
+from keras_gemma.storage.keras_preset.layout import h5_specs, layer_path
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
 from keras_gemma.text.tokenizer import GemmaTokenizer
-
-_TOKENIZER_KEYS = ("sequence_length", "add_bos", "add_eos")
-_PREPROCESSOR_KEYS = ("sequence_length", "add_start_token", "add_end_token")
-
-_LAYER_PATHS = {
-    "pre_attention_norm": "pre_attention_norm",
-    "query": "attention.query_dense",
-    "key": "attention.key_dense",
-    "value": "attention.value_dense",
-    "output": "attention.output_dense",
-    "post_attention_norm": "post_attention_norm",
-    "pre_ffw_norm": "pre_ffw_norm",
-    "gate": "gating_ffw",
-    "up": "gating_ffw_2",
-    "down": "ffw_linear",
-    "post_ffw_norm": "post_ffw_norm",
-}
-"""Attribute path in KerasHub's block of the layer that holds each weight."""
 
 
 def to_keras_hub(item: Any) -> Any:
@@ -72,7 +53,7 @@ def to_keras_hub(item: Any) -> Any:
         _warn_where_keras_hub_differs(item.backbone.config)
         preprocessor = item.preprocessor
         if preprocessor is not None:
-            preprocessor = _preprocessor_to(preprocessor)
+            preprocessor = _convert_preprocessor(preprocessor, models.GemmaCausalLMPreprocessor)
             preprocessor.build(None)  # otherwise Keras warns about unbuilt state
         backbone = _backbone_to(item.backbone)
         theirs = models.GemmaCausalLM(backbone, preprocessor, name=item.name)
@@ -82,9 +63,9 @@ def to_keras_hub(item: Any) -> Any:
         _warn_where_keras_hub_differs(item.config)
         return _backbone_to(item)
     if isinstance(item, GemmaCausalLMPreprocessor):
-        return _preprocessor_to(item)
+        return _convert_preprocessor(item, models.GemmaCausalLMPreprocessor)
     if isinstance(item, GemmaTokenizer):
-        return _tokenizer_to(item)
+        return _convert_tokenizer(item, models.GemmaTokenizer)
     raise TypeError(
         "`item` must be a GemmaCausalLM, GemmaBackbone, GemmaCausalLMPreprocessor or "
         f"GemmaTokenizer of keras_gemma. Received: {_class_of(item)}"
@@ -124,17 +105,22 @@ def from_keras_hub(item: Any) -> Any:
     if isinstance(item, models.GemmaCausalLM):
         preprocessor = item.preprocessor
         if preprocessor is not None:
-            preprocessor = _preprocessor_from(preprocessor)
-        backbone = _backbone_from(item.backbone)
-        lm = GemmaCausalLM(backbone, preprocessor, name=item.name)
+            if not isinstance(preprocessor, models.GemmaCausalLMPreprocessor):
+                raise TypeError(
+                    "The model's `preprocessor` must be a `keras_hub.models."
+                    "GemmaCausalLMPreprocessor`: set it to None for the conversion, and set your "
+                    f"own afterwards. Received: {_class_of(preprocessor)}"
+                )
+            preprocessor = _convert_preprocessor(preprocessor, GemmaCausalLMPreprocessor)
+        lm = GemmaCausalLM(_backbone_from(item.backbone), preprocessor, name=item.name)
         set_sampler(lm, getattr(item, "sampler", None))
         return lm
     if isinstance(item, models.GemmaBackbone):
         return _backbone_from(item)
     if isinstance(item, models.GemmaCausalLMPreprocessor):
-        return _preprocessor_from(item)
+        return _convert_preprocessor(item, GemmaCausalLMPreprocessor)
     if isinstance(item, models.GemmaTokenizer):
-        return _tokenizer_from(item)
+        return _convert_tokenizer(item, GemmaTokenizer)
     raise TypeError(
         "`item` must be a GemmaCausalLM, GemmaBackbone, GemmaCausalLMPreprocessor or "
         f"GemmaTokenizer of keras_hub.models. Received: {_class_of(item)}"
@@ -155,71 +141,59 @@ def _backbone_to(ours: GemmaBackbone) -> Any:
         theirs = keras_hub().models.GemmaBackbone(
             **ours.config.to_keras_hub(), dtype=ours.dtype_policy.name, name=ours.name
         )
-    specs, variables = h5_specs(ours.config), _variables(theirs, ours.config)
+    specs, layers = h5_specs(ours.config), _weight_layers(theirs, ours.config)
     for name, weight in ours.named_weights().items():
         # `numpy` made a copy, so the variable may share its memory.
-        assign(variables[name], np.ascontiguousarray(specs[name].to_stored(weight.numpy())))
+        array = np.ascontiguousarray(specs[name].to_stored(weight.numpy()))
+        assign(layers[name].weights[0], array)
     theirs.trainable = ours.trainable
     return theirs
 
 
 def _backbone_from(theirs: Any) -> GemmaBackbone:
     config = GemmaConfig.from_dict(theirs.get_config())
-    dtype = _dtype_name(theirs, config)
+    specs, layers = h5_specs(config), _weight_layers(theirs, config)
+    dtype = _dtype_name(theirs.name, list(layers.values()))
     with uninitialized():
         ours = GemmaBackbone(**config.to_dict(), dtype=dtype, name=theirs.name)
-    specs, variables = h5_specs(config), _variables(theirs, config)
     for name, weight in ours.named_weights().items():
-        weight.assign(specs[name].to_logical(ops.convert_to_numpy(variables[name].value)))
+        array = ops.convert_to_numpy(layers[name].weights[0].value)
+        weight.assign(specs[name].to_logical(array))
     ours.trainable = theirs.trainable
     return ours
 
 
 def _weight_layers(theirs: Any, config: GemmaConfig) -> dict[str, Any]:
     """Returns the layer of KerasHub's backbone that holds each weight, by the weight's name."""
-    layers = {}
-    for name in config.weight_shapes():
-        if name == "token_embedding":
-            layers[name] = theirs.token_embedding
-        elif name == "final_norm":
-            layers[name] = theirs.layer_norm
-        else:
-            _, layer, kind = name.split(".")
-            block = theirs.transformer_layers[int(layer)]
-            layers[name] = operator.attrgetter(_LAYER_PATHS[kind])(block)
+    layers = {"token_embedding": theirs.token_embedding, "final_norm": theirs.layer_norm}
+    for name in config.weight_shapes().keys() - layers.keys():
+        _, layer, kind = name.split(".")
+        block = theirs.transformer_layers[int(layer)]
+        path = layer_path(kind).replace("/", ".")
+        layers[name] = operator.attrgetter(path)(block)
     return layers
 
 
-def _variables(theirs: Any, config: GemmaConfig) -> dict[str, keras.Variable]:
-    """Returns the variables of KerasHub's backbone by weight name: one per layer."""
-    return {name: layer.weights[0] for name, layer in _weight_layers(theirs, config).items()}
-
-
-def _dtype_name(theirs: Any, config: GemmaConfig) -> str:
-    """Returns the name of the dtype policy that all layers share.
-
-    Raises:
-        ValueError: If the model has adapters, quantized weights or several dtypes.
-    """
-    layers = _weight_layers(theirs, config).values()
+def _dtype_name(name: str, layers: list[Any]) -> str:
+    """Returns the name of the dtype policy that all layers share. Refuses LoRA and quantization."""
     modes = {layer.quantization_mode for layer in layers} - {None}
     if modes:
         raise ValueError(
             "The model is quantized, but only floating-point weights can be converted: load it "
             "again without `quantize` or a quantized `dtype`. "
-            f"Received: {theirs.name!r} in {', '.join(sorted(modes))}"
+            f"Received: {name!r} in {', '.join(sorted(modes))}"
         )
     if any(getattr(layer, "lora_enabled", False) for layer in layers):
         raise ValueError(
             "The model has LoRA adapters. Merge them: `save_to_preset(folder)` of KerasHub writes "
             "the merged weights, and `keras_gemma.models.GemmaCausalLM.from_preset(folder)` reads "
-            f"them. Received: {theirs.name!r} with `enable_lora`"
+            f"them. Received: {name!r} with `enable_lora`"
         )
     dtypes = {(layer.variable_dtype, layer.compute_dtype) for layer in layers}
     if len(dtypes) > 1:
         raise ValueError(
             "All layers must have one dtype policy: load the model with `dtype='bfloat16'` or "
-            f"'float32'. Received: {theirs.name!r} with {sorted(dtypes)}"
+            f"'float32'. Received: {name!r} with {sorted(dtypes)}"
         )
     variable, compute = dtypes.pop()
     return variable if variable == compute else f"mixed_{compute}"
@@ -250,38 +224,16 @@ def _warn_where_keras_hub_differs(config: GemmaConfig) -> None:
 # Text.
 
 
-def _preprocessor_to(ours: GemmaCausalLMPreprocessor) -> Any:
-    return keras_hub().models.GemmaCausalLMPreprocessor(
-        _tokenizer_to(ours.tokenizer), name=ours.name, **_pick(ours, _PREPROCESSOR_KEYS)
-    )
+def _convert_preprocessor(item: Any, cls: type) -> Any:
+    """Converts `item` and its tokenizer to `cls`, the class of the other library."""
+    names = ("name", "sequence_length", "add_start_token", "add_end_token")
+    tokenizer = _convert_tokenizer(item.tokenizer, cls.tokenizer_cls)
+    return cls(tokenizer, **{name: getattr(item, name) for name in names})
 
 
-def _preprocessor_from(theirs: Any) -> GemmaCausalLMPreprocessor:
-    if not isinstance(theirs, keras_hub().models.GemmaCausalLMPreprocessor):
-        raise TypeError(
-            "The model's `preprocessor` must be a `keras_hub.models.GemmaCausalLMPreprocessor`: "
-            "set it to None for the conversion, and set your own afterwards. "
-            f"Received: {_class_of(theirs)}"
-        )
-    return GemmaCausalLMPreprocessor(
-        _tokenizer_from(theirs.tokenizer), name=theirs.name, **_pick(theirs, _PREPROCESSOR_KEYS)
-    )
-
-
-def _tokenizer_to(ours: GemmaTokenizer) -> Any:
-    return keras_hub().models.GemmaTokenizer(
-        ours.proto, dtype=ours.compute_dtype, name=ours.name, **_pick(ours, _TOKENIZER_KEYS)
-    )
-
-
-def _tokenizer_from(theirs: Any) -> GemmaTokenizer:
-    return GemmaTokenizer(
-        theirs.proto, dtype=theirs.compute_dtype, name=theirs.name, **_pick(theirs, _TOKENIZER_KEYS)
-    )
-
-
-def _pick(item: Any, names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: getattr(item, name) for name in names}
+def _convert_tokenizer(item: Any, cls: type) -> Any:
+    names = ("proto", "name", "sequence_length", "add_bos", "add_eos")
+    return cls(dtype=item.compute_dtype, **{name: getattr(item, name) for name in names})
 
 
 def _class_of(item: Any) -> str:

@@ -21,10 +21,7 @@ _SAMPLERS = {
 
 
 def convert_sampler(ours: Any) -> Any:
-    """Returns KerasHub's sampler of the same kind and settings.
-
-    Falls back to greedy sampling, with a warning, if KerasHub has no such sampler.
-    """
+    """Returns KerasHub's sampler of the same kind and settings, or greedy with a warning."""
     lender = getattr(ours, "lender", None)
     if lender is not None:  # already a KerasHub sampler
         return lender
@@ -45,10 +42,7 @@ def convert_sampler(ours: Any) -> Any:
 
 
 def set_sampler(lm: Any, theirs: Any) -> None:
-    """Compiles `lm` with the sampler of KerasHub's model.
-
-    Falls back to greedy sampling, with a warning, if the sampler is not supported.
-    """
+    """Compiles `lm` with the sampler of KerasHub's model, or greedily with a warning."""
     if theirs is None:  # never compiled
         return
     kind = type(theirs).__name__
@@ -75,11 +69,7 @@ def _settings(sampler: Any, kind: str) -> dict[str, Any]:
 
 
 def keras_hub() -> ModuleType:
-    """Imports and returns KerasHub.
-
-    Raises:
-        ImportError: If KerasHub is not installed.
-    """
+    """Imports and returns KerasHub."""
     try:
         import keras_hub as module
     except ModuleNotFoundError as error:

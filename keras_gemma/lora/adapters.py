@@ -5,7 +5,6 @@ nothing about files.
 """
 
 import random
-from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -20,26 +19,19 @@ from keras_gemma.model.trainable import check_not_in_fit, release_variables, res
 DEFAULT_NAME = "default"
 """Default name of an adapter."""
 
-DEFAULT_TARGETS = ("query", "value")
-"""Matrices that are adapted by default, as in KerasHub."""
-
 Arrays = dict[str, tuple[np.ndarray, np.ndarray]]
 """A `[r, in]` and B `[out, r]` by the name of the adapted matrix."""
 
 
 class Adapters:
-    """Adapters of one backbone.
-
-    Args:
-        backbone: A `GemmaBackbone`.
-    """
+    """Adapters of one backbone."""
 
     def __init__(self, backbone: Any) -> None:
         self.backbone = backbone
         self.configs: dict[str, Lora] = {}
         self.active: str | None = None
         self._base: dict[str, np.ndarray] | None = None  # the matrices before a merge
-        self._frozen: list[keras.Variable] = []
+        self.base_variables: list[keras.Variable] = []  # trained again without adapters
 
     @property
     def merged(self) -> bool:
@@ -65,39 +57,21 @@ class Adapters:
             for variable in (linear.low_ranks[name].a, linear.low_ranks[name].b)
         ]
 
-    def enable(
-        self,
-        rank: int,
-        targets: str | Iterable[str] | None,
-        alpha: float,
-        dropout: float,
-        name: str,
-        use_rslora: bool,
-        dtype: str,
-        seed: int | None,
-    ) -> None:
-        """Adds, initializes and activates an adapter. See `GemmaCausalLM.enable_lora`."""
-        targets = DEFAULT_TARGETS if targets is None else targets
-        config = self.backbone.config
-        lora = read_lora(config, rank, alpha, targets, dropout, use_rslora, dtype)
-        self.add(name, lora)
-        self.initialize(name, seed)
+    def enable(self, name: str, seed: int | None, *settings: Any) -> None:
+        """Adds and activates an adapter with the settings of `read_lora`, and initializes its A."""
+        self.add(name, read_lora(self.backbone.config, *settings))
+        # Without a seed, Python's generator, which `keras.utils.set_random_seed` also seeds.
+        generator = np.random.default_rng(random.randrange(2**32) if seed is None else seed)
+        for linear in self.linears(name).values():
+            low_rank = linear.low_ranks[name]
+            low_rank.a.assign(init_lora_a(tuple(low_rank.a.shape), generator))
 
     def add(self, name: str, lora: Lora, arrays: Arrays | None = None) -> None:
-        """Adds and activates an adapter.
-
-        Args:
-            name: Adapter name.
-            lora: Settings of the adapter.
-            arrays: Values of A and B. `None` leaves both at zero.
-
-        Raises:
-            ValueError: If the name is invalid or in use, or an adapter is merged.
-        """
+        """Adds and activates an adapter. Without arrays, A and B are zero."""
         self.check_name(name)
         backbone = self.backbone
         if not self.configs:
-            self._frozen = [variable for variable in backbone.weights if variable.trainable]
+            self.base_variables = [variable for variable in backbone.weights if variable.trainable]
         for model in (backbone, *backbone.wrapping_models):
             if not model.trainable:
                 model.trainable = True  # only the flag: `_changed` sets it for each variable
@@ -111,17 +85,9 @@ class Adapters:
         self.active = name
         self._changed()
 
-    def initialize(self, name: str, seed: int | None) -> None:
-        """Initializes A of an adapter, with the same values on every backend."""
-        # Without a seed, Python's generator, which `keras.utils.set_random_seed` also seeds.
-        generator = np.random.default_rng(random.randrange(2**32) if seed is None else seed)
-        for linear in self.linears(name).values():
-            low_rank = linear.low_ranks[name]
-            low_rank.a.assign(init_lora_a(tuple(low_rank.a.shape), generator))
-
     def check_name(self, name: str) -> None:
         """Raises a ValueError if an adapter with this name cannot be added."""
-        self._check_not_merged("add an adapter")
+        self.check_not_merged("add an adapter")
         if not isinstance(name, str) or not name.isidentifier():
             raise ValueError(
                 "`name` must be one word of letters, digits and _, because variable names contain "
@@ -134,24 +100,16 @@ class Adapters:
             )
 
     def activate(self, name: str | None) -> None:
-        """Activates an adapter. `None` deactivates all adapters.
-
-        Raises:
-            ValueError: If the name is unknown or an adapter is merged.
-        """
-        self._check_not_merged("activate another adapter")
+        """Activates an adapter. `None` deactivates all adapters."""
+        self.check_not_merged("activate another adapter")
         if name is not None:
             self.check_known(name)
         self.active = name
         self._changed()
 
     def delete(self, name: str) -> None:
-        """Deletes an adapter. Deleting the last one makes the base trainable again, as before.
-
-        Raises:
-            ValueError: If the name is unknown or an adapter is merged.
-        """
-        self._check_not_merged("delete an adapter")
+        """Deletes an adapter. Deleting the last one makes the base trainable again, as before."""
+        self.check_not_merged("delete an adapter")
         self.check_known(name)
         for linear in self.linears(name).values():
             linear.applied = None
@@ -162,16 +120,8 @@ class Adapters:
         self._changed()
 
     def merge(self, keep_base: bool) -> None:
-        """Merges the active adapter into the base.
-
-        Args:
-            keep_base: If False, the merge is permanent and all adapters are deleted.
-
-        Raises:
-            ValueError: If no adapter is active, an adapter is merged, the model is quantized, or
-                the adapter contains NaN or infinity.
-        """
-        self._check_not_merged("merge")
+        """Merges the active adapter into the base; permanently, unless `keep_base`."""
+        self.check_not_merged("merge")
         quantization = self.backbone.quantization
         if quantization is not None:
             raise ValueError(
@@ -196,11 +146,7 @@ class Adapters:
         self._changed()
 
     def unmerge(self) -> None:
-        """Restores the matrices from before `merge`.
-
-        Raises:
-            ValueError: If no adapter is merged.
-        """
+        """Restores the matrices from before `merge`."""
         check_not_in_fit(self.backbone, "unmerge")
         if self._base is None:
             raise ValueError(
@@ -218,11 +164,7 @@ class Adapters:
         return {m: linear.low_ranks[name].numpy() for m, linear in self.linears(name).items()}
 
     def active_name(self, name: str | None = None) -> str:
-        """Returns `name`, or the active adapter if `name` is `None`.
-
-        Raises:
-            ValueError: If the name is unknown or no adapter is active.
-        """
+        """Returns `name`, or the active adapter if `name` is `None`. The adapter exists."""
         name = self.active if name is None else name
         if name is not None:
             self.check_known(name)
@@ -241,14 +183,6 @@ class Adapters:
                 f"Unknown adapter. The model has {self.listed()}. Add an adapter with "
                 f"`enable_lora`, or load one with `load_lora`. Received: {name!r}"
             )
-
-    def check_quantizable(self) -> None:
-        """Raises a ValueError if an adapter is merged."""
-        self._check_not_merged("quantize")
-
-    def on_base_quantized(self) -> None:
-        """Called after the base model was quantized: its matrices are no longer trainable."""
-        self._frozen = []
 
     def check_trainable(self) -> None:
         """Raises a ValueError if there are adapters but none can be trained."""
@@ -288,7 +222,7 @@ class Adapters:
         return ", ".join(map(repr, self.configs)) or "none"
 
     def describe(self) -> str:
-        """Returns a line for a model summary, or an empty string without adapters."""
+        """Returns a line for a model summary, empty without adapters."""
         if not self.configs:
             return ""
         state = "merged" if self.merged else "active"
@@ -316,7 +250,7 @@ class Adapters:
             self.add(name, Lora.from_dict(settings))
         self.activate(values["active"])
 
-    def _check_not_merged(self, verb: str) -> None:
+    def check_not_merged(self, verb: str) -> None:
         check_not_in_fit(self.backbone, verb)
         if self.merged:
             raise ValueError(
@@ -324,12 +258,8 @@ class Adapters:
             )
 
     def _changed(self) -> None:
-        """Updates the applied adapter of each layer and `trainable` of each variable.
-
-        Keras recompiles its functions for `fit`, `evaluate` and `predict`. Programs for generation
-        and scoring take the adapter as an argument.
-        """
-        trained = {id(variable) for variable in self._frozen} if not self.configs else set()
+        """Updates the applied adapter of each layer and `trainable` of each variable."""
+        trained = {id(variable) for variable in self.base_variables} if not self.configs else set()
         for name, layer in self.backbone.weight_layers().items():
             if not isinstance(layer, Linear):
                 continue

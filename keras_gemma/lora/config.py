@@ -5,8 +5,8 @@ Knows the names of a model's matrices. Knows nothing about weights.
 
 import dataclasses
 import difflib
-import fnmatch
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from typing import Any
 
 from keras_gemma.checks import check_integer, check_number, check_one_of
@@ -23,6 +23,9 @@ MATRICES = {
     "down": ("down_proj", "ffw_linear"),
 }
 """Matrices of a block, each with its names in peft and KerasHub."""
+
+DEFAULT_TARGETS = ("query", "value")
+"""Matrices that are adapted by default, as in KerasHub."""
 
 EMBEDDINGS = ("token_embedding", "embed_tokens", "lm_head", "embedding")
 ALL_LINEAR = "all-linear"
@@ -75,54 +78,36 @@ class Lora:
 def read_lora(
     config: GemmaConfig,
     rank: int,
+    targets: str | Iterable[str] | None,
     alpha: float,
-    targets: str | Iterable[str],
     dropout: float,
     use_rslora: bool,
     dtype: str,
 ) -> Lora:
-    """Returns the validated settings of an `enable_lora` call.
-
-    Raises:
-        ValueError: If a setting is out of range or a target matches no matrix.
-    """
+    """Returns the validated settings of an `enable_lora` call."""
     check_numbers(rank, alpha, dropout)
     check_one_of("dtype", dtype, DTYPES)
-    names = target_names(config, targets)
+    names = target_names(config, DEFAULT_TARGETS if targets is None else targets)
     size = int(rank), float(alpha)
     return Lora(dict.fromkeys(names, size), float(dropout), bool(use_rslora), dtype)
 
 
 def check_numbers(rank: Any, alpha: Any, dropout: Any) -> None:
-    """Raises a ValueError if a setting of an adapter is out of range."""
     check_integer("rank", rank, advice="It is the number of rows of A, such as 8.")
     check_number("alpha", alpha, "(0, inf)", "The adapter is scaled by alpha / rank.")
     check_number("dropout", dropout, "[0, 1)", "A usual value is 0.05.")
 
 
 def target_names(config: GemmaConfig, targets: str | Iterable[str]) -> list[str]:
-    """Returns the names of the matrices that `targets` selects, in the order of `weight_shapes`.
-
-    Args:
-        config: Configuration of the model.
-        targets: Same as in `GemmaCausalLM.enable_lora`.
-
-    Raises:
-        ValueError: If `targets` is empty, or a target is unknown or the embedding.
-    """
+    """Returns the names of the matrices that `targets` selects, in the order of `weight_shapes`."""
     matrices = [name for name in config.weight_shapes() if name.split(".")[-1] in MATRICES]
     if isinstance(targets, str):
         targets = [targets]
-    if not isinstance(targets, Iterable):
+    targets = list(targets) if isinstance(targets, Iterable) else targets
+    if not isinstance(targets, list) or not targets:
         raise ValueError(
-            "`targets` must be a name or a list of names, such as ('query', 'value'). To set the "
-            f"scale, pass alpha={targets!r}. Received: targets={targets!r}"
-        )
-    targets = list(targets)
-    if not targets:
-        raise ValueError(
-            "`targets` must name at least one matrix, such as ('query', 'value'), or be "
-            f"'all-linear'. Received: targets={targets!r}"
+            "`targets` must be names of matrices, such as ('query', 'value'), or 'all-linear'. "
+            f"`alpha` sets the scale. Received: targets={targets!r}"
         )
     chosen: set[str] = set()
     for target in targets:
@@ -136,12 +121,9 @@ def target_names(config: GemmaConfig, targets: str | Iterable[str]) -> list[str]
 def _match(matrices: list[str], target: Any) -> list[str]:
     if not isinstance(target, str):
         return []
-    if target in _KINDS:
-        return [name for name in matrices if name.split(".")[-1] == _KINDS[target]]
+    pattern = _KINDS.get(target, target)
     return [
-        name
-        for name in matrices
-        if fnmatch.fnmatchcase(name, target) or fnmatch.fnmatchcase(name.split(".")[-1], target)
+        n for n in matrices if any(fnmatchcase(part, pattern) for part in (n, n.split(".")[-1]))
     ]
 
 

@@ -13,7 +13,6 @@ In the order of the data:
     linear.py          layer with a matrix and its LoRA updates
     matrix.py          base class of layers with a matrix, plain or quantized
     hooks.py           hook points of a block
-    initialization.py  initial values of a matrix
     cache.py           KV cache
     head.py            hidden states to logits
     backbone.py        GemmaBackbone

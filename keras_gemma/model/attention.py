@@ -34,12 +34,8 @@ def causal_mask(attended: Any, window: int | None) -> Any:
 
     If several documents are packed into a row, `attended` numbers them, as in
     `[1, 1, 1, 2, 2, 0]`, and attention stays within each document. Positions are not reset,
-    because the rotary embedding and the window depend only on distances.
-
-    Args:
-        attended: Bool or int `[B, T]`. Positions with False or 0 are padding and are not visible.
-        window: Number of visible positions, including the own one. `None` makes all earlier
-            positions visible.
+    because the rotary embedding and the window depend only on distances. False or 0 in `attended
+    [B, T]` is padding, which is not visible. Without a window, all earlier positions are visible.
     """
     positions = ops.arange(ops.shape(attended)[1], dtype="int32")
     distance = positions[:, None] - positions[None, :]
@@ -76,25 +72,13 @@ def project(
 
 
 def attend(
-    query: Any,
-    key: Any,
-    value: Any,
-    mask: Any,
-    config: GemmaConfig,
-    hooks: Hooks,
-    own: bool = False,
+    query: Any, key: Any, value: Any, mask: Any, config: GemmaConfig, hooks: Hooks, own: bool
 ) -> Any:
     """Calls `backend.attend`, in chunks if there are many queries, to bound the logits' memory.
 
-    The gradient recomputes the logits of a chunk. A hook on the attention weights needs the plain
-    implementation, because `backend.attend` does not return weights.
-
-    Args:
-        query, key, value, mask: Same as in `backend.attend`.
-        config: Configuration of the model.
-        hooks: Functions by hook point of the block.
-        own: True if queries and keys have the same positions, so that the queries of a chunk see
-            no keys after the chunk.
+    The gradient recomputes the logits of a chunk. If `own`, queries and keys have the same
+    positions, and the queries of a chunk see no keys after the chunk. A hook on the attention
+    weights needs the plain implementation, because `backend.attend` does not return weights.
     """
     options = {"scale": config.query_scale, "soft_cap": config.attention_logit_soft_cap}
     if hooks and "attention.weights" in hooks:
@@ -126,20 +110,11 @@ def attention(
     slots: Any = None,
     hooks: Hooks = None,
 ) -> tuple[Any, tuple[Any, Any]]:
-    """Computes the attention half of a block, without its residual.
+    """Computes the attention half of a block from normalized `x [B, T, D]`, without its residual.
 
-    Args:
-        x: Normalized `[B, T, D]`.
-        weights: Packed `query`, `key`, `value` and `output`.
-        config: Configuration of the model.
-        rotary: Cosine and sine from `rope.rotary_angles`.
-        mask: Bool `[B, T, S]`.
-        cache: Keys and values `[B, S, K, H]` of the text so far. `None` attends only to `x`.
-        slots: Cache slots of the positions of `x`, `[B, T]`. Required with `cache`.
-        hooks: Functions by hook point of the block.
-
-    Returns:
-        `[B, T, D]`, and the keys and values that were attended to.
+    `rotary` is the result of `rope.rotary_angles`, and `mask` is bool `[B, T, S]`. With a cache,
+    keys and values `[B, S, K, H]` of the text so far, those of `x` are written to `slots [B, T]`.
+    Returns `[B, T, D]`, and the keys and values that were attended to.
     """
     query, key, value = project(x, weights, config, rotary)
     query = apply_hook(hooks, "attention.queries", query)

@@ -22,10 +22,7 @@ from keras_gemma.quantization import QuantizationConfig, to_config
 
 
 def check_layer_arguments(cls: type, arguments: dict[str, Any]) -> None:
-    """Raises a ValueError for arguments that Keras models do not take.
-
-    Keras itself would ignore a misspelled argument.
-    """
+    """Raises a ValueError for unknown or misspelled arguments, which Keras would ignore."""
     unknown = sorted(set(arguments) - {"name", "trainable"})
     if unknown:
         raise ValueError(
@@ -116,31 +113,7 @@ class GemmaBackbone(Presettable, TrainableModel):
         global_rope_scaling_factor: float = 1.0,
         **kwargs: Any,
     ) -> None:
-        config = GemmaConfig(
-            vocabulary_size=vocabulary_size,
-            num_layers=num_layers,
-            num_query_heads=num_query_heads,
-            num_key_value_heads=num_key_value_heads,
-            hidden_dim=hidden_dim,
-            intermediate_dim=intermediate_dim,
-            head_dim=head_dim,
-            query_head_dim_normalize=query_head_dim_normalize,
-            use_post_ffw_norm=use_post_ffw_norm,
-            use_post_attention_norm=use_post_attention_norm,
-            attention_logit_soft_cap=attention_logit_soft_cap,
-            final_logit_soft_cap=final_logit_soft_cap,
-            use_sliding_window_attention=use_sliding_window_attention,
-            sliding_window_size=sliding_window_size,
-            layer_norm_epsilon=layer_norm_epsilon,
-            dropout=dropout,
-            use_query_key_norm=use_query_key_norm,
-            sliding_window_pattern=sliding_window_pattern,
-            local_rope_wavelength=local_rope_wavelength,
-            global_rope_wavelength=global_rope_wavelength,
-            local_rope_scaling_factor=local_rope_scaling_factor,
-            global_rope_scaling_factor=global_rope_scaling_factor,
-            context_length=context_length,
-        )
+        config = GemmaConfig.from_dict(locals())  # the arguments with the names of its fields
         check_layer_arguments(type(self), kwargs)
         policy = keras.dtype_policies.get(dtype)
         check_policy(policy)
@@ -309,7 +282,7 @@ class GemmaBackbone(Presettable, TrainableModel):
         """
         targets = targets if target_layer_names is None else target_layer_names
         alpha = rank if alpha is None else alpha
-        self.adapters.enable(rank, targets, alpha, dropout, name, use_rslora, dtype, seed)
+        self.adapters.enable(name, seed, rank, targets, alpha, dropout, use_rslora, dtype)
 
     @property
     def lora_adapters(self) -> list[str]:

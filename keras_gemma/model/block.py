@@ -23,15 +23,9 @@ def decoder_block(
 ) -> tuple[Any, tuple[Any, Any]]:
     """Computes one block. Gemma 2 also normalizes the output of each half, with its own norms.
 
-    Args:
-        x: Residual stream, `[B, T, D]`.
-        weights: Packed weights of the block, named as in `GemmaConfig.weight_shapes`.
-        config, rotary, mask, cache, slots: Same as in `attention`.
-        dropout: Function applied to the output of each half.
-        hooks: Functions by hook point in `BLOCK_HOOK_POINTS`.
-
-    Returns:
-        `[B, T, D]`, and the keys and values that were attended to.
+    `x [B, T, D]` is the residual stream. The weights are named as in `GemmaConfig.weight_shapes`,
+    and the hooks as in `BLOCK_HOOK_POINTS`. `dropout` is applied to the output of each half. The
+    other arguments and the result are the same as in `attention`.
     """
 
     def normalize(x: Any, name: str) -> Any:

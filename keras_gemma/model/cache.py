@@ -28,26 +28,16 @@ def slot_of(positions: Any, slots: int) -> Any:
 
 
 def position_in(slots: int, last: Any) -> Any:
-    """Returns the position in each slot after position `last [B]` of each row was written.
-
-    Returns:
-        Int32 `[B, R]`, negative for empty slots.
-    """
-    slot = ops.arange(slots, dtype="int32")[None]
-    last = last[:, None]
+    """Returns the position in each slot after `last [B]`: int32 `[B, R]`, negative if empty."""
+    slot, last = ops.arange(slots, dtype="int32")[None], last[:, None]
     return last - ops.mod(last - slot, slots)
 
 
 def cache_mask(slots: int, positions: Any, window: int | None) -> Any:
-    """Returns the slots that are visible to queries whose keys are already in the cache.
+    """Returns the slots that are visible to queries whose keys are in the cache: bool `[B, T, R]`.
 
-    Args:
-        slots: R, at least `window + T - 1` so that no query's window is overwritten.
-        positions: Int32 `[B, T]`, positions of the queries, consecutive in each row.
-        window: Same as in `causal_mask`.
-
-    Returns:
-        Bool `[B, T, R]`.
+    `positions [B, T]` are consecutive in each row. R is at least `window + T - 1`, so that no
+    query's window is overwritten.
     """
     stored = position_in(slots, positions[:, -1])[:, None, :]
     positions = positions[:, :, None]
@@ -84,21 +74,16 @@ def grow_cache(cache: Cache, slots: list[int]) -> Cache:
 
 
 def repeat_rows(array: Any, times: int) -> Any:
-    """Repeats each row of `array [B, ...]` -> a new array `[B * times, ...]`.
-
-    `ops.repeat` may return a view, in which the copies of a row share memory.
-    """
+    """Repeats each row of `array [B, ...]` -> a new array `[B * times, ...]`."""
+    # `ops.repeat` may return a view, in which the copies of a row share memory.
     rows = np.repeat(np.arange(array.shape[0]), times)
     return ops.take(array, ops.convert_to_tensor(rows.astype("int32")), axis=0)
 
 
 def fill_ring(fresh: Any, slots: int, lengths: Any) -> Any:
-    """Returns the ring `[B, R, K, H]` after a prompt.
+    """Returns the ring `[B, R, K, H]` after prompts of `lengths [B]` without padding.
 
-    Args:
-        fresh: Keys or values of the whole prompt by position, `[B, T, K, H]`.
-        slots: R.
-        lengths: Length of each prompt without padding, `[B]`.
+    `fresh [B, T, K, H]` has the keys or values of the whole prompts by position.
     """
     last = ops.shape(fresh)[1] - 1
     source = ops.clip(position_in(slots, lengths - 1), 0, last)  # empty slots get any values
@@ -120,12 +105,8 @@ def unroll_ring(ring: Any, slots: int) -> Any:
 def slots_of_layers(config: GemmaConfig, length: int, slack: int = 0) -> list[int]:
     """Returns R of every layer for texts of up to `length` tokens.
 
-    Args:
-        config: Configuration of the model.
-        length: Maximum text length, in tokens.
-        slack: Maximum number of draft tokens that may be written after the end of the text and
-            then rejected. Rings get as many extra slots, so that draft tokens overwrite no
-            visible position.
+    Rings get `slack` extra slots for draft tokens that are written after the end of the text and
+    then rejected, so that these overwrite no visible position.
     """
     slots = [config.cache_slots(layer, length) for layer in range(config.num_layers)]
     return [min(length, count + slack) for count in slots]

@@ -114,15 +114,10 @@ class GemmaDecoderBlock(keras.layers.Layer):
             for name, tensor in self.tensors().items()
         }
 
-    def call(self, x: Any, padding_mask: Any = None, training: bool | None = None) -> Any:
+    def call(self, x: Any, padding_mask: Any, training: bool | None = None) -> Any:
         """Computes the block for `x [B, T, D]`. `padding_mask` is `attended` of `causal_mask`."""
-        b, t = ops.shape(x)[0], ops.shape(x)[1]
-        if padding_mask is None:
-            padding_mask = ops.ones((b, t), dtype="bool")
-        positions = ops.arange(t, dtype="int32")[None]
-
-        def drop(half: Any) -> Any:
-            return self.dropout(half, training=training)
+        positions = ops.arange(ops.shape(x)[1], dtype="int32")[None]
+        drop = partial(self.dropout, training=training)
 
         def compute(x: Any, weights: dict[str, Any]) -> Any:
             return run_blocks(
@@ -140,17 +135,11 @@ class GemmaDecoderBlock(keras.layers.Layer):
             return rematerialized(compute, x, weights)
         return compute(x, weights)
 
-    def compute_output_spec(
-        self, x: Any, padding_mask: Any = None, training: bool | None = None
-    ) -> keras.KerasTensor:
+    def compute_output_spec(self, x: Any, **options: Any) -> keras.KerasTensor:
         return keras.KerasTensor(x.shape, dtype=self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
-        config = {
-            **super().get_config(),
-            "config": self.config.to_dict(),
-            "layer": self.layer,
-        }
+        config = {**super().get_config(), "config": self.config.to_dict(), "layer": self.layer}
         quantization = self.ffw_linear.quantization
         if quantization is not None:
             config["quantization"] = quantization.to_dict()

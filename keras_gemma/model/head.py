@@ -20,15 +20,6 @@ def to_logits(x: Any, packed: Any, cap: float | None) -> Any:
 
 
 def head(x: Any, weights: dict[str, Any], config: GemmaConfig) -> Any:
-    """Converts the output of the last block to logits.
-
-    Args:
-        x: `[..., D]`.
-        weights: `final_norm`, and the packed `token_embedding`.
-        config: Configuration of the model.
-
-    Returns:
-        Float32 `[..., V]`.
-    """
+    """Converts the output of the last block `[..., D]` to logits, float32 `[..., V]`."""
     x = rms_normalize(x, weights["final_norm"], config.layer_norm_epsilon)
     return to_logits(x, weights["token_embedding"], config.final_logit_soft_cap)

@@ -54,7 +54,6 @@ class Linear(MatrixLayer):
         self.low_ranks[name] = LowRank(a, b, scale)
 
     def remove_low_rank(self, name: str) -> None:
-        """Deletes the variables of an update."""
         low_rank = self.low_ranks.pop(name)
         keras_internals.untrack(self, low_rank.a)
         keras_internals.untrack(self, low_rank.b)

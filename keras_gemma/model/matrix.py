@@ -13,7 +13,6 @@ from keras import ops
 from keras_gemma import backend
 from keras_gemma.backend import keras_internals, quantized
 from keras_gemma.lora.low_rank import LoraWeight, low_rank_product
-from keras_gemma.model.initialization import initializer
 from keras_gemma.quantization import (
     QuantizationConfig,
     dequantize_array,
@@ -23,13 +22,15 @@ from keras_gemma.quantization import (
 )
 from keras_gemma.quantization.array import INVALID_NUMBERS, MAX_ABS
 
+INITIAL_DEVIATION = 0.02
+"""Standard deviation of initial matrices, as in the published configurations."""
+
 
 class Observed(NamedTuple):
     """Packed matrix that reports its inputs (used for calibration)."""
 
     packed: Any
-    on_input: Callable[[Any], None]
-    """Function called with each input `[..., in]`."""
+    on_input: Callable[[Any], None]  # called with each input `[..., in]`
 
 
 def matmul(x: Any, weight: Any) -> Any:
@@ -66,29 +67,19 @@ class MatrixLayer(keras.layers.Layer):
         variable = self.add_weight(
             name=self.variable_name,
             shape=backend.packed_shape(shape, self.kind),
-            initializer=initializer(),
+            initializer=keras.initializers.RandomNormal(stddev=INITIAL_DEVIATION),
         )
         setattr(self, self.variable_name, variable)
 
     def _add_quantized(self) -> None:
+        options = {"initializer": "zeros", "trainable": False, "autocast": False}
         for name, entry in self._spec(self.quantization)._asdict().items():
-            variable = entry and self.add_weight(
-                name=name,
-                shape=entry[0],
-                dtype=entry[1],
-                initializer="zeros",
-                trainable=False,
-                autocast=False,
-            )
+            variable = entry and self.add_weight(entry[0], dtype=entry[1], name=name, **options)
             setattr(self, name, variable)
 
     def _spec(self, config: QuantizationConfig) -> backend.Quantized:
-        """Returns shape and dtype of each quantized variable."""
-        if config.bits(self.kind) == 4:
-            config.check_shapes({self.name: self.logical_shape})
-        return backend.quantized_spec(
-            self.logical_shape, self.kind, *config.array_options(self.kind)
-        )
+        options = config.array_options(self.kind)
+        return backend.quantized_spec(self.logical_shape, self.kind, *options)
 
     @property
     def variables_of_matrix(self) -> backend.Quantized | keras.Variable:
@@ -103,7 +94,7 @@ class MatrixLayer(keras.layers.Layer):
         variables = self.variables_of_matrix
         if self.quantization is None:
             return ops.cast(variables.value, self.compute_dtype)
-        return backend.Quantized(*(v if v is None else v.value for v in variables))
+        return variables.map(lambda variable: variable.value)
 
     def adapted(self, matrix: np.ndarray) -> np.ndarray:
         """Returns `matrix` merged with its applied LoRA update: unchanged in this class."""
@@ -118,28 +109,13 @@ class MatrixLayer(keras.layers.Layer):
 
     def plain_form(self) -> backend.Quantized:
         """Returns the quantized matrix in the plain form of files."""
-        arrays = (
-            None if variable is None else ops.convert_to_numpy(variable.value)
-            for variable in self.variables_of_matrix
-        )
-        return backend.quantized_unpack(backend.Quantized(*arrays), self.logical_shape)
+        packed = self.variables_of_matrix.map(lambda v: ops.convert_to_numpy(v.value))
+        return backend.quantized_unpack(packed, self.logical_shape)
 
     def pack_quantized(
         self, array: np.ndarray, name: str, importance: np.ndarray | None = None
     ) -> tuple[backend.Quantized, float]:
-        """Quantizes a matrix.
-
-        Args:
-            array: Float `[out, in]`.
-            name: Name of the matrix, for errors.
-            importance: Same as in `quantize_array`.
-
-        Returns:
-            The matrix in the backend's layout, and its relative error.
-
-        Raises:
-            ValueError: If numbers are not finite or too large.
-        """
+        """Quantizes `array [out, in]` to the backend's layout; also returns its relative error."""
         options = self.quantization.array_options(self.kind)
         sums = np.zeros(2)
 
@@ -165,8 +141,7 @@ class MatrixLayer(keras.layers.Layer):
         """Raises a ValueError if `quantize_matrix` would. A model checks all matrices first."""
         self._spec(config)
         x = self.variables_of_matrix.value
-        ends = [ops.cast(end, "float32") for end in (ops.min(x), ops.max(x))]
-        ends = [float(ops.convert_to_numpy(end)) for end in ends]
+        ends = (ops.convert_to_numpy(ops.cast(end, "float32")) for end in (ops.min(x), ops.max(x)))
         # XLA's minimum and maximum ignore NaN.
         if max(map(abs, ends)) > MAX_ABS or bool(ops.any(ops.isnan(x))):
             raise ValueError(f"{name}: {INVALID_NUMBERS}")
@@ -194,18 +169,6 @@ class MatrixLayer(keras.layers.Layer):
             store[name] = array
 
     def load_own_variables(self, store: Any) -> None:
-        self._check_stored(store)
-        if self.quantization is None:
-            variable = self.variables_of_matrix
-            backend.assign(variable, backend.pack(np.array(store["0"]), self.kind, variable.dtype))
-            return
-        arrays = {name: np.array(store[name]) for name in quantized.FILE_NAMES if name in store}
-        plain = backend.Quantized.from_file_names(arrays)
-        bits = self.quantization.bits(self.kind)
-        self.take_quantized(backend.quantized_pack(plain, self.kind, bits), None)
-
-    def _check_stored(self, store: Any) -> None:
-        """Raises a ValueError if `store` has other bits or groups than the layer."""
         names = ("0", *quantized.FILE_NAMES)
         stored = {name: tuple(store[name].shape) for name in names if name in store}
         if self.quantization is None:
@@ -223,6 +186,13 @@ class MatrixLayer(keras.layers.Layer):
                 "in floating point. Load weights from a model with the same quantization, or load "
                 f"a preset or `.keras` file, which restore the quantization. Received: {stored}"
             )
+        if self.quantization is None:
+            variable = self.variables_of_matrix
+            backend.assign(variable, backend.pack(np.array(store["0"]), self.kind, variable.dtype))
+            return
+        plain = backend.Quantized.from_file_names({name: np.array(store[name]) for name in stored})
+        bits = self.quantization.bits(self.kind)
+        self.take_quantized(backend.quantized_pack(plain, self.kind, bits), None)
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()

@@ -7,13 +7,7 @@ from keras import ops
 
 
 def rms_normalize(x: Any, scale: Any, epsilon: float) -> Any:
-    """Computes `x / rms(x) * (1 + scale)` in float32, then rounds to the dtype of `x`.
-
-    Args:
-        x: `[..., D]`.
-        scale: `[D]`.
-        epsilon: Number added to the mean square.
-    """
+    """Computes `x / rms(x) * (1 + scale)` in float32, then rounds to the dtype of `x [..., D]`."""
     dtype = keras.backend.standardize_dtype(x.dtype)
     x = ops.cast(x, "float32")
     mean_square = ops.mean(ops.square(x), axis=-1, keepdims=True)

@@ -6,17 +6,13 @@ from typing import Any
 import keras
 
 from keras_gemma.model.matrix import MatrixLayer
-from keras_gemma.model.trainable import check_not_in_fit, release_variables, reset_training
+from keras_gemma.model.trainable import release_variables, reset_training
 from keras_gemma.quantization import QuantizationConfig, to_config
 from keras_gemma.quantization.calibration import mean_squares, read_rows
 
 
 def read_mode(mode: Any, group_size: int, zero_points: bool, embedding: str) -> QuantizationConfig:
-    """Returns the configuration that the arguments of `GemmaCausalLM.quantize` describe.
-
-    Raises:
-        ValueError: If a setting is invalid, or is passed in addition to a configuration.
-    """
+    """Returns the configuration that the arguments of `GemmaCausalLM.quantize` describe."""
     if not isinstance(mode, QuantizationConfig | Mapping):
         return QuantizationConfig(mode, group_size, zero_points, embedding)
     config = to_config(mode)
@@ -30,24 +26,14 @@ def read_mode(mode: Any, group_size: int, zero_points: bool, embedding: str) -> 
 
 
 def quantize(backbone: Any, config: QuantizationConfig, calibration: Any = None) -> None:
-    """Quantizes the matrices of a backbone in place. If an error is raised, it is unchanged.
-
-    Args:
-        backbone: A `GemmaBackbone` in floating point.
-        config: Settings of the quantization.
-        calibration: List of lists of token ids, or `None`.
-
-    Raises:
-        ValueError: Same as in `GemmaCausalLM.quantize`.
-    """
+    """Quantizes the matrices of a backbone in place. If an error is raised, it is unchanged."""
     if backbone.quantization is not None:
         raise ValueError(
             f"The model is quantized already ({backbone.quantization.describe()}), and quantizing "
             "again would lose more precision. Load it in floating point, or with "
             f"`from_preset(..., quantization=...)`. Received: mode={config.mode!r}"
         )
-    backbone.adapters.check_quantizable()
-    check_not_in_fit(backbone, "call `quantize`")
+    backbone.adapters.check_not_merged("quantize")
     config.check_shapes(backbone.config.weight_shapes())
     rows = [] if calibration is None else read_rows(calibration, backbone.config)
     layers = backbone.weight_layers().items()
@@ -55,7 +41,7 @@ def quantize(backbone: Any, config: QuantizationConfig, calibration: Any = None)
     for name, layer in matrices.items():
         layer.check_quantizes(name, config)
     importance = mean_squares(backbone, rows)
-    backbone.adapters.on_base_quantized()
+    backbone.adapters.base_variables = []  # no longer trainable
     release_variables(backbone)
     for name, layer in matrices.items():
         layer.quantize_matrix(name, config, importance.get(name))

@@ -16,20 +16,11 @@ def rotary_angles(
 ) -> tuple[Any, Any]:
     """Returns the cosine and the signed sine of the angle of each head element.
 
-    Args:
-        positions: `[B, T]`.
-        head_dim: H.
-        theta: Base of the frequencies.
-        scaling: Divisor of the positions.
-
-    Returns:
-        Two float32 arrays `[B, T, 1, H]`, in halves: `(cos, cos)` and `(-sin, sin)`. Float32,
-        because 256 and 257 are equal in bfloat16. Whole heads, because XLA would compute halves
-        again for each head of each layer.
+    Both are float32 `[B, T, 1, H]`, in halves: `(cos, cos)` and `(-sin, sin)`. Float32, because 256
+    and 257 are equal in bfloat16. Whole heads, because XLA would compute halves again for each head
+    of each layer.
     """
-    positions = ops.cast(positions, "float32")
-    if scaling != 1.0:
-        positions = positions / scaling
+    positions = ops.cast(positions, "float32") / scaling
     exponents = ops.arange(0, head_dim, 2, dtype="float32") / head_dim
     frequencies = ops.power(theta, -exponents)
     angles = positions[..., None, None] * frequencies

@@ -32,14 +32,25 @@ class TrainableModel(keras.Model):
         return super().train_on_batch(*args, **kwargs)
 
     def make_train_function(self, force: bool = False) -> Any:
-        """Same as `keras.Model.make_train_function`, after `renew_optimizer`."""
-        renew_optimizer(self)
+        """Same as `keras.Model.make_train_function`, with an optimizer of the current variables."""
+        built = keras_internals.optimizer_variables(self.optimizer)
+        trainable = self.trainable_variables
+        if built and list(map(id, built)) != list(map(id, trainable)):
+            keras_internals.reset_optimizer(self.optimizer)
+            self.optimizer.build(trainable)
         return super().make_train_function(force)
 
     def summary(self, *args: Any, print_fn: Any = None, **kwargs: Any) -> None:
         """Prints the Keras summary, and the weights' dtype, quantization and bytes."""
         super().summary(*args, print_fn=print_fn, **kwargs)
-        (print_fn or print)(describe_weights(_backbone(self)))
+        backbone = _backbone(self)
+        quantization = backbone.quantization
+        size = sum(weight.bytes for weight in backbone.named_weights().values())
+        weights = (
+            f" Weights: {backbone.variable_dtype}, computing in {backbone.compute_dtype}; "
+            f"{quantization.describe() if quantization else 'not quantized'}; {size / 1e6:,.1f} MB"
+        )
+        (print_fn or print)("\n".join(filter(None, (weights, backbone.adapters.describe()))))
 
 
 def _backbone(model: Any) -> Any:
@@ -72,10 +83,9 @@ def release_variables(backbone: Any) -> None:
 
 
 def reset_training(backbone: Any) -> None:
-    """Adapts `backbone`, and the models that wrap it, to its current variables.
+    """Makes Keras compile `fit`, `evaluate` and `predict` again for the current variables.
 
-    Keras compiles `fit`, `evaluate` and `predict` again. An optimizer is reset if it has slots for
-    variables that are no longer trainable. Inactive adapters count as trainable.
+    Resets optimizers with slots for variables that are neither trainable nor in an adapter.
     """
     adapters = backbone.adapters.variables()
     for model in (backbone, *backbone.wrapping_models):
@@ -85,23 +95,3 @@ def reset_training(backbone: Any) -> None:
         variables = keras_internals.optimizer_variables(optimizer)
         if any(id(variable) not in trainable for variable in variables):
             keras_internals.reset_optimizer(optimizer)
-
-
-def renew_optimizer(model: Any) -> None:
-    """Rebuilds the optimizer if it was built for variables that `model` no longer trains."""
-    built = keras_internals.optimizer_variables(model.optimizer)
-    trainable = model.trainable_variables
-    if built and [id(variable) for variable in built] != [id(variable) for variable in trainable]:
-        keras_internals.reset_optimizer(model.optimizer)
-        model.optimizer.build(trainable)
-
-
-def describe_weights(backbone: Any) -> str:
-    """Returns the dtype, quantization and memory of a backbone's weights, and its adapters."""
-    quantization = backbone.quantization
-    size = sum(weight.bytes for weight in backbone.named_weights().values())
-    weights = (
-        f" Weights: {backbone.variable_dtype}, computing in {backbone.compute_dtype}; "
-        f"{quantization.describe() if quantization else 'not quantized'}; {size / 1e6:,.1f} MB"
-    )
-    return "\n".join(filter(None, (weights, backbone.adapters.describe())))

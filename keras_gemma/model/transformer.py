@@ -5,7 +5,7 @@ verification of draft tokens, scoring with hooks, and exports. The callers diffe
 caches. Knows nothing about frameworks and sampling.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
@@ -58,17 +58,12 @@ def run_blocks(
 
     Args:
         x: Residual stream, `[B, T, D]`.
-        layers: Packed weights of each block, as in `GemmaBackbone.tensors()["layers"]`.
-        config: Configuration of the model.
+        layers: Packed weights of each block, from index `first` of the model on.
         positions: Int32 `[B, T]`.
-        mask_of: `(kind, slots)` -> bool `[B, T, S]`. `slots` is the cache size R of the layer, or
-            `None` without a cache.
-        cache: Keys and values of earlier tokens, one pair per block. Layers of one kind have the
-            same number of slots.
-        slots_of: `slots` -> int32 `[B, T]`, the cache slot of each token. Required with `cache`.
-        first: Index of the first of `layers` in the model.
+        mask_of: `(kind, R)` -> bool `[B, T, S]`. The cache size R is `None` without a cache.
+        cache: Keys and values of earlier tokens. Layers of one kind have equally many slots.
+        slots_of: `R` -> int32 `[B, T]`, the cache slot of each token. Required with `cache`.
         hooks: Functions by hook point, such as `"block.0.residual.after"`.
-        block: Function that computes one block.
 
     Returns:
         Output of the last block `[B, T, D]`, and the keys and values of each block.
@@ -86,8 +81,9 @@ def run_blocks(
             slots = None if keys_and_values is None else ops.shape(keys_and_values[0])[1]
             shared[kind] = mask_of(kind, slots), slots_of and slots_of(slots)
         mask, slots = shared[kind]
-        block_hooks = _hooks_of_block(hooks, first + i)
-        options = {"hooks": block_hooks} if block_hooks else {}
+        prefix = f"block.{first + i}."
+        names = [name for name in hooks or () if name.startswith(prefix)]
+        options = {"hooks": {n.removeprefix(prefix): hooks[n] for n in names}} if names else {}
         x, keys_and_values = block(
             x, weights, config, angles[rope], mask, keys_and_values, slots, **options
         )
@@ -103,18 +99,9 @@ def forward_with_cache(
     config: GemmaConfig,
     functions: BlockFunctions = EAGER,
 ) -> tuple[Any, Cache]:
-    """Reads tokens that follow the cached ones.
+    """Reads tokens `[B, T]` that follow the cached ones, at consecutive `positions [B, T]`.
 
-    Args:
-        weights: `GemmaBackbone.tensors()`.
-        token_ids: Int32 `[B, T]`.
-        positions: Int32 `[B, T]`, consecutive in each row.
-        cache: Keys and values of the earlier tokens.
-        config: Configuration of the model.
-        functions: Functions that compute the blocks.
-
-    Returns:
-        Output of the last block `[B, T, D]`, before the final norm, and the updated cache.
+    Returns the output of the last block `[B, T, D]`, before the final norm, and the updated cache.
     """
     dtype = keras.backend.standardize_dtype(cache[0][0].dtype)  # norms may have another dtype
     return run_blocks(
@@ -137,16 +124,10 @@ def hidden_states(
     dtype: str,
     hooks: Hooks = None,
 ) -> Any:
-    """Returns the input of the head for whole texts: `[B, T, D]`, after the final norm.
+    """Returns the input of the head for whole texts `[B, T]`: `[B, T, D]`, after the final norm.
 
-    Args:
-        weights: `GemmaBackbone.tensors()`.
-        token_ids: Int32 `[B, T]`.
-        attended: Bool `[B, T]`, False at padding on either side. The positions of a text count
-            from its first True token.
-        config: Configuration of the model.
-        dtype: Dtype of the activations.
-        hooks: Functions by hook point.
+    `attended`, bool `[B, T]`, is False at padding on either side. Positions count from the first
+    True token of a text.
     """
     first = ops.argmax(ops.cast(attended, "int32"), axis=1)
     positions = ops.arange(token_ids.shape[1], dtype="int32")[None]
@@ -161,12 +142,3 @@ def hidden_states(
     )
     x = rms_normalize(x, weights["head"]["final_norm"], config.layer_norm_epsilon)
     return apply_hook(hooks, "final_norm", x)
-
-
-def _hooks_of_block(hooks: Hooks, layer: int) -> Mapping[str, Any] | None:
-    prefix = f"block.{layer}."
-    return {
-        name.removeprefix(prefix): hook
-        for name, hook in (hooks or {}).items()
-        if name.startswith(prefix)
-    } or None

@@ -38,10 +38,8 @@ class NamedWeight:
         """Bytes of `numpy()`."""
         return math.prod(self.shape) * np.dtype(self.plain_dtype).itemsize
 
-    @property
-    def bytes(self) -> int:
-        """Bytes of the weight in memory."""
-        return self.plain_bytes
+    bytes = plain_bytes
+    """Bytes of the weight in memory."""
 
     def pack(self, array: np.ndarray) -> np.ndarray:
         """Packs `array`, of `shape`, as the variable stores it, without a copy if possible."""
@@ -71,6 +69,8 @@ class QuantizedWeight:
     shape: tuple[int, ...]
     kind: str
 
+    plain_bytes = NamedWeight.plain_bytes
+
     @property
     def bits(self) -> int:
         return self.layer.quantization.bits(self.kind)
@@ -83,11 +83,6 @@ class QuantizedWeight:
     def plain_dtype(self) -> str:
         """Dtype of `numpy()`: the dtype of the model's other weights."""
         return self.layer.variable_dtype
-
-    @property
-    def plain_bytes(self) -> int:
-        """Bytes of `numpy()`."""
-        return math.prod(self.shape) * np.dtype(self.plain_dtype).itemsize
 
     @property
     def bytes(self) -> int:
@@ -106,17 +101,12 @@ class QuantizedWeight:
         return self.layer.pack_quantized(array, self.name)
 
     def pack_plain_form(self, plain: backend.Quantized) -> tuple[backend.Quantized, None]:
-        """Packs the arrays of a file in the backend's layout.
-
-        Args:
-            plain: Arrays of the file, with two 4-bit values per byte as in `quantized.pack`.
-        """
+        """Packs the arrays of a file, with two 4-bit values per byte as in `quantized.pack`."""
         if self.bits == 8:
             return backend.quantized_pack(plain, self.kind, 8), None
 
         def plain_rows(rows: slice) -> backend.Quantized:
-            parts = (None if part is None else part[rows] for part in plain)
-            return quantized.unpack(backend.Quantized(*parts), self.shape)
+            return quantized.unpack(plain.map(lambda part: part[rows]), self.shape)
 
         options = self.layer.quantization.array_options(self.kind)
         return backend.quantized_pack_rows(self.shape, self.kind, *options, plain_rows), None

@@ -7,14 +7,14 @@ layers and files.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from keras_gemma.backend import Quantized
+from keras_gemma.backend import Quantized, quantized
 
 SHARES = {8: (1.0, 0.8), 4: (1.0, 1.06, 1.12, 0.94, 0.88, 0.8)}
 """Candidate clipping ranges by bits, as shares of the largest number. In 4 bits the range ends at
@@ -99,47 +99,33 @@ def quantize_rows(
         raise ValueError(f"`bits` must be 8 or 4. Received: bits={bits!r}")
     out, length = array.shape
     if bits == 8:
-        group_size, zero_points = length, False
+        group_size = length
     elif group_size < 1 or length % group_size:
         raise ValueError(
             f"`group_size` must divide the length of a row, {length}. "
             f"Received: group_size={group_size}"
         )
-    shape, dtype = ((out,), "float32") if bits == 8 else ((out, length // group_size), "bfloat16")
-    result = Quantized(
-        np.empty((out, length), "int8"),
-        np.empty(shape, dtype),
-        np.empty(shape, dtype) if zero_points else None,
-    )
+    spec = quantized.spec(array.shape, "matrix", bits, group_size, zero_points)
+    result = spec._replace(values=((out, length), "int8")).map(lambda entry: np.empty(*entry))
     if importance is not None:
         importance = np.asarray(importance, "float32").reshape(-1, group_size)
     rows = max(1, TASK // length)
 
     def part(start: int) -> tuple[float, float]:
         part_rows = slice(start, start + rows)
-        target = Quantized(*(None if a is None else a[part_rows] for a in result))
+        target = result.map(lambda array: array[part_rows])
         with np.errstate(over="ignore", invalid="ignore"):  # the sums are checked below
             return _fill(array[part_rows], target, bits, group_size, importance)
 
-    total = np.sum(_in_threads(part, range(0, out, rows)), axis=0)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        total = np.sum(list(pool.map(part, range(0, out, rows))), axis=0)
     if not np.isfinite(total).all():
         raise ValueError(INVALID_NUMBERS)
     return result, total
 
 
-def _in_threads(part: Callable[[int], Any], starts: range) -> list[Any]:
-    if len(starts) == 1:
-        return [part(0)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(part, starts))
-
-
 def _fill(
-    array: np.ndarray,
-    target: Quantized,
-    bits: int,
-    group_size: int,
-    importance: np.ndarray | None,
+    array: np.ndarray, target: Quantized, bits: int, group_size: int, importance: np.ndarray | None
 ) -> tuple[float, float]:
     """Fills `target`; returns the sums of the squared errors and of the squares."""
     out, length = array.shape
@@ -160,17 +146,18 @@ def _fill(
         if importance is not None:
             weight = np.tile(importance, (count // groups, 1))
             weight = weight if axis else np.ascontiguousarray(weight.T)
-        fit = _fit_with_zero_points if target.zero_points is not None else _fit
-        scales, zero_points = fit(x, axis, bits, weight, target.scales.dtype, spare)
-        q, e = _values(x, scales, zero_points, axis, _range(bits, zero_points), spare)
+        slab_groups = _Groups(x, axis, bits, weight, spare)
+        fit = slab_groups.fit if target.zero_points is None else slab_groups.fit_zero_points
+        scales, zero_points = fit(target.scales.dtype)
+        q, e = slab_groups.values(scales, zero_points)
         values = target.values[slab].reshape(count, group_size)
         values[...] = q if axis else q.T
         target.scales[slab] = scales.reshape(target.scales[slab].shape)
         if zero_points is not None:
             target.zero_points[slab] = zero_points.reshape(target.zero_points[slab].shape)
         # Sums within a group are float32, sums over groups float64.
-        errors += float(np.dot(_dot(e, e, axis, None, e).astype("float64"), scales**2.0))
-        squares += float(_dot(x, x, axis, None, e).sum(dtype="float64"))
+        errors += float(np.dot(np.square(e, out=e).sum(axis).astype("float64"), scales**2.0))
+        squares += float(np.square(x, out=e).sum(axis).sum(dtype="float64"))
     return errors, squares
 
 
@@ -181,129 +168,95 @@ def to_float32(array: np.ndarray) -> np.ndarray:
     return array.astype("float32", copy=False)
 
 
-def _range(bits: int, zero_points: Any) -> tuple[int, int]:
-    """Returns the smallest and the largest value."""
-    if zero_points is not None:
-        return 0, 15
-    return (-127, 127) if bits == 8 else (-8, 7)
+class _Groups(NamedTuple):
+    """Groups of a slab, each along `axis` of `x`."""
 
+    x: np.ndarray
+    axis: int
+    bits: int
+    weight: np.ndarray | None  # of a squared error
+    spare: list[np.ndarray]  # three arrays like `x`, overwritten by the methods
 
-def _along(vector: np.ndarray, axis: int) -> np.ndarray:
-    return vector[:, None] if axis else vector[None]
+    def along(self, vector: np.ndarray) -> np.ndarray:
+        return vector[:, None] if self.axis else vector[None]
 
+    def values(self, scales: np.ndarray, zero_points: np.ndarray | None) -> tuple[np.ndarray, ...]:
+        """Returns the nearest values and their errors, in units of the scale."""
+        y, q, _ = self.spare
+        np.multiply(self.x, self.along(np.float32(1) / scales), out=y)
+        ends = (-127, 127) if self.bits == 8 else (-8, 7)
+        if zero_points is not None:
+            y += self.along(zero_points)
+            ends = (0, 15)
+        np.rint(y, out=q)
+        np.clip(q, *map(np.float32, ends), out=q)
+        np.subtract(y, q, out=y)
+        return q, y
 
-def _values(
-    x: np.ndarray,
-    scales: np.ndarray,
-    zero_points: np.ndarray | None,
-    axis: int,
-    ends: tuple[int, int],
-    spare: list[np.ndarray],
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the nearest values and their errors, in units of the scale."""
-    y, q = spare[0], spare[1]
-    np.multiply(x, _along(np.float32(1) / scales, axis), out=y)
-    if zero_points is not None:
-        y += _along(zero_points, axis)
-    np.rint(y, out=q)
-    np.clip(q, *map(np.float32, ends), out=q)
-    np.subtract(y, q, out=y)
-    return q, y
+    def dot(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Returns the weighted sum of `a * b` of each group."""
+        terms = np.multiply(a, b, out=self.spare[2])
+        if self.weight is not None:
+            terms *= self.weight
+        return np.add.reduce(terms, axis=self.axis)
 
+    def mean(self, a: np.ndarray) -> np.ndarray:
+        """Returns the weighted mean of each group."""
+        if self.weight is None:
+            return np.add.reduce(a, axis=self.axis) / np.float32(a.shape[self.axis])
+        total = np.add.reduce(self.weight, axis=self.axis)
+        return np.add.reduce(a * self.weight, axis=self.axis) / total
 
-def _dot(
-    a: np.ndarray, b: np.ndarray, axis: int, weight: np.ndarray | None, out: np.ndarray
-) -> np.ndarray:
-    """Returns the sum of `weight * a * b` of each group; the terms are written to `out`."""
-    np.multiply(a, b, out=out)
-    if weight is not None:
-        out *= weight
-    return np.add.reduce(out, axis=axis)
+    def best(
+        self, trials: Iterable[tuple[np.ndarray, np.ndarray | None]]
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Returns the scales and zero points of `trials` with the least squared error, by group."""
+        least_error = best = None
+        for trial in trials:
+            scales, zero_points = trial
+            _, e = self.values(scales, zero_points)
+            error = self.dot(e, e) * scales**2
+            if best is None:
+                least_error, best = error, trial
+                continue
+            better = error < least_error
+            least_error = np.where(better, error, least_error)
+            pairs = zip(trial, best, strict=True)
+            best = tuple(None if a is None else np.where(better, a, b) for a, b in pairs)
+        return best
 
+    def fit(self, dtype: Any) -> tuple[np.ndarray, None]:
+        """Fits the scale of each group, without zero points."""
+        largest, least = self.x.max(self.axis), self.x.min(self.axis)
+        # In 4 bits the range ends at -8. A negative scale maps a positive largest number to it.
+        lowest = np.float32(-127 if self.bits == 8 else -8)
+        end = np.where(largest > -least, largest, least) / lowest
+        end = np.where(np.abs(end) < np.finfo("float32").tiny, np.float32(1), end)
+        scales, _ = self.best((end * np.float32(share), None) for share in SHARES[self.bits])
+        q, _ = self.values(scales, None)
+        above, below = self.dot(self.x, q), self.dot(q, q)
+        fitted = above / np.maximum(below, np.float32(1e-30))
+        return _store(np.where(fitted == 0, scales, fitted), dtype), None
 
-def _best(
-    trials: Iterable[tuple[np.ndarray, np.ndarray | None]],
-    x: np.ndarray,
-    axis: int,
-    ends: tuple[int, int],
-    weight: np.ndarray | None,
-    spare: list[np.ndarray],
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Returns the scales and zero points of `trials` with the least squared error, by group."""
-    least_error = best = None
-    for trial in trials:
-        scales, zero_points = trial
-        _, e = _values(x, scales, zero_points, axis, ends, spare)
-        error = _dot(e, e, axis, weight, spare[2]) * scales**2
-        if best is None:
-            least_error, best = error, trial
-            continue
-        better = error < least_error
-        least_error = np.where(better, error, least_error)
-        pairs = zip(trial, best, strict=True)
-        best = tuple(None if a is None else np.where(better, a, b) for a, b in pairs)
-    return best
-
-
-def _fit(
-    x: np.ndarray,
-    axis: int,
-    bits: int,
-    weight: np.ndarray | None,
-    dtype: Any,
-    spare: list[np.ndarray],
-) -> tuple[np.ndarray, None]:
-    """Fits the scale of each group, without zero points."""
-    ends, terms = _range(bits, None), spare[2]
-    largest, least = x.max(axis), x.min(axis)
-    # In 4 bits the range ends at -8. A negative scale maps a positive largest number to that end.
-    end = np.where(largest > -least, largest, least) / np.float32(ends[0])
-    end = np.where(np.abs(end) < np.finfo("float32").tiny, np.float32(1), end)
-    trials = ((end * np.float32(share), None) for share in SHARES[bits])
-    scales, _ = _best(trials, x, axis, ends, weight, spare)
-    q, _ = _values(x, scales, None, axis, ends, spare)
-    above = _dot(x, q, axis, weight, terms)
-    below = _dot(q, q, axis, weight, terms)
-    fitted = above / np.maximum(below, np.float32(1e-30))
-    fitted = np.where(fitted == 0, scales, fitted)
-    return _store(fitted, dtype), None
-
-
-def _fit_with_zero_points(
-    x: np.ndarray,
-    axis: int,
-    bits: int,
-    weight: np.ndarray | None,
-    dtype: Any,
-    spare: list[np.ndarray],
-) -> tuple[np.ndarray, np.ndarray]:
-    """Fits the scale and the zero point of each group by linear regression."""
-    terms = spare[2]
-    ends = _range(bits, 0)
-    largest, least = x.max(axis), x.min(axis)
-    middle, width = (largest + least) / 2, (largest - least) / np.float32(15)
-    flat = width < np.maximum(np.abs(middle) * np.float32(1e-6), np.finfo("float32").tiny)
-    width = np.where(flat, np.float32(1), width)
-    steps = (width * np.float32(share) for share in SHARES_WITH_ZERO_POINTS)
-    trials = ((step, np.float32(7.5) - middle / step) for step in steps)
-    scales, zero_points = _best(trials, x, axis, ends, weight, spare)
-    q, _ = _values(x, scales, zero_points, axis, ends, spare)
-    total = np.float32(x.shape[axis]) if weight is None else np.add.reduce(weight, axis=axis)
-    mean_x = (np.add.reduce(x, axis=axis) if weight is None else _sum(x, weight, axis)) / total
-    mean_q = (np.add.reduce(q, axis=axis) if weight is None else _sum(q, weight, axis)) / total
-    q -= _along(mean_q, axis)
-    above, below = _dot(x, q, axis, weight, terms), _dot(q, q, axis, weight, terms)
-    fitted = np.where(below > 0, above / np.maximum(below, np.float32(1e-30)), scales)
-    fitted = np.where(fitted == 0, scales, fitted)
-    # A constant group: its number is the scale, and its values are 1.
-    fitted = np.where(flat, np.where(middle == 0, np.float32(1), middle), fitted)
-    fitted = _store(fitted, dtype)
-    zero_points = np.where(flat, np.float32(0), mean_q - mean_x / fitted)
-    return fitted, _store(zero_points, dtype)
-
-
-def _sum(a: np.ndarray, weight: np.ndarray, axis: int) -> np.ndarray:
-    return np.add.reduce(a * weight, axis=axis)
+    def fit_zero_points(self, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Fits the scale and the zero point of each group by linear regression."""
+        largest, least = self.x.max(self.axis), self.x.min(self.axis)
+        middle, width = (largest + least) / 2, (largest - least) / np.float32(15)
+        flat = width < np.maximum(np.abs(middle) * np.float32(1e-6), np.finfo("float32").tiny)
+        width = np.where(flat, np.float32(1), width)
+        steps = (width * np.float32(share) for share in SHARES_WITH_ZERO_POINTS)
+        scales, zero_points = self.best((step, np.float32(7.5) - middle / step) for step in steps)
+        q, _ = self.values(scales, zero_points)
+        mean_x, mean_q = self.mean(self.x), self.mean(q)
+        q -= self.along(mean_q)
+        above, below = self.dot(self.x, q), self.dot(q, q)
+        fitted = np.where(below > 0, above / np.maximum(below, np.float32(1e-30)), scales)
+        fitted = np.where(fitted == 0, scales, fitted)
+        # A constant group: its number is the scale, and its values are 1.
+        fitted = np.where(flat, np.where(middle == 0, np.float32(1), middle), fitted)
+        fitted = _store(fitted, dtype)
+        zero_points = np.where(flat, np.float32(0), mean_q - mean_x / fitted)
+        return fitted, _store(zero_points, dtype)
 
 
 def _store(numbers: np.ndarray, dtype: Any) -> np.ndarray:

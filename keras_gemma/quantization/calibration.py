@@ -1,6 +1,7 @@
 """Calibration: mean squared activations of each matrix on representative token ids."""
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,7 @@ from keras_gemma.model.transformer import hidden_states
 
 
 def read_rows(calibration: Any, config: GemmaConfig) -> list[np.ndarray]:
-    """Returns int32 `[1, T]` for each list of ids, truncated to the context length.
-
-    Raises:
-        ValueError: If `calibration` is empty or contains strings, a list of one id, or ids outside
-            the vocabulary.
-        TypeError: If `calibration` is not iterable.
-    """
+    """Returns int32 `[1, T]` for each list of ids, truncated to the context length."""
     if not isinstance(calibration, Iterable):
         raise TypeError(
             "`calibration` must be an iterable of texts or of lists of token ids, or None. "
@@ -26,8 +21,7 @@ def read_rows(calibration: Any, config: GemmaConfig) -> list[np.ndarray]:
         )
     rows = []
     for ids in calibration:
-        row = np.asarray(ids)
-        size = config.vocabulary_size
+        row, size = np.asarray(ids), config.vocabulary_size
         if row.ndim != 1 or not row.size or row.dtype.kind not in "iu":
             raise ValueError(
                 "`calibration` of a backbone must contain lists of token ids. Only a GemmaCausalLM "
@@ -52,35 +46,27 @@ def read_rows(calibration: Any, config: GemmaConfig) -> list[np.ndarray]:
 
 
 def mean_squares(backbone: Any, batches: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the mean squared input of each column, by the name of the matrix.
+    """Returns the mean squared input of each column for ids `[B, T]` without padding.
 
-    An error in column `i` of a matrix is multiplied by `x[i]`, so errors in columns with large
-    inputs matter most. Lin et al., 2023, arXiv:2306.00978, rescale such columns; here their errors
-    get a larger weight.
-
-    Args:
-        backbone: A `GemmaBackbone` in floating point.
-        batches: Token ids, int `[B, T]`, without padding.
-
-    Returns:
-        Float32 `[in]` for each matrix except the embedding.
+    The means are float32 `[in]`, by the name of each matrix except the embedding. An error in
+    column `i` of a matrix is multiplied by `x[i]`, so errors in columns with large inputs matter
+    most. Lin et al., 2023, arXiv:2306.00978, rescale such columns; here their errors get a larger
+    weight.
     """
     sums: dict[str, Any] = {}
     rows = 0
 
-    def observed(name: str, packed: Any) -> Observed:
-        def add_squares(x: Any) -> None:
-            x = ops.reshape(ops.cast(x, "float32"), (-1, x.shape[-1]))
-            sums[name] = sums.get(name, 0.0) + ops.convert_to_numpy(ops.sum(ops.square(x), axis=0))
-
-        return Observed(packed, add_squares)
+    def add_squares(name: str, x: Any) -> None:
+        x = ops.reshape(ops.cast(x, "float32"), (-1, x.shape[-1]))
+        sums[name] = sums.get(name, 0.0) + ops.convert_to_numpy(ops.sum(ops.square(x), axis=0))
 
     config, weights = backbone.config, backbone.tensors()
     shapes = config.weight_shapes()
     for i, layer in enumerate(weights["layers"]):
         for part, packed in layer.items():
-            if len(shapes[f"layers.{i}.{part}"]) == 2:
-                layer[part] = observed(f"layers.{i}.{part}", packed)
+            name = f"layers.{i}.{part}"
+            if len(shapes[name]) == 2:
+                layer[part] = Observed(packed, partial(add_squares, name))
     for ids in batches:
         rows += ids.size
         attended = ops.ones(ids.shape, dtype="bool")

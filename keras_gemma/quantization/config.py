@@ -139,12 +139,7 @@ class QuantizationConfig:
 
 
 def to_config(value: Any) -> QuantizationConfig | None:
-    """Converts a `quantization` argument: `None`, a mode, a dictionary or a config.
-
-    Raises:
-        ValueError: If a mode or setting is unknown.
-        TypeError: If the argument has another type.
-    """
+    """Converts a `quantization` argument: `None`, a mode, a dictionary or a config."""
     if value is None or isinstance(value, QuantizationConfig):
         return value
     if isinstance(value, str):

@@ -110,17 +110,8 @@ def report(model: Any) -> Report:
     weights = []
     for name, weight in backbone.named_weights().items():
         quantized = weight.dtype in ("int8", "int4")
-        reason = None if quantized else NORM if weight.kind == "norm" else PLAIN
-        weights.append(
-            WeightReport(
-                name=name,
-                shape=weight.shape,
-                dtype=weight.dtype,
-                bytes_before=weight.plain_bytes,
-                bytes_after=weight.bytes,
-                relative_error=weight.relative_error if quantized else 0.0,
-                kept=reason,
-            )
-        )
+        kept = None if quantized else NORM if weight.kind == "norm" else PLAIN
+        sizes, error = (weight.plain_bytes, weight.bytes), weight.relative_error
+        weights.append(WeightReport(name, weight.shape, weight.dtype, *sizes, error, kept))
     config = backbone.quantization
     return Report(config.describe() if config else "not quantized", tuple(weights))

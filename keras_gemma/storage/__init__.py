@@ -2,7 +2,8 @@
 
 presets.py           load an object from a preset's folder, save an object into one
 arguments.py         arguments of `from_preset`, checked before a preset is looked for
-formats.py           interface of a format, and the list of all formats
+format_interface.py  interface of a format
+formats.py           list of all formats
 tensor_streaming.py  tensors in files compared with a model's weights, then streamed into them
 sharding.py          sizes of weights, and how they are divided among files
 files.py             JSON, untrusted file names, and atomic replacement of a folder

@@ -1,7 +1,7 @@
 """Checks the arguments of `from_preset` for a class and the parts that its constructor takes.
 
-Knows constructors and their arguments, but no files and no presets. All checks run before a
-preset is looked for.
+Knows constructors and their arguments, but no files and no presets. All checks of arguments run
+before a preset is looked for.
 """
 
 import inspect
@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 
+from keras_gemma.config import GemmaConfig
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.model.quantize import check_policy
 from keras_gemma.quantization import to_config
@@ -17,11 +18,7 @@ from keras_gemma.text.tokenizer import GemmaTokenizer
 
 
 def check_arguments(cls: type, load_weights: bool, dtype: Any, kwargs: dict[str, Any]) -> None:
-    """Checks the arguments of `from_preset` before a preset is looked for.
-
-    Rejects unknown arguments, arguments that conflict with a component passed explicitly, and
-    invalid dtypes.
-    """
+    """Refuses unknown or conflicting arguments of `from_preset`, and invalid dtypes."""
     if not isinstance(load_weights, bool):
         raise TypeError(
             f"`load_weights` must be True or False. Received: load_weights={load_weights!r}"
@@ -36,12 +33,17 @@ def check_arguments(cls: type, load_weights: bool, dtype: Any, kwargs: dict[str,
         )
     if "quantization" in kwargs and "quantization" in accepted:
         to_config(kwargs["quantization"])
-    if kind_of(cls) == "task":
-        _check_parts(cls, dtype, kwargs)
-    elif kwargs.get("tokenizer") is not None and kind_of(cls) == "preprocessor":
-        rest = dict(kwargs)
-        pop_arguments(cls, rest)
-        _refuse("tokenizer", rest)
+    _check_parts(cls, dtype, kwargs)
+
+
+def check_vocabulary(tokenizer: GemmaTokenizer, config: GemmaConfig) -> None:
+    """Checks that the embedding has a row for each token."""
+    size, rows = tokenizer.vocabulary_size(), config.vocabulary_size
+    if size > rows:
+        raise ValueError(
+            f"The tokenizer has {size} tokens, but the backbone embeds {rows}. Use the "
+            "backbone's original vocabulary."
+        )
 
 
 def kind_of(cls: type) -> str:
@@ -66,18 +68,20 @@ def pop_arguments(cls: type, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_parts(cls: type, dtype: Any, kwargs: dict[str, Any]) -> None:
-    """Raises if a task receives a part together with arguments of that part."""
+    """Refuses a part together with arguments of that part."""
     rest = dict(kwargs)
     own_arguments = pop_arguments(cls, rest)
-    for_backbone = pop_arguments(cls.backbone_cls, rest)
-    if dtype is not None:
-        for_backbone["dtype"] = dtype
-    if "backbone" in own_arguments:
-        _refuse("backbone", for_backbone)
-    if "preprocessor" in own_arguments:
-        _refuse("preprocessor", rest)
-    elif "tokenizer" in rest:
-        pop_arguments(cls.preprocessor_cls, rest)
+    if kind_of(cls) == "task":
+        for_backbone = pop_arguments(cls.backbone_cls, rest)
+        if dtype is not None:
+            for_backbone["dtype"] = dtype
+        if "backbone" in own_arguments:
+            _refuse("backbone", for_backbone)
+        if "preprocessor" in own_arguments:
+            _refuse("preprocessor", rest)
+        else:
+            _check_parts(cls.preprocessor_cls, None, rest)
+    elif "tokenizer" in own_arguments:
         _refuse("tokenizer", rest)
 
 
@@ -90,7 +94,6 @@ def _refuse(part: str, arguments: dict[str, Any]) -> None:
 
 
 def _check_dtype(cls: type, dtype: Any) -> None:
-    """Raises if `dtype` is not a dtype or policy, or not floating point for a model."""
     remedy = f"Pass one such as 'bfloat16' or 'float32', or None. Received: dtype={dtype!r}"
     if dtype is None:
         return

@@ -12,19 +12,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from keras_gemma.hub_caches import read_index
+
 NEW, OLD = "new", "old"
 """Names of the new and the earlier folder during a replacement."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Returns the JSON object in `path`.
-
-    Raises:
-        ValueError: If the file is not valid JSON, or not an object.
-    """
+    """Returns the JSON object in `path`."""
     try:
         content = json.loads(path.read_bytes().decode("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is not valid JSON: {error}. Fetch or save the preset again."
         ) from error
@@ -44,13 +42,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def check_types(values: dict[str, Any], expected: dict[str, tuple[type, ...]], path: Path) -> None:
     """Checks the types of a JSON file's values, for example rejects `"yes"` for `true`.
 
-    Args:
-        values: Content of the file.
-        expected: Accepted types of each key. Absent keys are ignored.
-        path: Path of the file, for the message.
-
-    Raises:
-        ValueError: If values have other types. The message lists all of them.
+    `expected` has the accepted types of each key. Keys may be absent.
     """
     names = {type(None): "None"}
     wrong = [
@@ -64,18 +56,25 @@ def check_types(values: dict[str, Any], expected: dict[str, tuple[type, ...]], p
         )
 
 
-def shards(folder: Path, names: set[str], index: str) -> list[Path]:
-    """Returns the sorted paths of the files that an index names.
+def find_weights(folder: Path, single: str, index: str) -> tuple[list[Path], dict[str, list[str]]]:
+    """Returns the weights files in `folder`, and the file names of each entry of their index.
 
-    Args:
-        folder: Folder of the files.
-        names: Plain file names, as returned by `hub_caches.read_index`.
-        index: Name of the index, for the messages.
-
-    Raises:
-        ValueError: If a file is a link out of the folder.
-        FileNotFoundError: If files are missing. The message lists all of them.
+    The index is empty if all weights are in the file `single`.
     """
+    if (folder / single).is_file():
+        return [folder / single], {}
+    if not (folder / index).is_file():
+        advice = "Pass `load_weights=False` for a model with random weights."
+        if any(path.suffix in (".bin", ".pt") for path in folder.iterdir()):
+            advice = (
+                "Its .bin or .pt files are pickles, which can run code and are never read: save "
+                "the model as safetensors."
+            )
+        raise FileNotFoundError(
+            f"{folder} holds no weights: looked for {single} and {index}. {advice}"
+        )
+    files_of = read_index(folder / index)
+    names = {name for files in files_of.values() for name in files}
     paths = [within(folder, folder / name) for name in sorted(names)]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
@@ -83,7 +82,7 @@ def shards(folder: Path, names: set[str], index: str) -> list[Path]:
             f"{folder / index} names {len(paths)} files, of which {len(missing)} are missing: "
             f"{', '.join(missing)}. Fetch the checkpoint again."
         )
-    return paths
+    return paths, files_of
 
 
 def within(folder: Path, path: Path) -> Path:
@@ -92,9 +91,6 @@ def within(folder: Path, path: Path) -> Path:
     In Hugging Face's cache, the files are links to `blobs`, which is accepted:
 
         models--owner--model/snapshots/<commit>/config.json -> ../../blobs/<hash>
-
-    Raises:
-        ValueError: If `path` leads out of `folder`.
     """
     root = folder.resolve()
     repository = root.parent.parent
@@ -110,12 +106,7 @@ def within(folder: Path, path: Path) -> Path:
 
 
 def local_path(path: str | Path, argument: str) -> Path:
-    """Returns the local path to write to, from the value of `argument`.
-
-    Raises:
-        TypeError: If `path` is neither a string nor a path.
-        ValueError: If `path` is empty, or a URL such as `hf://owner/model`.
-    """
+    """Returns the local path to write to, from the value of `argument`. Refuses URLs."""
     if not isinstance(path, str | Path):
         raise TypeError(f"`{argument}` must be a string or a path. Received: {argument}={path!r}")
     if not str(path):
@@ -130,15 +121,7 @@ def local_path(path: str | Path, argument: str) -> Path:
 
 @contextlib.contextmanager
 def scratch_folder(target: Path, argument: str) -> Iterator[Path]:
-    """Creates a hidden folder next to `target` to work in, and removes it at the end.
-
-    Args:
-        target: An absolute path. Its parents are created.
-        argument: The caller's name of `target`, for the message.
-
-    Raises:
-        ValueError: If the folder cannot be written.
-    """
+    """Creates a hidden folder next to `target`, an absolute path, and removes it at the end."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -168,14 +151,7 @@ def replacing(
         my_gemma             renamed to .my_gemma.k3x9/old, for a moment
         .my_gemma.k3x9/new   then renamed to my_gemma
 
-    Args:
-        folder: The folder to replace or create. Its parents are created.
-        stale: Returns True if the file with this relative path (`"assets/x"`) is dropped.
-        argument: The caller's name of `folder`, for messages.
-
-    Raises:
-        ValueError: If `folder` is a file, is or contains the current directory, or cannot be
-            written.
+    `stale` returns True if the file with this relative path (`"assets/x"`) is dropped.
     """
     folder = Path(folder).expanduser().resolve()
     if folder.exists() and not folder.is_dir():

@@ -9,21 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from keras_gemma.backend import uninitialized
-from keras_gemma.catalogue import find, presets
+from keras_gemma.catalogue import find
 from keras_gemma.config import GemmaConfig
 from keras_gemma.quantization import QuantizationConfig, to_config
+from keras_gemma.storage import formats
 from keras_gemma.storage.arguments import check_arguments, kind_of, pop_arguments
 from keras_gemma.storage.files import local_path, replacing, within
-from keras_gemma.storage.formats import (
-    CONFIG,
-    FORMATS,
-    Reader,
-    check_only_format,
-    format_of,
-    list_names,
-    open_checked,
-    save_as,
-)
+from keras_gemma.storage.format_interface import Reader
 from keras_gemma.storage.hub.locate import resolve
 from keras_gemma.storage.keras_preset import layout, writer
 from keras_gemma.storage.sharding import parse_size
@@ -34,80 +26,47 @@ READ_SUFFIXES = (".json", ".h5", ".safetensors", ".model", ".spm")
 
 
 def load(
-    cls: type,
-    preset: str | Path,
-    load_weights: bool = True,
-    dtype: Any = None,
-    **kwargs: Any,
+    cls: type, preset: str | Path, load_weights: bool = True, dtype: Any = None, **kwargs: Any
 ) -> Any:
-    """Builds an object of `cls` from a preset.
+    """Implements `Presettable.from_preset`.
 
-    Args:
-        cls: A backbone, tokenizer, preprocessor or task class, or a subclass of one.
-        preset: A built-in name, a `kaggle://` or `hf://` handle, or a directory.
-        load_weights: If False, weights keep their initial values and no weights file is needed.
-        dtype: Dtype or dtype policy of the model. `None` uses the policy of a Keras preset or a
-            built-in name, and Keras's global policy for a Hugging Face checkpoint.
-        **kwargs: Arguments of `cls`, or of its parts, that override the preset's.
-
-    Raises:
-        ValueError: If the preset or an argument is unknown, or the files do not fit.
-        FileNotFoundError: If a directory or a file in it is missing.
-        TypeError: If `cls` is not part of a preset.
+    A dtype of `None` uses the policy of a Keras preset or a built-in name, and Keras's global
+    policy for a Hugging Face checkpoint.
     """
     kind = kind_of(cls)
     check_arguments(cls, load_weights, dtype, kwargs)
-    text = kind in ("tokenizer", "preprocessor") or (
-        kind == "task" and "preprocessor" not in kwargs
-    )
-    model = kind == "backbone" or (kind == "task" and "backbone" not in kwargs)
+    text = kind != "backbone" and "preprocessor" not in kwargs
+    model = kind in ("backbone", "task") and "backbone" not in kwargs
     folder = resolve(preset, text=text, weights=model and load_weights)
-    if dtype is None and model and isinstance(preset, str) and preset in presets():
-        dtype = presets()[preset].dtype  # the same for both hubs
-    if model and (published := find(preset)) is not None:  # not in KerasHub's files
+    if model and (published := find(preset)) is not None:
+        if dtype is None and preset == published.name:
+            dtype = published.dtype  # the same for both hubs
+        # Not in KerasHub's files.
         kwargs.setdefault("context_length", published.config.context_length)
     _check_links(folder)
-    parts = PresetParts(folder, format_of(folder), load_weights)
+    parts = PresetParts(folder, formats.format_of(folder), load_weights)
     return getattr(parts, kind)(cls, kwargs, dtype)
 
 
 def save(item: Any, preset_dir: str | Path, max_shard_size: int | str = "10GB") -> None:
-    """Writes `item` to `preset_dir` as a preset that KerasHub reads too.
+    """Implements `Presettable.save_to_preset`.
 
     Files of an earlier preset are replaced together when all new files are complete. Files that
     `item` does not contain are kept, such as the tokenizer when a backbone is saved. A task
     replaces a Hugging Face checkpoint; a part of a task is refused there.
-
-    If the process dies during the final renames, `preset_dir` may be missing. Its files are then
-    complete in a hidden folder next to it, such as `.my_gemma.k3x9/old`, which can be renamed.
-
-    Args:
-        item: A backbone, tokenizer, preprocessor or task.
-        preset_dir: The folder, created if it does not exist.
-        max_shard_size: Maximum size of a weights file, in bytes or as `"10GB"`.
-
-    Raises:
-        ValueError: If `preset_dir` is a file, the current directory, a URL or not writable; if it
-            holds a Hugging Face checkpoint and `item` is not a task; if a weight is larger than
-            `max_shard_size`; or if a quantized model has an active adapter.
-        TypeError: If `item` is not part of a preset, or `preset_dir` is neither a string nor a
-            path.
     """
     kind = kind_of(type(item))
     if kind == "task":
-        save_as(item, "keras", preset_dir, max_shard_size, argument="preset_dir")
+        formats.save_as(item, "keras", preset_dir, max_shard_size, argument="preset_dir")
         return
     preset_dir = local_path(preset_dir, "preset_dir")
     max_shard_bytes = parse_size(max_shard_size)
     if kind == "backbone":
         writer.check_backbone(item, max_shard_bytes)
-    check_only_format(FORMATS["keras"], preset_dir)
+    formats.check_only_format(formats.FORMATS["keras"], preset_dir)
 
-    def stale(name: str) -> bool:
-        weights = writer.is_weights_file(name) and "/" not in name
-        return kind == "backbone" and (name == layout.TASK or weights)
-
-    with replacing(preset_dir, stale) as folder:
+    stale = layout.BACKBONE_FILES if kind == "backbone" else ()
+    with replacing(preset_dir, lambda name: formats.matches_any(name, stale)) as folder:
         if kind == "backbone":
             writer.write_backbone(folder, item, max_shard_bytes)
         elif kind == "preprocessor":
@@ -138,11 +97,12 @@ class PresetParts:
 
     def backbone(self, cls: type, kwargs: dict[str, Any], dtype: Any = None) -> Any:
         folder, format = self.folder, self.format
-        if folder.is_dir() and not (folder / CONFIG).is_file():
+        if folder.is_dir() and not (folder / formats.CONFIG).is_file():
             raise ValueError(
-                f"{folder} has no model: it lacks {CONFIG}. It holds "
-                f"{list_names(folder)}. Save a whole model there with `lm.save_to_preset(...)`, or "
-                "load the part it holds, such as `GemmaTokenizer.from_preset(...)`."
+                f"{folder} has no model: it lacks {formats.CONFIG}. It holds "
+                f"{formats.list_names(folder)}. Save a whole model there with "
+                "`lm.save_to_preset(...)`, or load the part it holds, such as "
+                "`GemmaTokenizer.from_preset(...)`."
             )
         stored_arguments = format.read_backbone(folder)
         arguments = _with_dtype({**stored_arguments, **kwargs}, dtype)
@@ -153,7 +113,7 @@ class PresetParts:
         config = GemmaConfig.from_dict(arguments)
         if not self.load_weights:
             return cls(**arguments)
-        with open_checked(format, folder, config, quantization) as (stored, specs):
+        with formats.open_checked(format, folder, config, quantization) as (stored, specs):
             with uninitialized():
                 backbone = cls(**arguments)
             weights = backbone.named_weights()

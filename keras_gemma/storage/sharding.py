@@ -5,7 +5,6 @@ Knows neither a format nor the names in it.
 
 import math
 import re
-from typing import Any
 
 from keras_gemma.checks import is_number
 
@@ -14,11 +13,7 @@ _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
 def parse_size(size: int | float | str) -> int:
-    """Returns the bytes in `"10GB"`, `"512MiB"` or a number of bytes.
-
-    Raises:
-        ValueError: If `size` is not a size, is less than a byte, or is infinite.
-    """
+    """Returns the bytes in `"10GB"`, `"512MiB"` or a number of bytes."""
     number, unit = size, "B"
     if isinstance(size, str):
         match = re.fullmatch(r"\s*(\d+|\d*\.\d+)\s*([KMGT]?i?B)\s*", size, re.IGNORECASE)
@@ -32,15 +27,7 @@ def parse_size(size: int | float | str) -> int:
 
 
 def plan_shards(sizes: dict[str, int], max_shard_size: int) -> list[list[str]]:
-    """Divides weights among files in their order. Returns one list of names per file.
-
-    Args:
-        sizes: Bytes of each weight.
-        max_shard_size: Maximum bytes of a file.
-
-    Raises:
-        ValueError: If one weight is larger than a file may be.
-    """
+    """Divides weights, given by their bytes, among files. Returns the names in each file."""
     name, largest = max(sizes.items(), key=lambda item: item[1])
     if largest > max_shard_size:
         raise ValueError(
@@ -56,13 +43,3 @@ def plan_shards(sizes: dict[str, int], max_shard_size: int) -> list[list[str]]:
         plan[-1].append(name)
         filled += size
     return plan
-
-
-def weight_sizes(backbone: Any) -> dict[str, int]:
-    """Returns the bytes of each weight of `backbone` as stored, quantized or not."""
-    return {name: weight.bytes for name, weight in backbone.named_weights().items()}
-
-
-def plain_sizes(backbone: Any) -> dict[str, int]:
-    """Returns the bytes of each weight of `backbone` in floating point."""
-    return {name: weight.plain_bytes for name, weight in backbone.named_weights().items()}

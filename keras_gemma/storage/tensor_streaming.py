@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -65,18 +65,14 @@ def in_file(path: Path, offset: int, shape: tuple[int, ...], dtype: str) -> Stor
     return StoredTensor(shape, dtype, read)
 
 
-def _identity(array: np.ndarray) -> np.ndarray:
-    return array
-
-
 @dataclasses.dataclass(frozen=True)
 class TensorSpec:
     """Name and shape of a weight in a checkpoint, and the conversion between layouts."""
 
     name: str
     shape: tuple[int, ...]
-    to_logical: Callable[[np.ndarray], np.ndarray] = _identity
-    to_stored: Callable[[np.ndarray], np.ndarray] = _identity
+    to_logical: Callable[[np.ndarray], np.ndarray] = lambda array: array
+    to_stored: Callable[[np.ndarray], np.ndarray] = lambda array: array
     padding_rows: int = 0
     """Maximum number of rows that the stored tensor may have beyond `shape`; not read."""
     dtypes: tuple[str, ...] = FLOAT_DTYPES
@@ -89,13 +85,10 @@ class TensorSpec:
 
     def accepts(self, shape: tuple[int, ...]) -> bool:
         """Returns True if a stored tensor of this shape fits."""
-        if shape == self.shape:
-            return True
         return (
-            self.padding_rows > 0
-            and len(shape) == len(self.shape)
+            len(shape) == len(self.shape)
             and shape[1:] == self.shape[1:]
-            and self.shape[0] < shape[0] <= self.shape[0] + self.padding_rows
+            and 0 <= shape[0] - self.shape[0] <= self.padding_rows
         )
 
 
@@ -112,41 +105,39 @@ class QuantizedTensorSpec:
         return tuple(part for part in self.parts if part is not None)
 
 
-def check_layer_count(count: Any, source: Path) -> None:
-    """Checks that a description does not ask for more layers than any model has.
+Specs = Mapping[str, TensorSpec | QuantizedTensorSpec]
+"""Spec of each weight of a model in a checkpoint, by the weight's logical name."""
 
-    Raises:
-        ValueError: If `count` is greater than `MAX_LAYERS`.
-    """
+
+def check_layer_count(count: Any, source: Path) -> None:
+    """Checks that a description does not ask for more layers than any model has."""
     if isinstance(count, int) and count > MAX_LAYERS:
         raise ValueError(
             f"{source} asks for {count} layers, and at most {MAX_LAYERS} are supported: it is "
-            "damaged. "
-            "Fetch or save it again."
+            "damaged. Fetch or save it again."
         )
 
 
 def check(
-    stored: Mapping[str, StoredTensor],
-    specs: Mapping[str, TensorSpec | QuantizedTensorSpec],
-    source: Any,
-    ignored: Collection[str] = (),
+    stored: Mapping[str, StoredTensor], specs: Specs, source: Any, ignored: Collection[str] = ()
 ) -> None:
     """Compares the tensors of a checkpoint with those the model needs, without reading any.
 
-    Args:
-        stored: Tensors of the checkpoint, by their names in it.
-        specs: For each weight of the model, its spec in the checkpoint.
-        source: Path of the checkpoint, for the message.
-        ignored: Names in the checkpoint that are not weights of the model but harmless.
-
-    Raises:
-        ValueError: If tensors are missing, unexpected, of another shape or not floating point. The
-            message lists all of them.
+    `ignored` names tensors of the checkpoint that are not weights of the model but harmless.
     """
+    report_problems(
+        compare(stored, [spec for whole in specs.values() for spec in whole.tensors], ignored),
+        f"The tensors in {source} do not fit its config.json",
+        "Use the config.json that these weights were saved with, or save them again",
+    )
+
+
+def compare(
+    stored: Mapping[str, StoredTensor], specs: Sequence[TensorSpec], ignored: Collection[str] = ()
+) -> list[str]:
+    """Returns the stored tensors that are missing, unexpected, or of another shape or dtype."""
     problems = []
-    expected = [spec for whole in specs.values() for spec in whole.tensors]
-    for spec in expected:
+    for spec in specs:
         tensor = stored.get(spec.name)
         if tensor is None:
             problems.append(f"missing: {spec.name} {spec.shape}")
@@ -155,14 +146,17 @@ def check(
         elif tensor.dtype not in spec.dtypes:
             kind = "a float" if spec.dtypes == FLOAT_DTYPES else " or ".join(spec.dtypes)
             problems.append(f"dtype: {spec.name} is {tensor.dtype}, expected {kind}")
-    names = {spec.name for spec in expected} | set(ignored)
-    problems += [f"unexpected: {n} {t.shape}" for n, t in stored.items() if n not in names]
+    names = {spec.name for spec in specs} | set(ignored)
+    return problems + [f"unexpected: {n} {t.shape}" for n, t in stored.items() if n not in names]
+
+
+def report_problems(problems: list[str], claim: str, remedy: str) -> None:
+    """Raises a `ValueError` that lists the first problems, if there are any."""
     if problems:
-        raise ValueError(
-            f"The tensors in {source} do not fit its config.json "
-            f"({len(problems)} problems). Use the config.json that these weights were saved "
-            f"with, or save them again:{_format_problems(problems)}"
-        )
+        rest = len(problems) - MAX_LISTED_PROBLEMS
+        lines = problems[:MAX_LISTED_PROBLEMS] + ([f"… and {rest} more"] if rest > 0 else [])
+        listed = "".join(f"\n  {line}" for line in lines)
+        raise ValueError(f"{claim} ({len(problems)} problems). {remedy}:{listed}")
 
 
 def join_shards(
@@ -174,16 +168,9 @@ def join_shards(
 ) -> dict[str, StoredTensor]:
     """Returns the tensors of all shards by name, after comparing the shards with their index.
 
-    Args:
-        shards: Tensors of each file, by file name.
-        index: File names of each entry, by entry.
-        source: Path of the index, for the message.
-        entry_of: Maps a tensor's name to its entry, if an entry is a group of tensors.
-        ignored: Tensors that the index may leave out.
-
-    Raises:
-        ValueError: If the index and the files disagree, or two files hold the same tensor. The
-            message lists all such tensors.
+    `shards` has the tensors of each file, `index` the files of each entry. `entry_of` maps a
+    tensor's name to its entry, if an entry is a group of tensors. The index may leave out `ignored`
+    tensors.
     """
     indexed = {(entry, file) for entry, files in index.items() for file in files}
     stored = {(entry_of(name), file) for file, tensors in shards.items() for name in tensors}
@@ -193,37 +180,19 @@ def join_shards(
         f"held, but not named: {e} in {f}" for e, f in sorted(stored - indexed) if e not in ignored
     ]
     problems += [f"held {n} times: {name}" for name, n in sorted(count.items()) if n > 1]
-    if problems:
-        raise ValueError(
-            f"{source} and the tensors in its files do not agree ({len(problems)} problems). "
-            f"Fetch or save the checkpoint again:{_format_problems(problems)}"
-        )
+    report_problems(
+        problems,
+        f"{source} and the tensors in its files do not agree",
+        "Fetch or save the checkpoint again",
+    )
     return {name: tensor for tensors in shards.values() for name, tensor in tensors.items()}
 
 
-def _format_problems(problems: list[str]) -> str:
-    """Formats the first problems, each on its own line."""
-    rest = len(problems) - MAX_LISTED_PROBLEMS
-    lines = problems[:MAX_LISTED_PROBLEMS] + ([f"… and {rest} more"] if rest > 0 else [])
-    return "".join(f"\n  {line}" for line in lines)
-
-
-def stream(
-    stored: Mapping[str, StoredTensor],
-    specs: Mapping[str, TensorSpec | QuantizedTensorSpec],
-    weights: Mapping[str, Any],
-) -> None:
-    """Reads each tensor once, straight into the memory of its weight.
+def stream(stored: Mapping[str, StoredTensor], specs: Specs, weights: Mapping[str, Any]) -> None:
+    """Reads each checked tensor once, straight into the memory of its weight.
 
     A few threads read ahead of the assigning thread, at most `READ_AHEAD` tensors at a time.
-
-    Args:
-        stored: Tensors of the checkpoint, already checked.
-        specs: For each weight, its spec in the checkpoint.
-        weights: `backbone.named_weights()`; all of them are assigned.
-
-    Raises:
-        ValueError: If a file is cut short, or a number is too large for float16 weights.
+    `weights` is `backbone.named_weights()`.
     """
 
     def prepare(name: str) -> Any:

@@ -31,16 +31,9 @@ def encode_inputs(
 ) -> tuple[Any, Any, Any]:
     """Returns `(x, y, sample_weight)` with strings replaced by ids, labels and weights.
 
-    Args:
-        preprocessor: Preprocessor of the strings. `None` returns the arguments unchanged.
-        x: Strings in a list, tuple or array; or a `tf.data.Dataset`, `keras.utils.PyDataset`,
-            PyTorch loader or generator of batches of strings. Other inputs, and data sets with an
-            attribute `holds_ids`, are returned unchanged.
-        y: Labels. Must be `None` for strings.
-        sample_weight: Weights. Must be `None` for strings.
-
-    Raises:
-        ValueError: If `x` is a single string, or strings have labels or weights.
+    Strings are in a list, tuple or array; or in batches of a `tf.data.Dataset`,
+    `keras.utils.PyDataset`, PyTorch loader or generator. Other inputs, and data sets with an
+    attribute `holds_ids`, are returned unchanged.
     """
     if preprocessor is None or isinstance(x, dict) or x is None or getattr(x, "holds_ids", False):
         return x, y, sample_weight
@@ -52,22 +45,18 @@ def encode_inputs(
         return preprocessor(x, y, sample_weight)
     if tf_data.is_dataset(x):
         return tf_data.map_strings(preprocessor, x), y, sample_weight
-    if isinstance(x, keras.utils.PyDataset):
+    is_array = hasattr(x, "dtype") or isinstance(x, list | tuple)
+    is_loader = isinstance(x, Iterable) and not is_array
+    if isinstance(x, keras.utils.PyDataset) or (is_loader and hasattr(x, "__len__")):
         return _EncodedDataset(preprocessor, x), y, sample_weight
-    if isinstance(x, Iterable) and not hasattr(x, "dtype") and not isinstance(x, list | tuple):
-        if hasattr(x, "__len__"):
-            return _EncodedDataset(preprocessor, _Batches(x)), y, sample_weight
-        return _encoded(preprocessor, x), y, sample_weight
+    if is_loader:
+        return (_encode_batch(preprocessor, batch) for batch in x), y, sample_weight
     return x, y, sample_weight
 
 
 def has_fixed_order(x: Any) -> bool:
     """Returns True if encoded inputs `x` are read in order, because Keras cannot shuffle them."""
-    if isinstance(x, _EncodedDataset):
-        return isinstance(x.batches, _Batches)
-    if getattr(x, "keeps_order", False):
-        return True
-    return tf_data.is_dataset(x) or isinstance(x, Iterator)
+    return getattr(x, "keeps_order", False) or tf_data.is_dataset(x) or isinstance(x, Iterator)
 
 
 def _encode_batch(preprocessor: GemmaCausalLMPreprocessor, batch: Any) -> Any:
@@ -75,41 +64,17 @@ def _encode_batch(preprocessor: GemmaCausalLMPreprocessor, batch: Any) -> Any:
     return preprocessor(texts) if _holds_strings(texts) else batch
 
 
-def _encoded(preprocessor: GemmaCausalLMPreprocessor, batches: Iterable[Any]) -> Iterator[Any]:
-    for batch in batches:
-        yield _encode_batch(preprocessor, batch)
-
-
-class _Batches:
-    """Batches of a loader by index, which must be read in order. Index 0 restarts the loader."""
-
-    workers, use_multiprocessing, max_queue_size = 1, False, 10
-
-    def __init__(self, loader: Any) -> None:
-        self.loader = loader
-        self.iterator: Iterator[Any] = iter(())
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __getitem__(self, index: int) -> Any:
-        if index == 0:
-            self.iterator = iter(self.loader)
-        return next(self.iterator)
-
-    def on_epoch_end(self) -> None:
-        """Does nothing: a loader shuffles when it is read again."""
-
-
 class _EncodedDataset(keras.utils.PyDataset):
-    """Data set that encodes batches of strings as ids, labels and weights."""
+    """Data set that encodes batches of strings as ids, labels and weights.
+
+    The batches come from a `PyDataset`, or from a loader, which must be read in order. Index 0
+    restarts a loader, which shuffles when it is read again.
+    """
 
     def __init__(self, preprocessor: GemmaCausalLMPreprocessor, batches: Any) -> None:
-        super().__init__(
-            workers=batches.workers,
-            use_multiprocessing=batches.use_multiprocessing,
-            max_queue_size=batches.max_queue_size,
-        )
+        self.keeps_order = not isinstance(batches, keras.utils.PyDataset)
+        options = ("workers", "use_multiprocessing", "max_queue_size")
+        super().__init__(**{} if self.keeps_order else {o: getattr(batches, o) for o in options})
         self.preprocessor = preprocessor
         self.batches = batches
 
@@ -117,7 +82,12 @@ class _EncodedDataset(keras.utils.PyDataset):
         return len(self.batches)
 
     def __getitem__(self, index: int) -> Any:
-        return _encode_batch(self.preprocessor, self.batches[index])
+        if not self.keeps_order:
+            return _encode_batch(self.preprocessor, self.batches[index])
+        if index == 0:
+            self.iterator = iter(self.batches)
+        return _encode_batch(self.preprocessor, next(self.iterator))
 
     def on_epoch_end(self) -> None:
-        self.batches.on_epoch_end()
+        if not self.keeps_order:
+            self.batches.on_epoch_end()

@@ -11,14 +11,7 @@ import numpy as np
 
 
 def read_texts(inputs: Any) -> tuple[list[str], bool]:
-    """Returns the strings in `inputs`, and True if `inputs` is a batch.
-
-    Raises:
-        TypeError: If `inputs` has anything but strings.
-        ValueError: If an array has two or more dimensions, or a string is not valid Unicode.
-    """
-    if isinstance(inputs, str | bytes):
-        return [as_str(inputs)], False
+    """Returns the strings in `inputs`, and True if `inputs` is a batch."""
     if hasattr(inputs, "numpy"):
         inputs = inputs.numpy()
     if isinstance(inputs, np.ndarray):
@@ -36,11 +29,8 @@ def read_texts(inputs: Any) -> tuple[list[str], bool]:
 def pad_rows(
     rows: Sequence[Sequence[int]], length: int, pad_id: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pads rows of at most `length` ids on the right.
-
-    Returns:
-        Ids, int32 `[B, length]`, and a bool mask `[B, length]` that is True for ids of a row.
-    """
+    """Pads rows of at most `length` ids on the right. Returns ids, int32 `[B, length]`, and a mask
+    that is True for ids of a row, bool `[B, length]`."""
     ids = np.full((len(rows), length), pad_id, "int32")
     mask = np.zeros((len(rows), length), "bool")
     for i, row in enumerate(rows):
@@ -50,28 +40,14 @@ def pad_rows(
 
 
 def to_numpy(x: Any) -> np.ndarray:
-    """Returns a list, an array or a tensor of any framework as a NumPy array.
-
-    Raises:
-        ValueError: If rows have different lengths.
-    """
+    """Returns a list, an array or a tensor of any framework as a NumPy array."""
     if hasattr(x, "to_list"):  # tf.RaggedTensor
         x = x.to_list()
     return keras.ops.convert_to_numpy(x) if keras.ops.is_tensor(x) else np.asarray(x)
 
 
 def to_ids(name: str, x: Any, dimensions: int, vocabulary_size: int) -> np.ndarray:
-    """Returns `x` as int32 ids.
-
-    Args:
-        name: Name of the argument, as the user wrote it.
-        x: Ids, as a list, an array or a tensor of any framework.
-        dimensions: Number of dimensions, 1 or 2.
-        vocabulary_size: Number of token ids, V.
-
-    Raises:
-        ValueError: If `x` has another shape or dtype, or an id is out of range.
-    """
+    """Returns the argument `name`, ids in 1 or 2 `dimensions`, as an int32 array."""
     try:
         array = to_numpy(x)
     except ValueError as error:
@@ -94,12 +70,7 @@ def to_ids(name: str, x: Any, dimensions: int, vocabulary_size: int) -> np.ndarr
 
 
 def as_str(text: Any) -> str:
-    """Returns one text as a string.
-
-    Raises:
-        TypeError: If `text` is not a string, bytes or a string tensor.
-        ValueError: If `text` is not valid Unicode.
-    """
+    """Returns one text, which may be bytes or a string tensor, as a string."""
     if hasattr(text, "numpy"):
         text = text.numpy()
     if not isinstance(text, str | bytes):
@@ -120,18 +91,12 @@ def as_str(text: Any) -> str:
 
 
 def read_ids(inputs: Any) -> tuple[list[np.ndarray], bool]:
-    """Returns the rows of ids in `inputs`, integers `[T]` each, and True if `inputs` is a batch.
-
-    Raises:
-        TypeError: If `inputs` has anything but integers.
-        ValueError: If `inputs` has three or more dimensions.
-    """
+    """Returns the rows of ids in `inputs`, integers `[T]` each, and True if `inputs` is a batch."""
     if hasattr(inputs, "to_list"):  # tf.RaggedTensor
         inputs = inputs.to_list()
     if isinstance(inputs, list | tuple):
-        scalars = all(isinstance(i, int) or getattr(i, "ndim", None) == 0 for i in inputs)
+        batched = not all(isinstance(i, int) or getattr(i, "ndim", None) == 0 for i in inputs)
         rows = [to_numpy(row) for row in inputs]
-        batched = not scalars
         rows = rows if batched else [np.array(rows)]
     else:
         array = to_numpy(inputs)

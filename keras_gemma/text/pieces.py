@@ -11,6 +11,7 @@ import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
@@ -35,25 +36,7 @@ SPACE = "▁"
 
 
 class Pieces:
-    """SentencePiece vocabulary.
-
-    Args:
-        proto: SentencePiece model, in bytes.
-
-    Raises:
-        ValueError: If `proto` is not a SentencePiece model.
-
-    Example:
-
-    ```python
-    from keras_gemma import GemmaTokenizer
-    from keras_gemma.text.pieces import Pieces
-
-    pieces = Pieces(GemmaTokenizer.from_preset("gemma_tiny_en").proto)
-    pieces.encode(["<bos>"])                       # [[2]]
-    pieces.encode(["<bos>"], parse_special=False)  # the ids of five characters
-    ```
-    """
+    """Vocabulary of a SentencePiece model, in bytes."""
 
     def __init__(self, proto: bytes) -> None:
         self.proto = proto
@@ -82,14 +65,36 @@ class Pieces:
     def encode(self, texts: Sequence[str], parse_special: bool = True) -> list[list[int]]:
         """Returns the ids of each text.
 
-        A literal `▁`, which SentencePiece reads as a space, is encoded as three bytes.
-
-        Args:
-            texts: Texts.
-            parse_special: If True, names of control tokens become these tokens. If False, they are
-                plain text.
+        A literal `▁`, which SentencePiece reads as a space, is encoded as three bytes. Names of
+        control tokens become these tokens if `parse_special`, and are plain text otherwise.
         """
-        return (self._parsing if parse_special else self._plain).encode(texts)
+        processor, atoms, pattern = self._parsing if parse_special else self._plain
+        rows = [pattern.split(text) for text in texts]  # text, atom, text, atom, … text
+        between = [text for parts in rows for text in parts[::2]]
+        if len(between) == 1:  # A list starts threads, which take longer than a short text.
+            encoded = iter([processor.encode(between[0], out_type=int)])
+        else:
+            encoded = iter(processor.encode(between, out_type=int))
+        encoded_rows = []
+        for parts in rows:
+            ids = next(encoded)
+            for atom in parts[1::2]:
+                ids += atoms[atom] + next(encoded)
+            encoded_rows.append(ids)
+        return encoded_rows
+
+    @functools.cached_property
+    def _parsing(self) -> tuple[Any, ...]:
+        return self.processor, *self._atoms_and_pattern(parse_special=True)
+
+    @functools.cached_property
+    def _plain(self) -> tuple[Any, ...]:
+        return _processor(self.plain_proto), *self._atoms_and_pattern(parse_special=False)
+
+    def _atoms_and_pattern(self, parse_special: bool) -> tuple[Any, ...]:
+        atoms = self.atoms(parse_special)
+        names = "|".join(map(re.escape, atoms)) or "(?!)"  # (?!) never matches
+        return atoms, re.compile(f"({names})")
 
     def decode(self, ids: list[int], skip_special: bool | None = None) -> str:
         """Returns the text of `ids`. See `GemmaTokenizer.detokenize` for `skip_special`."""
@@ -108,12 +113,12 @@ class Pieces:
         return {id: name for name, id in self.control_tokens.items()}
 
     def atoms(self, parse_special: bool) -> dict[str, list[int]]:
-        """Returns the strings that are encoded without SentencePiece, with their ids.
-
-        The order is the order of matching: longest name first.
-        """
+        """Returns the strings that are encoded without SentencePiece, with their ids, in the order
+        of matching: longest name first."""
         names = sorted(self.control_tokens, key=len, reverse=True) if parse_special else ()
-        return {name: [self.control_tokens[name]] for name in names} | self._literal_space()
+        atoms = {name: [self.control_tokens[name]] for name in names}
+        bytes_of_space = [self.id_or_none(f"<0x{byte:02X}>") for byte in SPACE.encode()]
+        return atoms if None in bytes_of_space else atoms | {SPACE: bytes_of_space}
 
     @functools.cached_property
     def plain_proto(self) -> bytes:
@@ -130,58 +135,9 @@ class Pieces:
                 model.pieces[id].type = protobuf.ModelProto.SentencePiece.CONTROL
         return model.SerializeToString()
 
-    @functools.cached_property
-    def _parsing(self) -> "_Splitter":
-        return _Splitter(self.processor, self.atoms(parse_special=True))
-
-    @functools.cached_property
-    def _plain(self) -> "_Splitter":
-        return _Splitter(_processor(self.plain_proto), self.atoms(parse_special=False))
-
-    def _literal_space(self) -> dict[str, list[int]]:
-        """Returns the byte ids of a literal `▁`, if the vocabulary has them."""
-        ids = [self.id_or_none(f"<0x{byte:02X}>") for byte in SPACE.encode()]
-        return {} if None in ids else {SPACE: ids}
-
-
-class _Splitter:
-    """Encoder that replaces `atoms` by their ids, and encodes all other text by SentencePiece."""
-
-    def __init__(
-        self, processor: sentencepiece.SentencePieceProcessor, atoms: dict[str, list[int]]
-    ) -> None:
-        self.processor = processor
-        self.atoms = atoms
-        names = "|".join(map(re.escape, atoms))
-        self.pattern = re.compile(f"({names or '(?!)'})")  # (?!) never matches
-
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        parts = [self.pattern.split(text) for text in texts]  # text, atom, text, atom, … text
-        between = [text for row in parts for text in row[::2]]
-        encoded = iter(self._encode(between))
-        rows = []
-        for row in parts:
-            ids = next(encoded)
-            for atom in row[1::2]:
-                ids += self.atoms[atom]
-                ids += next(encoded)
-            rows.append(ids)
-        return rows
-
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        if len(texts) == 1:  # A list starts threads, which take longer than a short text.
-            return [self.processor.encode(texts[0], out_type=int)]
-        return self.processor.encode(texts, out_type=int)
-
 
 def read_proto(proto: str | Path | bytes) -> bytes:
-    """Returns the bytes of a vocabulary that is a path, bytes or a base64 string.
-
-    Raises:
-        TypeError: If `proto` is of another type.
-        FileNotFoundError: If the path does not exist.
-        ValueError: If the string is not valid base64.
-    """
+    """Returns the bytes of a vocabulary that is a path, bytes or a base64 string."""
     if isinstance(proto, bytes):
         return proto
     if not isinstance(proto, str | Path):
@@ -201,11 +157,7 @@ def read_proto(proto: str | Path | bytes) -> bytes:
 
 
 def decode_base64(proto: str) -> bytes:
-    """Returns the bytes of a base64 string.
-
-    Raises:
-        ValueError: If the string is not valid base64.
-    """
+    """Returns the bytes of a base64 string."""
     try:
         return base64.b64decode(proto, validate=True)
     except binascii.Error as error:
@@ -216,17 +168,13 @@ def decode_base64(proto: str) -> bytes:
 
 
 def _processor(proto: bytes) -> sentencepiece.SentencePieceProcessor:
+    processor = sentencepiece.SentencePieceProcessor()
     try:
-        if proto:
-            return sentencepiece.SentencePieceProcessor(model_proto=proto)
+        processor.LoadFromSerializedProto(proto)
     except RuntimeError as error:
-        raise _invalid_model(proto) from error
-    raise _invalid_model(proto)
-
-
-def _invalid_model(proto: bytes) -> ValueError:
-    return ValueError(
-        "`proto` must be a SentencePiece model, such as the file vocabulary.spm or "
-        "tokenizer.model of a Gemma checkpoint. "
-        f"Received: {len(proto)} bytes that begin with {proto[:16]!r}"
-    )
+        raise ValueError(
+            "`proto` must be a SentencePiece model, such as the file vocabulary.spm or "
+            "tokenizer.model of a Gemma checkpoint. "
+            f"Received: {len(proto)} bytes that begin with {proto[:16]!r}"
+        ) from error
+    return processor

@@ -84,22 +84,12 @@ class GemmaPreprocessor(Presettable, keras.layers.Layer):
     def sequence_length(self, value: int) -> None:
         self._sequence_length = _check_length(value)
 
-    def __call__(
-        self,
-        x: Any,
-        y: Any = None,
-        sample_weight: Any = None,
-        sequence_length: int | None = None,
-    ) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Same as `call`. Skips the `__call__` of Keras, which only accepts tensors."""
-        return self.call(x, y, sample_weight, sequence_length)
+        return self.call(*args, **kwargs)
 
     def call(
-        self,
-        x: Any,
-        y: Any = None,
-        sample_weight: Any = None,
-        sequence_length: int | None = None,
+        self, x: Any, y: Any = None, sample_weight: Any = None, sequence_length: int | None = None
     ) -> Any:
         """Returns the model's inputs, as described in the class."""
         length = self._length(sequence_length)
@@ -131,10 +121,9 @@ class GemmaPreprocessor(Presettable, keras.layers.Layer):
 
     def _batch(self, rows: list[list[int]], length: int, batched: bool) -> dict[str, Any]:
         ids, mask = pad_rows(rows, length, self.tokenizer.pad_token_id)
-        return {
-            "token_ids": ids if batched else ids[0],
-            "padding_mask": mask if batched else mask[0],
-        }
+        if not batched:
+            ids, mask = ids[0], mask[0]
+        return {"token_ids": ids, "padding_mask": mask}
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments. The tokenizer is serialized."""
@@ -180,11 +169,7 @@ class GemmaCausalLMPreprocessor(GemmaPreprocessor):
     """
 
     def call(
-        self,
-        x: Any,
-        y: Any = None,
-        sample_weight: Any = None,
-        sequence_length: int | None = None,
+        self, x: Any, y: Any = None, sample_weight: Any = None, sequence_length: int | None = None
     ) -> Any:
         """Returns inputs, labels and weights. `y` and `sample_weight` must be `None`."""
         if y is not None or sample_weight is not None:
@@ -267,7 +252,6 @@ class GemmaCausalLMPreprocessor(GemmaPreprocessor):
 
 
 def _map(function: Any, x: Any, length: int) -> dict[str, Any]:
-    """Returns the symbolic result of `function`, from texts to packed ids, for `tf.data`."""
     signature = {
         "token_ids": keras.KerasTensor((length,), "int32"),
         "padding_mask": keras.KerasTensor((length,), "bool"),

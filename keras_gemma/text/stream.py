@@ -9,36 +9,17 @@ REPLACEMENT_CHARACTER = "\ufffd"
 class TextStream:
     """Incremental text of one sequence.
 
-    Args:
-        decode: Function from ids to text. The texts of two lists must add up to the text of the
-            joined list, unless the bytes of a character are split between them.
-        stops: Stop strings. Text that may be the beginning of one is withheld until decided.
-
-    Attributes:
-        stopped: True if a stop string is complete.
-        pushed: Number of ids pushed, up to the one that completed a stop string.
-        rest: Withheld text, from the stop string on.
-
-    Example:
-
-    ```python
-    from keras_gemma import GemmaTokenizer
-    from keras_gemma.text.stream import TextStream
-
-    tokenizer = GemmaTokenizer.from_preset("gemma_tiny_en")
-    stream = TextStream(tokenizer.detokenize, stops=["end"])
-    ids = tokenizer.encode(["Not the end of it"])[0]
-    "".join(stream.push([id]) for id in ids) + stream.finish()  # "Not the "
-    stream.stopped  # True
-    ```
+    Text that may be the beginning of a stop string is withheld until decided. The texts of two
+    lists that `decode` returns must add up to the text of the joined list, unless the bytes of a
+    character are split between them.
     """
 
     def __init__(self, decode: Callable[[list[int]], str], stops: Sequence[str] = ()) -> None:
         self.decode = decode
         self.stops = tuple(stops)
-        self.stopped = False
-        self.pushed = 0
-        self.rest = ""
+        self.stopped = False  # True if a stop string is complete
+        self.pushed = 0  # number of ids, up to the one that completed a stop string
+        self.rest = ""  # withheld text, from the stop string on
         self._ids: list[int] = []  # ids of an incomplete character
         self._withheld = ""  # possible beginning of a stop string
 
@@ -48,7 +29,7 @@ class TextStream:
             return ""
         self._ids += map(int, ids)
         self.pushed += len(ids)
-        text = self.decode(self._ids) if self._ids else ""
+        text = self.decode(self._ids)
         if text.endswith(REPLACEMENT_CHARACTER):
             return ""
         self._ids = []
@@ -58,7 +39,7 @@ class TextStream:
         """Returns the withheld text at the end of the sequence."""
         if self.stopped:
             return ""
-        text = self._release(self.decode(self._ids) if self._ids else "")
+        text = self._release(self.decode(self._ids))
         if not self.stopped:
             text += self._withheld
         self._ids, self._withheld = [], ""
@@ -78,7 +59,5 @@ class TextStream:
 
 def _overlap(text: str, stop: str) -> int:
     """Returns the length of the longest end of `text` that is a beginning of `stop`."""
-    for length in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:length]):
-            return length
-    return 0
+    lengths = range(min(len(text), len(stop) - 1), 0, -1)
+    return next((length for length in lengths if text.endswith(stop[:length])), 0)

@@ -86,8 +86,6 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
         self.built = True
         self.set_proto(proto)
 
-    # The vocabulary.
-
     def set_proto(self, proto: str | Path | bytes | None) -> None:
         """Sets the vocabulary: a path, bytes or a base64 string. `None` removes it."""
         self.proto = self._pieces = None
@@ -96,18 +94,15 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
         if proto is None:
             return
         pieces = Pieces(read_proto(proto))
-        for token in self.special_tokens:
-            if pieces.id_or_none(token) is None:
-                raise ValueError(
-                    f"`proto` must have the special tokens {self.special_tokens}, but {token!r} "
-                    "is missing. Use Gemma's vocabulary, or one from `train_vocabulary`. "
-                    f"Received: a vocabulary of {pieces.size} pieces"
-                )
-        self.proto = pieces.proto
-        self._pieces = pieces
-        self.start_token_id = pieces.id_or_none(self.start_token)
-        self.end_token_id = pieces.id_or_none(self.end_token)
-        self.pad_token_id = pieces.id_or_none(self.pad_token)
+        ids = [pieces.id_or_none(token) for token in self.special_tokens]
+        if None in ids:
+            raise ValueError(
+                f"`proto` must have the special tokens {self.special_tokens}, but "
+                f"{self.special_tokens[ids.index(None)]!r} is missing. Use Gemma's vocabulary, or "
+                f"one from `train_vocabulary`. Received: a vocabulary of {pieces.size} pieces"
+            )
+        self.proto, self._pieces = pieces.proto, pieces
+        self.start_token_id, self.end_token_id, self.pad_token_id = ids
         self.end_of_turn_token_id = pieces.id_or_none("<end_of_turn>")
 
     @property
@@ -141,11 +136,7 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
         Raises:
             ValueError: If the id is out of range.
         """
-        if not 0 <= id < self.vocabulary_size():
-            raise ValueError(
-                f"`id` must be in the vocabulary's range [0, {self.vocabulary_size()}). "
-                f"Received: id={id}"
-            )
+        check_integer("id", id, 0, self.vocabulary_size() - 1)
         return self.pieces.processor.id_to_piece(int(id))
 
     def token_to_id(self, token: str | bytes) -> int:
@@ -169,8 +160,6 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
         self._check_vocabulary()
         ids = [self.end_token_id, self.end_of_turn_token_id]
         return [id for id in ids if id is not None]
-
-    # Strings to ids.
 
     def __call__(self, inputs: Any, parse_special: bool = True) -> Any:
         """Same as `tokenize`. Skips the `__call__` of Keras, which only accepts tensors."""
@@ -243,8 +232,6 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
         signature = keras.KerasTensor((self.sequence_length,), self.compute_dtype)
         return tf_data.map_numpy(lambda x: self.tokenize(x, parse_special), inputs, signature)
 
-    # Conversations.
-
     def apply_chat_template(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
@@ -303,10 +290,7 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
         replies: Mapping[str, Sequence[int]] | None = None,
     ) -> list[int]:
         """Returns the ids of turns. Same arguments as in `text.chat.encode_turns`."""
-        ids, _ = encode_turns(turns, self.pieces, add_generation_prompt, replies)
-        return ids
-
-    # Ids to strings.
+        return encode_turns(turns, self.pieces, add_generation_prompt, replies)[0]
 
     def detokenize(self, inputs: Any, skip_special_tokens: bool | None = None) -> str | list[str]:
         """Returns the text of one sequence of ids or a batch. Invalid UTF-8 becomes U+FFFD.
@@ -340,14 +324,11 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
         texts = [vocabulary.decode(row.tolist(), skip_special_tokens) for row in rows]
         return texts if batched else texts[0]
 
-    # Saving.
-
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments. The vocabulary is a base64 string."""
-        proto = None if self.proto is None else base64.b64encode(self.proto).decode("ascii")
         return {
             **super().get_config(),
-            "proto": proto,
+            "proto": self.proto and base64.b64encode(self.proto).decode("ascii"),
             "sequence_length": self.sequence_length,
             "add_bos": self.add_bos,
             "add_eos": self.add_eos,
@@ -363,8 +344,7 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
 
     def save_assets(self, dir_path: str | Path) -> None:
         """Writes the vocabulary to `dir_path`/vocabulary.spm."""
-        self._check_vocabulary()
-        Path(dir_path, VOCABULARY_FILE).write_bytes(self.proto)
+        Path(dir_path, VOCABULARY_FILE).write_bytes(self.pieces.proto)
 
     def load_assets(self, dir_path: str | Path) -> None:
         """Reads the vocabulary from `dir_path`/vocabulary.spm."""

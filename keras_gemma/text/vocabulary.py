@@ -15,8 +15,6 @@ from collections.abc import Iterable, Iterator
 
 import sentencepiece
 
-FIRST_RUN_ID = 108
-NUM_BYTES = 256
 MAX_LINE_LENGTH = 1000
 """Maximum line length, in characters. SentencePiece silently skips lines above 4192 bytes."""
 
@@ -66,18 +64,12 @@ def train_vocabulary(
     max_run = 31 if vocabulary_size >= 8192 else 4
     runs = ["\n" * n for n in range(1, max_run + 1)] + ["▁" * n for n in range(2, max_run + 1)]
     runs += [word for word in words if word not in runs]
-    minimum = FIRST_RUN_ID + len(runs) + NUM_BYTES + 1
-    if vocabulary_size < minimum:
-        raise ValueError(
-            f"`vocabulary_size` must be at least {minimum} for the special tokens and bytes, plus "
-            f"the characters of `texts`. Received: vocabulary_size={vocabulary_size}"
-        )
     # A list, because SentencePiece takes an error in an iterator for its end.
     lines = list(_lines(texts))
     if not lines:
         raise ValueError("`texts` must not be empty. Received: no text, or only empty lines")
-    unused = [f"<unused{n}>" for n in range(99)]
-    turns = ["<start_of_turn>", "<end_of_turn>"]
+    controls = ["<mask>", "<2mass>", "[@BOS@]", *(f"<unused{n}>" for n in range(99))]
+    controls += ["<start_of_turn>", "<end_of_turn>"]
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -85,7 +77,7 @@ def train_vocabulary(
             model_writer=model,
             model_type="bpe",
             vocab_size=vocabulary_size,
-            user_defined_symbols=["<mask>", "<2mass>", "[@BOS@]", *unused, *turns, *runs],
+            user_defined_symbols=[*controls, *runs],
             pad_id=0,
             eos_id=1,
             bos_id=2,

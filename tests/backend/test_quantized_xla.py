@@ -148,7 +148,7 @@ def test_layout_on_an_accelerator(form, monkeypatch):
     from importlib import import_module
 
     module = import_module(f"keras_gemma.backend.{keras.config.backend()}")
-    monkeypatch.setattr(module, "_on_cpu", lambda: False)
+    monkeypatch.setattr(module, "on_cpu", lambda: False)
     bits, zero_points = FORMS[form]
     plain, x = random_plain((6, 64), bits, zero_points), normal(3, 64)
     weight = stored(plain, "embedding", bits)

@@ -14,7 +14,7 @@ SETTINGS = {"epochs": 1, "verbose": 0}
 @pytest.fixture(scope="module")
 def lm(tiny_proto):
     """Model whose weights change between tests."""
-    lm = make_lm(proto=tiny_proto, sequence_length=16)
+    lm = make_lm(proto=tiny_proto, sequence_length=16, num_layers=1)
     lm.compile(optimizer=keras.optimizers.Adam(1e-3))
     return lm
 
@@ -196,7 +196,7 @@ def test_generation_after_training_uses_the_new_weights(tiny_proto):
     [("mixed_bfloat16", keras.optimizers.Adam), ("bfloat16", keras.optimizers.SGD)],
 )
 def test_half_precision(dtype, optimizer, tiny_proto):
-    lm = make_lm(proto=tiny_proto, dtype=dtype, sequence_length=16)
+    lm = make_lm(proto=tiny_proto, dtype=dtype, sequence_length=16, num_layers=1)
     lm.compile(optimizer=optimizer(1e-2))
     history = lm.fit(TEXTS[:2], batch_size=2, epochs=3, verbose=0).history
     assert history["loss"][2] < history["loss"][0]

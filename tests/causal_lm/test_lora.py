@@ -19,7 +19,7 @@ TEXT = "First Citizen:\nBefore we proceed any further, hear me speak."
 @pytest.fixture(scope="module")
 def pair():
     """Quantized model with an active adapter, and its plain twin with the adapter merged."""
-    lm = make_lm()
+    lm = make_lm(num_layers=1)
     lm.quantize("int8")
     lm.enable_lora(2, targets="query", name="other")
     fill(lm.backbone, "other", 5, 1.0)
@@ -94,7 +94,7 @@ def gradients(lm, x, y):
 @pytest.mark.parametrize("mode", ["int8", QuantizationConfig("int4", 16)], ids=["int8", "int4"])
 def test_gradients_through_quantized_bases(mode):
     """The gradients equal those of a plain model with the same values."""
-    lm, twin = (GemmaCausalLM(make_backbone("gemma1_multi_query")) for _ in range(2))
+    lm, twin = (GemmaCausalLM(make_backbone(num_layers=1)) for _ in range(2))
     lm.quantize(mode)
     for name, weight in twin.backbone.named_weights().items():
         weight.assign(lm.backbone.named_weights()[name].numpy())
@@ -110,7 +110,7 @@ def test_gradients_through_quantized_bases(mode):
 
 
 def test_the_optimizer_follows(tiny_proto):
-    lm = make_lm(proto=tiny_proto, sequence_length=16)
+    lm = make_lm(proto=tiny_proto, sequence_length=16, num_layers=1)
     lm.compile(optimizer=keras.optimizers.Adam(1e-3))
     options = {"batch_size": 2, "verbose": 0}
     optimizer, chosen = lm.optimizer, lm.adapters.activate
@@ -153,7 +153,7 @@ def test_nothing_to_train(tiny_proto):
 
 
 def test_keras_files_after_training(tiny_proto, tmp_path):
-    lm = make_lm(proto=tiny_proto, sequence_length=16)
+    lm = make_lm(proto=tiny_proto, sequence_length=16, num_layers=1)
     lm.enable_lora(2, dropout=0.1)
     lm.compile(optimizer=keras.optimizers.Adam(1e-2))
     lm.fit(TEXTS[:2], batch_size=2, verbose=0)

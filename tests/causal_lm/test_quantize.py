@@ -22,7 +22,7 @@ IDS = np.array([[2, 9, 31, 8, 300, 77, 5, 140, 11, 12]])
 @pytest.fixture(scope="module", params=["int8", FOUR], ids=["int8", "int4"])
 def pair(request):
     """Model quantized after its first generation, and its plain twin."""
-    lm = make_lm()
+    lm = make_lm(num_layers=1)
     before = lm.generate(PROMPTS, max_new_tokens=8, stop_token_ids=None)
     lm.predict({"token_ids": IDS, "padding_mask": np.ones_like(IDS)}, verbose=0)
     lm.quantize(request.param)
@@ -94,7 +94,7 @@ def test_quantizing_twice(pair):
 
 def test_quantizing_only_the_backbone():
     """The model around the backbone drops its compiled programs and old weights."""
-    lm, other = make_lm(), make_lm()
+    lm, other = make_lm(num_layers=1), make_lm(num_layers=1)
     inputs = {"token_ids": IDS, "padding_mask": np.ones_like(IDS)}
     for model in (lm, other):
         model.predict(inputs, verbose=0)
@@ -238,12 +238,12 @@ class Quantize(keras.callbacks.Callback):
 
 
 def test_a_model_that_was_trained(tmp_path):
-    lm = make_lm()
+    lm = make_lm(num_layers=1)
     lm.compile(optimizer="adam", loss="auto", run_eagerly=keras.config.backend() == "torch")
     x = {"token_ids": IDS, "padding_mask": np.ones_like(IDS)}
     with pytest.raises(ValueError, match=r"being trained.*when `fit` has returned"):
         lm.fit(x, IDS, verbose=0, callbacks=[Quantize()])
-    alive = weakref.ref(lm.backbone.named_weights()["layers.1.up"].variable)
+    alive = weakref.ref(lm.backbone.named_weights()["layers.0.up"].variable)
     lm.quantize("int8")
     gc.collect()
     assert alive() is None and len(lm.optimizer.variables) == 2  # the step, the learning rate

@@ -18,7 +18,7 @@ NEW = {"max_new_tokens": 6, "stop_token_ids": None}
 @pytest.fixture(scope="module", params=SETTINGS)
 def pair(request, tiny_proto):
     """Quantized model with a tokenizer, and its plain twin."""
-    lm = make_lm(proto=tiny_proto)
+    lm = make_lm(proto=tiny_proto, num_layers=1)
     lm.quantize(SETTINGS[request.param])
     backbone = GemmaBackbone(**lm.backbone.config.to_dict(), dtype="float32")
     for name, weight in lm.backbone.named_weights().items():

@@ -2,6 +2,7 @@
 
 import io
 import json
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from keras_gemma import catalogue
 from keras_gemma.causal_lm.model import GemmaCausalLM
 from keras_gemma.cli import main
 from keras_gemma.cli.loading import Choice, bytes_of_fit, choose, weight_bytes
-from keras_gemma.cli.options import Dtype, Fit, Quantization, check_device, choose_device
+from keras_gemma.cli.options import Fit, check_device, choose_device
 from keras_gemma.config import GemmaConfig
 from keras_gemma.quantization import QuantizationConfig, report
 from tests.configurations import GEMMA2
@@ -94,7 +95,7 @@ def test_quantize(tmp_path, capsys):
     lm = GemmaCausalLM.from_preset(tmp_path / "small")
     assert lm.backbone.quantization == QuantizationConfig("int4", embedding="int4")
     assert report(lm).bytes_after == result["bytes_after"]
-    assert choose(str(tmp_path / "small"), Fit.AUTO, None).arguments == {"dtype": None}
+    assert choose(str(tmp_path / "small"), "auto", None).arguments == {"dtype": None}
 
 
 @pytest.mark.parametrize(
@@ -146,21 +147,21 @@ def bits(choice: Choice) -> str | None:
 
 def test_auto_chooses_the_first_fit(monkeypatch):
     config = catalogue.presets()["gemma2_27b_en"].config
-    needs = [bytes_of_fit(config, fit, "bfloat16") for fit in list(Fit)[1:]]
+    needs = [bytes_of_fit(config, fit, "bfloat16") for fit in get_args(Fit)[1:]]
     assert needs == sorted(needs, reverse=True)
     choices = []
     for free in needs:
         monkeypatch.setattr("keras_gemma.backend.free_memory", lambda free=free: free)
-        choices.append(bits(choose("gemma2_27b_en", Fit.AUTO, None)))
-    assert choices == [None, *(bits(choose("x", fit, None)) for fit in list(Fit)[2:])]
-    reason = choose("gemma2_27b_en", Fit.AUTO, None).reason
+        choices.append(bits(choose("gemma2_27b_en", "auto", None)))
+    assert choices == [None, *(bits(choose("x", fit, None)) for fit in get_args(Fit)[2:])]
+    reason = choose("gemma2_27b_en", "auto", None).reason
     size = f"{needs[-1] / 1e9:.1f} GB"
     assert reason.startswith(f"memory_extreme, needs up to {size} of {size} free; exact needs")
     monkeypatch.setattr("keras_gemma.backend.free_memory", lambda: GIGABYTE)
     with pytest.raises(ValueError, match=r"even memory_extreme needs .* 1.0 GB are free"):
-        choose("gemma2_27b_en", Fit.AUTO, None)
+        choose("gemma2_27b_en", "auto", None)
     monkeypatch.setattr("keras_gemma.backend.free_memory", lambda: None)
-    assert choose("gemma2_27b_en", Fit.AUTO, Dtype.FLOAT32).arguments == {"dtype": "float32"}
+    assert choose("gemma2_27b_en", "auto", "float32").arguments == {"dtype": "float32"}
 
 
 @pytest.mark.parametrize("option", ["--fit", "--preset"])
@@ -176,10 +177,10 @@ def test_fit_option_and_its_alias(option, monkeypatch):
 
 
 def test_requested_precision():
-    assert bits(choose("x", Fit.SPEED, None)) == QuantizationConfig("int8").describe()
-    choice = choose("x", Fit.AUTO, Dtype.BFLOAT16, Quantization.INT4)
+    assert bits(choose("x", "speed", None)) == QuantizationConfig("int8").describe()
+    choice = choose("x", "auto", "bfloat16", "int4")
     assert choice.arguments == {"dtype": "bfloat16", "quantization": "int4"}
-    assert choose("x", Fit.EXACT, None).arguments == {"dtype": None}
+    assert choose("x", "exact", None).arguments == {"dtype": None}
 
 
 def test_int4_weight_bytes():

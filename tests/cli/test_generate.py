@@ -41,8 +41,8 @@ class Model:
 
 def choose(model, fit, dtype, quantization):
     """Same as `loading.choose`, for models that do not exist."""
-    bits = {} if quantization is None else {"quantization": quantization.value}
-    return Choice({"dtype": dtype and dtype.value, **bits}, "", True)
+    bits = {} if quantization is None else {"quantization": quantization}
+    return Choice({"dtype": dtype, **bits}, "", True)
 
 
 @pytest.fixture

@@ -15,11 +15,6 @@ def quick():
         yield
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    """Replaces the global fixture: setting TensorFlow's seed drops its compiled functions."""
-
-
 @pytest.fixture(scope="session")
 def lm(tiny_proto):
     """A model with sliding windows, soft caps and grouped heads."""

@@ -15,7 +15,7 @@ from keras_gemma.generation import buckets
 from keras_gemma.generation.strategies import beam
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.samplers import BeamSampler
-from keras_gemma.storage import hugging_face
+from keras_gemma.storage.hugging_face.reader import tensor_specs
 from tests.configurations import CONFIGURATIONS
 from tests.models import compile_lm, logits_of, make_lm, on_torch
 from tests.storage.transformers_models import make_transformers_model
@@ -214,7 +214,7 @@ def make_theirs(lm, configuration):
     import torch
 
     model = make_transformers_model(configuration)
-    places = hugging_face.tensor_specs(lm.backbone.config)
+    places = tensor_specs(lm.backbone.config)
     state = {
         places[key].name: torch.from_numpy(np.array(weight.numpy()))
         for key, weight in lm.backbone.named_weights().items()
@@ -243,7 +243,7 @@ def their_search(model, prompt, **settings):
 
 def test_transformers(grouped):
     """Without stop tokens, all beams have the same length, and both searches are equal."""
-    theirs = make_theirs(grouped, CONFIGURATIONS["gemma2_grouped"])
+    theirs = make_theirs(grouped, grouped.backbone.config.to_dict())
     sampler = BeamSampler(4, return_all_beams=True, length_penalty=1.0)
     for prompt, actual in zip(PROMPTS, search(grouped, sampler), strict=True):
         expected = their_search(

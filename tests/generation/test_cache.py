@@ -24,7 +24,7 @@ NEW = 12
 
 @pytest.fixture(scope="module", params=NAMES)
 def lm(request):
-    return make_lm(request.param)
+    return make_lm(request.param, num_layers=3)
 
 
 @pytest.fixture(scope="module")

@@ -24,9 +24,9 @@ from keras_gemma.generation.strategies import beam
 from keras_gemma.generation import generate as generation
 
 estimates = []
-def record(request, config, dtype, **options):
-    work = estimate.workload_of(request, **options)
-    estimates.append(estimate.bytes_needed(work, config, dtype))
+def record(request, backbone):
+    work = estimate.workload_of(request, backbone.config)
+    estimates.append(estimate.bytes_needed(work, backbone.config, backbone.compute_dtype))
 beam.check_memory = generation.check_memory = record
 
 SIZES = {sizes}
@@ -69,10 +69,10 @@ def test_estimate_of_one_phase(monkeypatch):
     monkeypatch.setattr(estimate, "CACHE_COPIES", dict.fromkeys(estimate.CACHE_COPIES, 0))
     config = GemmaConfig(**SIZES)
     slot = 2 * 2 * 32 * 4
-    work = Workload(num_prompts=1, num_return_sequences=1000, prompt_length=200, text_length=203)
+    work = Workload(num_prompts=1, rows_per_prompt=1000, prompt_length=200, text_length=203)
     full, rings = 1000 * 4 * 256 * slot, 1000 * 2 * (256 + 64) * slot
     begin = full + 1000 * 2 * 64 * slot
     assert begin < bytes_needed(work, config, "float32") < 1.6 * begin
-    beams = dataclasses.replace(work, reorders_cache=True)
+    beams = dataclasses.replace(work, strategy="beam")
     assert bytes_needed(beams, config, "float32") - bytes_needed(work, config, "float32") > rings
     assert bytes_needed(work, config, "bfloat16") < bytes_needed(work, config, "float32")

@@ -148,7 +148,8 @@ def test_prompt_lookup_on_repetitive_text(lm):
         expected = generate(lm, prompts, max_new_tokens=60)
         assert generate(lm, prompts, max_new_tokens=60, draft="prompt") == expected
         shares = rates(lm, "prompt", prompts, max_new_tokens=60)
-        assert 0 < max(share for share in shares if share is not None) < 1
+        shares = [share for share in shares if share is not None]
+        assert 0 < sum(shares) < len(shares)
 
 
 def brute_force(text, count):
@@ -240,7 +241,7 @@ def test_streams_and_stop_strings(tiny_proto):
     assert len(list(lm.stream(prompts[0], max_new_tokens=31, stop_token_ids=(), draft=lm))) <= 8
 
 
-SMALL = CONFIGURATIONS["gemma2_grouped"] | {"vocabulary_size": 6}
+SMALL = CONFIGURATIONS["gemma2_grouped"] | {"vocabulary_size": 6, "num_layers": 2}
 ROWS = 3000
 
 

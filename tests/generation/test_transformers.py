@@ -7,8 +7,7 @@ also agree with each other.
 import numpy as np
 import pytest
 
-from keras_gemma.storage import hugging_face
-from tests.configurations import CONFIGURATIONS
+from keras_gemma.storage.hugging_face.reader import tensor_specs
 from tests.models import make_lm
 from tests.storage.transformers_models import make_transformers_model
 
@@ -28,8 +27,8 @@ def test_greedy_text(name):
     import torch
 
     lm = make_lm(name)
-    model = make_transformers_model(CONFIGURATIONS[name])
-    places = hugging_face.tensor_specs(lm.backbone.config)
+    model = make_transformers_model(lm.backbone.config.to_dict())
+    places = tensor_specs(lm.backbone.config)
     state = {
         places[key].name: torch.from_numpy(np.array(weight.numpy()))
         for key, weight in lm.backbone.named_weights().items()

@@ -5,18 +5,19 @@ The names of transformers' tensors are repeated here instead of imported from
 """
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
 import numpy as np
-import torch
 from keras import ops
 
 from keras_gemma.config import GemmaConfig
 from keras_gemma.model.backbone import GemmaBackbone
 
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+if TYPE_CHECKING:
+    import transformers
 
-import transformers
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 IDS = np.array(
     [
@@ -42,9 +43,9 @@ def random_weights(config: GemmaConfig, seed: int = 0) -> dict[str, np.ndarray]:
     """Returns all weights, including norms, in float32 that bfloat16 represents exactly."""
     random = np.random.default_rng(seed)
     return {
-        name: torch.tensor(random.normal(0.0, STANDARD_DEVIATION, shape), dtype=torch.bfloat16)
-        .float()
-        .numpy()
+        name: random.normal(0.0, STANDARD_DEVIATION, shape)
+        .astype(ml_dtypes.bfloat16)
+        .astype("float32")
         for name, shape in config.weight_shapes().items()
     }
 
@@ -78,8 +79,11 @@ def tensor_name(name: str, config: GemmaConfig) -> str:
 
 def make_theirs(
     configuration: dict[str, Any], seed: int = 0, **changes: Any
-) -> transformers.PreTrainedModel:
+) -> "transformers.PreTrainedModel":
     """Returns a transformers model with `random_weights` and `changes` to its config."""
+    import torch
+    import transformers
+
     config = GemmaConfig(**configuration)
     values = {
         "vocab_size": config.vocabulary_size,
@@ -148,8 +152,10 @@ def run_ours(backbone: GemmaBackbone, mask: np.ndarray) -> dict[str, np.ndarray]
     return {name: ops.convert_to_numpy(ops.cast(x, "float32")) for name, x in outputs.items()}
 
 
-def run_theirs(model: transformers.PreTrainedModel, mask: np.ndarray) -> dict[str, np.ndarray]:
+def run_theirs(model: "transformers.PreTrainedModel", mask: np.ndarray) -> dict[str, np.ndarray]:
     """Same as `run_ours` for a transformers model."""
+    import torch
+
     ids, mask = torch.from_numpy(IDS), torch.from_numpy(mask)
     with torch.no_grad():
         hidden = model.model(input_ids=ids, attention_mask=mask).last_hidden_state

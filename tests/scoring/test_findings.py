@@ -15,7 +15,7 @@ TEXT = "To be, or not to be, that is the question"
 
 @pytest.fixture(scope="module")
 def lm(tiny_proto):
-    return make_lm("gemma2_grouped", tiny_proto)
+    return make_lm("gemma2_grouped", tiny_proto, num_layers=4)
 
 
 @pytest.fixture(scope="module")

@@ -257,9 +257,9 @@ def test_required_files_from_hugging_face(hugging_face_folder, caches, monkeypat
     resolve(f"hf://{TWIN}", text=False, weights=False)
     assert asked == [
         (TWIN, "v2", text | weights),
-        (TWIN, None, text),
+        (TWIN, "main", text),
         (TWIN, "v3", weights),
-        (TWIN, None, {"config.json"}),
+        (TWIN, "main", {"config.json"}),
     ]
 
 

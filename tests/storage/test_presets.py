@@ -61,7 +61,8 @@ def test_published_names_set_context_length(preset, tmp_path, monkeypatch):
         assert Task.from_preset(name, context_length=64).backbone.context_length == 64
     assert GemmaBackbone.from_preset(folder).context_length == 8192
     assert GemmaBackbone.from_preset("gemma_tiny_en").context_length == 256
-    vault = GemmaBackbone.from_preset("vault_gemma_1b_en", load_weights=False)
+    small = {"num_layers": 1, "vocabulary_size": 512}
+    vault = GemmaBackbone.from_preset("vault_gemma_1b_en", load_weights=False, **small)
     assert vault.context_length == 1024
 
 
@@ -126,7 +127,7 @@ def test_other_classes_are_refused():
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        ("gemma_2b_e", ValueError, "'gemma_2b_e' is unknown. Similar names are 'gemma_2b_en'"),
+        ("gemma_2b_e", ValueError, "Unknown preset 'gemma_2b_e'. Similar names are 'gemma_2b_en'"),
         ("gemma3_1b", ValueError, "Similar names are"),
         ("completely else", ValueError, "Similar names are"),
         ("./nowhere", FileNotFoundError, "does not exist. Received: preset='./nowhere'"),

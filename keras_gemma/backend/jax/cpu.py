@@ -10,11 +10,11 @@ XLA on CPU has two fast bfloat16 products and many slow ones:
   results are requested. Otherwise XLA first writes the whole weight out in float32.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from keras_gemma.backend import packing
 from keras_gemma.backend.quantized import Quantized
@@ -38,7 +38,7 @@ def _few(rows: Any) -> bool:
     return isinstance(rows, int) and rows <= MAX_ROWS_WEIGHT_FIRST
 
 
-def _one_row(x: jax.Array, packed: jax.Array) -> jax.Array:
+def _one_row(x: Array, packed: Array) -> Array:
     """Multiplies `x [1, in]` -> `[1, out]`."""
     if packed.ndim == 2:
         return x @ packed.T
@@ -47,31 +47,32 @@ def _one_row(x: jax.Array, packed: jax.Array) -> jax.Array:
     return sum(parts[:, i] @ packed[i].T for i in range(blocks))
 
 
-def _product(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
+def product(equation: str, a: Array, b: Array) -> Array:
+    """Same as `jnp.einsum`, in float32."""
     return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
 
 
-def _rows(x: jax.Array, packed: jax.Array) -> jax.Array:
+def _rows(x: Array, packed: Array) -> Array:
     """Multiplies at least two rows, `x [rows, in]` -> `[rows, out]`, with the library."""
     few = _few(x.shape[0])
     if packed.ndim == 3:
         blocks, _, length = packed.shape
         x = x.reshape(-1, blocks, length)
         if few:
-            y = _product("boi,rbi->bor", packed, x).sum(0)
+            y = product("boi,rbi->bor", packed, x).sum(0)
         else:
-            y = sum(_product("ri,oi->ro", x[:, i], packed[i]) for i in range(blocks))
+            y = sum(product("ri,oi->ro", x[:, i], packed[i]) for i in range(blocks))
     elif few:
-        y = _product("oi,ri->or", packed, x)
+        y = product("oi,ri->or", packed, x)
     else:
-        y = _product("ri,oi->ro", x, packed)
+        y = product("ri,oi->ro", x, packed)
     # Rounded before it is transposed: XLA would remove a transposition by swapping the operands.
     y = y.astype(x.dtype)
     return y.T if few else y
 
 
 @jax.custom_vjp
-def _rows_with_gradient(x: jax.Array, packed: jax.Array) -> jax.Array:
+def _rows_with_gradient(x: Array, packed: Array) -> Array:
     """Same as `_rows`, with a gradient that also uses the library.
 
     JAX's own gradient would multiply in float32, and write the weight out in float32 for this.
@@ -79,34 +80,30 @@ def _rows_with_gradient(x: jax.Array, packed: jax.Array) -> jax.Array:
     return _rows(x, packed)
 
 
-def _rows_forward(x: jax.Array, packed: jax.Array) -> tuple[jax.Array, tuple[Any, Any]]:
-    return _rows(x, packed), (x, packed)
-
-
-def _rows_backward(residuals: tuple[Any, Any], change: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _rows_backward(residuals: tuple[Any, Any], change: Array) -> tuple[Array, Array]:
     x, packed = residuals
     blocks = packed if packed.ndim == 3 else packed[None]
     parts = jnp.split(x, len(blocks), axis=1)
-    by_x = [_product("ro,oi->ri", change, block) for block in blocks]
-    by_weight = [_product("ro,ri->oi", change, part) for part in parts]
+    by_x = [product("ro,oi->ri", change, block) for block in blocks]
+    by_weight = [product("ro,ri->oi", change, part) for part in parts]
     by_weight = jnp.stack(by_weight).reshape(packed.shape)
     return jnp.concatenate(by_x, axis=1).astype(x.dtype), by_weight.astype(packed.dtype)
 
 
-_rows_with_gradient.defvjp(_rows_forward, _rows_backward)
+_rows_with_gradient.defvjp(lambda x, packed: (_rows(x, packed), (x, packed)), _rows_backward)
 
 
-def matmul(x: jax.Array, packed: jax.Array) -> jax.Array:
+def matmul(x: Array, packed: Array) -> Array:
     """Multiplies bfloat16 rows `x [rows, in]` -> `[rows, out]`."""
     return (_one_row if x.shape[0] == 1 else _rows_with_gradient)(x, packed)
 
 
-def _ones(lanes: int) -> jax.Array:
+def _ones(lanes: int) -> Array:
     # The barrier hides the ones: XLA would turn the product into a sum, which is not this loop.
     return jax.lax.optimization_barrier(jnp.ones((1, lanes), jnp.float32))
 
 
-def _one_row_in_8_bits(x: jax.Array, packed: Quantized) -> jax.Array:
+def _one_row_in_8_bits(x: Array, packed: Quantized) -> Array:
     """Multiplies `x [1, in]` -> `[1, out]`: 58 GB/s with 512-bit vectors, 47 with `one_row`."""
     values = packed.values if packed.values.ndim == 3 else packed.values[None]
     parts = x.astype(jnp.float32).reshape(values.shape[0], 1, -1)
@@ -118,7 +115,7 @@ def _one_row_in_8_bits(x: jax.Array, packed: Quantized) -> jax.Array:
     return (y * packed.scales).astype(x.dtype)
 
 
-def quantized_matmul(x: jax.Array, packed: Quantized) -> jax.Array:
+def quantized_matmul(x: Array, packed: Quantized) -> Array:
     """Multiplies `x [rows, in]` by a quantized weight -> `[rows, out]`."""
     in_8_bits = packed.values.dtype == jnp.int8
     if x.shape[0] == 1 and in_8_bits and packed.values.shape[-1] <= packing.MAX_BLOCK_LENGTH:
@@ -127,42 +124,47 @@ def quantized_matmul(x: jax.Array, packed: Quantized) -> jax.Array:
         return xla_quantized.few_rows(x, packed, _ones)
     few = _few(x.shape[0])
 
-    def product(x: jax.Array, weight: jax.Array) -> jax.Array:
-        return _product("oi,ri->or", weight, x) if few else _product("ri,oi->ro", x, weight)
+    def multiply(x: Array, weight: Array) -> Array:
+        return product("oi,ri->or", weight, x) if few else product("ri,oi->ro", x, weight)
 
-    def each(function: Callable[..., Any], *arrays: jax.Array) -> jax.Array:
-        return jax.lax.map(lambda elements: function(*elements), arrays)
-
-    return xla_quantized.many_rows(x, packed, product, each, weight_first=few)
+    return xla_quantized.many_rows(x, packed, multiply, jax.lax.map, weight_first=few)
 
 
-def quantized_matmul_transposed(dy: jax.Array, packed: Quantized) -> jax.Array:
-    """Multiplies `dy [rows, out]` by the transposed weight -> `[rows, in]`."""
+def quantized_matmul_transposed(dy: Array, packed: Quantized) -> Array:
+    """Multiplies `dy [rows, out]` by the transposed weight -> `[rows, in]`, slab by slab."""
+    dtype, (rows, out) = dy.dtype, dy.shape
+    slab = xla_quantized.slab_size(out)
+    stored = [array for array in packed if array is not None]
+    in_8_bits = packed.values.dtype == jnp.int8
+    if in_8_bits:
+        dy, stored = (dy * packed.scales).astype(dtype), [packed.values]
 
-    def product(dy: jax.Array, weight: jax.Array) -> jax.Array:
-        return _product("rs,bsl->brl", dy, weight)
+    def by_slab(array: Array) -> Array:
+        return array.reshape(-1, out // slab, slab, array.shape[-1]).swapaxes(0, 1)
 
-    def add_up(function: Callable[..., Any], *arrays: jax.Array) -> Any:
-        def add(total: Any, elements: Any) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, function(*elements)), None
+    def add(totals: list[Array], elements: tuple[Array, ...]) -> tuple[list[Array], None]:
+        dy, values, *groups = elements
+        weight = Quantized(values, *(groups or (None,)))
+        parts = zip(totals, xla_quantized.dequantize(weight, dtype.name), strict=True)
+        return [total + product("rs,bsl->brl", dy, part) for total, part in parts], None
 
-        shapes = jax.eval_shape(function, *(array[0] for array in arrays))
-        zeros = jax.tree.map(lambda array: jnp.zeros(array.shape, array.dtype), shapes)
-        return jax.lax.scan(add, zeros, arrays)[0]
+    length = packed.values.shape[-1]
+    zeros = jnp.zeros((packed.values.size // (out * length), rows, length), jnp.float32)
+    dy = dy.reshape(rows, out // slab, slab).swapaxes(0, 1)
+    parts, _ = jax.lax.scan(add, [zeros] * (1 if in_8_bits else 2), (dy, *map(by_slab, stored)))
+    return xla_quantized.join(parts, packed).astype(dtype)
 
-    return xla_quantized.matmul_transposed(dy, packed, product, add_up)
 
-
-def attend_one_query(*inputs: jax.Array, **options: Any) -> jax.Array:
+def attend_one_query(*inputs: Array, **options: Any) -> Array:
     """Same as `reference.attend`, for one bfloat16 query per sequence."""
 
-    def product(a: jax.Array, b: jax.Array, transpose: bool) -> jax.Array:
-        return _product("bmi,bri->bmr" if transpose else "bmi,bir->bmr", a, b)
+    def multiply(a: Array, b: Array, transpose: bool) -> Array:
+        return product("bmi,bri->bmr" if transpose else "bmi,bir->bmr", a, b)
 
-    return one_query.attend(*inputs, **options, product=product)
+    return one_query.attend(*inputs, **options, product=multiply)
 
 
-def write_cache(cache: jax.Array, new: jax.Array, slots: jax.Array) -> jax.Array:
+def write_cache(cache: Array, new: Array, slots: Array) -> Array:
     # As integers, because XLA on CPU converts a whole bfloat16 cache to float32 to update it.
     bits = jnp.dtype(f"uint{8 * cache.dtype.itemsize}")
     old, fresh = (jax.lax.bitcast_convert_type(part, bits) for part in (cache, new))

@@ -5,16 +5,17 @@ with float32 sums (see `jax/cpu.py`), which only XLA offers in TensorFlow. In a 
 multiplies many rows.
 """
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import tensorflow as tf
+from tensorflow import Tensor
 
 from keras_gemma.backend.quantized import Quantized
 from keras_gemma.backend.xla_cpu import one_query, xla_quantized
 
 
-def one_row(x: tf.Tensor, packed: tf.Tensor) -> tf.Tensor:
+def one_row(x: Tensor, packed: Tensor) -> Tensor:
     """Multiplies `x [1, in]` -> `[1, out]`."""
     if packed.shape.rank == 2:
         return tf.matmul(x, packed, transpose_b=True)
@@ -22,15 +23,12 @@ def one_row(x: tf.Tensor, packed: tf.Tensor) -> tf.Tensor:
     return tf.add_n([tf.matmul(part, packed[i], transpose_b=True) for i, part in enumerate(parts)])
 
 
-def _product(a: tf.Tensor, b: tf.Tensor, transpose: bool) -> tf.Tensor:
-    """Multiplies `[..., M, I] x [..., I, R]` -> float32 `[..., M, R]`. Works only in XLA.
-
-    `transpose` means that `b` is `[..., R, I]`.
-    """
+def _product(a: Tensor, b: Tensor, transpose: bool) -> Tensor:
+    """Multiplies `a [..., M, I]` by `b [..., I, R]` or its transpose, in float32. Only in XLA."""
     return tf.raw_ops.BatchMatMulV3(x=a, y=b, adj_y=transpose, Tout=tf.float32)
 
 
-def rows_in_xla(x: tf.Tensor, packed: tf.Tensor) -> tf.Tensor:
+def rows_in_xla(x: Tensor, packed: Tensor) -> Tensor:
     """Multiplies at least two rows, `x [rows, in]` -> `[rows, out]`. Works only in XLA."""
     # The weight is the first operand, and the result is rounded before it is transposed. Otherwise
     # XLA swaps the operands and reads 23 GB/s instead of 36 at 4 rows.
@@ -43,38 +41,34 @@ def rows_in_xla(x: tf.Tensor, packed: tf.Tensor) -> tf.Tensor:
     return tf.transpose(tf.cast(y, x.dtype))
 
 
-def _few_rows_quantized(x: tf.Tensor, packed: Quantized) -> tf.Tensor:
+def _few_rows_quantized(x: Tensor, packed: Quantized) -> Tensor:
     return xla_quantized.few_rows(x, packed, lambda lanes: tf.ones((1, lanes)))
 
 
-def _dequantized(x: tf.Tensor, packed: Quantized) -> list[tf.Tensor]:
+_few_rows_compiled = tf.function(_few_rows_quantized, jit_compile=True, autograph=False)
+
+
+@tf.function(jit_compile=True, autograph=False)
+def _dequantized(x: Tensor, packed: Quantized) -> list[Tensor]:
     return xla_quantized.dequantize(packed, x.dtype.name)
 
 
-_few_rows_compiled = tf.function(_few_rows_quantized, jit_compile=True, autograph=False)
-_dequantized_compiled = tf.function(_dequantized, jit_compile=True, autograph=False)
-
-
-def _rows_quantized_in_xla(x: tf.Tensor, packed: Quantized) -> tf.Tensor:
-    def product(x: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
+def _rows_quantized_in_xla(x: Tensor, packed: Quantized) -> Tensor:
+    def product(x: Tensor, weight: Tensor) -> Tensor:
         return _product(weight, x, True)
 
-    def each(function: Callable[..., Any], *arrays: tf.Tensor) -> tf.Tensor:
-        return tf.map_fn(
-            lambda elements: function(*elements), arrays, fn_output_signature=tf.float32
-        )
-
+    each = partial(tf.map_fn, fn_output_signature=tf.float32)
     return xla_quantized.many_rows(x, packed, product, each, weight_first=True)
 
 
-def _dequantized_blocks(x: tf.Tensor, packed: Quantized) -> list[tf.Tensor]:
+def _dequantized_blocks(x: Tensor, packed: Quantized) -> list[Tensor]:
     """Dequantizes the weight with XLA -> parts `[blocks, out, length]` in the dtype of `x`."""
     with tf.control_dependencies([x]):  # otherwise all weights are dequantized at the start
-        weights = _dequantized_compiled(x, packed)
+        weights = _dequantized(x, packed)
     return [weight if weight.shape.rank == 3 else weight[None] for weight in weights]
 
 
-def _rows_quantized(x: tf.Tensor, packed: Quantized) -> tf.Tensor:
+def _rows_quantized(x: Tensor, packed: Quantized) -> Tensor:
     """Multiplies `x [rows, in]` -> `[rows, out]` in a plain graph, with oneDNN."""
     weights = _dequantized_blocks(x, packed)
     y = 0.0
@@ -86,20 +80,14 @@ def _rows_quantized(x: tf.Tensor, packed: Quantized) -> tf.Tensor:
     return tf.cast(y, x.dtype)
 
 
-def quantized_matmul(x: tf.Tensor, packed: Quantized, in_xla: bool) -> tf.Tensor:
-    """Multiplies `x [rows, in]` by a quantized weight -> `[rows, out]`.
-
-    Args:
-        x: `[rows, in]`.
-        packed: Stored weight.
-        in_xla: True in a function that XLA compiles, False in a plain graph.
-    """
+def quantized_matmul(x: Tensor, packed: Quantized, in_xla: bool) -> Tensor:
+    """Multiplies `x [rows, in]` by a quantized weight -> `[rows, out]`."""
     if xla_quantized.prefers_row_passes(x.shape[0], packed):
         return (_few_rows_quantized if in_xla else _few_rows_compiled)(x, packed)
     return (_rows_quantized_in_xla if in_xla else _rows_quantized)(x, packed)
 
 
-def quantized_matmul_transposed(dy: tf.Tensor, packed: Quantized) -> tf.Tensor:
+def quantized_matmul_transposed(dy: Tensor, packed: Quantized) -> Tensor:
     """Multiplies `dy [rows, out]` by the transposed weight -> `[rows, in]`, in a plain graph."""
     if packed.values.dtype == tf.int8:
         dy = tf.cast(tf.cast(dy, tf.float32) * packed.scales, dy.dtype)
@@ -107,12 +95,12 @@ def quantized_matmul_transposed(dy: tf.Tensor, packed: Quantized) -> tf.Tensor:
     return xla_quantized.join(parts, packed)
 
 
-def attend_one_query(*inputs: tf.Tensor, **options: Any) -> tf.Tensor:
+def attend_one_query(*inputs: Tensor, **options: Any) -> Tensor:
     """Same as `reference.attend`, for one bfloat16 query per sequence. Works only in XLA."""
     return one_query.attend(*inputs, **options, product=_product)
 
 
-def write_one_slot(cache: tf.Tensor, new: tf.Tensor, slots: tf.Tensor) -> tf.Tensor:
+def write_one_slot(cache: Tensor, new: Tensor, slots: Tensor) -> Tensor:
     """Same as `reference.write_cache`, for T = 1 in XLA."""
     # As integers, because XLA on CPU converts a bfloat16 cache to float32 to update it.
     bits = tf.as_dtype(f"uint{8 * cache.dtype.size}")

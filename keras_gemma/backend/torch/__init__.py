@@ -6,7 +6,7 @@ because the library is fast for many rows.
 """
 
 import threading
-import time
+import timeit
 import warnings
 from collections.abc import Callable
 from functools import cache, wraps
@@ -18,10 +18,11 @@ import ml_dtypes
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch._dynamo import maybe_mark_dynamic
 from torch.utils._pytree import tree_leaves
 
-from keras_gemma.backend import host, packing, reference, stepping
+from keras_gemma.backend import host, reference
 from keras_gemma.backend.torch import cpu
 from keras_gemma.backend.torch import quantized as torch_quantized
 from keras_gemma.backend.torch.quantized import NOT_COMPILED
@@ -34,24 +35,13 @@ MIN_COMPILED_BYTES = 16 << 20
 save only a few milliseconds per token."""
 
 
-def packed_shape(shape: tuple[int, ...], kind: str) -> tuple[int, ...]:
-    return shape
-
-
-pack = packing.pack_rows
-
-
-def unpack(packed: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    return packed
-
-
-def from_numpy(packed: np.ndarray) -> torch.Tensor:
+def from_numpy(packed: np.ndarray) -> Tensor:
     if packed.dtype.name != "bfloat16":
         return torch.from_numpy(packed)
     return torch.from_numpy(packed.view("int16")).view(torch.bfloat16)
 
 
-def to_numpy(x: torch.Tensor) -> np.ndarray:
+def to_numpy(x: Tensor) -> np.ndarray:
     x = x.detach().cpu()
     if x.dtype != torch.bfloat16:
         return np.array(x)
@@ -59,31 +49,29 @@ def to_numpy(x: torch.Tensor) -> np.ndarray:
     return x.view(torch.int16).numpy().copy().view(ml_dtypes.bfloat16)
 
 
-def _for_inductor(x: torch.Tensor) -> bool:
-    """Returns True if Inductor compiles this for a CPU, where its loops beat library calls.
-
-    Returns False for an exported program, because it may also run uncompiled.
-    """
+def _for_inductor(x: Tensor) -> bool:
+    """Returns True if Inductor compiles this for a CPU, where its loops beat library calls."""
+    # An exported program may also run uncompiled.
     is_compiling = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
     return x.device.type == "cpu" and is_compiling
 
 
-def matmul(x: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
+def matmul(x: Tensor, packed: Tensor) -> Tensor:
     if torch.compiler.is_exporting():  # for any number of rows
         return F.linear(x, packed)
     rows = x.numel() // x.shape[-1]
     if rows <= cpu.MAX_ROWS_IN_LOOP and _for_inductor(x):
         y = cpu.few_rows(cpu.materialize(x.reshape(rows, -1)), packed)
-        return y.reshape(*x.shape[:-1], packed.shape[0])
-    if rows in cpu.WEIGHT_FIRST and x.device.type == "cpu" and x.dtype == torch.bfloat16:
+    elif rows in cpu.WEIGHT_FIRST and x.device.type == "cpu" and x.dtype == torch.bfloat16:
         y = torch.mm(packed, x.reshape(rows, -1).T).T.contiguous()
-        return y.reshape(*x.shape[:-1], packed.shape[0])
-    # As rows: for a non-contiguous `x` PyTorch would make one product per sequence, and write out
-    # the transposed weight for this.
-    return F.linear(x.reshape(rows, -1), packed).reshape(*x.shape[:-1], packed.shape[0])
+    else:
+        # As rows: for a non-contiguous `x` PyTorch would make one product per sequence, and write
+        # out the transposed weight for this.
+        y = F.linear(x.reshape(rows, -1), packed)
+    return y.reshape(*x.shape[:-1], packed.shape[0])
 
 
-def matmul_transposed(y: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
+def matmul_transposed(y: Tensor, packed: Tensor) -> Tensor:
     return y @ packed
 
 
@@ -94,27 +82,21 @@ def quantized_layout() -> ModuleType:
     return torch_quantized
 
 
-def embed(ids: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
+def embed(ids: Tensor, packed: Tensor) -> Tensor:
     return F.embedding(ids, packed)
 
 
 def attend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor,
-    *,
-    scale: float,
-    soft_cap: float | None,
-) -> torch.Tensor:
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, scale: float, soft_cap: float | None
+) -> Tensor:
     if not _for_inductor(query) or query.shape[1] > 1:
         return reference.attend(query, key, value, mask, scale=scale, soft_cap=soft_cap)
     return cpu.attend_one_query(query, key, value, mask, scale=scale, soft_cap=soft_cap)
 
 
 def cross_entropy(
-    products: torch.Tensor, target_ids: torch.Tensor, soft_cap: float | None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    products: Tensor, target_ids: Tensor, soft_cap: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
     rows, targets = products.flatten(0, -2), target_ids.flatten()[:, None].long()
     on_cpu = rows.device.type == "cpu"
     at_a_time = max(1, LOGITS_PER_CHUNK // rows.shape[1]) if on_cpu else len(rows)
@@ -124,9 +106,7 @@ def cross_entropy(
     return losses, hits, rows.view_as(products)
 
 
-def _cross_entropy(
-    products: torch.Tensor, targets: torch.Tensor, soft_cap: float | None
-) -> torch.Tensor:
+def _cross_entropy(products: Tensor, targets: Tensor, soft_cap: float | None) -> Tensor:
     """Returns losses and hits `[R, 2]`; overwrites `products [R, V]` with their gradient."""
     logits = products.float()
     if soft_cap is not None:
@@ -145,18 +125,13 @@ def _cross_entropy(
 map = reference.map
 
 
-def write_cache(cache: torch.Tensor, new: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+def write_cache(cache: Tensor, new: Tensor, slots: Tensor) -> Tensor:
     rows = torch.arange(cache.shape[0], device=cache.device)[:, None]
     return cache.index_put_((rows, slots.long()), new)
 
 
 def compile(program: Callable[..., Any], donate: int | None = None) -> Callable[..., Any]:
-    @wraps(program)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        with torch.inference_mode():
-            return program(*args, **kwargs)
-
-    return run
+    return torch.inference_mode()(program)
 
 
 _compile_lock = threading.Lock()
@@ -199,14 +174,15 @@ def jit_part(function: Callable[..., Any]) -> Callable[..., Any]:
     works = True
 
     @wraps(function)
-    def run(x: torch.Tensor, weights: dict[str, torch.Tensor], *args: Any) -> Any:
+    def run(x: Tensor, weights: dict[str, Tensor], *args: Any) -> Any:
         nonlocal works
         arrays = [array for array in tree_leaves(weights) if array is not None]
         if works and sum(array.nbytes for array in arrays) >= MIN_COMPILED_BYTES:
             _let_grow(args)
+            in_4_bits = any(array.dtype == torch.int32 for array in arrays)
             try:
                 with _compile_lock:
-                    return compiled(torch_quantized.any_in_4_bits(arrays))(x, weights, *args)
+                    return compiled(in_4_bits)(x, weights, *args)
             except NOT_COMPILED:
                 works = False
                 _warn_once()
@@ -218,14 +194,10 @@ def jit_part(function: Callable[..., Any]) -> Callable[..., Any]:
 def while_loop(
     cond: Callable[[Any], Any], step: Callable[[Any, Any], Any]
 ) -> Callable[[Any, Any, int], Any]:
-    def run(weights: Any, state: Any, limit: int) -> Any:
-        with torch.inference_mode():
-            return stepping.run(cond, step, weights, state, limit)
-
-    return run
+    return torch.inference_mode()(reference.while_loop(cond, step))
 
 
-def requires_grad(x: torch.Tensor) -> torch.Tensor:
+def requires_grad(x: Tensor) -> Tensor:
     return x.detach().requires_grad_() if torch.is_grad_enabled() else x
 
 
@@ -242,9 +214,4 @@ def peak_device_memory() -> int | None:
 
 def memory_bandwidth() -> float:
     array = torch.ones(1 << 28, dtype=torch.float32, device=keras.ops.zeros(()).device)
-    fastest = float("inf")
-    for _ in range(6):
-        start = time.perf_counter()
-        array.sum().item()
-        fastest = min(fastest, time.perf_counter() - start)
-    return array.nbytes / fastest
+    return array.nbytes / min(timeit.repeat(lambda: array.sum().item(), repeat=6, number=1))

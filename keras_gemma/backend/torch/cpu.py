@@ -5,6 +5,7 @@ into one parallel loop over the weight, at twice the speed of the library's prod
 """
 
 import torch
+from torch import Tensor
 
 from keras_gemma.backend import packing
 from keras_gemma.backend.reference import LOWEST
@@ -17,7 +18,7 @@ WEIGHT_FIRST = range(16, 65)
 instead of 370 to 540 at 16 and 32 rows. From 128 rows, both reach 800 to 950."""
 
 
-def materialize(x: torch.Tensor) -> torch.Tensor:
+def materialize(x: Tensor) -> Tensor:
     """Returns `x` and makes Inductor store it.
 
     Otherwise Inductor repeats the computation of `x`, such as a norm, for each row of the weight:
@@ -26,7 +27,7 @@ def materialize(x: torch.Tensor) -> torch.Tensor:
     return x.as_strided(x.shape, x.stride())
 
 
-def few_rows(rows: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
+def few_rows(rows: Tensor, packed: Tensor) -> Tensor:
     """Multiplies `rows [R, in]` -> `[R, out]` with products and sums, one loop in Inductor.
 
     For several rows, the loop reads four parts of the weight in parallel and uses each loaded piece
@@ -38,7 +39,7 @@ def few_rows(rows: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
     blocks = packing.count_blocks(packed.shape, "matrix")
     shape = (blocks, length // blocks) if blocks > 1 else (length,)
 
-    def dot(weight: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+    def dot(weight: Tensor, row: Tensor) -> Tensor:
         y = (weight.float() * row.float()).sum(-1)
         return y.sum(-1) if blocks > 1 else y
 
@@ -48,18 +49,9 @@ def few_rows(rows: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
 
 
 def attend_one_query(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor,
-    *,
-    scale: float,
-    soft_cap: float | None,
-) -> torch.Tensor:
-    """Same as `reference.attend`, for one query per sequence.
-
-    Keys and values are read once, in place, without float32 copies.
-    """
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, scale: float, soft_cap: float | None
+) -> Tensor:
+    """Same as `reference.attend`, for T = 1. Reads keys and values once, without float32 copies."""
     b, _, n, h = query.shape
     k = key.shape[2]
     queries = (query.float() * scale).view(b, 1, k, n // k, h).unbind(3)  # (B, 1, K, H) each

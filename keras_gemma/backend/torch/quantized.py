@@ -13,6 +13,7 @@ In compiled parts, a few rows are products and sums that Inductor turns into one
 rows, one slice of the weight at a time is dequantized, and the library multiplies. In GB/s of
 stored bytes, for one row and a matrix 9216 x 2304 on two cores with a bandwidth of 55 to 75: bf16
 70, 8 bits 79, 4 bits 43. Whole decode steps reach the same speeds, 4 bits only with `ONE_LOOP`.
+`backend/quantized.py` documents `spec`, `pack`, `unpack` and `embed`.
 """
 
 import math
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch._dynamo.exc import BackendCompilerFailed, InternalTorchDynamoError, Unsupported
 
 from keras_gemma.backend import quantized
@@ -55,14 +57,9 @@ TOP = -(1 << 31)
 """Bit of a word that is stored inverted."""
 
 
-def any_in_4_bits(arrays: list[torch.Tensor]) -> bool:
-    return any(array.dtype == torch.int32 for array in arrays)
-
-
 def spec(
     shape: tuple[int, int], kind: str, bits: int, group_size: int, zero_points: bool = False
 ) -> Quantized:
-    """Returns shape and dtype of each array of a stored weight `[out, in]`."""
     if bits == 8:
         return quantized.spec(shape, kind, bits, group_size, zero_points)
     if group_size % 8:
@@ -78,7 +75,6 @@ def spec(
 
 
 def pack(plain: Quantized, kind: str, bits: int) -> Quantized:
-    """Packs NumPy arrays from the plain form into the stored layout."""
     if bits == 8:
         return plain
     out = len(plain.values)
@@ -88,17 +84,14 @@ def pack(plain: Quantized, kind: str, bits: int) -> Quantized:
     words ^= np.uint32(0x08888888 if plain.zero_points is None else 0x80000000)
     words = words.view("int32").reshape(out // lanes, lanes, groups, -1)
 
-    def as_lanes(array: np.ndarray | None) -> np.ndarray | None:
-        if array is None:
-            return None
-        return np.ascontiguousarray(array.reshape(-1, lanes, groups).swapaxes(1, 2))
-
-    values = np.ascontiguousarray(words.transpose(0, 2, 3, 1))
-    return Quantized(values, as_lanes(plain.scales), as_lanes(plain.zero_points))
+    scales, zero_points = (
+        None if a is None else np.ascontiguousarray(a.reshape(-1, lanes, groups).swapaxes(1, 2))
+        for a in plain[1:]
+    )
+    return Quantized(np.ascontiguousarray(words.transpose(0, 2, 3, 1)), scales, zero_points)
 
 
 def unpack(packed: Quantized, shape: tuple[int, int]) -> Quantized:
-    """Inverse of `pack`."""
     if packed.values.dtype == np.int8:
         return packed
     words = np.ascontiguousarray(packed.values.transpose(0, 3, 1, 2)).view("uint32")
@@ -107,40 +100,28 @@ def unpack(packed: Quantized, shape: tuple[int, int]) -> Quantized:
     values = np.concatenate([halves & 15, halves >> 4], axis=-1).reshape(shape).view("int8")
     if packed.zero_points is None:
         values = (values ^ 8) - 8  # 15 is -1
-
-    def as_rows(array: np.ndarray | None) -> np.ndarray | None:
-        return None if array is None else array.swapaxes(1, 2).reshape(shape[0], -1)
-
-    return Quantized(values, as_rows(packed.scales), as_rows(packed.zero_points))
-
-
-def _numbers(words: torch.Tensor) -> torch.Tensor:
-    """Unpacks words `[...]` -> numbers from 0 to 15, `[..., 8]`."""
-    shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=words.device)
-    return ((words ^ TOP)[..., None] >> shifts) & 15
+    scales, zero_points = (
+        None if a is None else a.swapaxes(1, 2).reshape(shape[0], -1) for a in packed[1:]
+    )
+    return Quantized(values, scales, zero_points)
 
 
-def _dequantize(values: Any, scales: Any, zero_points: Any, dtype: torch.dtype) -> torch.Tensor:
-    """Dequantizes int4 rows, `[..., groups, words]` with scales `[..., groups]` -> `[..., in]`."""
-    zero_points = 8 if zero_points is None else zero_points.float()[..., None, None]
-    numbers = (_numbers(values).float() - zero_points) * scales.float()[..., None, None]
-    return numbers.flatten(-3).to(dtype)
-
-
-def embed(ids: torch.Tensor, packed: Quantized, dtype: str) -> torch.Tensor:
-    """Looks up rows `ids [...]` of the weight `[V, D]` -> `[..., D]` in `dtype`."""
+def embed(ids: Tensor, packed: Quantized, dtype: str) -> Tensor:
     if packed.values.dtype == torch.int8:
         return quantized.embed(ids, packed, dtype)
     ids, lanes = ids.long(), packed.values.shape[-1]
     block, lane = ids // lanes, ids % lanes
-    values = packed.values.permute(0, 3, 1, 2)[block, lane]
+    words = packed.values.permute(0, 3, 1, 2)[block, lane]  # [..., groups, words]
     scales, zero_points = (
-        None if array is None else array.transpose(1, 2)[block, lane] for array in packed[1:]
+        8 if array is None else array.transpose(1, 2)[block, lane].float()[..., None, None]
+        for array in packed[1:]
     )
-    return _dequantize(values, scales, zero_points, getattr(torch, dtype))
+    shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=words.device)
+    numbers = ((words ^ TOP)[..., None] >> shifts) & 15
+    return ((numbers.float() - zero_points) * scales).flatten(-3).to(getattr(torch, dtype))
 
 
-def _few_rows_8(rows: torch.Tensor, values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+def _few_rows_8(rows: Tensor, values: Tensor, scales: Tensor) -> Tensor:
     """Multiplies `rows [R, in]` by an int8 weight -> float32 `[R, out]`, one loop in Inductor.
 
     The loop reads parts of the weight in parallel and reuses each loaded piece of `rows`: one row
@@ -158,9 +139,7 @@ def _few_rows_8(rows: torch.Tensor, values: torch.Tensor, scales: torch.Tensor) 
     return torch.stack(products) * scales
 
 
-def _few_rows_4(
-    rows: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, zero_points: torch.Tensor | None
-) -> torch.Tensor:
+def _few_rows_4(rows: Tensor, values: Tensor, scales: Tensor, zero_points: Tensor | None) -> Tensor:
     """Multiplies `rows [R, in]` by an int4 weight -> float32 `[R, out]`, one loop in Inductor.
 
     Numbers are masked but not shifted, so each place of a word is 16 times too large; `rows` is
@@ -201,8 +180,8 @@ def _few_rows_4(
 
 
 def _dequantize_blocks(
-    values: torch.Tensor, scales: torch.Tensor, zero_points: torch.Tensor | None, dtype: torch.dtype
-) -> torch.Tensor:
+    values: Tensor, scales: Tensor, zero_points: Tensor | None, dtype: torch.dtype
+) -> Tensor:
     """Dequantizes blocks of an int4 weight -> `[in, out]`, which keeps lanes adjacent."""
     words = values.permute(1, 2, 0, 3)[:, :, None]
     shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=values.device).view(8, 1, 1)
@@ -224,9 +203,7 @@ def _compiled_dequantize_blocks() -> Any:
 _can_compile = True
 
 
-def _dequantize_fast(
-    values: Any, scales: Any, zero_points: Any, dtype: torch.dtype
-) -> torch.Tensor:
+def _dequantize_fast(values: Any, scales: Any, zero_points: Any, dtype: torch.dtype) -> Tensor:
     """Same as `_dequantize_blocks`, compiled if possible: 2 ms for a matrix instead of 10 to 40."""
     global _can_compile
     worth = values.device.type == "cpu" and values.nbytes >= 1 << 18
@@ -247,16 +224,14 @@ def _dequantize_fast(
 
 def _dequantize_slice(
     start: int, values: Any, scales: Any, zero_points: Any, dtype: torch.dtype
-) -> torch.Tensor:
+) -> Tensor:
     """Dequantizes `SLICE` rows of an int4 weight from block `start` on -> `[in, rows]`."""
     part = slice(start, start + SLICE[4] // values.shape[-1])
     zero_points = None if zero_points is None else zero_points[part]
     return _dequantize_fast(values[part], scales[part], zero_points, dtype)
 
 
-def _many_rows(
-    x: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, zero_points: torch.Tensor | None
-) -> torch.Tensor:
+def _many_rows(x: Tensor, values: Tensor, scales: Tensor, zero_points: Tensor | None) -> Tensor:
     """Multiplies `x [R, in]` -> `[R, out]`, one slice of the weight at a time.
 
     Only the result of int8 weights is scaled, because int8 values are exact in bfloat16.
@@ -271,22 +246,21 @@ def _many_rows(
     return torch.cat(products, 1)
 
 
-@torch.library.custom_op("keras_gemma::quantized_matmul", mutates_args=())
-def _opaque_many_rows(
-    x: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, zero_points: torch.Tensor | None
-) -> torch.Tensor:
-    """Same as `_many_rows` as one operation: an embedding would add hundreds to a graph."""
-    return _many_rows(x, values, scales, zero_points)
+# One operation, because an embedding would add hundreds to a graph.
+_opaque_many_rows = torch.library.custom_op(
+    "keras_gemma::quantized_matmul", _many_rows, mutates_args=()
+)
 
 
 @_opaque_many_rows.register_fake
-def _(x: Any, values: Any, scales: Any, zero_points: Any) -> torch.Tensor:
+def _(x: Any, values: Any, scales: Any, zero_points: Any) -> Tensor:
     return x.new_empty(len(x), scales.numel() if scales.ndim == 1 else _out(values))
 
 
+@torch.library.custom_op("keras_gemma::quantized_matmul_transposed", mutates_args=())
 def _matmul_transposed(
-    dy: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, zero_points: torch.Tensor | None
-) -> torch.Tensor:
+    dy: Tensor, values: Tensor, scales: Tensor, zero_points: Tensor | None
+) -> Tensor:
     """Multiplies `dy [R, out]` by the transposed weight -> `[R, in]`, the gradient of `matmul`."""
     dtype = dy.dtype
     total: Any = 0
@@ -302,37 +276,29 @@ def _matmul_transposed(
     return total.to(dtype)
 
 
-@torch.library.custom_op("keras_gemma::quantized_matmul_transposed", mutates_args=())
-def _opaque_transposed(
-    dy: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, zero_points: torch.Tensor | None
-) -> torch.Tensor:
-    """Same as `_matmul_transposed`, as one operation."""
-    return _matmul_transposed(dy, values, scales, zero_points)
-
-
-@_opaque_transposed.register_fake
-def _(dy: Any, values: Any, scales: Any, zero_points: Any) -> torch.Tensor:
+@_matmul_transposed.register_fake
+def _(dy: Any, values: Any, scales: Any, zero_points: Any) -> Tensor:
     in_8_bits = values.dtype == torch.int8
     return dy.new_empty(len(dy), values.shape[1] if in_8_bits else 8 * math.prod(values.shape[1:3]))
 
 
-def _keep_packed(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+def _keep_packed(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     """Saves only the packed weight, which has no gradient itself."""
     ctx.save_for_backward(*inputs[1:])
 
 
-def _gradient(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-    return _opaque_transposed(dy.contiguous(), *ctx.saved_tensors), None, None, None
+def _gradient(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
+    return _matmul_transposed(dy.contiguous(), *ctx.saved_tensors), None, None, None
 
 
 _opaque_many_rows.register_autograd(_gradient, setup_context=_keep_packed)
 
 
-def _out(values: torch.Tensor) -> int:
+def _out(values: Tensor) -> int:
     return values.shape[0] * values.shape[-1]
 
 
-def matmul(x: torch.Tensor, packed: Quantized) -> torch.Tensor:
+def matmul(x: Tensor, packed: Quantized) -> Tensor:
     """Multiplies `x [..., in]` by the weight -> `[..., out]`."""
     values, scales, zero_points = packed
     bits = 8 if values.dtype == torch.int8 else 4

@@ -33,10 +33,8 @@ def attend(
 ) -> Any:
     """Same as `reference.attend`, for T = 1 and bfloat16.
 
-    Args:
-        query, key, value, mask, scale, soft_cap: Same as in `reference.attend`.
-        product: Multiplies `[B, M, I]` by `[B, I, R]`, or by `[B, R, I]` if its third argument is
-            True -> float32 `[B, M, R]`.
+    `product` multiplies `[B, M, I]` by `[B, I, R]`, or by `[B, R, I]` if its third argument is
+    True -> float32 `[B, M, R]`.
     """
     b, _, n, h = ops.shape(query)
     s, k = ops.shape(key)[1:3]

@@ -22,6 +22,7 @@ against 11 in 4 bits; on TensorFlow 35 and 22.
 
 More rows use the library's bfloat16 product, one slab of the weight at a time, so that the
 dequantized slab is read back from the cache. Knows no framework, only `keras.ops`.
+`backend/quantized.py` documents `spec`, `pack`, `unpack` and `embed`.
 """
 
 import math
@@ -55,7 +56,6 @@ def _count_blocks(shape: tuple[int, int], kind: str, group_size: int = 1) -> int
 def spec(
     shape: tuple[int, int], kind: str, bits: int, group_size: int, zero_points: bool = False
 ) -> Quantized:
-    """Returns shape and dtype of each array of a stored weight `[out, in]`."""
     out, length = shape
     if bits == 8:
         return Quantized((packing.packed_shape(shape, kind), "int8"), ((out,), "float32"))
@@ -74,7 +74,6 @@ def spec(
 
 
 def pack(plain: Quantized, kind: str, bits: int) -> Quantized:
-    """Packs NumPy arrays from the plain form into the stored layout."""
     if bits == 8:
         return plain._replace(values=packing.pack(plain.values, kind))
     values, scales, zero_points = plain
@@ -84,22 +83,16 @@ def pack(plain: Quantized, kind: str, bits: int) -> Quantized:
     if zero_points is None:
         values = values + np.int8(8)
     low, high = np.moveaxis(values.view("uint8").reshape(out, groups, 2, size // 2), 2, 0)
-    pairs = (low | high << 4).reshape(out, blocks, groups // blocks, size // 2)
-    pairs = pairs.transpose(1, 0, 3, 2).reshape(blocks, out, -1)
+    pairs = (low | high << 4).reshape(out, blocks, groups // blocks, size // 2).swapaxes(2, 3)
 
     def by_block(array: np.ndarray) -> np.ndarray:
         array = array.reshape(out, blocks, -1).swapaxes(0, 1)
         return packing.as_aligned(array if blocks > 1 else array[0])
 
-    return Quantized(
-        packing.as_aligned(pairs if blocks > 1 else pairs[0]),
-        by_block(scales),
-        None if zero_points is None else by_block(zero_points),
-    )
+    return Quantized(pairs, scales, zero_points).map(by_block)
 
 
 def unpack(packed: Quantized, shape: tuple[int, int]) -> Quantized:
-    """Inverse of `pack`."""
     values, scales, zero_points = packed
     if values.dtype == np.int8:
         return packed._replace(values=packing.unpack(values, shape))
@@ -108,15 +101,9 @@ def unpack(packed: Quantized, shape: tuple[int, int]) -> Quantized:
     groups = scales.size // out
     pairs = values.reshape(blocks, out, -1, groups // blocks).transpose(1, 0, 3, 2)
     both = np.stack([pairs & 15, pairs >> 4], axis=-2).reshape(shape).view("int8")
-
-    def whole(array: np.ndarray) -> np.ndarray:
-        return packing.unpack(array, (out, groups))
-
-    return Quantized(
-        both - np.int8(8) if zero_points is None else both,
-        whole(scales),
-        None if zero_points is None else whole(zero_points),
-    )
+    both = both - np.int8(8) if zero_points is None else both
+    # Leaves `both` as it is, because it has no blocks.
+    return Quantized(both, scales, zero_points).map(lambda a: packing.unpack(a, (out, groups)))
 
 
 def _in_8_bits(packed: Quantized) -> bool:
@@ -133,10 +120,7 @@ def _halves(pairs: Any) -> tuple[Any, Any]:
 def one_row(x: Any, packed: Quantized, ones: Callable[[int], Any]) -> Any:
     """Multiplies one row `x [1, in]` by the weight -> `[1, out]`.
 
-    Args:
-        x: `[1, in]`.
-        packed: Stored weight.
-        ones: Returns a float32 row `[1, lanes]` of ones that the compiler cannot simplify.
+    `ones` returns a float32 row `[1, lanes]` of ones that the compiler cannot simplify.
     """
     values, scales, zero_points = packed
     blocks = values.shape[0] if len(values.shape) == 3 else 1
@@ -239,41 +223,6 @@ def slab_size(out: int) -> int:
     return next(size for size in range(min(MAX_SLAB_ROWS, out), 0, -1) if out % size == 0)
 
 
-def matmul_transposed(
-    dy: Any,
-    packed: Quantized,
-    product: Callable[[Any, Any], Any],
-    add_up: Callable[..., Any],
-) -> Any:
-    """Multiplies `dy [rows, out]` by the transposed weight -> `[rows, in]`, the gradient by `x`.
-
-    Args:
-        dy: `[rows, out]`.
-        packed: Stored weight.
-        product: Multiplies `dy [rows, slab]` by a slab `[blocks, slab, length]` -> float32
-            `[blocks, rows, length]`.
-        add_up: Applies a function to each element of some arrays and sums the results.
-    """
-    dtype = keras.backend.standardize_dtype(dy.dtype)
-    rows, out = dy.shape
-    slab = slab_size(out)
-    in_8_bits = _in_8_bits(packed)
-    if in_8_bits:
-        dy = ops.cast(dy * packed.scales, dtype)
-
-    def by_slab(array: Any) -> Any:
-        array = ops.reshape(array, (-1, out // slab, slab, array.shape[-1]))
-        return ops.swapaxes(array, 0, 1)
-
-    def one(dy: Any, values: Any, *groups: Any) -> list[Any]:
-        weight = Quantized(values, *(groups or (None,)))
-        return [product(dy, part) for part in dequantize(weight, dtype)]
-
-    stored = packed[:1] if in_8_bits else [array for array in packed if array is not None]
-    dy = ops.swapaxes(ops.reshape(dy, (rows, out // slab, slab)), 0, 1)
-    return ops.cast(join(add_up(one, dy, *map(by_slab, stored)), packed), dtype)
-
-
 def many_rows(
     x: Any,
     packed: Quantized,
@@ -283,13 +232,9 @@ def many_rows(
 ) -> Any:
     """Multiplies `x [rows, in]` -> `[rows, out]`, dequantizing one slab of the weight at a time.
 
-    Args:
-        x: `[rows, in]`.
-        packed: Stored weight.
-        product: Multiplies `x [rows, length]` by a slab `[slab, length]` -> float32 `[slab, rows]`
-            if `weight_first`, otherwise `[rows, slab]`.
-        each: Applies a function to each element of some arrays, in order.
-        weight_first: If True, `product` takes the weight as its first operand.
+    `product` multiplies `x [rows, length]` by a slab `[slab, length]` -> float32 `[slab, rows]` if
+    `weight_first`, otherwise `[rows, slab]`. `each` applies a function to the elements of a tuple
+    of arrays, in order.
     """
     dtype = keras.backend.standardize_dtype(x.dtype)
     rows, out = ops.shape(x)[0], packed.values.shape[-2]
@@ -301,14 +246,15 @@ def many_rows(
     def by_slab(array: Any) -> Any:
         return ops.reshape(array, (blocks * slabs, slab, array.shape[-1]))
 
-    def one(block: Any, values: Any, *groups: Any) -> Any:
+    def one(elements: tuple[Any, ...]) -> Any:
+        block, values, *groups = elements
         slab = Quantized(values, *(groups or (None,)))
         both = zip(parts, dequantize(slab, dtype), strict=True)
         return sum(product(part[block], weight) for part, weight in both)
 
     block_of = ops.convert_to_tensor(np.repeat(np.arange(blocks, dtype="int32"), slabs))
     stored = packed[:1] if in_8_bits else [array for array in packed if array is not None]
-    y = each(one, block_of, *map(by_slab, stored))
+    y = each(one, (block_of, *map(by_slab, stored)))
     if weight_first:
         y = ops.transpose(ops.sum(ops.reshape(y, (blocks, out, rows)), axis=0))
     else:
@@ -318,13 +264,11 @@ def many_rows(
 
 
 def embed(ids: Any, packed: Quantized, dtype: str) -> Any:
-    """Looks up rows `ids [...]` of the weight `[V, D]` -> `[..., D]` in `dtype`."""
     if _in_8_bits(packed):
         return quantized.embed(ids, packed, dtype)
-    rows = (None if array is None else ops.take(array, ids, axis=0) for array in packed)
     groups, half = packed.scales.shape[-1], packed.values.shape[-1]
     places = ops.shape(ids)
-    parts = dequantize(Quantized(*rows), dtype)
+    parts = dequantize(packed.map(lambda array: ops.take(array, ids, axis=0)), dtype)
     parts = [ops.reshape(part, (*places, half // groups, groups)) for part in parts]
     numbers = ops.swapaxes(ops.concatenate(parts, axis=-2), -1, -2)
     return ops.reshape(numbers, (*places, 2 * half))

@@ -6,19 +6,14 @@ a message cannot forge a turn.
 
 import tensorflow as tf
 
-from keras_gemma.export.graph.settings import check
+from keras_gemma.export.graph.settings import check, checked
 from keras_gemma.export.graph.text import GraphText, strip
 from keras_gemma.text.chat import END, START
 from keras_gemma.text.tokenizer import GemmaTokenizer
 
 
 class ChatTemplate:
-    """Renders conversations as token ids.
-
-    Args:
-        text: The vocabulary in the graph.
-        tokenizer: The same vocabulary on the host.
-    """
+    """Renders conversations as token ids, with the same vocabulary in the graph and on the host."""
 
     def __init__(self, text: GraphText, tokenizer: GemmaTokenizer) -> None:
         self.text = text
@@ -27,13 +22,10 @@ class ChatTemplate:
         self.bos = [tokenizer.start_token_id]
 
     def render(self, roles: tf.Tensor, contents: tf.Tensor) -> tf.RaggedTensor:
-        """Returns the token ids `[B, (T)]` of conversations.
+        """Returns the token ids `[B, (T)]` of conversations with strings `[B, M]`.
 
-        A system message before all others is folded into the first user turn.
-
-        Args:
-            roles: Strings `[B, M]`, `""` after the end of a conversation.
-            contents: Strings `[B, M]`.
+        Roles are `""` after the end of a conversation. A system message before all others is folded
+        into the first user turn.
         """
         index = tf.range(tf.shape(roles)[1])[None]
         used, system = roles != "", (roles == "system") & (index == 0)
@@ -61,9 +53,8 @@ class ChatTemplate:
                 tf.shape(contents),
             ),
         ]
-        with tf.control_dependencies(checks):
-            contents = strip(tf.reshape(contents, [-1]))
-            contents = tf.reshape(contents, tf.shape(roles))
+        contents = strip(tf.reshape(checked(contents, checks), [-1]))
+        contents = tf.reshape(contents, tf.shape(roles))
         preface = tf.where(tf.reduce_any(system, axis=1), contents[:, 0] + "\n\n", "")
         contents = tf.ragged.boolean_mask(contents, used & ~system)
         first = contents.row_starts()

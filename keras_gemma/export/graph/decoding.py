@@ -4,16 +4,20 @@ A step is the one in `generation/decode.py`. XLA compiles it again for a new bat
 sequences outgrow their cache, which then doubles. Knows strings only as stop strings.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from keras_gemma import backend
 from keras_gemma.export.graph.prefill import Model, capacity_for, last_hidden, prefill
 from keras_gemma.export.graph.settings import Settings
+from keras_gemma.export.graph.text import GraphText
 from keras_gemma.export.serving_options import OFF
-from keras_gemma.generation.decode import DecodeState, append_tokens, step
+from keras_gemma.generation.decode import DecodeState, append_tokens, next_logits
 from keras_gemma.generation.samplers import Sampler
 from keras_gemma.generation.samplers.filters import FILTERS
 from keras_gemma.generation.samplers.sampler import draw, first_argmax, tempered
@@ -46,79 +50,33 @@ def _apply_if_on(
     return tf.cond(value[0] != OFF[name], lambda: keep(logits, value), lambda: logits)
 
 
-class LoopState(NamedTuple):
-    """Tensors that change from token to token."""
-
-    text: tf.Tensor  # int32 [B, S], same as in DecodeState
-    length: tf.Tensor  # int32 [B]
-    done: tf.Tensor  # bool [B]
-    step: tf.Tensor  # int32 [B], same as in the sampler's state
-    stop_offset: tf.Tensor  # int32 [B]: bytes of the new text before a stop string, or -1
-    cache: Cache
-
-    def from_decode_state(self, state: DecodeState) -> "LoopState":
-        """Returns this state with the values of `state`."""
-        step = state.sampler["step"]
-        return self._replace(
-            text=state.text, length=state.length, done=state.done, step=step, cache=state.cache
-        )
-
-    def to_decode_state(self, state: DecodeState) -> DecodeState:
-        """Returns `state` with the values of this state."""
-        sampler = {**state.sampler, "step": self.step}
-        return state._replace(
-            text=self.text, length=self.length, done=self.done, sampler=sampler, cache=self.cache
-        )
-
-    def shape_invariants(self) -> "LoopState":
-        """Returns the shapes in a loop in which texts and caches grow."""
-
-        def growing(array: tf.Tensor) -> tf.TensorShape:
-            return tf.TensorShape([array.shape[0], None, *array.shape[2:]])
-
-        rows = self.length.shape
-        cache = [tuple(map(growing, arrays)) for arrays in self.cache]
-        return LoopState(growing(self.text), rows, rows, rows, rows, cache)
-
-
+@dataclasses.dataclass(eq=False)
 class Decoder:
-    """Generates continuations of prompts.
+    """Generates continuations of prompts."""
 
-    Args:
-        model: Functions of the model.
-        stop_token_ids: int32 `[8]`, stop token ids, padded with -1.
-        silent_ids: Ids that are not part of the generated text.
-        vocabulary_size: Size of the vocabulary, which may be smaller than the model's.
-        decode: Function from ids `[B, (T)]` to strings `[B]`.
-        sizes: Batch sizes with a graph of their own, because small batches use other matrix
-            products. `None` is the graph of all other sizes.
-    """
+    model: Model
+    stop_token_ids: np.ndarray
+    """int32 `[8]`, stop token ids, padded with -1."""
+    silent_ids: list[int]
+    """Ids that are not part of the generated text."""
+    vocabulary: GraphText
+    """The vocabulary, which may be smaller than the model's."""
+    sizes: list[int | None]
+    """Batch sizes with a graph of their own, because small batches use other matrix products.
+    `None` is the graph of all other sizes."""
 
-    def __init__(
-        self,
-        model: Model,
-        stop_token_ids: Any,
-        silent_ids: list[int],
-        vocabulary_size: int,
-        decode: Callable[[tf.RaggedTensor], tf.Tensor],
-        sizes: list[int | None],
-    ) -> None:
-        self.model = model
-        self.stop_token_ids = stop_token_ids
-        self.silent_ids = silent_ids
-        self.vocabulary_size = vocabulary_size
-        self.decode = decode
-        self.sizes = sizes
+    def __post_init__(self) -> None:
         self.step = backend.jit_part(self._step)
 
     def _step(self, weights: dict[str, Any], state: DecodeState) -> DecodeState:
         functions = self.model.decode_functions
-        return step(weights, state, self.model.config, ServedSampler(), (), functions)
+        logits, state = next_logits(weights, state, self.model.config, functions)
+        return append_tokens(state, logits, ServedSampler())
 
     def run(
         self, weights: dict[str, Any], prompts: tf.RaggedTensor, settings: Settings
-    ) -> LoopState:
-        """Returns the final state of the loop, without its cache."""
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Returns text `[B, S]`, length `[B]`, and the bytes before a stop string, or -1, `[B]`."""
         config = self.model.config
         lengths = tf.cast(prompts.row_lengths(), tf.int32)
         capacity = capacity_for(tf.reduce_max(lengths) + 1, config)
@@ -138,7 +96,8 @@ class Decoder:
             sampler=sampler_state(settings, token_ids, lengths),
         )
         branches = [
-            self._branch(size, weights, hidden, state, settings.stop) for size in self.sizes
+            functools.partial(self._loop, size, weights, hidden, state, settings.stop)
+            for size in self.sizes
         ]
         if len(branches) == 1:
             return branches[0]()
@@ -146,61 +105,54 @@ class Decoder:
         branch = tf.reduce_sum(tf.cast(batch > self.sizes[:-1], tf.int32))
         return tf.switch_case(branch, branches)
 
-    def _branch(
+    def _loop(
         self,
         size: int | None,
         weights: dict[str, Any],
         hidden: tf.Tensor,
         state: DecodeState,
         stops: tf.Tensor,
-    ) -> Callable[[], LoopState]:
-        """Returns the loop for batches of `size`, as a branch of `tf.switch_case`."""
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Runs the loop for batches of `size`, from the output `hidden [B, D]` of the prompts."""
 
         def with_size(array: tf.Tensor) -> tf.Tensor:
             array = tf.identity(array)
             array.set_shape([size, *array.shape[1:]])
             return array
 
-        def branch() -> LoopState:
-            sized = state._replace(
-                text=with_size(state.text),
-                length=with_size(state.length),
-                end=with_size(state.end),
-                done=with_size(state.done),
-                cache=[tuple(map(with_size, arrays)) for arrays in state.cache],
-                sampler={name: with_size(value) for name, value in state.sampler.items()},
-            )
-            return self._loop(weights, with_size(hidden), sized, stops)._replace(cache=[])
-
-        return branch
-
-    def _loop(
-        self, weights: dict[str, Any], hidden: tf.Tensor, state: DecodeState, stops: tf.Tensor
-    ) -> LoopState:
+        hidden = with_size(hidden)
+        sized = tf.nest.map_structure(with_size, changing(state) | {"end": state.end})
+        state = state._replace(**sized)
         prompts = state.length
         logits = self.model.decode_functions.head(hidden, weights["head"], self.model.config)
         state = state._replace(cache=self._rings(state.cache, state.length))
         state = append_tokens(state, logits, ServedSampler())
         no_stop = tf.fill(tf.shape(prompts), -1)
-        first = LoopState(state.text, state.length, state.done, prompts, no_stop, [])
-        first = self._find_stop_strings(first.from_decode_state(state), prompts, stops)
+        state, stop_offset = self._find_stop_strings(state, no_stop, prompts, stops)
 
-        def body(*values: Any) -> LoopState:
-            before = LoopState(*values).to_decode_state(state)
+        def body(arrays: dict[str, Any], stop_offset: tf.Tensor) -> tuple[Any, tf.Tensor]:
+            before = state._replace(**arrays)
             is_full = tf.reduce_max(before.length) >= tf.shape(before.text)[1]
             text, cache = tf.cond(
                 is_full, lambda: self._grow(before), lambda: (before.text, before.cache)
             )
             after = self.step(weights, before._replace(text=text, cache=cache))
-            return self._find_stop_strings(
-                LoopState(*values).from_decode_state(after), prompts, stops
-            )
+            after, stop_offset = self._find_stop_strings(after, stop_offset, prompts, stops)
+            return changing(after), stop_offset
 
-        def any_unfinished(*values: Any) -> tf.Tensor:
-            return tf.logical_not(tf.reduce_all(LoopState(*values).done))
+        def growing(array: tf.Tensor) -> tf.TensorShape:
+            return tf.TensorShape([array.shape[0], None, *array.shape[2:]])
 
-        last = tf.while_loop(any_unfinished, body, first, shape_invariants=first.shape_invariants())
-        return LoopState(*last)
+        first = changing(state)
+        shapes = tf.nest.map_structure(lambda array: array.shape, first)
+        shapes |= tf.nest.map_structure(growing, {"text": state.text, "cache": state.cache})
+        last, stop_offset = tf.while_loop(
+            lambda arrays, _: tf.logical_not(tf.reduce_all(arrays["done"])),
+            body,
+            (first, stop_offset),
+            shape_invariants=(shapes, stop_offset.shape),
+        )
+        return last["text"], last["length"], stop_offset
 
     def _rings(self, cache: Cache, lengths: tf.Tensor) -> Cache:
         """Returns a prompt's cache in the form for decoding; counterpart of `prefill.to_rings`."""
@@ -235,28 +187,25 @@ class Decoder:
         ]
 
     def _find_stop_strings(
-        self, state: LoopState, prompts: tf.Tensor, stops: tf.Tensor
-    ) -> LoopState:
+        self, state: DecodeState, stop_offset: tf.Tensor, prompts: tf.Tensor, stops: tf.Tensor
+    ) -> tuple[DecodeState, tf.Tensor]:
         """Ends the sequences whose text contains a stop string."""
 
         def find() -> tuple[tf.Tensor, tf.Tensor]:
-            text = self.decode(self.text_ids(state.text, prompts, state.length))
+            text = self.vocabulary.decode(self.text_ids(state.text, prompts, state.length))
             offsets = tf.map_fn(
                 lambda stop: tf.strings.length(tf.strings.split(text, stop)[:, :1].flat_values),
                 stops,
                 fn_output_signature=tf.TensorSpec([None], tf.int32),
             )
             offset = tf.reduce_min(offsets, axis=0)
-            is_new = tf.logical_and(offset < tf.strings.length(text), state.stop_offset < 0)
-            stop_offset = tf.where(is_new, offset, state.stop_offset)
-            return stop_offset, tf.logical_or(state.done, is_new)
+            is_new = tf.logical_and(offset < tf.strings.length(text), stop_offset < 0)
+            return tf.logical_or(state.done, is_new), tf.where(is_new, offset, stop_offset)
 
-        stop_offset, done = tf.cond(
-            tf.size(stops) > 0, find, lambda: (state.stop_offset, state.done)
-        )
-        for array in (stop_offset, done):
+        done, offset = tf.cond(tf.size(stops) > 0, find, lambda: (state.done, stop_offset))
+        for array in (done, offset):
             array.set_shape(state.length.shape)
-        return state._replace(stop_offset=stop_offset, done=done)
+        return state._replace(done=done), offset
 
     def text_ids(self, text: tf.Tensor, start: tf.Tensor, end: tf.Tensor) -> tf.RaggedTensor:
         """Returns the ids of `text [B, S]` from `start [B]` to `end [B]` that are decoded.
@@ -266,8 +215,14 @@ class Decoder:
         index = tf.range(tf.shape(text)[1])[None]
         in_range = (index >= start[:, None]) & (index < end[:, None])
         silent = tf.concat([self.stop_token_ids, self.silent_ids], 0)
-        is_text = (text < self.vocabulary_size) & tf.reduce_all(text[..., None] != silent, -1)
+        is_text = (text < self.vocabulary.size) & tf.reduce_all(text[..., None] != silent, -1)
         return tf.ragged.boolean_mask(text, in_range & is_text)
+
+
+def changing(state: DecodeState) -> dict[str, Any]:
+    """Returns the tensors of `state` that change from token to token, by field."""
+    names = ("text", "length", "done", "cache", "sampler")
+    return {name: getattr(state, name) for name in names}
 
 
 def sampler_state(
@@ -275,8 +230,7 @@ def sampler_state(
 ) -> dict[str, tf.Tensor]:
     """Returns the initial state of the sampler; counterpart of `Sampler.init`.
 
-    Sequences with equal prompts, `token_ids [B, T]`, differ in the number of equal ones before
-    them.
+    Sequences with equal prompts, `token_ids [B, T]`, differ in the number of equal ones before.
     """
     batch = tf.shape(lengths)[0]
     is_equal = tf.reduce_all(token_ids[:, None] == token_ids[None], axis=-1)

@@ -14,7 +14,7 @@ from keras_gemma.export.graph.chat import ChatTemplate
 from keras_gemma.export.graph.decoding import Decoder
 from keras_gemma.export.graph.prefill import model_of
 from keras_gemma.export.graph.scoring import score
-from keras_gemma.export.graph.settings import Settings, check, check_settings
+from keras_gemma.export.graph.settings import Settings, check, check_settings, checked
 from keras_gemma.export.graph.text import GraphText, rstrip
 from keras_gemma.export.serving_options import ServingOptions
 from keras_gemma.generation.stopping import is_stop_token, stop_array
@@ -48,53 +48,33 @@ MAX_SMALL_BATCH = {16: 1, 8: 1, 4: 4}
 class ServedModel(tf.Module):
     """Variables and vocabulary of the SavedModel; `add_functions` adds its functions.
 
-    Args:
-        backbone: The backbone, whose variables are used without a copy unless they are cast.
-        preprocessor: The preprocessor with the vocabulary.
+    Variables of the backbone are used without a copy unless they are cast.
     """
 
     def __init__(self, backbone: GemmaBackbone, preprocessor: GemmaCausalLMPreprocessor) -> None:
         super().__init__()
-        tensors = backbone.tensors()
-        leaves = [leaf for leaf in tf.nest.flatten(tensors) if leaf is not None]
-        self.weights = [
-            leaf if isinstance(leaf, tf.Variable) else tf.Variable(leaf) for leaf in leaves
-        ]
-        del leaves
-        indices = iter(range(len(self.weights)))
-        structure = tf.nest.map_structure(
-            lambda leaf: -1 if leaf is None else next(indices), tensors
-        )
+
+        def variable(leaf: Any) -> tf.Variable | None:
+            return leaf if leaf is None or isinstance(leaf, tf.Variable) else tf.Variable(leaf)
+
+        weights = tf.nest.map_structure(variable, backbone.tensors())
+        self.weights = [leaf for leaf in tf.nest.flatten(weights) if leaf is not None]
         self.read_weights = lambda: tf.nest.map_structure(
-            lambda index: None if index < 0 else tf.convert_to_tensor(self.weights[index]),
-            structure,
+            lambda leaf: None if leaf is None else tf.convert_to_tensor(leaf), weights
         )
         self.text = GraphText(preprocessor.tokenizer.pieces)
 
 
 class ServingFunctions:
-    """Computations of the functions, on tensors.
+    """Computations of the functions, on tensors, with weights and vocabulary of `served`."""
 
-    Args:
-        served: Weights and vocabulary.
-        backbone: The backbone of `served`.
-        preprocessor: The preprocessor of `served`.
-        options: Default settings of a call, and limits.
-    """
-
-    def __init__(
-        self,
-        served: ServedModel,
-        backbone: GemmaBackbone,
-        preprocessor: GemmaCausalLMPreprocessor,
-        options: ServingOptions,
-    ) -> None:
+    def __init__(self, served: ServedModel, lm: Any, options: ServingOptions) -> None:
         self.weights, self.text = served.read_weights, served.text
-        self.config, self.options = backbone.config, options
-        self.tokenizer = preprocessor.tokenizer
-        self.add_start_token = preprocessor.add_start_token
-        self.model = model_of(self.config, backbone.compute_dtype)
-        quantization = backbone.quantization
+        self.config, self.options = lm.backbone.config, options
+        self.tokenizer = lm.preprocessor.tokenizer
+        self.add_start_token = lm.preprocessor.add_start_token
+        self.model = model_of(self.config, lm.backbone.compute_dtype)
+        quantization = lm.backbone.quantization
         small = MAX_SMALL_BATCH[quantization.bits("matrix") if quantization else 16]
         limit = options.max_batch_size
         sizes: list[int | None] = [size for size in range(1, small + 1) if size <= (limit or size)]
@@ -104,8 +84,7 @@ class ServingFunctions:
             self.model,
             stop_array(options.stop_token_ids),
             self.tokenizer.special_token_ids,
-            self.text.size,
-            self.text.decode,
+            self.text,
             sizes,
         )
 
@@ -122,26 +101,23 @@ class ServingFunctions:
         """Returns the continuations of prompts, ids `[B, (T)]`."""
         start = tf.cast(prompts.row_lengths(), tf.int32)
         context = self.config.context_length
-        with tf.control_dependencies(
-            [
-                *check_settings(settings),
-                *self._check_batch(tf.shape(start)[0]),
-                check(
-                    start < context,
-                    f"A prompt must be shorter than the context length of {context} tokens: "
-                    "shorten it. Received, tokens:",
-                    start,
-                ),
-                check(start > 0, "A prompt has no tokens. Received, tokens:", start),
-            ]
-        ):
-            prompts = tf.identity(prompts)
-        state = self.decoder.run(self.weights(), prompts, settings)
-        text, end = state.text, state.length
+        checks = [
+            *check_settings(settings),
+            *self._check_batch(tf.shape(start)[0]),
+            check(
+                start < context,
+                f"A prompt must be shorter than the context length of {context} tokens: "
+                "shorten it. Received, tokens:",
+                start,
+            ),
+            check(start > 0, "A prompt has no tokens. Received, tokens:", start),
+        ]
+        prompts = checked(prompts, checks)
+        text, end, stop_offset = self.decoder.run(self.weights(), prompts, settings)
         new_text = self.text.decode(self.decoder.text_ids(text, start, end))
         full_text = self.text.decode(self.decoder.text_ids(text, tf.zeros_like(start), end))
-        has_stop_string = state.stop_offset >= 0
-        cut = tf.where(has_stop_string, tf.strings.length(new_text) - state.stop_offset, 0)
+        has_stop_string = stop_offset >= 0
+        cut = tf.where(has_stop_string, tf.strings.length(new_text) - stop_offset, 0)
         last = tf.gather(text, end - 1, axis=1, batch_dims=1)
         stopped = is_stop_token(last, self.decoder.stop_token_ids) | has_stop_string
         index = tf.range(tf.shape(text)[1])[None]
@@ -163,8 +139,8 @@ class ServingFunctions:
             "`continuations` must be empty or have one string for each text. Received:",
             count,
         )
-        with tf.control_dependencies([has_right_count, *self._check_batch(batch)]):
-            endings = tf.cond(count > 0, lambda: continuations, lambda: tf.fill([batch], ""))
+        endings = tf.cond(count > 0, lambda: continuations, lambda: tf.fill([batch], ""))
+        texts = checked(texts, [has_right_count, *self._check_batch(batch)])
         ids = self.prompt_ids(tf.strings.join([texts, endings]))
         text_lengths = tf.cast(self.prompt_ids(rstrip(texts)).row_lengths(), tf.int32)
         start = tf.where(count > 0, tf.maximum(text_lengths, 1), 1)
@@ -174,9 +150,7 @@ class ServingFunctions:
             f"A text must fit into the context length of {context} tokens. Received, tokens:",
             lengths,
         )
-        with tf.control_dependencies([fits]):
-            ids = tf.identity(ids)
-        return score(self.weights(), ids, start, self.model)
+        return score(self.weights(), checked(ids, [fits]), start, self.model)
 
     def tokenize(self, texts: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns the ids of strings `[B]`, as `GemmaTokenizer` does."""
@@ -202,9 +176,8 @@ class ServingFunctions:
             f"`token_ids` must be in the vocabulary's range [0, {size}). Received:",
             token_ids,
         )
-        with tf.control_dependencies([in_vocabulary]):
-            ids = tf.identity(token_ids)
-        return {"text": self.text.decode(tf.RaggedTensor.from_tensor(ids))}
+        ids = tf.RaggedTensor.from_tensor(checked(token_ids, [in_vocabulary]))
+        return {"text": self.text.decode(ids)}
 
     def _check_batch(self, batch: tf.Tensor) -> list[tf.Operation]:
         limit = self.options.max_batch_size
@@ -222,11 +195,6 @@ def add_functions(
 
     Settings have defaults when the functions are called from Python, and in the signatures for
     runtimes that use those defaults, such as TensorFlow Serving.
-
-    Args:
-        served: The model.
-        functions: Computations of the functions.
-        report: Called with a stage when a function is traced.
     """
     values = {name: getattr(functions.options, name) for name in Settings._fields}
     values["stop"] = np.array(values["stop"], object)  # strings, also if there are none
@@ -234,8 +202,6 @@ def add_functions(
     defaults = {name: tf.constant(value, INPUTS[name].dtype) for name, value in values.items()}
 
     def tf_function(python: Callable[..., Any], *names: str) -> Any:
-        """Returns `python` as a `tf.function` of the inputs `names`."""
-
         def traced(*inputs: tf.Tensor) -> Any:
             report(f"Tracing {python.__name__}")
             return python(*inputs)

@@ -22,16 +22,12 @@ class Model(NamedTuple):
     """Functions of a backbone for a graph, each traced once for all layers."""
 
     config: GemmaConfig
-    dtype: str
-    """Dtype of activations."""
-    prefill_functions: BlockFunctions
-    """Functions for prefill. The block is a plain graph."""
-    decode_functions: BlockFunctions
-    """Functions for decode steps, compiled by XLA."""
+    dtype: str  # of activations
+    prefill_functions: BlockFunctions  # the block is a plain graph
+    decode_functions: BlockFunctions  # compiled by XLA
 
 
 def model_of(config: GemmaConfig, dtype: str) -> Model:
-    """Returns the functions of a model with `config`."""
     compiled = BlockFunctions(backend.jit_part(decoder_block), backend.jit_part(head))
     prefill_functions = BlockFunctions(backend.compile(decoder_block), compiled.head)
     return Model(config, dtype, prefill_functions, compiled)
@@ -55,20 +51,20 @@ def prefill(
     on_chunk: Callable[[tf.Tensor, tf.Tensor, Any], Any],
     chunk_positions: int = MAX_CHUNK_TOKENS,
 ) -> tuple[Any, Cache]:
-    """Processes sequences from their start, in chunks.
+    """Processes sequences from their start, in chunks of at most `chunk_positions` tokens.
 
     Args:
         weights: Weights of the backbone.
         token_ids: int32 `[B, T]`, padded at the end.
         model: Functions of the model.
         capacity: Slots of the cache, int32, at least T.
-        initial: Tensors that are passed to `on_chunk` for the first chunk.
+        initial: `result` for the first chunk.
         on_chunk: `(x [B, t, D], start, result) -> result`, called with the output of the last block
             for each chunk.
         chunk_positions: Maximum positions of a chunk, of all sequences together.
 
     Returns:
-        The result of `on_chunk` for the last chunk, and the cache by position.
+        The last `result`, and the cache by position.
     """
     config = model.config
     batch, length = tf.shape(token_ids)[0], tf.shape(token_ids)[1]

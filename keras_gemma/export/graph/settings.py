@@ -1,6 +1,6 @@
 """Generation settings of a call of a served model, and checks of inputs in the graph."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -13,15 +13,19 @@ class Settings(NamedTuple):
     top_k: tf.Tensor
     top_p: tf.Tensor
     min_p: tf.Tensor
-    seed: tf.Tensor
-    """-1 draws a random seed."""
-    stop: tf.Tensor
-    """Stop strings `[N]`."""
+    seed: tf.Tensor  # -1 draws a random seed
+    stop: tf.Tensor  # stop strings [N]
 
 
 def check(condition: tf.Tensor, message: str, received: tf.Tensor) -> tf.Operation:
     """Returns an operation that raises `InvalidArgumentError` unless all of `condition` is True."""
     return tf.debugging.Assert(tf.reduce_all(condition), [message, received])
+
+
+def checked(tensor: Any, checks: list[tf.Operation]) -> Any:
+    """Returns `tensor`, which is available only after the checks."""
+    with tf.control_dependencies(checks):
+        return tf.identity(tensor)
 
 
 def check_settings(settings: Settings) -> list[tf.Operation]:

@@ -20,11 +20,7 @@ MARK = b"\xff"
 
 
 class Atoms(tf.Module):
-    """Strings that become token ids without SentencePiece.
-
-    Args:
-        atoms: Ids of each string, in the order in which the strings are searched.
-    """
+    """Strings that become token ids without SentencePiece, in the order of the search."""
 
     def __init__(self, atoms: dict[str, list[int]]) -> None:
         super().__init__()
@@ -37,11 +33,7 @@ class Atoms(tf.Module):
 
 
 class GraphText(tf.Module):
-    """Vocabulary in a graph.
-
-    Args:
-        pieces: The vocabulary on the host.
-    """
+    """Vocabulary in a graph."""
 
     def __init__(self, pieces: Pieces) -> None:
         super().__init__()
@@ -53,12 +45,7 @@ class GraphText(tf.Module):
         )
 
     def encode(self, texts: tf.Tensor, parse_special: bool = True) -> tf.RaggedTensor:
-        """Returns the int32 token ids `[B, (T)]` of strings `[B]`.
-
-        Args:
-            texts: The strings.
-            parse_special: Same as in `GemmaTokenizer`.
-        """
+        """Returns the int32 token ids `[B, (T)]` of strings `[B]`, as `GemmaTokenizer` does."""
         atoms = self.special if parse_special else self.plain
         if atoms is None:
             return self.encoder.tokenize(texts)
@@ -76,10 +63,7 @@ class GraphText(tf.Module):
 
 
 def _sentencepiece(proto: bytes) -> tf_text.SentencepieceTokenizer:
-    """Returns SentencePiece under a name that is unique to the vocabulary.
-
-    A process that loads several models shares vocabularies of the same name.
-    """
+    """Returns SentencePiece. A process shares it between models, by a name per vocabulary."""
     name = "vocabulary_" + hashlib.sha256(proto).hexdigest()[:16]
     return tf_text.SentencepieceTokenizer(proto, out_type=tf.int32, name=name)
 

@@ -80,22 +80,18 @@ def get(sampler: Any) -> Sampler:
     keras_gemma.samplers.get("top_k").k  # 5
     ```
     """
-    if isinstance(sampler, str):
-        if sampler not in NAMES:
-            raise ValueError(
-                f"`sampler` must be one of {sorted(NAMES)}, or a "
-                f"`keras_gemma.samplers.Sampler`. Received: sampler={sampler!r}"
-            )
+    if isinstance(sampler, Sampler):
+        return sampler
+    if isinstance(sampler, str) and sampler in NAMES:
         return NAMES[sampler]()
-    if not isinstance(sampler, Sampler):
-        name = keras.saving.get_registered_name(type(sampler))
-        if name in KERAS_HUB_SEARCHES:
-            search, settings = KERAS_HUB_SEARCHES[name]
-            return search(**{setting: getattr(sampler, setting) for setting in settings})
-        if can_be_borrowed(sampler):
-            return BorrowedSampler(sampler)
-        raise TypeError(
-            f"`sampler` must be one of {sorted(NAMES)}, or a `keras_gemma.samplers.Sampler`. "
-            f"Received: {sampler!r} of type {type(sampler).__name__}"
-        )
-    return sampler
+    name = keras.saving.get_registered_name(type(sampler))
+    if name in KERAS_HUB_SEARCHES:
+        search, settings = KERAS_HUB_SEARCHES[name]
+        return search(**{setting: getattr(sampler, setting) for setting in settings})
+    if can_be_borrowed(sampler):
+        return BorrowedSampler(sampler)
+    error = ValueError if isinstance(sampler, str) else TypeError
+    raise error(
+        f"`sampler` must be one of {sorted(NAMES)}, or a `keras_gemma.samplers.Sampler`. "
+        f"Received: sampler={sampler!r} of type {type(sampler).__name__}"
+    )

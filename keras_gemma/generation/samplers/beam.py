@@ -8,8 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_gemma.checks import check_bool
-from keras_gemma.generation.samplers.random import check_k
+from keras_gemma.checks import check_bool, check_integer
 from keras_gemma.generation.samplers.sampler import Numbers, Sampler, Seeds, check_numbers
 
 
@@ -58,17 +57,9 @@ class BeamSampler(Sampler):
     length_penalty: Numbers = 0.0
     temperature: Numbers = 1.0
 
-    def __post_init__(self) -> None:
-        self.check()
-
     def check(self) -> None:
         super().check()
-        if isinstance(self.num_beams, list | tuple | np.ndarray):
-            raise ValueError(
-                "`num_beams` must be one integer for all prompts. "
-                f"Received: num_beams={self.num_beams!r}"
-            )
-        check_k(self.num_beams, "num_beams")
+        check_integer("num_beams", self.num_beams, advice="It is the same for all prompts.")
         check_bool("return_all_beams", self.return_all_beams)
         check_numbers("length_penalty", self.length_penalty, "a number", lambda x: abs(x) < 1e3)
 
@@ -76,7 +67,7 @@ class BeamSampler(Sampler):
         return "beam", self.num_beams
 
     def settings(self) -> dict[str, Any]:
-        return super().settings() | {"length_penalty": np.asarray(self.length_penalty, "float32")}
+        return super().settings() | {"length_penalty": self.length_penalty}
 
     @property
     def sequences(self) -> int:
@@ -84,10 +75,7 @@ class BeamSampler(Sampler):
         return self.num_beams if self.return_all_beams else 1
 
     def init(self, batch: int, seed: Seeds = None, copies: Any = None) -> dict[str, Any]:
-        """Returns the initial state of `batch` rows, `num_beams` per prompt.
-
-        The beams of a prompt are equal at first, so all but one begin with the score -inf.
-        """
+        # The beams of a prompt are equal at first, so all but one begin with the score -inf.
         first = np.arange(batch) % self.num_beams == 0
         return super().init(batch, seed, copies) | {
             "total": ops.convert_to_tensor(np.where(first, 0.0, -np.inf).astype("float32")),

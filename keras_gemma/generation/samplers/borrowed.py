@@ -17,8 +17,7 @@ _LOOP = ("__call__", "run_loop", "compute_probabilities")
 def can_be_borrowed(sampler: Any) -> bool:
     """Returns True if `sampler` is a KerasHub sampler that only overrides `get_next_token`.
 
-    Raises:
-        TypeError: If `sampler` is a KerasHub sampler with a custom loop.
+    Raises a TypeError if it has a custom loop.
     """
 
     def definer(name: str) -> type | None:
@@ -46,9 +45,6 @@ class BorrowedSampler(Sampler):
     """Adapter that takes `temperature`, `get_next_token` and seed generators from another sampler.
 
     All other attributes of that sampler are compiled in, and must not change after its first use.
-
-    Args:
-        lender: A KerasHub sampler.
     """
 
     def __init__(self, lender: Any) -> None:
@@ -57,7 +53,6 @@ class BorrowedSampler(Sampler):
 
     @property
     def temperature(self) -> float:
-        """Temperature of the KerasHub sampler at the start of generation."""
         return self.lender.temperature
 
     def get_next_token(self, probabilities: Any) -> Any:

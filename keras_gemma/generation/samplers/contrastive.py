@@ -5,9 +5,8 @@ from collections.abc import Hashable
 from typing import Any, ClassVar
 
 import keras
-import numpy as np
 
-from keras_gemma.generation.samplers.random import check_k
+from keras_gemma.checks import check_integer
 from keras_gemma.generation.samplers.sampler import Numbers, Sampler, check_numbers
 
 
@@ -53,18 +52,13 @@ class ContrastiveSampler(Sampler):
     alpha: Numbers = 0.6
     temperature: Numbers = 1.0
 
-    def __post_init__(self) -> None:
-        self.check()
-
     def check(self) -> None:
         super().check()
-        if isinstance(self.k, list | tuple | np.ndarray):
-            raise ValueError(f"`k` must be one integer for all prompts. Received: k={self.k!r}")
-        check_k(self.k, "k")
+        check_integer("k", self.k, advice="It is the same for all prompts.")
         check_numbers("alpha", self.alpha, "a number in [0, 1]", lambda x: 0 <= x <= 1)
 
     def rule(self) -> Hashable:
         return "contrastive", self.k
 
     def settings(self) -> dict[str, Any]:
-        return super().settings() | {"alpha": np.asarray(self.alpha, "float32")}
+        return super().settings() | {"alpha": self.alpha}

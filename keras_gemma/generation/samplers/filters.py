@@ -23,10 +23,7 @@ def _weights(logits: Any) -> Any:
 def _keep(logits: Any, weights: Any, enough: Callable[[Any], Any]) -> Any:
     """Returns `logits` with the fewest of the largest weights that are `enough`; others are LOWEST.
 
-    Args:
-        logits: Logits `[B, V]`.
-        weights: Relative probabilities `[B, V]`.
-        enough: Function `kept bool [B, V] -> bool [B, 1]`. It must be True if all tokens are kept.
+    `enough` maps the kept tokens, bool `[B, V]`, to bool `[B, 1]`; True if all tokens are kept.
     """
     bits = ops.view(weights, "int32")
     low = ops.zeros_like(bits[:, :1])

@@ -32,9 +32,6 @@ class GreedySampler(Sampler):
     temperature: Numbers = 1.0
     seed: Seeds = None
 
-    def __post_init__(self) -> None:
-        self.check()
-
     def rule(self) -> Hashable:
         return "greedy"
 

@@ -41,8 +41,5 @@ class MinPSampler(DrawingSampler):
     seed: Seeds = None
     temperature: Numbers = 1.0
 
-    def __post_init__(self) -> None:
-        self.check()
-
     def settings(self) -> dict[str, Numbers]:
         return super().settings() | {"min_p": self.min_p}

@@ -42,11 +42,8 @@ def threefry(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[Any, Any]:
 def gumbel(seed: Any, rows: Any, step: Any, vocabulary_size: int) -> Any:
     """Returns Gumbel noise `[B, V]`: `argmax(logits + noise)` samples from `softmax(logits)`.
 
-    Args:
-        seed: Seeds, int32 `[B]`.
-        rows: Numbers that distinguish rows with the same seed, int32 `[B]`.
-        step: Number of tokens chosen before in each row, int32 `[B]`.
-        vocabulary_size: Number of tokens, V.
+    `rows` distinguish rows with the same seed, and `step` is the number of tokens chosen before;
+    all three are int32 `[B]`.
     """
     tokens = ops.arange(vocabulary_size, dtype="int32")[None, :]
     bits, _ = threefry((seed[:, None], rows[:, None]), (step[:, None], tokens))

@@ -11,15 +11,9 @@ from keras_gemma.generation.samplers.sampler import Sampler
 def override(sampler: Sampler, settings: dict[str, Any]) -> Sampler:
     """Returns a copy of `sampler` with other settings.
 
-    A greedy sampler with a temperature or a filter becomes a random one. A custom sampler keeps
-    its type; only its dataclass fields can be overridden.
-
-    Args:
-        sampler: A sampler.
-        settings: Any of `temperature`, `top_k`, `top_p` and `min_p`.
-
-    Raises:
-        ValueError: If the sampler does not have such a setting, or a value is out of range.
+    Settings are any of `temperature`, `top_k`, `top_p` and `min_p`. A greedy sampler with a
+    temperature or a filter becomes a random one. A custom sampler keeps its type; only its
+    dataclass fields can be overridden.
     """
     if not settings:
         return sampler

@@ -22,12 +22,12 @@ class DrawingSampler(Sampler):
 
     def check(self) -> None:
         super().check()
-        settings = self.settings()
-        if "top_k" in settings:
-            check_k(settings["top_k"])
-        for name in ("top_p", "min_p"):
-            if name in settings:
-                check_numbers(name, settings[name], "a number in (0, 1]", lambda x: 0 < x <= 1)
+        for setting, value in self.settings().items():
+            name = self.written.get(setting, setting)
+            if setting == "top_k":
+                check_numbers(name, value, "an integer >= 1", lambda x: 1 <= x < 2**31, whole=True)
+            elif setting in FILTERS:
+                check_numbers(name, value, "a number in (0, 1]", lambda x: 0 < x <= 1)
 
     def rule(self) -> Hashable:
         return "draw", *(name for name in FILTERS if name in self.settings())
@@ -43,15 +43,6 @@ def limit(logits: Any, state: dict[str, Any]) -> Any:
         if name in state:
             logits = keep(logits, state[name])
     return logits
-
-
-def check_k(k: Any, name: str = "top_k") -> None:
-    """Checks a setting that is a positive integer, or a list of them.
-
-    Raises:
-        ValueError: If `k` is anything else.
-    """
-    check_numbers(name, k, "an integer >= 1", lambda x: 1 <= x < 2**31, whole=True)
 
 
 @keras.saving.register_keras_serializable(package="keras_gemma")
@@ -91,9 +82,6 @@ class RandomSampler(DrawingSampler):
     top_k: int | Sequence[int] | None = None
     top_p: Numbers | None = None
     min_p: Numbers | None = None
-
-    def __post_init__(self) -> None:
-        self.check()
 
     def settings(self) -> dict[str, Numbers]:
         filters = {"top_k": self.top_k, "top_p": self.top_p, "min_p": self.min_p}

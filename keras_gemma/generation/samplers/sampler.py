@@ -70,6 +70,9 @@ class Sampler:
         self.seed = seed
         self.check()
 
+    def __post_init__(self) -> None:
+        self.check()
+
     def check(self) -> None:
         """Checks the settings.
 
@@ -77,8 +80,7 @@ class Sampler:
             ValueError: If a setting is out of range.
         """
         check_numbers("temperature", self.temperature, "a number >= 0", lambda x: 0 <= x < 1e9)
-        if self.seed is not None:
-            check_seed(self.seed)
+        check_seed(self.seed)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments. A subclass adds its arguments to them."""
@@ -128,7 +130,7 @@ class Sampler:
                 the rows.
         """
         state = {name: _by_row(name, value, batch) for name, value in self.settings().items()}
-        seeds = self.seed if seed is None else check_seed(seed)
+        seeds = self.seed if seed is None else seed
         if seeds is None:
             seeds = random.getrandbits(32)
         words = [int(value) % 2**32 for value in np.ravel(np.array(seeds, object))]
@@ -138,24 +140,8 @@ class Sampler:
         state = {name: ops.convert_to_tensor(value) for name, value in state.items()}
         generators = self._seed_generators()
         if generators:
-            word = words[0] if seed is not None else None
-            state["generators"] = self._generator_states(generators, word)
+            state["generators"] = _generator_states(generators, None if seed is None else words[0])
         return state
-
-    def _generator_states(
-        self, generators: list[keras.random.SeedGenerator], seed: int | None
-    ) -> list[Any]:
-        """Returns the states of Keras generators for one call, from `seed` or their own."""
-        if seed is not None:
-            pairs = [np.array([(seed + i) % 2**32, 0]) for i in range(len(generators))]
-            return [
-                ops.convert_to_tensor(pair, dtype=g.state.dtype)
-                for pair, g in zip(pairs, generators, strict=True)
-            ]
-        values = [ops.copy(g.state.value) for g in generators]
-        for g in generators:  # The next call begins after the draws of this one.
-            g.state.assign(g.state.value + ops.cast(np.array([0, CALL_STRIDE]), g.state.dtype))
-        return values
 
     def __call__(self, logits: Any, state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Returns the next ids, int32 `[B]`, and the next state, for `logits [B, V]`."""
@@ -190,6 +176,20 @@ class Sampler:
     def get_next_token(self, probabilities: Any) -> Any:
         """Returns the next ids `[B]` for `probabilities [B, V]`. Custom samplers override this."""
         return ops.argmax(probabilities, axis=-1)
+
+
+def _generator_states(generators: list[keras.random.SeedGenerator], seed: int | None) -> list[Any]:
+    """Returns the states of Keras generators for one call, from `seed` or their own."""
+    if seed is not None:
+        return [
+            ops.convert_to_tensor(np.array([(seed + i) % 2**32, 0]), dtype=generator.state.dtype)
+            for i, generator in enumerate(generators)
+        ]
+    states = [ops.copy(generator.state.value) for generator in generators]
+    for state in (generator.state for generator in generators):
+        # The next call begins after the draws of this one.
+        state.assign(state.value + ops.cast(np.array([0, CALL_STRIDE]), state.dtype))
+    return states
 
 
 def tempered(logits: Any, state: dict[str, Any]) -> Any:
@@ -231,11 +231,7 @@ def _by_row(name: str, value: Any, batch: int) -> np.ndarray:
 
 
 def check_rows(name: str, value: Any, prompts: int) -> None:
-    """Checks that `value` is one value, or a list of one per prompt.
-
-    Raises:
-        ValueError: If the list has another length.
-    """
+    """Raises a ValueError if `value` is neither one value nor a list of one per prompt."""
     if np.ndim(value) and len(value) != prompts:
         raise ValueError(
             f"`{name}` must be one value, or one for each prompt. "
@@ -246,17 +242,9 @@ def check_rows(name: str, value: Any, prompts: int) -> None:
 def check_numbers(
     name: str, value: Any, what: str, fits: Callable[[Any], bool], whole: bool = False
 ) -> None:
-    """Checks a number, or a list of numbers.
+    """Raises a ValueError if `value` is neither a number that `fits` nor a list of them.
 
-    Args:
-        name: Name of the argument, as the user wrote it.
-        value: Value of the argument.
-        what: Description of a valid number, for the error message.
-        fits: Returns True if a number is in the valid range.
-        whole: If True, the numbers must be integers. Defaults to False.
-
-    Raises:
-        ValueError: If a number is invalid, or the list is empty.
+    `what` describes such a number in the message. If `whole`, it must be an integer.
     """
     is_valid = is_integer if whole else is_number
     many = isinstance(value, list | tuple | np.ndarray) and np.shape(value) != ()
@@ -267,11 +255,7 @@ def check_numbers(
         )
 
 
-def check_seed(seed: Any) -> Any:
-    """Returns `seed` if it is an integer or a list of integers.
-
-    Raises:
-        ValueError: If `seed` is anything else.
-    """
-    check_numbers("seed", seed, "an integer", lambda value: True, whole=True)
-    return seed
+def check_seed(seed: Any) -> None:
+    """Raises a ValueError if `seed` is not an integer, a list of integers or `None`."""
+    if seed is not None:
+        check_numbers("seed", seed, "an integer", lambda value: True, whole=True)

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import keras
 
-from keras_gemma.generation.samplers.random import DrawingSampler, check_k
+from keras_gemma.generation.samplers.random import DrawingSampler
 from keras_gemma.generation.samplers.sampler import Numbers, Seeds
 
 
@@ -42,10 +42,6 @@ class TopKSampler(DrawingSampler):
     seed: Seeds = None
     temperature: Numbers = 1.0
     written: ClassVar[dict[str, str]] = {"top_k": "k"}
-
-    def __post_init__(self) -> None:
-        check_k(self.k, "k")
-        self.check()
 
     def settings(self) -> dict[str, Numbers]:
         return super().settings() | {"top_k": self.k}

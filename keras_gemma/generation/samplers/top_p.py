@@ -6,8 +6,8 @@ from typing import ClassVar
 
 import keras
 
-from keras_gemma.generation.samplers.random import DrawingSampler, check_k
-from keras_gemma.generation.samplers.sampler import Numbers, Seeds, check_numbers
+from keras_gemma.generation.samplers.random import DrawingSampler
+from keras_gemma.generation.samplers.sampler import Numbers, Seeds
 
 
 @keras.saving.register_keras_serializable(package="keras_gemma")
@@ -46,12 +46,6 @@ class TopPSampler(DrawingSampler):
     seed: Seeds = None
     temperature: Numbers = 1.0
     written: ClassVar[dict[str, str]] = {"top_p": "p", "top_k": "k"}
-
-    def __post_init__(self) -> None:
-        check_numbers("p", self.p, "a number in (0, 1]", lambda x: 0 < x <= 1)
-        if self.k is not None:
-            check_k(self.k, "k")
-        self.check()
 
     def settings(self) -> dict[str, Numbers]:
         limits = {"top_p": self.p} if self.k is None else {"top_p": self.p, "top_k": self.k}

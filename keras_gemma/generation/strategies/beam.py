@@ -10,21 +10,14 @@ to row.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from keras import ops
 
-from keras_gemma import backend
-from keras_gemma.generation.decode import (
-    DecodeState,
-    any_unfinished,
-    apply_logits_processors,
-    next_logits,
-    write_tokens,
-)
+from keras_gemma.generation.decode import DecodeState, apply_logits_processors, write_tokens
 from keras_gemma.generation.memory import check_memory
-from keras_gemma.generation.prefill import to_rings
 from keras_gemma.generation.programs import Programs
 from keras_gemma.generation.request import Request, SequenceOutput
 from keras_gemma.generation.samplers.sampler import LogitsProcessor, tempered
@@ -32,16 +25,7 @@ from keras_gemma.generation.session import DecodingSession
 
 
 def search(programs: Programs, request: Request) -> list[SequenceOutput]:
-    """Returns the best `request.num_return_sequences` beams of each prompt, best first.
-
-    Args:
-        programs: Programs of the model.
-        request: Request with a `BeamSampler`.
-
-    Raises:
-        ValueError: If more sequences than beams are requested, if a prompt leaves no room in the
-            context, or if there is not enough memory.
-    """
+    """Returns the best `request.num_return_sequences` beams of each prompt, best first."""
     beams, count = request.sampler.num_beams, request.num_return_sequences
     if count > beams:
         raise ValueError(
@@ -50,8 +34,7 @@ def search(programs: Programs, request: Request) -> list[SequenceOutput]:
         )
     request = dataclasses.replace(request, num_return_sequences=beams)
     request.check(programs.config)
-    dtype = programs.backbone.compute_dtype
-    check_memory(request, programs.config, dtype, reorders_cache=True)
+    check_memory(request, programs.backbone)
     session = BeamSession(programs, request)
     session.decode()
     return [output for i, output in enumerate(session.outputs()) if i % beams < count]
@@ -60,29 +43,9 @@ def search(programs: Programs, request: Request) -> list[SequenceOutput]:
 class BeamSession(DecodingSession):
     """A beam search in progress. The request has one sequence per beam."""
 
-    def _prefill_program(self, capacity: int) -> Any:
-        """Returns the program that fills the ring buffers and chooses the first tokens."""
-        programs, processors = self.programs, self.request.logits_processors
-        config, parts, beams = programs.config, programs.parts, self.request.num_return_sequences
-
-        def begin(weights: Any, hidden: Any, state: DecodeState) -> DecodeState:
-            cache = to_rings(state.cache, state.length, config, state.text.shape[1])
-            logits = parts.head(hidden, weights["head"], config)
-            return keep_best(state._replace(cache=cache), logits, beams, processors)
-
-        return programs.program(("begin", *self.static_key()), lambda: backend.compile(begin))
-
-    def _decode_program(self) -> Any:
-        """Returns the program that runs decode steps."""
-        programs, processors = self.programs, self.request.logits_processors
-        config, parts, beams = programs.config, programs.parts, self.request.num_return_sequences
-
-        def decode_step(weights: Any, state: DecodeState) -> DecodeState:
-            logits, state = next_logits(weights, state, config, parts)
-            return keep_best(state, logits, beams, processors)
-
-        key = "step", *self.static_key()
-        return programs.program(key, lambda: backend.while_loop(any_unfinished, decode_step))
+    def _append_function(self) -> Callable[[DecodeState, Any], DecodeState]:
+        beams, processors = self.request.num_return_sequences, self.request.logits_processors
+        return lambda state, logits: keep_best(state, logits, beams, processors)
 
     def outputs(self) -> list[SequenceOutput]:
         """Returns the output of each beam, with its score, best first for each prompt."""
@@ -97,11 +60,7 @@ def keep_best(
 ) -> DecodeState:
     """Appends one token to each unfinished beam and keeps the best beams of each prompt.
 
-    Args:
-        state: Rows are prompts x beams. `state.sampler` comes from `BeamSampler.init`.
-        logits: float32 `[B, V]`, logits of the next token of each row.
-        beams: Number of beams per prompt.
-        processors: Logits processors, applied before the log-probabilities are computed.
+    The rows of `state` and `logits [B, V]` are prompts x beams.
     """
     settings = state.sampler
     rows, vocabulary_size = logits.shape
@@ -151,11 +110,6 @@ def reorder(state: DecodeState, parents: Any) -> DecodeState:
 
 
 def score(total: Any, count: Any, length_penalty: Any) -> Any:
-    """Returns the scores that rank beams, float32; larger is better.
-
-    Args:
-        total: Sum of the log-probabilities of a beam's new tokens.
-        count: int32, number of these tokens.
-        length_penalty: float32, exponent of the number of tokens.
-    """
+    """Returns the scores of beams with `count` new tokens, whose log-probabilities sum to `total`;
+    larger is better."""
     return total / ops.cast(ops.maximum(count, 1), "float32") ** length_penalty

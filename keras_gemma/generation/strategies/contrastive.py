@@ -9,8 +9,8 @@ Su et al., 2022, arXiv:2202.06417. Rows of the cache are prompts x candidates, w
 their last token. When a candidate is taken, the other rows receive its keys and values.
 """
 
-import dataclasses
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 from keras import ops
 
@@ -18,7 +18,6 @@ from keras_gemma import backend
 from keras_gemma.config import GemmaConfig
 from keras_gemma.generation.decode import (
     DecodeState,
-    any_unfinished,
     apply_logits_processors,
     positions_of,
     write_tokens,
@@ -29,52 +28,13 @@ from keras_gemma.generation.programs import Programs, repeat_cache
 from keras_gemma.generation.request import Request, SequenceOutput
 from keras_gemma.generation.samplers.sampler import LogitsProcessor, tempered
 from keras_gemma.generation.session import DecodingSession
-from keras_gemma.model.cache import Cache, repeat_rows, resize, slot_of
+from keras_gemma.model.cache import Cache, repeat_rows, slot_of
 from keras_gemma.model.normalization import rms_normalize
 from keras_gemma.model.transformer import EAGER, BlockFunctions, forward_with_cache
 
 
-class ContrastiveState(NamedTuple):
-    """Everything that changes from one decode step to the next."""
-
-    decode: DecodeState  # one row per prompt, but its cache has prompts x candidates
-    directions: Any  # float32 [B, S, 1, D]: normalized hidden state of each token
-    logits: Any  # float32 [B, V]: of the next token
-
-    @property
-    def text(self) -> Any:
-        return self.decode.text
-
-    @property
-    def length(self) -> Any:
-        return self.decode.length
-
-    @property
-    def done(self) -> Any:
-        return self.decode.done
-
-    @property
-    def logprobs(self) -> Any:
-        return self.decode.logprobs
-
-    def grow(self, capacity: int, slots: list[int]) -> "ContrastiveState":
-        """Same as in `DecodeState`."""
-        return self._replace(
-            decode=self.decode.grow(capacity, slots), directions=resize(self.directions, capacity)
-        )
-
-
 def search(programs: Programs, request: Request) -> list[SequenceOutput]:
-    """Returns the output of each prompt.
-
-    Args:
-        programs: Programs of the model.
-        request: Request with a `ContrastiveSampler`.
-
-    Raises:
-        ValueError: If several sequences per prompt are requested, if a prompt leaves no room in
-            the context, or if there is not enough memory.
-    """
+    """Returns the output of each prompt."""
     if request.num_return_sequences > 1:
         raise ValueError(
             "`num_return_sequences` above 1 would repeat the same text, because contrastive search "
@@ -82,11 +42,8 @@ def search(programs: Programs, request: Request) -> list[SequenceOutput]:
             f"Received: num_return_sequences={request.num_return_sequences}"
         )
     request.check(programs.config)
-    candidates = min(request.sampler.k, programs.config.vocabulary_size)
-    rows = dataclasses.replace(request, num_return_sequences=candidates)
-    dtype = programs.backbone.compute_dtype
-    check_memory(rows, programs.config, dtype, copies_at_decode=True)
-    session = ContrastiveSession(programs, request, candidates)
+    check_memory(request, programs.backbone)
+    session = ContrastiveSession(programs, request)
     session.decode()
     return session.outputs()
 
@@ -94,73 +51,62 @@ def search(programs: Programs, request: Request) -> list[SequenceOutput]:
 class ContrastiveSession(DecodingSession):
     """A contrastive search in progress.
 
-    Args:
-        programs: Programs of the model.
-        request: A request that has been checked.
-        candidates: Number of candidate tokens per decode step.
+    Its state has one row per prompt, but its cache has prompts x candidates.
     """
 
-    def __init__(self, programs: Programs, request: Request, candidates: int) -> None:
-        self.candidates = candidates
+    def __init__(self, programs: Programs, request: Request) -> None:
+        self.candidates = min(request.sampler.k, programs.config.vocabulary_size)
         super().__init__(programs, request)
         self.steps = 0  # The prefill chooses no token here.
 
-    def _prefill(self) -> ContrastiveState:
+    def _prefill(self) -> DecodeState:
         # Without the prefix cache, because it has no hidden states.
         prompts = self.request.prompts
         hidden, cache = self.programs.prefill(prompts, None, self.weights, all_tokens=True)
-        program = self._prefill_program(cache[0][0].shape[1])
-        return program(self.weights, hidden, self._first_state(cache))
-
-    def _prefill_program(self, capacity: int) -> Any:
-        """Returns the program that fills the ring buffers and computes the first logits."""
         config, parts, candidates = self.programs.config, self.programs.parts, self.candidates
 
-        def begin(weights: Any, hidden: Any, decode: DecodeState) -> ContrastiveState:
-            cache = to_rings(decode.cache, decode.length, config, decode.text.shape[1])
-            last = ops.take_along_axis(hidden, (decode.length - 1)[:, None, None], axis=1)[:, 0]
-            return ContrastiveState(
-                decode=decode._replace(cache=repeat_cache(cache, candidates)),
+        def begin(weights: Any, hidden: Any, state: DecodeState) -> DecodeState:
+            cache = to_rings(state.cache, state.length, config, state.text.shape[1])
+            last = ops.take_along_axis(hidden, (state.length - 1)[:, None, None], axis=1)[:, 0]
+            return state._replace(
+                cache=repeat_cache(cache, candidates),
                 directions=direction(hidden, weights["head"], config)[:, :, None],
                 logits=parts.head(last, weights["head"], config),
             )
 
-        return self.programs.program(("begin", *self.static_key()), lambda: backend.compile(begin))
+        key = "begin", *self.static_key()
+        program = self.programs.program(key, lambda: backend.compile(begin))
+        return program(self.weights, hidden, self._first_state(cache))
 
-    def _decode_program(self) -> Any:
-        """Returns the program that runs decode steps."""
+    def _decode_function(self) -> Callable[[Any, DecodeState], DecodeState]:
         programs, processors = self.programs, self.request.logits_processors
         config, parts, candidates = programs.config, programs.parts, self.candidates
-
-        def decode_step(weights: Any, state: ContrastiveState) -> ContrastiveState:
-            return take_best(weights, state, config, candidates, processors, parts)
-
-        key = "step", *self.static_key()
-        return programs.program(key, lambda: backend.while_loop(any_unfinished, decode_step))
+        return lambda weights, state: take_best(
+            weights, state, config, candidates, processors, parts
+        )
 
 
 def take_best(
     weights: dict[str, Any],
-    state: ContrastiveState,
+    state: DecodeState,
     config: GemmaConfig,
     candidates: int,
     processors: tuple[LogitsProcessor, ...] = (),
     parts: BlockFunctions = EAGER,
-) -> ContrastiveState:
+) -> DecodeState:
     """Reads the candidates of each unfinished row and appends the best one."""
-    decode, settings = state.decode, state.decode.sampler
-    batch = state.logits.shape[0]
-    processed = tempered(apply_logits_processors(state.logits, decode, processors), settings)
+    settings, batch = state.sampler, state.logits.shape[0]
+    processed = tempered(apply_logits_processors(state.logits, state, processors), settings)
     probabilities, ids = ops.top_k(ops.softmax(processed, axis=-1), candidates)
     ids = ops.cast(ids, "int32")
 
-    positions = repeat_rows(decode.length, candidates)[:, None]
+    positions = repeat_rows(state.length, candidates)[:, None]
     token_ids = ops.reshape(ids, (batch * candidates, 1))
-    x, cache = forward_with_cache(weights, token_ids, positions, decode.cache, config, parts)
+    x, cache = forward_with_cache(weights, token_ids, positions, state.cache, config, parts)
     new = ops.reshape(direction(x, weights["head"], config), (batch, candidates, -1))
 
     similarity = ops.matmul(new, ops.transpose(state.directions[:, :, 0], (0, 2, 1)))  # [B, k, S]
-    in_text = positions_of(decode) < decode.length[:, None]
+    in_text = positions_of(state) < state.length[:, None]
     similarity = ops.max(ops.where(in_text[:, None], similarity, -1.0), axis=-1)
     alpha = settings["alpha"][:, None]
     best = ops.argmax((1 - alpha) * probabilities - alpha * similarity, axis=-1)
@@ -170,22 +116,17 @@ def take_best(
     cache = share(cache, positions, repeat_rows(best, candidates))
     ids = ops.take(ops.reshape(ids, (-1,)), best)
     new = ops.take(ops.reshape(new, (batch * candidates, 1, 1, -1)), best, axis=0)
-    slots = slot_of(decode.length, state.directions.shape[1])[:, None]
-    return ContrastiveState(
-        decode=write_tokens(decode._replace(cache=cache), state.logits, ids),
+    slots = slot_of(state.length, state.directions.shape[1])[:, None]
+    return write_tokens(state, state.logits, ids)._replace(
+        cache=cache,
         directions=backend.write_cache(state.directions, new, slots),
         logits=parts.head(ops.take(x[:, 0], best, axis=0), weights["head"], config),
     )
 
 
 def share(cache: Cache, positions: Any, source: Any) -> Cache:
-    """Returns the cache with the keys and values of row `source[i]` in row i, at `positions`.
-
-    Args:
-        cache: KV cache, `[R, S, K, H]`.
-        positions: int32 `[R, 1]`.
-        source: int32 `[R]`.
-    """
+    """Returns the cache `[R, S, K, H]` with the keys and values of row `source[i]` in row i, at
+    `positions [R, 1]`."""
 
     def shared(array: Any) -> Any:
         slots = slot_of(positions, array.shape[1])
@@ -196,13 +137,8 @@ def share(cache: Cache, positions: Any, source: Any) -> Cache:
 
 
 def direction(x: Any, weights: dict[str, Any], config: GemmaConfig) -> Any:
-    """Returns the last block's output after the final norm, divided by its L2 norm: float32.
-
-    Args:
-        x: `[..., D]`.
-        weights: Weights of the output head.
-        config: Configuration of the model.
-    """
+    """Returns the last block's output `[..., D]` after the final norm, divided by its L2 norm:
+    float32. `weights` are those of the output head."""
     x = rms_normalize(x, weights["final_norm"], config.layer_norm_epsilon)
     x = ops.cast(x, "float32")
     squared = ops.sum(ops.square(x), axis=-1, keepdims=True)

@@ -3,7 +3,7 @@
 A wrong proposal only costs time, because `verify.py` rejects it.
 """
 
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from keras import ops
@@ -29,20 +29,8 @@ MIN_MATCH_TOKENS, MAX_MATCH_TOKENS = 2, 8
 A single token nearly always occurs earlier and predicts little."""
 
 
-class DraftProposer(Protocol):
-    """Source of draft tokens."""
-
-    def propose(self, state: DecodeState) -> DraftTokens:
-        """Proposes the tokens that follow the text of `state`."""
-        ...
-
-
 class PromptLookupProposer:
-    """Prompt-lookup decoding: proposes the continuation of an earlier match. Needs no model.
-
-    Args:
-        num_tokens: Number of draft tokens per round.
-    """
+    """Prompt-lookup decoding: proposes the continuation of an earlier match. Needs no model."""
 
     def __init__(self, num_tokens: int) -> None:
         self.num_tokens = num_tokens
@@ -63,23 +51,8 @@ def find_continuation(text: np.ndarray, count: int) -> np.ndarray:
     """Returns the tokens that followed an earlier occurrence of the end of the text.
 
     Prefers the longest match, up to `MAX_MATCH_TOKENS`, and among these the latest. A continuation
-    that reaches the end of the text repeats from its start.
-
-    Args:
-        text: int32 `[n]`.
-        count: Number of tokens to return.
-
-    Returns:
-        int32 `[count]`, or `[0]` without a match.
-
-    Example:
-
-    ```python
-    import numpy as np
-    from keras_gemma.generation.strategies.draft import find_continuation
-
-    find_continuation(np.array([5, 6, 7, 8, 5, 6]), 3)  # [7, 8, 5]
-    ```
+    that reaches the end of the text repeats from its start. For example, the text 5 6 7 8 5 6
+    continues with 7 8 5. Without a match, the continuation is empty.
     """
     last = len(text) - 1
     ends = np.flatnonzero(text[:-1] == text[-1])
@@ -95,11 +68,7 @@ def find_continuation(text: np.ndarray, count: int) -> np.ndarray:
 
 
 class ModelProposer:
-    """Proposes the tokens of a smaller model, which has its own KV cache.
-
-    Args:
-        session: Session of the target model. The draft model prefills its prompts.
-    """
+    """Proposes the tokens of a smaller model, which prefills the prompts into its own KV cache."""
 
     def __init__(self, session: DecodingSession) -> None:
         request = session.request
@@ -107,10 +76,15 @@ class ModelProposer:
         self.programs: Programs = request.draft.programs
         self.weights = self.programs.backbone.tensors()
         _, cache = self.programs.prefill(request.prompts, None, self.weights)
-        if request.num_return_sequences > 1:
-            cache = repeat_cache(cache, request.num_return_sequences)
+        cache = repeat_cache(cache, request.num_return_sequences)
         lengths = ops.convert_to_tensor(session.prompt_lengths.astype("int32"))
-        self.cache: Cache = self._rings_program()(cache, lengths)
+        config, slack = self.programs.config, self.num_tokens
+
+        def rings(cache: Cache, lengths: Any) -> Cache:
+            return to_rings(cache, lengths, config, cache[0][0].shape[1], slack)
+
+        program = self.programs.program(("rings", slack), lambda: backend.compile(rings))
+        self.cache: Cache = program(cache, lengths)
         self.program = self._propose_program(session)
 
     def propose(self, state: DecodeState) -> DraftTokens:
@@ -124,17 +98,7 @@ class ModelProposer:
             logits += [] if draft_logits is None else [draft_logits]
         return DraftTokens(tuple(ids[:-1]), tuple(logits[:-1]))
 
-    def _rings_program(self) -> Any:
-        """Returns the program that fills the ring buffers from the prompt's cache."""
-        config, slack = self.programs.config, self.num_tokens
-
-        def rings(cache: Cache, lengths: Any) -> Cache:
-            return to_rings(cache, lengths, config, cache[0][0].shape[1], slack)
-
-        return self.programs.program(("rings", slack), lambda: backend.compile(rings))
-
     def _propose_program(self, session: DecodingSession) -> Any:
-        """Returns the program that proposes one token."""
         config, parts = self.programs.config, self.programs.parts
         greedy = is_greedy(session.request.sampler)
         processors = session.request.logits_processors

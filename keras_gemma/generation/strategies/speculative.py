@@ -24,97 +24,64 @@ from keras import ops
 
 from keras_gemma import backend
 from keras_gemma.generation.decode import DecodeState, any_unfinished
-from keras_gemma.generation.request import PrefixCache, SequenceOutput
+from keras_gemma.generation.programs import Programs
+from keras_gemma.generation.request import Request, SequenceOutput
 from keras_gemma.generation.session import DecodingSession
-from keras_gemma.generation.strategies.draft import (
-    DraftProposer,
-    ModelProposer,
-    PromptLookupProposer,
-)
+from keras_gemma.generation.strategies.draft import ModelProposer, PromptLookupProposer
 from keras_gemma.generation.strategies.verify import DraftTokens, is_greedy, verify
 from keras_gemma.model.cache import Cache
 from keras_gemma.model.transformer import forward_with_cache
 
 
-class SpeculativeSession:
-    """A session with the interface of `DecodingSession` that decodes with draft tokens.
+class SpeculativeSession(DecodingSession):
+    """A session that decodes with the draft of its request."""
 
-    Args:
-        session: Session whose request has a draft.
-    """
-
-    def __init__(self, session: DecodingSession) -> None:
-        draft = session.request.draft
-        self.session = session
-        self.num_tokens = draft.num_tokens
-        self.proposer: DraftProposer = (
-            PromptLookupProposer(draft.num_tokens)
-            if draft.programs is None
-            else ModelProposer(session)
+    def __init__(self, programs: Programs, request: Request) -> None:
+        super().__init__(programs, request)
+        self.proposer = (
+            PromptLookupProposer(self.slack)
+            if request.draft.programs is None
+            else ModelProposer(self)
         )
-        self.num_accepted = np.zeros(len(session.prompt_lengths), int)
-        self.num_verified = np.zeros(len(session.prompt_lengths), int)
+        self.num_accepted = np.zeros(len(self.prompt_lengths), int)
+        self.num_verified = np.zeros(len(self.prompt_lengths), int)
 
     def decode(self, n: int | None = None) -> bool:
-        """Chooses about `n` more tokens in each row.
+        """Chooses about `n` more tokens in each row; `None` decodes until all rows have ended.
 
-        Args:
-            n: Number of tokens. `None` decodes until all rows have ended.
-
-        Returns:
-            True if any row is unfinished.
+        Returns True if any row is unfinished.
         """
-        rounds = math.inf if n is None else math.ceil(n / (self.num_tokens + 1))
-        while rounds > 0 and bool(any_unfinished(self.session.state)):
+        rounds = math.inf if n is None else math.ceil(n / (self.slack + 1))
+        while rounds > 0 and bool(any_unfinished(self.state)):
             self._decode_round()
             rounds -= 1
-        return bool(any_unfinished(self.session.state))
-
-    def stop(self, rows: np.ndarray) -> None:
-        """Same as in `DecodingSession`."""
-        self.session.stop(rows)
-
-    def new_ids(self) -> list[np.ndarray]:
-        """Same as in `DecodingSession`."""
-        return self.session.new_ids()
-
-    @property
-    def prefilled_tokens(self) -> int:
-        """Number of prompt tokens that were not in the prefix cache."""
-        return self.session.prefilled_tokens
-
-    def prefix(self) -> PrefixCache:
-        """Same as in `DecodingSession`."""
-        return self.session.prefix()
+        return bool(any_unfinished(self.state))
 
     def outputs(self) -> list[SequenceOutput]:
         """Returns the output of each row so far, with its acceptance rate."""
         outputs = []
         counts = zip(self.num_accepted, self.num_verified, strict=True)
-        for output, (accepted, verified) in zip(self.session.outputs(), counts, strict=True):
+        for output, (accepted, verified) in zip(super().outputs(), counts, strict=True):
             rate = float(accepted / verified) if verified else None
             outputs.append(dataclasses.replace(output, acceptance_rate=rate))
         return outputs
 
     def _decode_round(self) -> None:
         """Proposes and verifies draft tokens: at least one more token in each row."""
-        session = self.session
-        longest = int(ops.convert_to_numpy(session.state.length).max())
-        session.ensure_capacity(longest + self.num_tokens + 1)
-        drafts = self.proposer.propose(session.state)
-        cache, state = session.state.cache, session.state._replace(cache=None)
+        longest = int(ops.convert_to_numpy(self.state.length).max())
+        self.ensure_capacity(longest + self.slack + 1)
+        drafts = self.proposer.propose(self.state)
+        cache, state = self.state.cache, self.state._replace(cache=None)
         program = self._verify_program()
-        cache, state, accepted, verified = program(session.weights, cache, state, drafts)
-        session.state = state._replace(cache=cache)
+        cache, state, accepted, verified = program(self.weights, cache, state, drafts)
+        self.state = state._replace(cache=cache)
         self.num_accepted += ops.convert_to_numpy(accepted)
         self.num_verified += ops.convert_to_numpy(verified)
 
     def _verify_program(self) -> Any:
-        """Returns the program that feeds the draft tokens to the target model and verifies them."""
-        session, programs = self.session, self.session.programs
-        config, parts = programs.config, programs.parts
-        greedy = is_greedy(session.request.sampler)
-        processors = session.request.logits_processors
+        config, parts = self.programs.config, self.programs.parts
+        greedy = is_greedy(self.request.sampler)
+        processors = self.request.logits_processors
 
         def verify_drafts(
             weights: Any, cache: Cache, state: DecodeState, drafts: DraftTokens
@@ -129,5 +96,5 @@ class SpeculativeSession:
             state, accepted, verified = verify(state, logits, drafts, greedy, processors)
             return cache, state, accepted, verified
 
-        key = "verify", *session.static_key()
-        return programs.program(key, lambda: backend.compile(verify_drafts, donate=1))
+        key = "verify", *self.static_key()
+        return self.programs.program(key, lambda: backend.compile(verify_drafts, donate=1))

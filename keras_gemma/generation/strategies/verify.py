@@ -42,18 +42,11 @@ def verify(
     """Appends the accepted draft tokens and one token of the target model to each row.
 
     Works position by position, like decoding, so stop tokens and logits processors see each token.
+    `logits [B, T, V]` are the target model's after the text and after each of the T - 1 draft
+    tokens. If `greedy`, accepts only the most likely token.
 
-    Args:
-        state: State before the draft tokens.
-        logits: float32 `[B, T, V]`, the target model's logits after the text and after each of the
-            T - 1 draft tokens.
-        drafts: Draft tokens.
-        greedy: If True, accepts only the most likely token.
-        processors: Logits processors of the request.
-
-    Returns:
-        The new state, and the number of accepted and of verified draft tokens in each row, both
-        int32 `[B]`.
+    Returns the new state, and the number of accepted and of verified draft tokens in each row, both
+    int32 `[B]`.
     """
     no_draft = ops.zeros_like(state.length) - 1
     # A row is active until it ends or a draft token is rejected.
@@ -79,11 +72,8 @@ def _verify_one(
     greedy: bool,
     processors: tuple[LogitsProcessor, ...],
 ) -> tuple[DecodeState, Any]:
-    """Appends one token to each row that is not done.
-
-    Returns:
-        The new state, and True for each row whose draft token was accepted, bool `[B]`.
-    """
+    """Appends one token to each row that is not done. Returns the new state, and True for each row
+    whose draft token was accepted, bool `[B]`."""
     settings = state.sampler
     processed = apply_logits_processors(logits, state, processors)
     if greedy:
@@ -107,16 +97,10 @@ def rejection_sample(
     """Draws a token from p, given a draft token x drawn from q (Leviathan et al., 2.3).
 
     Accepts x with probability min(1, p(x) / q(x)), and otherwise draws from max(0, p - q),
-    normalized. Without a draft token, q is 0, so the token is drawn from p.
+    normalized. `limited` and `draft_logits` are the logits of p and q, `[B, V]`; without the
+    latter, q(x) is 1. Without a draft token, q is 0, so the token is drawn from p.
 
-    Args:
-        limited: float32 `[B, V]`, the logits of p.
-        settings: State of the sampler, `[B]` each.
-        draft: int32 `[B]`, -1 for rows without a draft token.
-        draft_logits: float32 `[B, V]`, the logits of q. `None` means that q(x) is 1.
-
-    Returns:
-        The ids, int32 `[B]`, and True for each accepted draft token, bool `[B]`.
+    Returns the ids, int32 `[B]`, and True for each accepted draft token, bool `[B]`.
     """
     p = probabilities(limited, settings)
     is_draft = ops.arange(p.shape[-1], dtype="int32")[None] == draft[:, None]

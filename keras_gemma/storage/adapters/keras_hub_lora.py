@@ -25,6 +25,7 @@ from keras_gemma.config import GemmaConfig
 from keras_gemma.lora.adapters import Arrays, check_finite
 from keras_gemma.lora.config import MATRICES, Lora
 from keras_gemma.storage.files import local_path, scratch_folder
+from keras_gemma.storage.tensor_streaming import report_problems
 
 ENDING = ".lora.h5"
 NAME = "default"
@@ -82,10 +83,7 @@ def _path(filepath: str | Path) -> Path:
 
 
 def _numbers(config: GemmaConfig) -> dict[str, int]:
-    """Returns KerasHub's layer number of each matrix.
-
-    KerasHub counts the layers of a block from its end.
-    """
+    """Returns KerasHub's number of each matrix. It counts the layers of a block from its end."""
     block = ["block", "down", "up", "gate"]
     block += ["norm"] * (1 + config.use_post_ffw_norm)
     block += ["attention", "output", "value", "key", "query"]
@@ -100,12 +98,9 @@ def _numbers(config: GemmaConfig) -> dict[str, int]:
 
 def _heads(matrix: str, config: GemmaConfig) -> int | None:
     """Returns the number of heads on the out axis of a matrix, or `None` if it has no heads."""
-    kind = matrix.split(".")[-1]
-    return {
-        "query": config.num_query_heads,
-        "key": config.num_key_value_heads,
-        "value": config.num_key_value_heads,
-    }.get(kind)
+    if matrix.endswith(".query"):
+        return config.num_query_heads
+    return config.num_key_value_heads if matrix.endswith((".key", ".value")) else None
 
 
 def _shapes(matrix: str, rank: int, config: GemmaConfig) -> tuple[tuple[int, ...], tuple[int, int]]:
@@ -120,12 +115,7 @@ def _shapes(matrix: str, rank: int, config: GemmaConfig) -> tuple[tuple[int, ...
 
 
 def _read(path: Path, config: GemmaConfig) -> Arrays:
-    """Reads A and B of each matrix in this package's layout.
-
-    Raises:
-        ValueError: If the file is invalid or does not fit the model. The message lists all
-            problems.
-    """
+    """Reads A and B of each matrix in this package's layout."""
     names = {str(number): matrix for matrix, number in _numbers(config).items()}
     arrays, problems = {}, []
     try:
@@ -150,12 +140,13 @@ def _read(path: Path, config: GemmaConfig) -> Arrays:
             f"{path} cannot be read as a file of KerasHub's `save_lora_weights`: {error}. Save the "
             "adapter again."
         ) from error
-    if problems or not arrays:
-        problems = problems or ["it has no layers"]
-        raise ValueError(
-            f"The adapter in {path} does not fit this model ({len(problems)} problems). Load it "
-            "onto the model that it was trained on:" + "".join(f"\n  {p}" for p in problems)
-        )
+    if not arrays and not problems:
+        problems = ["it has no layers"]
+    report_problems(
+        problems,
+        f"The adapter in {path} does not fit this model",
+        "Load it onto the model that it was trained on",
+    )
     return {matrix: arrays[matrix] for matrix in config.weight_shapes() if matrix in arrays}
 
 

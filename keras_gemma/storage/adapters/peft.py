@@ -19,7 +19,7 @@ from keras_gemma.lora.config import Lora, check_numbers, target_names
 from keras_gemma.storage.files import check_types, local_path, read_json, replacing, write_json
 from keras_gemma.storage.hugging_face.layout import tensor_name
 from keras_gemma.storage.hugging_face.safetensors import tensors
-from keras_gemma.storage.tensor_streaming import FLOAT_DTYPES, MAX_LISTED_PROBLEMS, StoredTensor
+from keras_gemma.storage.tensor_streaming import StoredTensor, TensorSpec, compare, report_problems
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
@@ -75,23 +75,20 @@ def load_lora(backbone: Any, directory: str | Path, name: str, dtype: str) -> No
     backbone.adapters.check_name(name)
     folder = find_adapter(directory)
     values = _read_values(folder / CONFIG)
-    stored = tensors(folder / WEIGHTS)
+    # Some files omit the prefix.
+    found = tensors(folder / WEIGHTS).items()
+    stored = {PREFIX + name.removeprefix(PREFIX): tensor for name, tensor in found}
     lora = _check(stored, values, backbone.config, folder, dtype)
     arrays: Arrays = {}
     for matrix in lora.sizes:
-        a, b = (_find(stored, matrix, part).read().astype("float32") for part in "AB")
+        a, b = (stored[_tensor(matrix, part)].read().astype("float32") for part in "AB")
         arrays[matrix] = a, b
     check_finite(arrays, str(folder / WEIGHTS))
     backbone.adapters.add(name, lora, arrays)
 
 
 def find_adapter(directory: str | Path) -> Path:
-    """Returns the adapter's folder after checking that its files exist.
-
-    Raises:
-        ValueError: If `directory` is not a local folder.
-        FileNotFoundError: If one of the two files is missing.
-    """
+    """Returns the adapter's folder after checking that both of its files exist."""
     if isinstance(directory, str) and "://" in directory:
         raise ValueError(
             "`directory` must be a folder on this machine: fetch it first with "
@@ -171,9 +168,10 @@ def _read_values(path: Path) -> dict[str, Any]:
     if odd.get("bias") == "none":
         del odd["bias"]
     if odd:
-        reasons = (f" ({_REASONS[key]})" if key in _REASONS else "" for key in odd)
-        settings = (f"{key}={value!r:.80}" for key, value in odd.items())
-        listed = "; ".join(map("".join, zip(settings, reasons, strict=True)))
+        listed = "; ".join(
+            f"{key}={value!r:.80}" + (f" ({_REASONS[key]})" if key in _REASONS else "")
+            for key, value in odd.items()
+        )
         raise ValueError(
             f"{path} describes more than plain LoRA, which is not supported: {listed}. Merge the "
             "adapter into its model with PEFT's `merge_and_unload`, and load the result."
@@ -195,55 +193,28 @@ def _read_values(path: Path) -> dict[str, Any]:
 def _check(
     stored: dict[str, StoredTensor], values: dict[str, Any], config: Any, folder: Path, dtype: str
 ) -> Lora:
-    """Returns the settings of an adapter after checking that all its tensors fit the model.
-
-    Raises:
-        ValueError: If tensors do not fit. The message lists all of them.
-    """
+    """Returns the settings of an adapter after checking that all its tensors fit the model."""
     shapes = config.weight_shapes()
-    problems, names, sizes = [], set(), {}
+    specs, sizes = [], {}
     targeted = _targeted(values, config)
     for matrix in target_names(config, "all-linear"):
-        module = _module(matrix)
-        out, length = shapes[matrix]
-        rank = _pattern(values.get("rank_pattern"), module, values["r"])
-        alpha = _pattern(values.get("alpha_pattern"), module, values["lora_alpha"])
-        parts = {part: _find(stored, matrix, part) for part in "AB"}
-        names |= {
-            f"{start}{_tensor(matrix, p)[len(PREFIX) :]}" for p in "AB" for start in _PREFIXES
-        }
-        if not any(parts.values()) and matrix not in targeted:
-            continue
-        for part, shape in {"A": (rank, length), "B": (out, rank)}.items():
-            tensor, name = parts[part], _tensor(matrix, part)
-            if tensor is None:
-                problems.append(f"missing: {name} {shape}")
-            elif tensor.shape != shape:
-                problems.append(f"shape: {name} is {tensor.shape}, expected {shape}")
-            elif tensor.dtype not in FLOAT_DTYPES:
-                problems.append(f"dtype: {name} is {tensor.dtype}, expected a float")
-        sizes[matrix] = rank, float(alpha)
-    problems += [f"unexpected: {n} {t.shape}" for n, t in stored.items() if n not in names]
+        name_a, name_b = _tensor(matrix, "A"), _tensor(matrix, "B")
+        if matrix in targeted or name_a in stored or name_b in stored:
+            out, length = shapes[matrix]
+            rank = _pattern(values.get("rank_pattern"), matrix, values["r"])
+            alpha = _pattern(values.get("alpha_pattern"), matrix, values["lora_alpha"])
+            specs += [TensorSpec(name_a, (rank, length)), TensorSpec(name_b, (out, rank))]
+            sizes[matrix] = rank, float(alpha)
+    problems = compare(stored, specs)
     if not sizes and not problems:
-        problems.append("no tensor belongs to a matrix of Gemma's blocks")
-    if problems:
-        rest = len(problems) - MAX_LISTED_PROBLEMS
-        lines = problems[:MAX_LISTED_PROBLEMS] + ([f"… and {rest} more"] if rest > 0 else [])
-        raise ValueError(
-            f"The adapter in {folder} does not fit this model ({len(problems)} problems). Load it "
-            "onto the model that it was trained on:" + "".join(f"\n  {line}" for line in lines)
-        )
+        problems = ["no tensor belongs to a matrix of Gemma's blocks"]
+    report_problems(
+        problems,
+        f"The adapter in {folder} does not fit this model",
+        "Load it onto the model that it was trained on",
+    )
     dropout, use_rslora = values.get("lora_dropout", 0.0), values.get("use_rslora", False)
     return Lora(sizes, float(dropout), use_rslora, dtype)
-
-
-_PREFIXES = (PREFIX, "")
-"""Possible prefixes of a tensor's name: PEFT's, or none."""
-
-
-def _find(stored: dict[str, StoredTensor], matrix: str, part: str) -> StoredTensor | None:
-    name = _tensor(matrix, part)
-    return stored.get(name) or stored.get(name.removeprefix(PREFIX))
 
 
 def _targeted(values: dict[str, Any], config: Any) -> set[str]:
@@ -260,11 +231,11 @@ def _targeted(values: dict[str, Any], config: Any) -> set[str]:
     }
 
 
-def _pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
-    """Returns the value of `rank_pattern` or `alpha_pattern` for a module."""
+def _pattern(patterns: dict[str, Any] | None, matrix: str, default: Any) -> Any:
+    """Returns the value of `rank_pattern` or `alpha_pattern` for a matrix."""
     for pattern, value in (patterns or {}).items():
         try:
-            if re.match(rf"(.*\.)?({pattern})$", module):
+            if re.match(rf"(.*\.)?({pattern})$", _module(matrix)):
                 return value
         except re.error as error:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Reads a GGUF file of llama.cpp: sizes, vocabulary and weights. Implements `formats.Format`.
+"""Reads a GGUF file of llama.cpp: sizes, vocabulary and weights.
 
 Knows the architectures `gemma`, `gemma2` and `gemma3`. The package `gguf` dequantizes. llama.cpp
 keeps some settings in its source instead of in the file: the pattern of Gemma 3's layers, the
@@ -17,7 +17,8 @@ import numpy as np
 from keras_gemma import backend
 from keras_gemma.config import GemmaConfig
 from keras_gemma.quantization import QuantizationConfig
-from keras_gemma.storage.gguf.header import TensorInfo, is_gguf, read_header, size_of
+from keras_gemma.storage.format_interface import Reader
+from keras_gemma.storage.gguf.header import TensorInfo, read_header, size_of
 from keras_gemma.storage.gguf.layout import (
     LOCAL_ROPE_THETA_GEMMA3,
     NUM_LAYERS_27B,
@@ -26,17 +27,13 @@ from keras_gemma.storage.gguf.layout import (
 )
 from keras_gemma.storage.hugging_face.tokenizer_json import serialize_pieces
 from keras_gemma.storage.tensor_streaming import StoredTensor, TensorSpec, check_layer_count
-
-TITLE = "GGUF file"
-IGNORED_TENSORS = ("output.weight", "rope_freqs.weight")
-"""Copy of the embedding, and frequencies that `GemmaConfig` computes."""
+from keras_gemma.text.pieces import SPACE
 
 ARCHITECTURES = ("gemma", "gemma2", "gemma3")
 
 CHUNK_ELEMENTS = 1 << 22
 """Elements that are dequantized at a time."""
 
-SPACE = "▁"
 CONTROL_TYPES = {"<pad>": 3, "<eos>": 3, "<bos>": 3, "<unk>": 2}
 """SentencePiece type of llama.cpp's control tokens that are not plain pieces for SentencePiece."""
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -50,10 +47,6 @@ _SIZES = {
     "attention.key_length": "head_dim",
     "context_length": "context_length",
 }
-
-
-def matches(path: Path) -> bool:
-    return is_gguf(path)
 
 
 def read_backbone(path: Path) -> dict[str, Any]:
@@ -173,14 +166,6 @@ def read_tokenizer(path: Path) -> dict[str, Any]:
     return {"proto": serialize_pieces(pieces, special, dummy_prefix)}
 
 
-def read_preprocessor(path: Path) -> dict[str, Any]:
-    return {}
-
-
-def read_errors(path: Path) -> dict[str, float]:
-    return {}
-
-
 def tensor_specs(
     config: GemmaConfig, path: Path | None = None, quantization: QuantizationConfig | None = None
 ) -> dict[str, TensorSpec]:
@@ -255,3 +240,14 @@ def _import_gguf() -> ModuleType:
             'Reading GGUF files needs the package gguf: `pip install "keras-gemma[gguf]"`.'
         ) from error
     return gguf
+
+
+READER = Reader(
+    title="GGUF file",
+    read_backbone=read_backbone,
+    read_tokenizer=read_tokenizer,
+    tensor_specs=tensor_specs,
+    open_weights=open_weights,
+    # A copy of the embedding, and frequencies that `GemmaConfig` computes.
+    ignored_tensors=("output.weight", "rope_freqs.weight"),
+)

@@ -7,7 +7,6 @@ none of them computes. The package `gguf` writes the bytes of the format.
 import math
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 from keras_gemma import progress
 from keras_gemma.checks import check_one_of
 from keras_gemma.config import GemmaConfig
+from keras_gemma.storage.arguments import check_vocabulary
 from keras_gemma.storage.files import local_path, scratch_folder
 from keras_gemma.storage.gguf.layout import (
     LOCAL_ROPE_THETA_GEMMA3,
@@ -44,7 +44,7 @@ CHUNK_ELEMENTS = 1 << 22
 
 
 def save_to_gguf(lm: Any, path: str | Path, dtype: str = "bf16") -> None:
-    """Writes `lm` with its vocabulary and chat template to one file for llama.cpp.
+    """Implements `GemmaCausalLM.save_to_gguf`.
 
     Tensors are converted one at a time into a file next to `path`, which replaces `path` when
     complete. Norms are always stored in float32. `"q8_0"` and `"q4_0"` divide matrix rows into
@@ -52,28 +52,6 @@ def save_to_gguf(lm: Any, path: str | Path, dtype: str = "bf16") -> None:
     which is also the output head, is stored as `"q8_0"`.
 
     llama.cpp tokenizes texts to the same ids, except that it treats a literal `▁` as a space.
-
-    Args:
-        lm: A `GemmaCausalLM` with a preprocessor.
-        path: The file, ending in .gguf. Its parents are created, and an earlier file is replaced.
-        dtype: Type of the matrices: `"bf16"`, `"f16"`, `"q8_0"` or `"q4_0"`.
-
-    Raises:
-        ImportError: If the packages of the extra `gguf` are not installed.
-        ValueError: If `dtype` is unknown, `path` is not a .gguf file or not writable, the model has
-            no vocabulary, llama.cpp would compute the model differently, or a weight is not finite
-            or too large for `dtype`.
-        TypeError: If `path` is neither a string nor a path.
-
-    Example:
-
-    ```python
-    import keras_gemma
-    from keras_gemma.storage.gguf.writer import save_to_gguf
-
-    lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
-    save_to_gguf(lm, "gemma_tiny.gguf", dtype="q8_0")
-    ```
     """
     check_one_of("dtype", dtype, FILE_TYPES)
     path = local_path(path, "path").resolve()
@@ -85,7 +63,13 @@ def save_to_gguf(lm: Any, path: str | Path, dtype: str = "bf16") -> None:
         )
     config = lm.backbone.config
     architecture = architecture_of(config)
-    tokenizer = _tokenizer(lm)
+    if lm.preprocessor is None:
+        raise ValueError(
+            "A GGUF file needs the vocabulary, but this model has no preprocessor. Create it with "
+            "`GemmaCausalLM(backbone, preprocessor)`."
+        )
+    tokenizer = lm.preprocessor.tokenizer
+    check_vocabulary(tokenizer, config)
     gguf = _import_gguf()
 
     with scratch_folder(path, "path") as work:
@@ -106,11 +90,7 @@ def save_to_gguf(lm: Any, path: str | Path, dtype: str = "bf16") -> None:
 
 
 def architecture_of(config: GemmaConfig) -> str:
-    """Returns the llama.cpp architecture that computes `config`, such as `"gemma2"`.
-
-    Raises:
-        ValueError: If neither does. The message lists the differences.
-    """
+    """Returns the llama.cpp architecture that computes `config`, such as `"gemma2"`."""
     local = config.layer_kind(0)
     if config.use_query_key_norm:
         name = "gemma3"
@@ -163,23 +143,6 @@ def architecture_of(config: GemmaConfig) -> str:
             "Use `save_to_preset` instead."
         )
     return name
-
-
-def _tokenizer(lm: Any) -> Any:
-    """Returns the tokenizer of `lm` after checking that its vocabulary fits the embedding."""
-    if lm.preprocessor is None:
-        raise ValueError(
-            "A GGUF file needs the vocabulary, but this model has no preprocessor. Create it with "
-            "`GemmaCausalLM(backbone, preprocessor)`."
-        )
-    tokenizer = lm.preprocessor.tokenizer
-    size, rows = tokenizer.vocabulary_size(), lm.backbone.config.vocabulary_size
-    if size > rows:
-        raise ValueError(
-            f"The vocabulary of the preprocessor's tokenizer has {size} tokens, but the backbone "
-            f"embeds {rows}. Use the backbone's original vocabulary."
-        )
-    return tokenizer
 
 
 def _import_gguf() -> ModuleType:
@@ -301,7 +264,8 @@ def _encode(gguf: ModuleType, name: str, array: np.ndarray, kind: Any) -> np.nda
     """Encodes `array` `[out, in]` as the bytes of `kind`: uint8 `[out, bytes per row]`."""
     block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     encoded = np.empty((array.shape[0], array.shape[1] // block * block_bytes), "uint8")
-    for rows in _chunks(array.shape):
+    step = max(1, CHUNK_ELEMENTS // array.shape[1])
+    for rows in (slice(start, start + step) for start in range(0, len(array), step)):
         values = np.ascontiguousarray(array[rows], "float32")
         largest = _max_magnitude(name, values)
         if largest > MAX_MAGNITUDES.get(kind.name, math.inf):
@@ -313,20 +277,10 @@ def _encode(gguf: ModuleType, name: str, array: np.ndarray, kind: Any) -> np.nda
 
 
 def _max_magnitude(name: str, values: np.ndarray) -> float:
-    """Returns the largest magnitude in `values`.
-
-    Raises:
-        ValueError: If a number is NaN or infinite.
-    """
+    """Returns the largest magnitude in `values`, which must all be finite."""
     largest = np.abs(values).max()
     if not np.isfinite(largest):  # NaN if any value is
         raise ValueError(
             f"{name} holds {largest}, so the model is unusable. Train or load it again."
         )
     return largest
-
-
-def _chunks(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Returns slices of rows, of about `CHUNK_ELEMENTS` elements each."""
-    step = max(1, CHUNK_ELEMENTS // shape[1])
-    return (slice(start, start + step) for start in range(0, shape[0], step))

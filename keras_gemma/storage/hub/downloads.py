@@ -9,23 +9,10 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from keras_gemma.hub_caches import (
-    Find,
-    holds_weights,
-    hugging_face_finder,
-    kaggle_finder,
-    shard_names,
-)
+from keras_gemma import hub_caches
 from keras_gemma.storage.files import read_json
-from keras_gemma.storage.hub.errors import (
-    BY_HAND,
-    HUGGING_FACE_DOWNLOAD,
-    KAGGLE_DOWNLOAD,
-    NO_CREDENTIALS,
-    OFFLINE,
-    advice,
-    status_of,
-)
+from keras_gemma.storage.hub import errors as hub_errors
+from keras_gemma.storage.hub.errors import BY_HAND, advice, status_of
 
 CONFIG = "config.json"
 VOCABULARIES = ("assets/tokenizer/vocabulary.spm", "tokenizer.model")
@@ -49,7 +36,7 @@ class RequiredFiles:
     """True if the vocabulary and the tokenizer's and preprocessor's settings are needed."""
     weights: bool = True
 
-    def are_cached(self, find: Find) -> bool:
+    def are_cached(self, find: hub_caches.Find) -> bool:
         """Returns True if all files are in a cache.
 
         Settings may be absent: they are fetched first, so a complete cache has them if they exist.
@@ -57,27 +44,22 @@ class RequiredFiles:
         return (
             find(CONFIG) is not None
             and (not self.text or any(find(name) for name in VOCABULARIES))
-            and (not self.weights or holds_weights(find))
+            and (not self.weights or hub_caches.holds_weights(find))
         )
 
     def patterns(self) -> list[str]:
         """Returns the file name patterns for Hugging Face's client."""
-        patterns = [CONFIG]
-        patterns += TEXT_PATTERNS if self.text else ()
-        patterns += WEIGHTS_PATTERNS if self.weights else ()
-        return patterns
+        text = TEXT_PATTERNS if self.text else ()
+        return [CONFIG, *text, *(WEIGHTS_PATTERNS if self.weights else ())]
 
 
 def from_kaggle(handle: str, required: RequiredFiles) -> Path:
     """Returns the folder of `owner/model/framework/variation[/version]`, fetched file by file.
 
     A version never changes, so a cached one needs no network.
-
-    Raises:
-        DownloadError: If the files could not be fetched.
     """
-    cached = kaggle_finder(handle)
-    if _is_pinned(handle) and required.are_cached(cached):
+    cached = hub_caches.kaggle_finder(handle)
+    if _has_version(handle) and required.are_cached(cached):
         return cached(CONFIG).parent
 
     import kagglehub
@@ -92,7 +74,7 @@ def from_kaggle(handle: str, required: RequiredFiles) -> Path:
                 f"{_kaggle_page(handle)}, {BY_HAND}"
             )
         folder = config.parent
-        if not _is_pinned(handle) and folder.name.isdigit():
+        if not _has_version(handle) and folder.name.isdigit():
             handle = f"{handle}/{folder.name}"  # one version for all files
         _kaggle_files(lambda name: _kaggle_file(handle, name), read_json(config), required)
     except (
@@ -109,29 +91,25 @@ def from_kaggle(handle: str, required: RequiredFiles) -> Path:
         no_credentials = is_refused and kagglehub.config.get_kaggle_credentials() is None
         hint = "; a handle that ends in a version needs no network once cached"
         reason = advice(
-            KAGGLE_DOWNLOAD,
+            hub_errors.KAGGLE_DOWNLOAD,
             error,
-            {NO_CREDENTIALS} if no_credentials else None,
+            {hub_errors.NO_CREDENTIALS} if no_credentials else None,
             page=_kaggle_page(handle),
-            hint="" if _is_pinned(handle) else hint,
+            hint="" if _has_version(handle) else hint,
         )
         raise DownloadError(reason) from error
     return folder
 
 
 def from_hugging_face(repository: str, revision: str, required: RequiredFiles) -> Path:
-    """Returns the folder of `owner/model` at a branch, tag or commit; `""` is the main branch.
-
-    Raises:
-        DownloadError: If the files could not be fetched.
-    """
+    """Returns the folder of `owner/model` at a branch, tag or commit."""
     import huggingface_hub
     from huggingface_hub import errors
 
     try:
         folder = huggingface_hub.snapshot_download(
             repository,
-            revision=revision or None,
+            revision=revision,
             allow_patterns=required.patterns(),
             ignore_patterns=list(NESTED_PATTERNS),
         )
@@ -141,17 +119,17 @@ def from_hugging_face(repository: str, revision: str, required: RequiredFiles) -
         errors.LocalTokenNotFoundError,
         errors.OfflineModeIsEnabled,
     ) as error:
-        cached = hugging_face_finder(repository, revision or "main")
+        cached = hub_caches.hugging_face_finder(repository, revision)
         if isinstance(error, errors.LocalEntryNotFoundError) and required.are_cached(cached):
             return cached(CONFIG).parent  # only files that no load needs are missing
         # "Not in the cache" may hide the actual error, which is the cause.
         cause = error.__cause__ if isinstance(error.__cause__, errors.HfHubHTTPError) else error
         reason = advice(
-            HUGGING_FACE_DOWNLOAD,
+            hub_errors.HUGGING_FACE_DOWNLOAD,
             cause,
-            {OFFLINE} if huggingface_hub.constants.HF_HUB_OFFLINE else None,
+            {hub_errors.OFFLINE} if huggingface_hub.constants.HF_HUB_OFFLINE else None,
             page=f"https://huggingface.co/{repository}",
-            revision=revision or "main",
+            revision=revision,
         )
         raise DownloadError(reason) from error
     return Path(folder)
@@ -188,12 +166,11 @@ def _kaggle_files(
             fetch("metadata.json")  # for the context length
         index = fetch("model.weights.json" if keras else "model.safetensors.index.json")
         single = "model.weights.h5" if keras else "model.safetensors"
-        for name in [single] if index is None else shard_names(index):
+        for name in [single] if index is None else hub_caches.shard_names(index):
             fetch(name)
 
 
-def _is_pinned(handle: str) -> bool:
-    """Returns True if a Kaggle handle names a version."""
+def _has_version(handle: str) -> bool:
     return handle.count("/") == 4
 
 

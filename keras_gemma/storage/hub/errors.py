@@ -104,11 +104,7 @@ def advice(
 ) -> str:
     """Returns the reason of a failure and the remedy, on one line.
 
-    Args:
-        rules: `KAGGLE_DOWNLOAD`, `HUGGING_FACE_DOWNLOAD` or `UPLOAD`.
-        error: Error of a client.
-        situations: Additional keys, such as `OFFLINE`.
-        **values: Values of the placeholders in the messages.
+    `situations` are further keys, such as `OFFLINE`; `values` fill the message's placeholders.
     """
     status = status_of(error)
     keys: set[str | int] = {cls.__name__ for cls in type(error).__mro__} | (situations or set())

@@ -22,18 +22,10 @@ HUGGING_FACE = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revis
 
 
 def resolve(preset: str | Path, *, text: bool = True, weights: bool = True) -> Path:
-    """Returns the folder of `preset`, with the files that a load needs.
+    """Returns the folder of a built-in name, a handle or a path.
 
-    Args:
-        preset: A built-in name, a `kaggle://` or `hf://` handle, or a directory.
-        text: If True, the vocabulary and the files of tokenizer and preprocessor are needed.
-        weights: If True, the weights are needed.
-
-    Raises:
-        ValueError: If `preset` is unknown (the message suggests similar names), empty or a
-            malformed handle, or the download failed.
-        FileNotFoundError: If `preset` is a path to a folder that does not exist.
-        TypeError: If `preset` is neither a string nor a path.
+    `text` and `weights` say if a load needs the files of the tokenizer and preprocessor, and the
+    weights. Missing ones are downloaded.
     """
     if not isinstance(preset, (str, Path)):
         raise TypeError(f"`preset` must be a string or a path. Received: preset={preset!r}")
@@ -45,7 +37,10 @@ def resolve(preset: str | Path, *, text: bool = True, weights: bool = True) -> P
             f"'.' for the current one. Received: preset={preset!r}"
         )
     if "://" in name and isinstance(preset, str):
-        return _from_handle(name, required)
+        try:
+            return _fetch(_hub_handle(name), required)
+        except DownloadError as error:
+            raise ValueError(f"Could not download `preset={name!r}`: {error}.") from error
     if isinstance(preset, str) and name in presets():
         if Path(name).is_dir():
             warnings.warn(
@@ -65,20 +60,12 @@ def resolve(preset: str | Path, *, text: bool = True, weights: bool = True) -> P
         raise FileNotFoundError(
             f"`preset` names a folder that does not exist. Received: preset={name!r}"
         )
+    near = difflib.get_close_matches(name, presets(), n=3, cutoff=0.5) or list(presets())[:3]
     raise ValueError(
-        f"Unknown preset {name!r}. Similar names are {_nearest(name)}. "
+        f"Unknown preset {name!r}. Similar names are {', '.join(map(repr, near))}. "
         "A kaggle:// or hf:// handle or the path of a folder is accepted too. "
         f"Received: preset={name!r}"
     )
-
-
-def _from_handle(handle: str, required: RequiredFiles) -> Path:
-    """Returns the folder of a `kaggle://` or `hf://` handle, or of `hf://` and a built-in name."""
-    hub_handle = _hugging_face_handle(handle) or handle
-    try:
-        return _fetch(hub_handle, required)
-    except DownloadError as error:
-        raise ValueError(f"Could not download `preset={handle!r}`: {error}.") from error
 
 
 def _fetch(handle: str, required: RequiredFiles) -> Path:
@@ -99,18 +86,19 @@ def _fetch(handle: str, required: RequiredFiles) -> Path:
                 "hf:// and a built-in name: 'hf://google/gemma-2-2b', 'hf://gemma2_2b_en'. "
                 f"Received: preset={handle!r}"
             )
-        return downloads.from_hugging_face(match["repository"], match["revision"] or "", required)
+        revision = match["revision"] or "main"
+        return downloads.from_hugging_face(match["repository"], revision, required)
     raise ValueError(
         "`preset` handles must begin with kaggle:// or hf://. For other sources, download the "
         f"folder and pass its path. Received: preset={handle!r}"
     )
 
 
-def _hugging_face_handle(handle: str) -> str | None:
-    """Returns the Hugging Face handle for `hf://` and a built-in name."""
+def _hub_handle(handle: str) -> str:
+    """Returns `handle`, with the owner and model for a built-in name after `hf://`."""
     name, at, revision = handle.removeprefix("hf://").partition("@")
     if not handle.startswith("hf://") or name not in presets():
-        return None
+        return handle
     hub_handle = presets()[name].hugging_face_handle
     if hub_handle is None:
         raise ValueError(
@@ -138,8 +126,3 @@ def _from_builtin_name(preset: Preset, required: RequiredFiles) -> Path:
         f"Could not download `preset={preset.name!r}` from either hub. One of them is enough. "
         + "".join(reasons).strip()
     )
-
-
-def _nearest(name: str) -> str:
-    near = difflib.get_close_matches(name, presets(), n=3, cutoff=0.5) or list(presets())[:3]
-    return ", ".join(map(repr, near))

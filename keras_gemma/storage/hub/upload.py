@@ -11,14 +11,10 @@ from pathlib import Path
 
 from keras_gemma.config import GemmaConfig
 from keras_gemma.quantization import to_config
+from keras_gemma.storage.arguments import check_vocabulary
 from keras_gemma.storage.files import within
 from keras_gemma.storage.formats import CONFIG, Format, format_of, open_checked
-from keras_gemma.storage.hub.errors import (
-    HUGGING_FACE_TOKEN,
-    KAGGLE_TOKEN,
-    UPLOAD,
-    advice,
-)
+from keras_gemma.storage.hub.errors import HUGGING_FACE_TOKEN, KAGGLE_TOKEN, UPLOAD, advice
 from keras_gemma.text.tokenizer import GemmaTokenizer
 
 WEIGHTS = ("*.h5", "*.safetensors", "*.index.json", "model.weights.json")
@@ -30,8 +26,6 @@ EXCLUDED = (
     *("*.bak", "*.incomplete", "*.lock", "*.part", "*.partial", "*.swp", "*.temp", "*.tmp", "*~"),
 )
 """Files that are never sent: actual or possible pickles, and temporary files."""
-
-CARD = "README.md"
 
 _NAME = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?"
 
@@ -82,17 +76,13 @@ def upload_preset(uri: str, preset: str | Path, allow_incomplete: bool = False) 
     if scheme == "kaggle":
         _to_kaggle(handle, folder, ignored)
     else:
-        _to_hugging_face(handle, folder, ignored, format.LIBRARY, config)
+        _to_hugging_face(handle, folder, ignored, format.library, config)
 
 
 def check_preset(folder: Path, allow_incomplete: bool = False) -> tuple[Format, GemmaConfig]:
     """Checks that `from_preset` can load `folder`. Returns its format and the model's config.
 
     Names and shapes of all tensors are compared with config.json; no tensor is read.
-
-    Raises:
-        ValueError: If the folder cannot be loaded. The message gives the reason.
-        FileNotFoundError: If the folder or its weights are missing.
     """
     if not folder.is_dir():
         raise FileNotFoundError(
@@ -113,12 +103,7 @@ def check_preset(folder: Path, allow_incomplete: bool = False) -> tuple[Format, 
         with open_checked(format, folder, config, to_config(arguments.get("quantization"))):
             pass
     if _has(folder, VOCABULARIES) or not allow_incomplete:
-        size = GemmaTokenizer(**format.read_tokenizer(folder)).vocabulary_size()
-        if size > config.vocabulary_size:
-            raise ValueError(
-                f"The vocabulary has {size} ids, but the model embeds {config.vocabulary_size}. "
-                f"Save both from the same model. Received: preset={str(folder)!r}"
-            )
+        check_vocabulary(GemmaTokenizer(**format.read_tokenizer(folder)), config)
     return format, config
 
 
@@ -168,7 +153,7 @@ and the license.
 
 
 def _has(folder: Path, patterns: tuple[str, ...]) -> bool:
-    return any(True for pattern in patterns for _ in folder.glob(pattern))
+    return any(any(folder.glob(pattern)) for pattern in patterns)
 
 
 def _check_kaggle(handle: str, uri: str) -> None:
@@ -228,10 +213,10 @@ def _to_hugging_face(
         huggingface_hub.upload_folder(
             repo_id=repository, folder_path=folder, ignore_patterns=ignored
         )
-        if not huggingface_hub.file_exists(repository, CARD):
+        if not huggingface_hub.file_exists(repository, "README.md"):
             huggingface_hub.upload_file(
                 path_or_fileobj=model_card(repository, library, config).encode(),
-                path_in_repo=CARD,
+                path_in_repo="README.md",
                 repo_id=repository,
             )
     except (

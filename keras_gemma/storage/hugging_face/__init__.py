@@ -1,4 +1,4 @@
-"""Hugging Face's checkpoint folder. Implements `formats.Format`.
+"""Hugging Face's checkpoint folder.
 
 layout.py          file names, tensor names, config.json in both directions
 reader.py          reads a folder
@@ -7,40 +7,22 @@ safetensors.py     locates the tensors in a safetensors file
 tokenizer_json.py  converts tokenizer.json to a SentencePiece model and back
 """
 
-from keras_gemma.storage.hugging_face.layout import (
-    DEFAULT_SHARD_SIZE,
-    FILES,
-    LIBRARY,
-    MARKERS,
-    SIGNS,
-    TITLE,
-)
-from keras_gemma.storage.hugging_face.reader import (
-    IGNORED_TENSORS,
-    matches,
-    open_weights,
-    read_backbone,
-    read_errors,
-    read_preprocessor,
-    read_tokenizer,
-    tensor_specs,
-)
-from keras_gemma.storage.hugging_face.writer import write
+from keras_gemma.storage.format_interface import Format
+from keras_gemma.storage.hugging_face import layout, reader, writer
 
-__all__ = [
-    "DEFAULT_SHARD_SIZE",
-    "FILES",
-    "IGNORED_TENSORS",
-    "LIBRARY",
-    "MARKERS",
-    "SIGNS",
-    "TITLE",
-    "matches",
-    "open_weights",
-    "read_backbone",
-    "read_errors",
-    "read_preprocessor",
-    "read_tokenizer",
-    "tensor_specs",
-    "write",
-]
+FORMAT = Format(
+    title="Hugging Face checkpoint",
+    signs=f"`model_type` in {layout.CONFIG}, {layout.VOCABULARY}, or Hugging Face's "
+    f"{layout.TOKENIZER}",
+    library="transformers",
+    files=layout.FILES,
+    markers={layout.CONFIG: b'"model_type"', layout.TOKENIZER: b'"added_tokens"'},
+    ignored_tensors=reader.IGNORED_TENSORS,
+    default_shard_size="5GB",
+    matches=reader.matches,
+    read_backbone=reader.read_backbone,
+    read_tokenizer=reader.read_tokenizer,
+    tensor_specs=reader.tensor_specs,
+    open_weights=reader.open_weights,
+    write=writer.write,
+)

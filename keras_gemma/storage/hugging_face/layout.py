@@ -31,11 +31,6 @@ FILES = (
     *(CONFIG, GENERATION_CONFIG, VOCABULARY, TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS),
     *(CHAT_TEMPLATE, WEIGHTS, WEIGHTS_INDEX, SHARD_PATTERN),
 )
-MARKERS = {CONFIG: b'"model_type"', TOKENIZER: b'"added_tokens"'}
-TITLE = "Hugging Face checkpoint"
-SIGNS = f"`model_type` in {CONFIG}, {VOCABULARY}, or Hugging Face's {TOKENIZER}"
-LIBRARY = "transformers"
-DEFAULT_SHARD_SIZE = "5GB"
 
 ARCHITECTURES = {
     "gemma": "GemmaForCausalLM",
@@ -95,11 +90,7 @@ def tensor_name(name: str, model_type: str) -> str:
 
 
 def model_type_of(config: GemmaConfig) -> str:
-    """Returns the simplest `model_type` that can express `config`.
-
-    Raises:
-        ValueError: If `config` has one post norm without the other, as no architecture does.
-    """
+    """Returns the simplest `model_type` that can express `config`."""
     if config.use_post_attention_norm != config.use_post_ffw_norm:
         raise ValueError(
             "No architecture of Hugging Face has one post norm without the other: set "
@@ -119,11 +110,7 @@ def model_type_of(config: GemmaConfig) -> str:
 
 
 def to_values(config: GemmaConfig) -> dict[str, Any]:
-    """Returns the content of config.json for `config`, without dropout, which only training uses.
-
-    Raises:
-        ValueError: If no architecture of Hugging Face can express `config`.
-    """
+    """Returns the content of config.json, without dropout, which only training uses."""
     model_type = model_type_of(config)
     values = {
         "architectures": [ARCHITECTURES[model_type]],
@@ -148,47 +135,32 @@ def to_values(config: GemmaConfig) -> dict[str, Any]:
             f"transformers reads {model_type} only if `num_query_heads` divides `hidden_dim`. "
             f"Received: hidden_dim={config.hidden_dim}, num_query_heads={config.num_query_heads}"
         )
-    kinds = [LOCAL if config.is_local(i) else GLOBAL for i in range(config.num_layers)]
+    per_head = config.hidden_dim // config.num_query_heads
+    local = config.use_sliding_window_attention
     return values | {
-        "query_pre_attn_scalar": config.head_dim
-        if config.query_head_dim_normalize
-        else config.hidden_dim // config.num_query_heads,
+        "query_pre_attn_scalar": config.head_dim if config.query_head_dim_normalize else per_head,
         "attn_logit_softcapping": config.attention_logit_soft_cap,
         "final_logit_softcapping": config.final_logit_soft_cap,
         # Without local layers, a window of the whole context: transformers requires a number.
-        "sliding_window": config.sliding_window_size
-        if config.use_sliding_window_attention
-        else config.context_length,
-        "layer_types": kinds,
+        "sliding_window": config.sliding_window_size if local else config.context_length,
+        "layer_types": [LOCAL if config.is_local(i) else GLOBAL for i in range(config.num_layers)],
     }
 
 
 def from_values(values: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Returns `GemmaBackbone`'s arguments for the content of config.json. Inverse of `to_values`.
-
-    Args:
-        values: Content of config.json.
-        path: Path of config.json, for the messages.
-
-    Raises:
-        ValueError: If the architecture is unknown, sizes are missing, or the model cannot express
-            the settings.
-    """
+    """Returns `GemmaBackbone`'s arguments. Inverse of `to_values`, for an untrusted file."""
     model_type = values.get("model_type")
-    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
+    if model_type not in list(ARCHITECTURES):
         raise ValueError(
             f"{path} has model_type {model_type!r}, but this package reads "
             f"{', '.join(map(repr, ARCHITECTURES))}. Choose a checkpoint of Gemma, Gemma 2 or "
             "VaultGemma."
         )
-    missing = [key for key in (*_SIZES, "intermediate_size") if values.get(key) is None]
+    sizes = {key: values.get(key) for key in (*_SIZES, "intermediate_size")}
+    missing = [key for key, size in sizes.items() if size is None]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}. Fetch the checkpoint again.")
-    wrong = [
-        f"{key}={values[key]!r}"
-        for key in (*_SIZES, "intermediate_size")
-        if not is_integer(values[key]) or values[key] < 1
-    ]
+    wrong = [f"{k}={size!r}" for k, size in sizes.items() if not is_integer(size) or size < 1]
     if wrong:
         raise ValueError(
             f"{path} has sizes that are not positive integers: {', '.join(wrong)}. "
@@ -218,7 +190,6 @@ def from_values(values: dict[str, Any], path: Path) -> dict[str, Any]:
         }
         if local:
             arguments["sliding_window_size"] = window
-    GemmaConfig(**arguments)
     return arguments
 
 

@@ -15,11 +15,7 @@ _DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float
 
 
 def tensors(path: Path) -> dict[str, StoredTensor]:
-    """Returns all tensors of the file by name. The file is not kept open.
-
-    Raises:
-        ValueError: If the file is not a valid safetensors file, or is cut short.
-    """
+    """Returns all tensors of the file by name. The file is not kept open."""
     try:
         with safe_open(path, framework="numpy"):
             pass

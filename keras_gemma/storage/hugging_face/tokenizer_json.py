@@ -6,7 +6,6 @@ split of a piece into two parts is listed. Any other tokenizer.json is refused, 
 would differ.
 """
 
-import contextlib
 import gc
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,24 +64,13 @@ def is_tokenizer_json(content: dict[str, Any]) -> bool:
 def read_tokenizer_json(path: Path) -> bytes:
     """Returns the SentencePiece model that gives the same ids as the tokenizer.json in `path`.
 
-    Raises:
-        ValueError: If the file is not a valid tokenizer.json, or not of Gemma's kind.
-    """
-    with _paused_garbage_collector():
-        return _to_sentencepiece(read_json(path), path)
-
-
-@contextlib.contextmanager
-def _paused_garbage_collector() -> Iterator[None]:
-    """Pauses garbage collection while a file is read.
-
-    Recent files store Gemma's 580,604 merges as lists. The collector scans them again and again,
-    which adds about 1.3 s.
+    Garbage collection is paused. Recent files store Gemma's 580,604 merges as lists, which the
+    collector would scan again and again: about 1.3 s.
     """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
-        yield
+        return _to_sentencepiece(read_json(path), path)
     finally:
         if was_enabled:
             gc.enable()
@@ -147,12 +135,7 @@ def serialize_pieces(
 def write_tokenizer_json(proto: bytes, add_start_token: bool = True) -> dict[str, Any]:
     """Returns the content of a tokenizer.json that gives the same ids as a SentencePiece model.
 
-    Args:
-        proto: The SentencePiece model, in bytes.
-        add_start_token: If True, each text begins with `<bos>`.
-
-    Raises:
-        ValueError: If `proto` is of another kind than Gemma's.
+    If `add_start_token` is True, each text begins with `<bos>`.
     """
     model = _protobuf().ModelProto.FromString(proto)
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
@@ -242,11 +225,7 @@ def _splits(text: str, parts: set[str]) -> Iterator[tuple[str, str]]:
 
 
 def _ranks(pairs: list[list[str]], types: dict[str, int], path: Path) -> dict[str, int]:
-    """Returns, for each merged piece, the number of pieces that are merged before it.
-
-    Raises:
-        ValueError: If no scores of pieces can express the merges.
-    """
+    """Returns, for each merged piece, the number of pieces that are merged before it."""
     ranks: dict[str, int] = {}
     listed = {text: 0 for text, type in types.items() if type == NORMAL}  # bit i: split after i
     latest = None
@@ -308,11 +287,7 @@ def _texts(ids: dict[str, int], path: Path) -> list[str]:
 
 
 def _protobuf() -> ModuleType:
-    """Returns SentencePiece's classes for its model files.
-
-    Raises:
-        ImportError: If the package protobuf is not installed.
-    """
+    """Returns SentencePiece's classes for its model files."""
     try:
         from sentencepiece import sentencepiece_model_pb2
     except ImportError as error:

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from keras_gemma import progress
+from keras_gemma.storage.arguments import check_vocabulary
 from keras_gemma.storage.files import write_json
 from keras_gemma.storage.hugging_face import layout
 from keras_gemma.storage.hugging_face.tokenizer_json import SPECIAL, TURNS, write_tokenizer_json
-from keras_gemma.storage.sharding import plain_sizes, plan_shards
+from keras_gemma.storage.sharding import plan_shards
 from keras_gemma.text.chat_template import CHAT_TEMPLATE
 
 _DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -26,25 +27,16 @@ def write(task: Any, folder: Path, max_shard_bytes: int) -> None:
 
     Weights keep the dtype of the model's variables and are in memory one at a time. Without a
     preprocessor, tokenizer and generation settings are omitted.
-
-    Args:
-        task: A `GemmaCausalLM`.
-        folder: The empty folder.
-        max_shard_bytes: Maximum size of a weights file.
-
-    Raises:
-        ValueError: If a weight is larger than `max_shard_bytes`, no architecture of Hugging Face
-            can express the model, or its vocabulary does not fit or is of another kind than
-            Gemma's.
     """
     backbone, preprocessor = task.backbone, task.preprocessor
     config = layout.to_values(backbone.config)
     config["torch_dtype"] = backbone.named_weights()["token_embedding"].plain_dtype
-    plan = plan_shards(plain_sizes(backbone), max_shard_bytes)
+    sizes = {name: weight.plain_bytes for name, weight in backbone.named_weights().items()}
+    plan = plan_shards(sizes, max_shard_bytes)
     files: dict[str, Any] = {layout.CONFIG: config}
     if preprocessor is not None:
         tokenizer = preprocessor.tokenizer
-        _check_vocabulary(tokenizer, backbone.config.vocabulary_size)
+        check_vocabulary(tokenizer, backbone.config)
         config |= _ids(tokenizer)
         tokenizer_json = write_tokenizer_json(tokenizer.proto, preprocessor.add_start_token)
         added = tokenizer_json["added_tokens"]
@@ -55,7 +47,7 @@ def write(task: Any, folder: Path, max_shard_bytes: int) -> None:
         (folder / layout.VOCABULARY).write_bytes(tokenizer.proto)
     for name, content in files.items():
         write_json(folder / name, content)
-    _write_weights(folder, backbone, plan, config["model_type"])
+    _write_weights(folder, backbone.named_weights(), plan, config["model_type"])
 
 
 def write_safetensors(
@@ -70,10 +62,7 @@ def write_safetensors(
         n bytes     header: JSON, {tensor: {"dtype", "shape", "data_offsets": [begin, end]}}
         the rest    the numbers, little-endian, without gaps, in the order of the header
 
-    Args:
-        path: The file.
-        weights: Weights by name, as in `GemmaBackbone.named_weights`.
-        advance: Called with the bytes of each written weight.
+    `advance` is called with the bytes of each written weight.
     """
     # Earlier releases of transformers refuse a file without "pt".
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -96,11 +85,12 @@ def write_safetensors(
             advance(weight.plain_bytes)
 
 
-def _write_weights(folder: Path, backbone: Any, plan: list[list[str]], model_type: str) -> None:
+def _write_weights(
+    folder: Path, weights: dict[str, Any], plan: list[list[str]], model_type: str
+) -> None:
     """Writes the weights: one file, or the files of `plan` and their index."""
-    weights = backbone.named_weights()
     weight_map = {}
-    total = sum(plain_sizes(backbone).values())
+    total = sum(weight.plain_bytes for weight in weights.values())
     with progress.bar("Saving", total) as advance:
         for number, names in enumerate(plan, start=1):
             file_name = layout.WEIGHTS if len(plan) == 1 else layout.SHARD.format(number, len(plan))
@@ -110,15 +100,6 @@ def _write_weights(folder: Path, backbone: Any, plan: list[list[str]], model_typ
     if len(plan) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         write_json(folder / layout.WEIGHTS_INDEX, index)
-
-
-def _check_vocabulary(tokenizer: Any, rows: int) -> None:
-    if tokenizer.vocabulary_size() > rows:
-        raise ValueError(
-            f"The vocabulary of the preprocessor's tokenizer has {tokenizer.vocabulary_size()} "
-            f"tokens, but the backbone embeds {rows}. Use the backbone's original vocabulary, "
-            "or `preprocessor=None`."
-        )
 
 
 def _ids(tokenizer: Any) -> dict[str, int]:

@@ -1,44 +1,25 @@
-"""KerasHub's preset folder. Implements `formats.Format`.
+"""KerasHub's preset folder.
 
 layout.py  file names, registered names, H5 paths and shapes
 reader.py  reads a folder
 writer.py  writes a folder
 """
 
-from keras_gemma.storage.keras_preset.layout import (
-    DEFAULT_SHARD_SIZE,
-    FILES,
-    LIBRARY,
-    MARKERS,
-    SIGNS,
-    TITLE,
-)
-from keras_gemma.storage.keras_preset.reader import (
-    IGNORED_TENSORS,
-    matches,
-    open_weights,
-    read_backbone,
-    read_errors,
-    read_preprocessor,
-    read_tokenizer,
-    tensor_specs,
-)
-from keras_gemma.storage.keras_preset.writer import write
+from keras_gemma.storage.format_interface import Format
+from keras_gemma.storage.keras_preset import layout, reader, writer
 
-__all__ = [
-    "DEFAULT_SHARD_SIZE",
-    "FILES",
-    "IGNORED_TENSORS",
-    "LIBRARY",
-    "MARKERS",
-    "SIGNS",
-    "TITLE",
-    "matches",
-    "open_weights",
-    "read_backbone",
-    "read_errors",
-    "read_preprocessor",
-    "read_tokenizer",
-    "tensor_specs",
-    "write",
-]
+FORMAT = Format(
+    title="Keras preset",
+    signs=f"`registered_name` or `class_name` in {layout.CONFIG}, or {layout.VOCABULARY}",
+    library="keras-hub",
+    files=layout.FILES,
+    default_shard_size="10GB",
+    matches=reader.matches,
+    read_backbone=reader.read_backbone,
+    read_tokenizer=reader.read_tokenizer,
+    read_preprocessor=reader.read_preprocessor,
+    read_errors=reader.read_errors,
+    tensor_specs=layout.tensor_specs,
+    open_weights=reader.open_weights,
+    write=writer.write,
+)

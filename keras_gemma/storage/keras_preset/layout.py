@@ -3,11 +3,15 @@
 Reads and writes nothing; `reader.py` and `writer.py` follow these tables.
 """
 
+from pathlib import Path
+
+import numpy as np
+
 from keras_gemma import backend
 from keras_gemma.backend import quantized
 from keras_gemma.config import GemmaConfig
 from keras_gemma.quantization import QuantizationConfig
-from keras_gemma.storage.tensor_streaming import QuantizedTensorSpec, TensorSpec
+from keras_gemma.storage.tensor_streaming import QuantizedTensorSpec, Specs, TensorSpec
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
@@ -20,15 +24,9 @@ WEIGHTS_INDEX = "model.weights.json"
 SHARD = "model_{:05}.weights.h5"
 SHARD_PATTERN = "model_*.weights.h5"
 
-FILES = (
-    *(CONFIG, TOKENIZER, PREPROCESSOR, TASK, METADATA, VOCABULARY),
-    *(WEIGHTS, WEIGHTS_INDEX, SHARD_PATTERN),
-)
-MARKERS: dict[str, bytes] = {}
-TITLE = "Keras preset"
-SIGNS = f"`registered_name` or `class_name` in {CONFIG}, or {VOCABULARY}"
-LIBRARY = "keras-hub"
-DEFAULT_SHARD_SIZE = "10GB"
+BACKBONE_FILES = (TASK, WEIGHTS, WEIGHTS_INDEX, SHARD_PATTERN)
+"""Files that a new backbone replaces or outdates."""
+FILES = (CONFIG, TOKENIZER, PREPROCESSOR, METADATA, VOCABULARY, *BACKBONE_FILES)
 
 KERAS_HUB_VERSION = "0.32.0"
 """The release whose folder format is written."""
@@ -50,13 +48,14 @@ MODULES = {
 MAX_PADDING_ROWS = 128
 """Unused rows at the end of the embedding in checkpoints that were trained in JAX."""
 
-_ATTENTION = {
-    "query": "attention/query_dense",
-    "key": "attention/key_dense",
-    "value": "attention/value_dense",
-    "output": "attention/output_dense",
-}
 _FEED_FORWARD = {"gate": "gating_ffw", "up": "gating_ffw_2", "down": "ffw_linear"}
+
+
+def layer_path(kind: str) -> str:
+    """Returns the path in a block of the layer with one kind of weight, such as `"query"`."""
+    if kind in ("query", "key", "value", "output"):
+        return f"attention/{kind}_dense"
+    return _FEED_FORWARD.get(kind, kind)
 
 
 def h5_specs(config: GemmaConfig) -> dict[str, TensorSpec]:
@@ -73,12 +72,13 @@ def h5_specs(config: GemmaConfig) -> dict[str, TensorSpec]:
     return {name: _h5_spec(name, shape, config) for name, shape in config.weight_shapes().items()}
 
 
-def quantized_specs(
-    config: GemmaConfig, quantization: QuantizationConfig
-) -> dict[str, TensorSpec | QuantizedTensorSpec]:
-    """Counterpart of `h5_specs` for a quantized model, which KerasHub refuses by its class.
+def tensor_specs(
+    config: GemmaConfig, folder: Path | None, quantization: QuantizationConfig | None
+) -> Specs:
+    """Returns the specs of a model that may be quantized. They are the same for all folders.
 
-    A matrix's `vars/0` is replaced by up to three datasets of the logical matrix `[out, in]`:
+    KerasHub refuses a quantized model by its class. There, up to three datasets of the logical
+    matrix `[out, in]` replace its `vars/0`:
 
         vars/values   int8 [out, in]; in 4 bits uint8 [out, in / 2], two values a byte: the low
                       half bytes are the first half of a row, the high ones the second
@@ -90,12 +90,12 @@ def quantized_specs(
     """
     specs: dict[str, TensorSpec | QuantizedTensorSpec] = dict(h5_specs(config))
     for name, shape in config.weight_shapes().items():
-        if len(shape) == 2:
+        if quantization is not None and len(shape) == 2:
             kind = "embedding" if name == "token_embedding" else "matrix"
-            folder = specs[name].name.removesuffix("/0")
+            path = specs[name].name.removesuffix("/0")
             spec = quantized.spec(shape, "matrix", *quantization.array_options(kind))
             parts = {
-                part: TensorSpec(f"{folder}/{part}", entry[0], dtypes=(entry[1],))
+                part: TensorSpec(f"{path}/{part}", entry[0], dtypes=(entry[1],))
                 for part, entry in spec.by_file_name().items()
             }
             specs[name] = QuantizedTensorSpec(backend.Quantized.from_file_names(parts))
@@ -111,26 +111,22 @@ def _h5_spec(name: str, shape: tuple[int, ...], config: GemmaConfig) -> TensorSp
 
     _, index, kind = name.split(".")
     block = "layers/gemma_decoder_block" + (f"_{index}" if index != "0" else "")
+    path = f"{block}/{layer_path(kind)}/vars/0"
     h, d = config.head_dim, config.hidden_dim
     if kind in ("query", "key", "value"):
         return TensorSpec(
-            f"{block}/{_ATTENTION[kind]}/vars/0",
+            path,
             (shape[0] // h, d, h),
             to_logical=lambda array: backend.as_aligned(array.transpose(0, 2, 1)).reshape(-1, d),
             to_stored=lambda array: array.reshape(-1, h, d).transpose(0, 2, 1),
         )
     if kind == "output":
         return TensorSpec(
-            f"{block}/{_ATTENTION[kind]}/vars/0",
+            path,
             (shape[1] // h, h, d),
             to_logical=lambda array: array.reshape(-1, d).T,
             to_stored=lambda array: array.T.reshape(-1, h, d),
         )
     if kind in _FEED_FORWARD:
-        return TensorSpec(
-            f"{block}/{_FEED_FORWARD[kind]}/vars/0",
-            shape[::-1],
-            to_logical=lambda array: array.T,
-            to_stored=lambda array: array.T,
-        )
-    return TensorSpec(f"{block}/{kind}/vars/0", shape)
+        return TensorSpec(path, shape[::-1], np.transpose, np.transpose)
+    return TensorSpec(path, shape)

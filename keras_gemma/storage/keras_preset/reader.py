@@ -1,7 +1,7 @@
 """Reads KerasHub's preset folder: JSON descriptions, a SentencePiece vocabulary, H5 weights.
 
 Knows only the format. `presets.py` decides which class to build and with which overrides.
-`formats.Format` describes the functions.
+`Format` describes the functions.
 """
 
 import contextlib
@@ -16,21 +16,16 @@ import ml_dtypes
 import numpy as np
 
 from keras_gemma.config import GemmaConfig
-from keras_gemma.hub_caches import read_index
 from keras_gemma.quantization import QuantizationConfig
-from keras_gemma.storage.files import check_types, read_json, shards
+from keras_gemma.storage.files import check_types, find_weights, read_json
 from keras_gemma.storage.keras_preset import layout
 from keras_gemma.storage.tensor_streaming import (
     FLOAT_DTYPES,
-    QuantizedTensorSpec,
     StoredTensor,
-    TensorSpec,
     check_layer_count,
     in_file,
     join_shards,
 )
-
-IGNORED_TENSORS = ()
 
 _LAYER_KEYS = {"name", "trainable", "dtype", "quantization"}
 _PREPROCESSOR_KEYS = {"sequence_length", "add_start_token", "add_end_token"}
@@ -60,12 +55,7 @@ def matches(folder: Path) -> bool:
 
 
 def read_backbone(folder: Path) -> dict[str, Any]:
-    """Returns `GemmaBackbone`'s arguments, with `name`, `trainable` and `dtype` as saved.
-
-    Raises:
-        ValueError: If the folder holds another architecture or an unsupported quantized model, or
-            config.json has unknown, missing or invalid keys.
-    """
+    """Returns `GemmaBackbone`'s arguments, with `name`, `trainable` and `dtype` as saved."""
     path = folder / layout.CONFIG
     values = _read_object(path, ("GemmaBackbone", layout.QUANTIZED_BACKBONE))
     if "dtype" in values:
@@ -110,11 +100,7 @@ def read_errors(folder: Path) -> dict[str, float]:
 
 
 def read_tokenizer(folder: Path) -> dict[str, Any]:
-    """Returns `GemmaTokenizer`'s arguments, with the vocabulary in bytes as `proto`.
-
-    Raises:
-        ValueError: If the folder has no vocabulary, or the tokenizer is of another class.
-    """
+    """Returns `GemmaTokenizer`'s arguments, with the vocabulary in bytes as `proto`."""
     vocabulary = folder / layout.VOCABULARY
     if not vocabulary.is_file():
         raise ValueError(
@@ -134,10 +120,7 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
 
 
 def read_preprocessor(folder: Path) -> dict[str, Any] | None:
-    """Returns the preprocessor's arguments without the tokenizer.
-
-    Returns `None` if the model was saved without a preprocessor.
-    """
+    """Returns the preprocessor's arguments, or `None` if the model was saved without one."""
     path = folder / layout.PREPROCESSOR
     if path.is_file():
         values = _read_object(path, ("GemmaCausalLMPreprocessor", "GemmaPreprocessor"))
@@ -150,49 +133,16 @@ def read_preprocessor(folder: Path) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def open_weights(folder: Path) -> Iterator[dict[str, StoredTensor]]:
-    """Yields the tensors in the folder's H5 file or shards by path, readable within the block.
-
-    Raises:
-        ValueError: If a file is not a valid H5 file or is cut short, a tensor is stored outside the
-            file, or the index does not match its files.
-        FileNotFoundError: If there are no weights, or shards are missing.
-    """
-    index: dict[str, list[str]] = {}
-    if (folder / layout.WEIGHTS).is_file():
-        paths = [folder / layout.WEIGHTS]
-    elif (folder / layout.WEIGHTS_INDEX).is_file():
-        index = read_index(folder / layout.WEIGHTS_INDEX)
-        names = {name for files in index.values() for name in files}
-        paths = shards(folder, names, layout.WEIGHTS_INDEX)
-    else:
-        raise FileNotFoundError(
-            f"{folder} holds no weights: looked for {layout.WEIGHTS} and {layout.WEIGHTS_INDEX}. "
-            "Pass `load_weights=False` for a model with random weights."
-        )
+    """Yields the tensors in the folder's H5 file or shards by path, readable within the block."""
+    paths, index = find_weights(folder, layout.WEIGHTS, layout.WEIGHTS_INDEX)
     with contextlib.ExitStack() as stack:
         tensors = {path.name: _tensors(stack.enter_context(_open(path)), path) for path in paths}
         if index:
             index = {_group(entry): files for entry, files in index.items()}
-            yield join_shards(tensors, index, folder / layout.WEIGHTS_INDEX, _group_of)
+            source = folder / layout.WEIGHTS_INDEX
+            yield join_shards(tensors, index, source, lambda name: name.rpartition("/")[0])
         else:
             yield tensors[layout.WEIGHTS]
-
-
-def tensor_specs(
-    config: GemmaConfig,
-    folder: Path | None = None,
-    quantization: QuantizationConfig | None = None,
-) -> dict[str, TensorSpec | QuantizedTensorSpec]:
-    """Returns the spec in the H5 file of each weight, by the weight's logical name.
-
-    Args:
-        config: Config of the model.
-        folder: Unused: all folders of this format use the same names.
-        quantization: Quantization of the file.
-    """
-    if quantization is not None:
-        return layout.quantized_specs(config, quantization)
-    return layout.h5_specs(config)
 
 
 def _read_object(path: Path, expected: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -219,10 +169,8 @@ def _dtype_name(dtype: Any, path: Path) -> str | None:
     if isinstance(dtype, dict) and isinstance(dtype.get("config"), dict):
         plain = dtype.get("class_name") in ("DTypePolicy", "FloatDTypePolicy")
         name = dtype["config"].get("name") if plain else None
-    if not isinstance(name, str):
-        raise _unsupported_policy(dtype, path)
     try:
-        policy = keras.dtype_policies.get(name)
+        policy = keras.dtype_policies.get(name) if isinstance(name, str) else None
     except ValueError as error:
         raise _unsupported_policy(dtype, path) from error
     if type(policy) is not keras.DTypePolicy:
@@ -241,10 +189,6 @@ def _group(entry: str) -> str:
     """Returns the H5 group of an index entry: Keras stores a layer's path or its variables'."""
     entry = entry.strip("/")
     return entry if entry.split("/")[-1] == "vars" else f"{entry}/vars".lstrip("/")
-
-
-def _group_of(name: str) -> str:
-    return name.rpartition("/")[0]
 
 
 def _open(path: Path) -> h5py.File:

@@ -5,7 +5,6 @@ complete.
 """
 
 import datetime
-import fnmatch
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,61 +18,47 @@ from keras_gemma.backend import quantized
 from keras_gemma.config import GemmaConfig
 from keras_gemma.storage.files import write_json
 from keras_gemma.storage.keras_preset import layout
-from keras_gemma.storage.sharding import plan_shards, weight_sizes
+from keras_gemma.storage.sharding import plan_shards
 from keras_gemma.storage.tensor_streaming import QuantizedTensorSpec, TensorSpec
 
 
 def write(task: Any, folder: Path, max_shard_bytes: int) -> None:
-    """Writes `task` to the empty `folder` as a preset that KerasHub reads too.
-
-    Args:
-        task: A `GemmaCausalLM`.
-        folder: The empty folder.
-        max_shard_bytes: Maximum size of a weights file.
-
-    Raises:
-        ValueError: If a weight is larger than `max_shard_bytes`, or a quantized model has an active
-            adapter.
-    """
+    """Writes `task`, a `GemmaCausalLM`, to the empty `folder`, also for KerasHub."""
     check_backbone(task.backbone, max_shard_bytes)
-    write_json(folder / layout.TASK, task_object(task))
+    config = {
+        "backbone": backbone_object(task.backbone),
+        "preprocessor": None,
+        "name": task.name,
+    }
     if task.preprocessor is not None:
+        config["preprocessor"] = preprocessor_object(task.preprocessor)
         write_preprocessor(folder, task.preprocessor)
+    write_json(folder / layout.TASK, _object("GemmaCausalLM", config))
     write_backbone(folder, task.backbone, max_shard_bytes)
 
 
 def check_backbone(backbone: Any, max_shard_bytes: int) -> None:
-    """Checks that `write_backbone` can write `backbone`."""
+    """Checks that `write_backbone` can write `backbone`, before anything is written."""
     backbone.adapters.check_plain()
-    plan_shards(weight_sizes(backbone), max_shard_bytes)
+    plan_shards(_sizes(backbone), max_shard_bytes)
 
 
 def write_backbone(folder: Path, backbone: Any, max_shard_bytes: int) -> None:
-    """Writes config, metadata and weights."""
     write_json(folder / layout.CONFIG, backbone_object(backbone))
-    write_metadata(folder, backbone)
-    write_weights(folder, backbone, max_shard_bytes)
+    _write_metadata(folder, backbone)
+    _write_weights(folder, backbone, max_shard_bytes)
 
 
 def write_preprocessor(folder: Path, preprocessor: Any) -> None:
-    """Writes the preprocessor's arguments and its tokenizer."""
     write_tokenizer(folder, preprocessor.tokenizer)
     write_json(folder / layout.PREPROCESSOR, preprocessor_object(preprocessor))
 
 
 def write_tokenizer(folder: Path, tokenizer: Any) -> None:
-    """Writes the tokenizer's arguments and its SentencePiece vocabulary."""
     write_json(folder / layout.TOKENIZER, tokenizer_object(tokenizer))
     assets = (folder / layout.VOCABULARY).parent
     assets.mkdir(parents=True)
     tokenizer.save_assets(assets)
-
-
-def is_weights_file(name: str) -> bool:
-    """Returns True if `name`, relative to the folder, is a weights file or their index."""
-    return name in (layout.WEIGHTS, layout.WEIGHTS_INDEX) or fnmatch.fnmatch(
-        name, layout.SHARD_PATTERN
-    )
 
 
 def backbone_object(backbone: Any) -> dict[str, Any]:
@@ -90,7 +75,6 @@ def backbone_object(backbone: Any) -> dict[str, Any]:
 
 
 def tokenizer_object(tokenizer: Any) -> dict[str, Any]:
-    """Serializes `tokenizer` as KerasHub does. The vocabulary is a separate asset."""
     config = {
         "config_file": layout.TOKENIZER,
         "proto": None,
@@ -102,7 +86,6 @@ def tokenizer_object(tokenizer: Any) -> dict[str, Any]:
 
 
 def preprocessor_object(preprocessor: Any) -> dict[str, Any]:
-    """Serializes `preprocessor` and its tokenizer as KerasHub does."""
     config = {
         "tokenizer": tokenizer_object(preprocessor.tokenizer),
         "config_file": layout.PREPROCESSOR,
@@ -113,18 +96,7 @@ def preprocessor_object(preprocessor: Any) -> dict[str, Any]:
     return _object("GemmaCausalLMPreprocessor", {**_layer_keys(preprocessor), **config})
 
 
-def task_object(task: Any) -> dict[str, Any]:
-    """Serializes `task` with its backbone and preprocessor as KerasHub does."""
-    preprocessor = task.preprocessor
-    config = {
-        "backbone": backbone_object(task.backbone),
-        "preprocessor": None if preprocessor is None else preprocessor_object(preprocessor),
-        "name": task.name,
-    }
-    return _object("GemmaCausalLM", config)
-
-
-def write_metadata(folder: Path, backbone: Any) -> None:
+def _write_metadata(folder: Path, backbone: Any) -> None:
     """Writes what KerasHub shows about a preset, and the values that only this package knows.
 
     These are the context length and the quantization error of each weight. They are not in
@@ -146,14 +118,11 @@ def write_metadata(folder: Path, backbone: Any) -> None:
     write_json(folder / layout.METADATA, content)
 
 
-def write_weights(folder: Path, backbone: Any, max_shard_bytes: int) -> None:
+def _write_weights(folder: Path, backbone: Any, max_shard_bytes: int) -> None:
     """Writes the weights one at a time: one H5 file, or shards of `max_shard_bytes`."""
-    sizes = weight_sizes(backbone)
+    sizes = _sizes(backbone)
     plan = plan_shards(sizes, max_shard_bytes)
-    if backbone.quantization is None:
-        specs = layout.h5_specs(backbone.config)
-    else:
-        specs = layout.quantized_specs(backbone.config, backbone.quantization)
+    specs = layout.tensor_specs(backbone.config, folder, backbone.quantization)
     weights = backbone.named_weights()
     weight_map = {}
     with progress.bar("Saving", sum(sizes.values())) as advance:
@@ -162,7 +131,9 @@ def write_weights(folder: Path, backbone: Any, max_shard_bytes: int) -> None:
             with h5py.File(folder / file_name, "w") as file:
                 for name in names:
                     for path, array in _arrays(weights[name], specs[name]):
-                        _write_tensor(file, path, array)
+                        dataset = file.create_dataset(path, data=np.ascontiguousarray(array))
+                        if array.dtype.name == "bfloat16":  # H5 stores two opaque bytes
+                            dataset.attrs["dtype"] = "bfloat16"  # as in Keras
                         weight_map["/" + path.rsplit("/", 1)[0]] = file_name
                     advance(sizes[name])
     if len(plan) > 1:
@@ -185,14 +156,8 @@ def _arrays(
             yield part.name, array
 
 
-def _write_tensor(file: h5py.File, path: str, array: np.ndarray) -> None:
-    """Writes one dataset.
-
-    H5 has no bfloat16: Keras stores two opaque bytes per element and an attribute with the dtype.
-    """
-    dataset = file.create_dataset(path, data=np.ascontiguousarray(array))
-    if array.dtype.name == "bfloat16":
-        dataset.attrs["dtype"] = "bfloat16"
+def _sizes(backbone: Any) -> dict[str, int]:
+    return {name: weight.bytes for name, weight in backbone.named_weights().items()}
 
 
 def _object(class_name: str, config: dict[str, Any]) -> dict[str, Any]:
@@ -207,20 +172,14 @@ def _object(class_name: str, config: dict[str, Any]) -> dict[str, Any]:
 
 def _layer_keys(layer: Any) -> dict[str, Any]:
     """Returns the keys of every Keras layer's config: name, trainable and dtype policy."""
-    return {
-        "name": layer.name,
-        "trainable": layer.trainable,
-        "dtype": _serialize_policy(layer.dtype_policy),
-    }
-
-
-def _serialize_policy(policy: keras.DTypePolicy) -> dict[str, Any]:
-    """Serializes a plain policy. Keras's own function imports TensorFlow on every backend."""
-    if type(policy) is not keras.DTypePolicy:
-        return keras.dtype_policies.serialize(policy)
-    return {
-        "module": "keras",
-        "class_name": "DTypePolicy",
-        "config": policy.get_config(),
-        "registered_name": None,
-    }
+    policy = layer.dtype_policy
+    if type(policy) is keras.DTypePolicy:  # Keras's function imports TensorFlow on every backend
+        dtype = {
+            "module": "keras",
+            "class_name": "DTypePolicy",
+            "config": policy.get_config(),
+            "registered_name": None,
+        }
+    else:
+        dtype = keras.dtype_policies.serialize(policy)
+    return {"name": layer.name, "trainable": layer.trainable, "dtype": dtype}

@@ -1,0 +1,60 @@
+"""Interfaces of a format of models: one that can be read, and one that can be written too."""
+
+import dataclasses
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from keras_gemma.storage.tensor_streaming import Specs, StoredTensor
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reader:
+    """Names and functions for reading a format. Most functions take the folder, or the file."""
+
+    title: str
+    """Name of such a folder or file in messages, such as `"Keras preset"`."""
+    read_backbone: Callable[[Path], dict[str, Any]]
+    """Returns `GemmaBackbone`'s arguments, checked as untrusted input.
+
+    `dtype` and `quantization` are among them only if the format stores them.
+    """
+    read_tokenizer: Callable[[Path], dict[str, Any]]
+    """Returns `GemmaTokenizer`'s arguments, with the vocabulary in bytes as `proto`."""
+    tensor_specs: Callable[..., Specs]
+    """Returns the specs for a `GemmaConfig`, a folder or `None`, and a quantization or `None`."""
+    open_weights: Callable[[Path], AbstractContextManager[dict[str, StoredTensor]]]
+    """Yields the stored tensors by name, readable within the block."""
+    read_preprocessor: Callable[[Path], dict[str, Any] | None] = lambda folder: {}
+    """Returns the preprocessor's arguments without the tokenizer.
+
+    Returns `None` if the model was saved without a preprocessor.
+    """
+    read_errors: Callable[[Path], dict[str, float]] = lambda folder: {}
+    """Returns the known relative errors of quantized weights, by logical name."""
+    ignored_tensors: tuple[str, ...] = ()
+    """Tensors in weights files that a model does not need."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Format(Reader):
+    """A format of model folders."""
+
+    signs: str
+    """Keys and files that `matches` looks for, for a message."""
+    library: str
+    """`library_name` in the model card of an uploaded folder."""
+    files: tuple[str, ...]
+    """Patterns of the format's file names, relative to the folder. A save replaces these files;
+    other files belong to the user.
+    """
+    markers: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    """Content that distinguishes a file from another format's file of the same name."""
+    default_shard_size: str
+    """Default maximum size of a weights file, such as `"10GB"`."""
+
+    matches: Callable[[Path], bool]
+    """Returns True if the folder has this format. A folder with only a tokenizer has one too."""
+    write: Callable[[Any, Path, int], None]
+    """Writes a `GemmaCausalLM` to an empty folder, in files of at most this number of bytes."""
