@@ -52,7 +52,7 @@ class Preset:
             "metadata": {
                 "description": self.description,
                 "params": self.config.parameter_count,
-                "path": "gemma",
+                "path": self.config.family.lower(),
                 "context_length": self.config.context_length,
                 "license": self.license,
                 "license_url": self.license_url,
@@ -101,11 +101,12 @@ def _read(folder: Path) -> Preset:
         for name in ("config.json", "metadata.json")
     )
     keys = ("description", "license", "license_url", "kaggle_handle", "hugging_face_handle")
-    sizes = config["config"] | {"context_length": metadata["context_length"]}
+    values = config["config"] | {"context_length": metadata["context_length"]}
+    family = config["class_name"].removesuffix("Backbone")
     return Preset(
         name=folder.name,
         folder=folder,
-        config=GemmaConfig.from_dict(sizes),
+        config=GemmaConfig.from_keras_hub(family, values),
         dtype=config["config"]["dtype"]["config"]["name"],
         **{key: metadata[key] for key in keys},
     )

@@ -20,6 +20,23 @@ BYTES_PER_ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
 ROPE_THETA = 10_000.0
 """Base of the rotary frequencies of Gemma 1 and Gemma 2."""
 
+FIXED_BY_KERAS_HUB = {
+    "Gemma": {
+        "use_query_key_norm": False,
+        "sliding_window_pattern": 2,
+        "local_rope_wavelength": ROPE_THETA,
+        "global_rope_wavelength": ROPE_THETA,
+        "local_rope_scaling_factor": 1.0,
+        "global_rope_scaling_factor": 1.0,
+    },
+    "Gemma3": {
+        "sliding_window_pattern": 6,
+        "local_rope_wavelength": ROPE_THETA,
+        "global_rope_wavelength": 1_000_000.0,
+    },
+}
+"""Fields of `GemmaConfig` that KerasHub's classes do not have, and their values, by family."""
+
 GROUP_SIZE = 32
 """Default group size of 4-bit quantization: numbers that share a scale."""
 
@@ -216,15 +233,63 @@ class GemmaConfig:
         """Returns the fields as a dictionary: the arguments of `GemmaBackbone`."""
         return dataclasses.asdict(self)
 
+    @property
+    def family(self) -> str:
+        """Prefix of KerasHub's class names: `"Gemma"` for Gemma 1 and 2, or `"Gemma3"`."""
+        return "Gemma3" if self.use_query_key_norm else "Gemma"
+
+    @property
+    def is_in_keras_hub(self) -> bool:
+        """True if KerasHub's classes can express this model."""
+        fixed = FIXED_BY_KERAS_HUB[self.family]
+        return all(getattr(self, name) == value for name, value in fixed.items())
+
     def to_keras_hub(self) -> dict[str, Any]:
-        """Returns the arguments of KerasHub's `GemmaBackbone`: all but `context_length`."""
-        return {name: value for name, value in self.to_dict().items() if name != "context_length"}
+        """Returns the arguments of KerasHub's backbone. It has no `context_length`.
+
+        `intermediate_dim` of Gemma 3 is F there.
+
+        Raises:
+            ValueError: If KerasHub cannot express this model.
+        """
+        fixed = FIXED_BY_KERAS_HUB[self.family]
+        if not self.is_in_keras_hub:
+            values = {name: getattr(self, name) for name in fixed}
+            raise ValueError(
+                f"KerasHub's {self.family}Backbone computes with {_listed(fixed)}, so it cannot "
+                f"express this model. Received: {_listed(values)}"
+            )
+        left_out = {"context_length", *fixed}
+        values = {name: value for name, value in self.to_dict().items() if name not in left_out}
+        if self.family == "Gemma3":
+            values["intermediate_dim"] = self.feed_forward_dim
+            values |= {"image_size": None, "vision_encoder": None}
+        return values
+
+    @classmethod
+    def from_keras_hub(cls, family: str, values: dict[str, Any]) -> "GemmaConfig":
+        """Returns the config of the arguments of KerasHub's backbone of `family`."""
+        for name in ("use_bidirectional_attention", "is_embedding_model"):
+            if values.get(name):
+                raise ValueError(
+                    "Embedding models, whose attention is bidirectional, are not supported. "
+                    f"Received: {name}={values[name]!r}"
+                )
+        values = {**FIXED_BY_KERAS_HUB[family], **values}
+        if family == "Gemma3":
+            defaults = {"use_query_key_norm": True, "sliding_window_size": 1024}
+            values = defaults | values | {"intermediate_dim": 2 * values["intermediate_dim"]}
+        return cls.from_dict(values)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "GemmaConfig":
         """Returns the config with the fields in `values`; other keys are ignored."""
         names = {field.name for field in dataclasses.fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in names})
+
+
+def _listed(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in values.items())
 
 
 def _quantized_bytes(shape: tuple[int, ...], bits: int) -> int:

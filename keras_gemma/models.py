@@ -1,6 +1,12 @@
 """Gemma counterpart of `keras_hub.models`."""
 
 from keras_gemma.causal_lm.model import GemmaCausalLM
+from keras_gemma.gemma3 import (
+    Gemma3Backbone,
+    Gemma3CausalLM,
+    Gemma3CausalLMPreprocessor,
+    Gemma3Tokenizer,
+)
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor, GemmaPreprocessor
 from keras_gemma.text.tokenizer import GemmaTokenizer
@@ -16,6 +22,10 @@ __all__ = [
     "Backbone",
     "CausalLM",
     "CausalLMPreprocessor",
+    "Gemma3Backbone",
+    "Gemma3CausalLM",
+    "Gemma3CausalLMPreprocessor",
+    "Gemma3Tokenizer",
     "GemmaBackbone",
     "GemmaCausalLM",
     "GemmaCausalLMPreprocessor",

@@ -7,9 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from keras_gemma import catalogue
+from keras_gemma import catalogue, models
 from keras_gemma.config import GemmaConfig
-from keras_gemma.models import GemmaBackbone, GemmaCausalLM, GemmaPreprocessor
+from keras_gemma.models import (
+    GemmaBackbone,
+    GemmaCausalLM,
+    GemmaCausalLMPreprocessor,
+    GemmaPreprocessor,
+)
 from keras_gemma.storage.keras_preset import layout as keras_layout
 from keras_gemma.storage.keras_preset import writer as keras_writer
 from keras_gemma.tokenizers import GemmaTokenizer
@@ -39,6 +44,18 @@ FAMILIES = {
         "gemma2_27b_en gemma2_instruct_27b_en shieldgemma_27b_en c2s_scale_gemma_2_27b_en",
     ),
     "vaultgemma_1b": (1_038_741_120, "vault_gemma_1b_en"),
+    "gemma3_270m": (268_098_176, "gemma3_270m gemma3_instruct_270m function_gemma_instruct_270m"),
+    "gemma3_1b": (999_885_952, "gemma3_1b gemma3_instruct_1b"),
+    "gemma3_4b": (3_880_099_328, "gemma3_4b_text gemma3_instruct_4b_text translategemma_4b_it"),
+    "gemma3_12b": (
+        11_765_788_416,
+        "gemma3_12b_text gemma3_instruct_12b_text translategemma_12b_it",
+    ),
+    "gemma3_27b": (
+        27_009_002_240,
+        "gemma3_27b_text gemma3_instruct_27b_text translategemma_27b_it",
+        "medgemma_instruct_27b_text",
+    ),
 }
 """The shape of `tests/model/sizes.py` to its parameters, and to the presets that have it."""
 
@@ -49,11 +66,19 @@ SHAPES = [
 ]
 
 
+CONTEXT_LENGTHS = {
+    "vaultgemma_1b": 1024,
+    "gemma3_270m": 32_768,
+    "gemma3_1b": 32_768,
+    "gemma3_4b": 131_072,
+    "gemma3_12b": 131_072,
+    "gemma3_27b": 131_072,
+}
 BUILT_IN = {"gemma_tiny_en", "gemma_tiny_instruct_en"}
 
 
 def test_every_name_has_a_folder():
-    assert len(SHAPES) == 23
+    assert len(SHAPES) == 38
     assert set(catalogue.presets()) == {name for name, _, _ in SHAPES} | BUILT_IN
 
 
@@ -64,19 +89,22 @@ def test_sizes(name, shape, parameters):
     assert preset.config.parameter_count == parameters
     metadata = json.loads((preset.folder / "metadata.json").read_text())
     assert metadata["parameter_count"] == parameters
-    assert metadata["context_length"] == (1024 if name.startswith("vault") else 8192)
+    assert metadata["context_length"] == CONTEXT_LENGTHS.get(shape, 8192)
     assert preset.describe()["metadata"]["context_length"] == metadata["context_length"]
     assert preset.dtype == "bfloat16"
 
 
 def test_handles_are_those_of_keras_hub():
     from keras_hub.src.models.gemma import gemma_presets
+    from keras_hub.src.models.gemma3 import gemma3_presets
 
-    theirs = gemma_presets.backbone_presets
+    theirs = gemma_presets.backbone_presets | gemma3_presets.backbone_presets
     ours = GemmaCausalLM.presets
     for name, _, parameters in SHAPES:
         assert ours[name]["kaggle_handle"] == theirs[name]["kaggle_handle"]
         assert ours[name]["metadata"]["params"] == parameters
+        if not name.startswith("translategemma"):  # KerasHub counts the vision encoder
+            assert theirs[name]["metadata"]["params"] == parameters
         assert ours[name]["metadata"]["path"] == theirs[name]["metadata"]["path"]
         assert ours[name]["metadata"]["description"] != theirs[name]["metadata"]["description"]
 
@@ -88,7 +116,10 @@ def test_twins_and_licenses():
     assert presets["gemma_1.1_instruct_7b_en"].hugging_face_handle == "hf://google/gemma-1.1-7b-it"
     for name, preset in presets.items():
         is_c2s, is_tiny = name.startswith("c2s_"), name in BUILT_IN
-        assert preset.license == ("cc-by-4.0" if is_c2s else "Apache-2.0" if is_tiny else "gemma")
+        license = "cc-by-4.0" if is_c2s else "Apache-2.0" if is_tiny else "gemma"
+        if name.startswith("medgemma"):
+            license = "health-ai-developer-foundations"
+        assert preset.license == license
         owner = "vandijklab" if is_c2s else "google"
         assert is_tiny or preset.hugging_face_handle.startswith(f"hf://{owner}/")
 
@@ -99,19 +130,21 @@ def test_presets_are_data_of_every_class(cls):
     assert cls.presets["gemma_tiny_en"]["kaggle_handle"] is None
 
 
-@pytest.mark.parametrize("name", ["gemma2_27b_en", "vault_gemma_1b_en"])
+@pytest.mark.parametrize("name", ["gemma2_27b_en", "vault_gemma_1b_en", "gemma3_1b"])
 def test_folders_are_what_would_be_saved(name, tiny_proto):
     from keras_gemma.backend import uninitialized
 
     folder = catalogue.presets()[name].folder
+    family = catalogue.presets()[name].config.family
+    prefix = family.lower()
     with uninitialized():
-        backbone = GemmaBackbone.from_preset(name, load_weights=False)
-    tokenizer = GemmaTokenizer(tiny_proto, name="gemma_tokenizer")
-    preprocessor = GemmaCausalLM.preprocessor_cls(tokenizer, name="gemma_causal_lm_preprocessor")
+        backbone = getattr(models, f"{family}Backbone").from_preset(name, load_weights=False)
+    tokenizer = GemmaTokenizer(tiny_proto, name=f"{prefix}_tokenizer")
+    preprocessor = GemmaCausalLMPreprocessor(tokenizer, name=f"{prefix}_causal_lm_preprocessor")
     for file, content in (
         (keras_layout.CONFIG, keras_writer.backbone_object(backbone)),
-        (keras_layout.TOKENIZER, keras_writer.tokenizer_object(tokenizer)),
-        (keras_layout.PREPROCESSOR, keras_writer.preprocessor_object(preprocessor)),
+        (keras_layout.TOKENIZER, keras_writer.tokenizer_object(tokenizer, family)),
+        (keras_layout.PREPROCESSOR, keras_writer.preprocessor_object(preprocessor, family)),
     ):
         assert json.loads((folder / file).read_text()) == content
 
@@ -130,7 +163,9 @@ def test_keras_hub_reads_the_folders():
     from keras_hub.src.utils.preset_utils import load_json
 
     for preset in catalogue.presets().values():
-        assert load_json(str(preset.folder))["registered_name"] == "keras_hub>GemmaBackbone"
+        assert load_json(str(preset.folder))["registered_name"] == (
+            f"keras_hub>{preset.config.family}Backbone"
+        )
 
 
 def test_cached_presets(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from keras import ops
 from keras_gemma.backend import assign, uninitialized
 from keras_gemma.causal_lm.model import GemmaCausalLM
 from keras_gemma.config import GemmaConfig
+from keras_gemma.gemma3 import Gemma3CausalLM, Gemma3CausalLMPreprocessor, Gemma3Tokenizer
 from keras_gemma.interop.keras_hub_samplers import convert_sampler, keras_hub, set_sampler
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.storage.keras_preset.layout import h5_specs, layer_path
@@ -48,24 +49,31 @@ def to_keras_hub(item: Any) -> Any:
     theirs.generate("ROMEO:", max_length=32)
     ```
     """
-    models = keras_hub().models
+    keras_hub()  # raises if it is not installed
     if isinstance(item, GemmaCausalLM):
         _warn_where_keras_hub_differs(item.backbone.config)
+        family = item.backbone.config.family
         preprocessor = item.preprocessor
         if preprocessor is not None:
-            preprocessor = _convert_preprocessor(preprocessor, models.GemmaCausalLMPreprocessor)
+            preprocessor = _convert_preprocessor(
+                preprocessor, _theirs(family, "CausalLMPreprocessor")
+            )
             preprocessor.build(None)  # otherwise Keras warns about unbuilt state
         backbone = _backbone_to(item.backbone)
-        theirs = models.GemmaCausalLM(backbone, preprocessor, name=item.name)
+        theirs = _theirs(family, "CausalLM")(
+            backbone=backbone, preprocessor=preprocessor, name=item.name
+        )
         theirs.compile(sampler=convert_sampler(item.sampler))
         return theirs
     if isinstance(item, GemmaBackbone):
         _warn_where_keras_hub_differs(item.config)
         return _backbone_to(item)
     if isinstance(item, GemmaCausalLMPreprocessor):
-        return _convert_preprocessor(item, models.GemmaCausalLMPreprocessor)
+        family = "Gemma3" if isinstance(item, Gemma3CausalLMPreprocessor) else "Gemma"
+        return _convert_preprocessor(item, _theirs(family, "CausalLMPreprocessor"))
     if isinstance(item, GemmaTokenizer):
-        return _convert_tokenizer(item, models.GemmaTokenizer)
+        family = "Gemma3" if isinstance(item, Gemma3Tokenizer) else "Gemma"
+        return _convert_tokenizer(item, _theirs(family, "Tokenizer"))
     raise TypeError(
         "`item` must be a GemmaCausalLM, GemmaBackbone, GemmaCausalLMPreprocessor or "
         f"GemmaTokenizer of keras_gemma. Received: {_class_of(item)}"
@@ -101,30 +109,43 @@ def from_keras_hub(item: Any) -> Any:
     again.generate("ROMEO:", max_length=32)
     ```
     """
-    models = keras_hub().models
-    if isinstance(item, models.GemmaCausalLM):
-        preprocessor = item.preprocessor
-        if preprocessor is not None:
-            if not isinstance(preprocessor, models.GemmaCausalLMPreprocessor):
-                raise TypeError(
-                    "The model's `preprocessor` must be a `keras_hub.models."
-                    "GemmaCausalLMPreprocessor`: set it to None for the conversion, and set your "
-                    f"own afterwards. Received: {_class_of(preprocessor)}"
-                )
-            preprocessor = _convert_preprocessor(preprocessor, GemmaCausalLMPreprocessor)
-        lm = GemmaCausalLM(_backbone_from(item.backbone), preprocessor, name=item.name)
-        set_sampler(lm, getattr(item, "sampler", None))
-        return lm
-    if isinstance(item, models.GemmaBackbone):
-        return _backbone_from(item)
-    if isinstance(item, models.GemmaCausalLMPreprocessor):
-        return _convert_preprocessor(item, GemmaCausalLMPreprocessor)
-    if isinstance(item, models.GemmaTokenizer):
-        return _convert_tokenizer(item, GemmaTokenizer)
+    for family, classes in _OURS.items():
+        task, backbone, preprocessor, tokenizer = (
+            _theirs(family, name) for name in ("CausalLM", "Backbone", *_TEXT)
+        )
+        if isinstance(item, task):
+            text = item.preprocessor
+            if text is not None:
+                if not isinstance(text, preprocessor):
+                    raise TypeError(
+                        f"The model's `preprocessor` must be a `keras_hub.models."
+                        f"{family}CausalLMPreprocessor`: set it to None for the conversion, and "
+                        f"set your own afterwards. Received: {_class_of(text)}"
+                    )
+                text = _convert_preprocessor(text, classes.preprocessor_cls)
+            lm = classes(_backbone_from(item.backbone, family), text, name=item.name)
+            set_sampler(lm, getattr(item, "sampler", None))
+            return lm
+        if isinstance(item, backbone):
+            return _backbone_from(item, family)
+        if isinstance(item, preprocessor):
+            return _convert_preprocessor(item, classes.preprocessor_cls)
+        if isinstance(item, tokenizer):
+            return _convert_tokenizer(item, classes.preprocessor_cls.tokenizer_cls)
     raise TypeError(
-        "`item` must be a GemmaCausalLM, GemmaBackbone, GemmaCausalLMPreprocessor or "
-        f"GemmaTokenizer of keras_hub.models. Received: {_class_of(item)}"
+        "`item` must be a CausalLM, Backbone, CausalLMPreprocessor or Tokenizer of Gemma or "
+        f"Gemma 3, of keras_hub.models. Received: {_class_of(item)}"
     )
+
+
+_OURS = {"Gemma": GemmaCausalLM, "Gemma3": Gemma3CausalLM}
+"""Our task of each family of KerasHub's classes. It names the classes of its parts."""
+_TEXT = ("CausalLMPreprocessor", "Tokenizer")
+
+
+def _theirs(family: str, name: str) -> type:
+    """Returns KerasHub's class, such as `Gemma3Tokenizer`."""
+    return getattr(keras_hub().models, family + name)
 
 
 # Backbones.
@@ -138,7 +159,7 @@ def _backbone_to(ours: GemmaBackbone) -> Any:
             f"numbers. Received: {ours.name!r} in {ours.quantization.describe()}"
         )
     with uninitialized():
-        theirs = keras_hub().models.GemmaBackbone(
+        theirs = _theirs(ours.config.family, "Backbone")(
             **ours.config.to_keras_hub(), dtype=ours.dtype_policy.name, name=ours.name
         )
     specs, layers = h5_specs(ours.config), _weight_layers(theirs, ours.config)
@@ -150,12 +171,20 @@ def _backbone_to(ours: GemmaBackbone) -> Any:
     return theirs
 
 
-def _backbone_from(theirs: Any) -> GemmaBackbone:
-    config = GemmaConfig.from_dict(theirs.get_config())
+def _backbone_from(theirs: Any, family: str) -> GemmaBackbone:
+    values = theirs.get_config()
+    if values.get("vision_encoder") is not None:
+        raise ValueError(
+            "The model reads images, and only text models can be converted. Save it with "
+            "`save_to_preset(folder)`; `keras_gemma.models.Gemma3CausalLM.from_preset(folder)` "
+            f"reads its text part. Received: {theirs.name!r} with a vision encoder"
+        )
+    config = GemmaConfig.from_keras_hub(family, values)
     specs, layers = h5_specs(config), _weight_layers(theirs, config)
     dtype = _dtype_name(theirs.name, list(layers.values()))
     with uninitialized():
-        ours = GemmaBackbone(**config.to_dict(), dtype=dtype, name=theirs.name)
+        cls = _OURS[family].backbone_cls
+        ours = cls(**cls.arguments_of(config), dtype=dtype, name=theirs.name)
     for name, weight in ours.named_weights().items():
         array = ops.convert_to_numpy(layers[name].weights[0].value)
         weight.assign(specs[name].to_logical(array))
@@ -233,7 +262,10 @@ def _convert_preprocessor(item: Any, cls: type) -> Any:
 
 def _convert_tokenizer(item: Any, cls: type) -> Any:
     names = ("proto", "name", "sequence_length", "add_bos", "add_eos")
-    return cls(dtype=item.compute_dtype, **{name: getattr(item, name) for name in names})
+    values = {name: getattr(item, name) for name in names}
+    if cls.__name__ == "Gemma3Tokenizer":  # a vocabulary need not have tokens for images
+        values["has_vision_tokens"] = False
+    return cls(dtype=item.compute_dtype, **values)
 
 
 def _class_of(item: Any) -> str:

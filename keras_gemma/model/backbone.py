@@ -154,6 +154,16 @@ class GemmaBackbone(Presettable, TrainableModel):
         if quantization is not None:
             freeze_norms(self)
 
+    @classmethod
+    def arguments_of(cls, config: GemmaConfig) -> dict[str, Any]:
+        """Returns the constructor arguments for `config`."""
+        return config.to_dict()
+
+    @classmethod
+    def config_of(cls, arguments: dict[str, Any]) -> GemmaConfig:
+        """Returns the config of constructor arguments. Inverse of `arguments_of`."""
+        return GemmaConfig.from_dict(arguments)
+
     @property
     def quantization(self) -> QuantizationConfig | None:
         """Quantization of the matrices, or `None` in floating point."""
@@ -360,7 +370,7 @@ class GemmaBackbone(Presettable, TrainableModel):
             "name": self.name,
             "trainable": self.trainable,
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
-            **self.config.to_dict(),
+            **self.arguments_of(self.config),
             "quantization": self.quantization and self.quantization.to_dict(),
         }
         adapters = self.adapters.to_dict()

@@ -70,9 +70,14 @@ def save(item: Any, preset_dir: str | Path, max_shard_size: int | str = "10GB") 
         if kind == "backbone":
             writer.write_backbone(folder, item, max_shard_bytes)
         elif kind == "preprocessor":
-            writer.write_preprocessor(folder, item)
+            writer.write_preprocessor(folder, item, _family(item.tokenizer))
         else:
-            writer.write_tokenizer(folder, item)
+            writer.write_tokenizer(folder, item, _family(item))
+
+
+def _family(tokenizer: Any) -> str:
+    """Returns the family of a tokenizer that is saved without a backbone, from its class."""
+    return "Gemma3" if type(tokenizer).__name__.startswith("Gemma3") else "Gemma"
 
 
 def _check_links(folder: Path) -> None:
@@ -105,12 +110,16 @@ class PresetParts:
                 "`GemmaTokenizer.from_preset(...)`."
             )
         stored_arguments = format.read_backbone(folder)
-        arguments = _with_dtype({**stored_arguments, **kwargs}, dtype)
+        arguments = {
+            **stored_arguments,
+            **cls.arguments_of(GemmaConfig.from_dict(stored_arguments)),
+        }
+        arguments = _with_dtype({**arguments, **kwargs}, dtype)
         quantization = to_config(stored_arguments.get("quantization"))
         if quantization is not None:
             _check_same(quantization, to_config(kwargs.get("quantization")), folder)
             arguments["quantization"] = quantization
-        config = GemmaConfig.from_dict(arguments)
+        config = cls.config_of(arguments)
         if not self.load_weights:
             return cls(**arguments)
         with formats.open_checked(format, folder, config, quantization) as (stored, specs):

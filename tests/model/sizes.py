@@ -8,6 +8,23 @@ CAPS_AND_WINDOW = {
 }
 GEMMA2 = GEMMA | CAPS_AND_WINDOW | {"use_post_ffw_norm": True, "use_post_attention_norm": True}
 
+GEMMA3 = {
+    "vocabulary_size": 262_144,
+    "head_dim": 256,
+    "use_query_key_norm": True,
+    "use_post_ffw_norm": True,
+    "use_post_attention_norm": True,
+    "use_sliding_window_attention": True,
+    "sliding_window_pattern": 6,
+    "global_rope_wavelength": 1_000_000.0,
+}
+GEMMA3_SMALL = GEMMA3 | {"sliding_window_size": 512, "context_length": 32_768}
+GEMMA3_LARGE = GEMMA3 | {
+    "sliding_window_size": 1024,
+    "context_length": 131_072,
+    "global_rope_scaling_factor": 8.0,
+}
+
 
 def sizes(layers: int, heads: int, kv_heads: int, hidden: int, feed_forward: int) -> dict[str, int]:
     return {
@@ -29,6 +46,16 @@ PUBLISHED = {
         | sizes(46, 32, 16, 4608, 36864)
         | {"head_dim": 128, "query_head_dim_normalize": False},
         27_227_128_320,
+    ),
+    "gemma3_270m": (GEMMA3_SMALL | sizes(18, 4, 1, 640, 2048), 268_098_176),
+    "gemma3_1b": (GEMMA3_SMALL | sizes(26, 4, 1, 1152, 6912), 999_885_952),
+    "gemma3_4b": (GEMMA3_LARGE | sizes(34, 8, 4, 2560, 10240), 3_880_099_328),
+    "gemma3_12b": (GEMMA3_LARGE | sizes(48, 16, 8, 3840, 15360), 11_765_788_416),
+    "gemma3_27b": (
+        GEMMA3_LARGE
+        | sizes(62, 32, 16, 5376, 21504)
+        | {"head_dim": 128, "query_head_dim_normalize": False},
+        27_009_002_240,
     ),
     "vaultgemma_1b": (
         GEMMA | sizes(26, 4, 4, 1152, 6912) | {"context_length": 1024},

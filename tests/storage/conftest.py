@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+from keras_gemma.config import GemmaConfig
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.presettable import Presettable
 from keras_gemma.storage.formats import save_as
@@ -48,7 +49,9 @@ def make_backbone(configuration, dtype="float32"):
 def make_keras_hub_backbone(configuration, dtype="float32"):
     import keras_hub
 
-    backbone = keras_hub.models.GemmaBackbone(**configuration, dtype=dtype)
+    config = GemmaConfig(**configuration)
+    cls = getattr(keras_hub.models, f"{config.family}Backbone")
+    backbone = cls(**config.to_keras_hub(), dtype=dtype)
     randomize(backbone.weights)
     return backbone
 

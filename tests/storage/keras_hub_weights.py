@@ -8,7 +8,7 @@ from keras import ops
 leaves_a_file_open = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 
 # KerasHub ignores the 27B models' query scale and the blocks' epsilon.
-KERAS_HUB_IS_WRONG = ("gemma2_27b_scale", "gemma2_epsilon")
+KERAS_HUB_IS_WRONG = ("gemma2_27b_scale", "gemma2_epsilon", "gemma3_27b_scale")
 
 
 def assert_same_as_keras_hub(ours, theirs):
@@ -37,6 +37,9 @@ def assert_same_as_keras_hub(ours, theirs):
         same(f"layers.{i}.down", block.ffw_linear.kernel, np.transpose)
         same(f"layers.{i}.pre_attention_norm", block.pre_attention_norm.scale, lambda w: w)
         same(f"layers.{i}.pre_ffw_norm", block.pre_ffw_norm.scale, lambda w: w)
+        if ours.config.use_query_key_norm:
+            same(f"layers.{i}.query_norm", attention.query_norm.scale, lambda w: w)
+            same(f"layers.{i}.key_norm", attention.key_norm.scale, lambda w: w)
         if ours.config.use_post_attention_norm:
             same(f"layers.{i}.post_attention_norm", block.post_attention_norm.scale, lambda w: w)
         if ours.config.use_post_ffw_norm:

@@ -33,17 +33,24 @@ KERAS_HUB_VERSION = "0.32.0"
 
 QUANTIZED_BACKBONE = "QuantizedGemmaBackbone"
 """Class name in config.json of a quantized model, unknown to KerasHub so that it refuses the
-preset.
+preset. The arguments are those of `GemmaBackbone`, for Gemma 3 too.
 """
 
+CUSTOM_BACKBONE = "CustomGemmaBackbone"
+"""Class name in config.json of a model that KerasHub's classes cannot express."""
+
+BACKBONES = ("GemmaBackbone", "Gemma3Backbone", QUANTIZED_BACKBONE, CUSTOM_BACKBONE)
+
 MODULES = {
-    "GemmaBackbone": "keras_hub.src.models.gemma.gemma_backbone",
-    QUANTIZED_BACKBONE: "keras_gemma",
-    "GemmaTokenizer": "keras_hub.src.models.gemma.gemma_tokenizer",
-    "GemmaCausalLMPreprocessor": "keras_hub.src.models.gemma.gemma_causal_lm_preprocessor",
-    "GemmaCausalLM": "keras_hub.src.models.gemma.gemma_causal_lm",
+    "Backbone": "backbone",
+    "Tokenizer": "tokenizer",
+    "CausalLMPreprocessor": "causal_lm_preprocessor",
+    "CausalLM": "causal_lm",
 }
-"""Module that KerasHub writes next to each class name."""
+"""Ending of KerasHub's module of each class, by the class name without the family."""
+
+VISION_WEIGHTS = "layers/gemma3_vision_encoder"
+"""Path of the vision encoder in the H5 file. It is not read."""
 
 MAX_PADDING_ROWS = 128
 """Unused rows at the end of the embedding in checkpoints that were trained in JAX."""
@@ -55,6 +62,8 @@ def layer_path(kind: str) -> str:
     """Returns the path in a block of the layer with one kind of weight, such as `"query"`."""
     if kind in ("query", "key", "value", "output"):
         return f"attention/{kind}_dense"
+    if kind in ("query_norm", "key_norm"):
+        return f"attention/{kind}"
     return _FEED_FORWARD.get(kind, kind)
 
 
@@ -67,7 +76,7 @@ def h5_specs(config: GemmaConfig) -> dict[str, TensorSpec]:
     output   [D, N·H]     [N, H, D]
     gate, up [F, D]       [D, F]
     down     [D, F]       [F, D]
-    norms    [D]          [D]
+    norms    [D], [H]     [D], [H]
     """
     return {name: _h5_spec(name, shape, config) for name, shape in config.weight_shapes().items()}
 
@@ -110,7 +119,8 @@ def _h5_spec(name: str, shape: tuple[int, ...], config: GemmaConfig) -> TensorSp
         return TensorSpec("layers/rms_normalization/vars/0", shape)
 
     _, index, kind = name.split(".")
-    block = "layers/gemma_decoder_block" + (f"_{index}" if index != "0" else "")
+    # Keras derives the path of a block from the name of its class.
+    block = f"layers/{config.family.lower()}_decoder_block" + (f"_{index}" if index != "0" else "")
     path = f"{block}/{layer_path(kind)}/vars/0"
     h, d = config.head_dim, config.hidden_dim
     if kind in ("query", "key", "value"):

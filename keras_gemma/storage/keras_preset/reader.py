@@ -28,6 +28,17 @@ from keras_gemma.storage.tensor_streaming import (
 )
 
 _LAYER_KEYS = {"name", "trainable", "dtype", "quantization"}
+_GEMMA3_KEYS = {
+    "image_size",
+    "vision_encoder",
+    "use_bidirectional_attention",
+    "is_embedding_model",
+    "pooling_intermediate_dim",
+    "embedding_dim",
+}
+"""Keys of KerasHub's Gemma 3 for images and embedding models. `GemmaConfig` refuses the latter."""
+_TOKENIZERS = ("GemmaTokenizer", "Gemma3Tokenizer")
+_PREPROCESSORS = ("GemmaCausalLMPreprocessor", "Gemma3CausalLMPreprocessor", "GemmaPreprocessor")
 _PREPROCESSOR_KEYS = {"sequence_length", "add_start_token", "add_end_token"}
 
 _NUMBER, _OPTIONAL = (int, float), type(None)
@@ -42,6 +53,7 @@ _TYPES = {
     "add_eos": (bool,),
     "add_start_token": (bool,),
     "add_end_token": (bool,),
+    "has_vision_tokens": (bool,),
 } | {field.name: _JSON_TYPES[field.type] for field in dataclasses.fields(GemmaConfig)}
 
 
@@ -57,7 +69,7 @@ def matches(folder: Path) -> bool:
 def read_backbone(folder: Path) -> dict[str, Any]:
     """Returns `GemmaBackbone`'s arguments, with `name`, `trainable` and `dtype` as saved."""
     path = folder / layout.CONFIG
-    values = _read_object(path, ("GemmaBackbone", layout.QUANTIZED_BACKBONE))
+    class_name, values = _read_object(path, layout.BACKBONES)
     if "dtype" in values:
         values["dtype"] = _dtype_name(values["dtype"], path)
         if values["dtype"] and "float" not in values["dtype"]:
@@ -68,7 +80,10 @@ def read_backbone(folder: Path) -> dict[str, Any]:
         check_types(content, {"context_length": (int,)}, metadata)
         values |= {k: v for k, v in content.items() if k == "context_length"}
     fields = dataclasses.fields(GemmaConfig)
-    unknown = sorted(set(values) - {field.name for field in fields} - _LAYER_KEYS)
+    known = {field.name for field in fields} | _LAYER_KEYS
+    unknown = sorted(
+        values.keys() - known - (_GEMMA3_KEYS if class_name == "Gemma3Backbone" else set())
+    )
     if unknown:
         raise ValueError(
             f"{path} sets {', '.join(unknown)}, which GemmaBackbone does not have. "
@@ -78,7 +93,11 @@ def read_backbone(folder: Path) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}. Fetch or save the preset again.")
     check_layer_count(values["num_layers"], path)
-    config = GemmaConfig.from_dict(values)
+    if class_name == "Gemma3Backbone":
+        config = GemmaConfig.from_keras_hub("Gemma3", values)
+    else:
+        config = GemmaConfig.from_dict(values)
+    values = {k: v for k, v in values.items() if k in _LAYER_KEYS} | config.to_dict()
     if values.get("quantization") is not None:
         try:
             quantization = QuantizationConfig.from_dict(values["quantization"])
@@ -110,9 +129,10 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
     values: dict[str, Any] = {}
     path = folder / layout.TOKENIZER
     if path.is_file():
-        values = _read_object(path, ("GemmaTokenizer",))
+        _, values = _read_object(path, _TOKENIZERS)
     defaults = {"config_file": layout.TOKENIZER, "sequence_length": None}
     defaults |= {"add_bos": False, "add_eos": False, "proto": None}
+    values.pop("has_vision_tokens", None)  # every control token is one for the tokenizer
     values = {k: v for k, v in values.items() if k not in defaults or v != defaults[k]}
     if "dtype" in values:
         values["dtype"] = _dtype_name(values["dtype"], path)
@@ -123,11 +143,13 @@ def read_preprocessor(folder: Path) -> dict[str, Any] | None:
     """Returns the preprocessor's arguments, or `None` if the model was saved without one."""
     path = folder / layout.PREPROCESSOR
     if path.is_file():
-        values = _read_object(path, ("GemmaCausalLMPreprocessor", "GemmaPreprocessor"))
+        _, values = _read_object(path, _PREPROCESSORS)
         return {key: value for key, value in values.items() if key in _PREPROCESSOR_KEYS}
     task = folder / layout.TASK
-    if task.is_file() and _read_object(task).get("preprocessor", {}) is None:
-        return None
+    if task.is_file():
+        _, values = _read_object(task)
+        if values.get("preprocessor", {}) is None:
+            return None
     return {}
 
 
@@ -145,20 +167,20 @@ def open_weights(folder: Path) -> Iterator[dict[str, StoredTensor]]:
             yield tensors[layout.WEIGHTS]
 
 
-def _read_object(path: Path, expected: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Returns the `config` of a serialized object after checking its class."""
+def _read_object(path: Path, expected: tuple[str, ...] = ()) -> tuple[str, dict[str, Any]]:
+    """Returns the class name and the `config` of a serialized object, after checking both."""
     content = read_json(path)
     name = content.get("class_name") or str(content.get("registered_name")).split(">")[-1]
     if expected and name not in expected:
         raise ValueError(
             f"{path} describes {name}, but this package reads {' or '.join(expected)}. "
-            "Choose a preset of Gemma or Gemma 2."
+            "Choose a preset of Gemma, Gemma 2 or Gemma 3."
         )
     config = content.get("config")
     if not isinstance(config, dict):
         raise ValueError(f"{path} lacks its `config`. Fetch or save the preset again.")
     check_types(config, _TYPES, path)
-    return config
+    return name, config
 
 
 def _dtype_name(dtype: Any, path: Path) -> str | None:
@@ -221,4 +243,4 @@ def _tensors(file: h5py.File, path: Path) -> dict[str, StoredTensor]:
             datasets[name] = StoredTensor(shape, dtype, read)
 
     file.visititems(visit)
-    return datasets
+    return {n: t for n, t in datasets.items() if not n.startswith(layout.VISION_WEIGHTS)}

@@ -25,15 +25,16 @@ from keras_gemma.storage.tensor_streaming import QuantizedTensorSpec, TensorSpec
 def write(task: Any, folder: Path, max_shard_bytes: int) -> None:
     """Writes `task`, a `GemmaCausalLM`, to the empty `folder`, also for KerasHub."""
     check_backbone(task.backbone, max_shard_bytes)
+    family = task.backbone.config.family
     config = {
         "backbone": backbone_object(task.backbone),
         "preprocessor": None,
         "name": task.name,
     }
     if task.preprocessor is not None:
-        config["preprocessor"] = preprocessor_object(task.preprocessor)
-        write_preprocessor(folder, task.preprocessor)
-    write_json(folder / layout.TASK, _object("GemmaCausalLM", config))
+        config["preprocessor"] = preprocessor_object(task.preprocessor, family)
+        write_preprocessor(folder, task.preprocessor, family)
+    write_json(folder / layout.TASK, _object(f"{family}CausalLM", config))
     write_backbone(folder, task.backbone, max_shard_bytes)
 
 
@@ -49,13 +50,15 @@ def write_backbone(folder: Path, backbone: Any, max_shard_bytes: int) -> None:
     _write_weights(folder, backbone, max_shard_bytes)
 
 
-def write_preprocessor(folder: Path, preprocessor: Any) -> None:
-    write_tokenizer(folder, preprocessor.tokenizer)
-    write_json(folder / layout.PREPROCESSOR, preprocessor_object(preprocessor))
+def write_preprocessor(folder: Path, preprocessor: Any, family: str) -> None:
+    """Writes a preprocessor and its tokenizer. `family` is `GemmaConfig.family`."""
+    write_tokenizer(folder, preprocessor.tokenizer, family)
+    write_json(folder / layout.PREPROCESSOR, preprocessor_object(preprocessor, family))
 
 
-def write_tokenizer(folder: Path, tokenizer: Any) -> None:
-    write_json(folder / layout.TOKENIZER, tokenizer_object(tokenizer))
+def write_tokenizer(folder: Path, tokenizer: Any, family: str) -> None:
+    """Writes a tokenizer. `family` is `GemmaConfig.family`."""
+    write_json(folder / layout.TOKENIZER, tokenizer_object(tokenizer, family))
     assets = (folder / layout.VOCABULARY).parent
     assets.mkdir(parents=True)
     tokenizer.save_assets(assets)
@@ -64,17 +67,20 @@ def write_tokenizer(folder: Path, tokenizer: Any) -> None:
 def backbone_object(backbone: Any) -> dict[str, Any]:
     """Serializes `backbone` as KerasHub does.
 
-    A quantized backbone gets a class name that KerasHub does not know: KerasHub would silently
-    ignore an unknown argument.
+    A backbone that is quantized, or that KerasHub cannot express, gets a class name that KerasHub
+    does not know: KerasHub would silently ignore an unknown argument.
     """
-    config = {**_layer_keys(backbone), **backbone.config.to_keras_hub()}
-    if backbone.quantization is None:
-        return _object("GemmaBackbone", config)
-    config["quantization"] = backbone.quantization.to_dict()
-    return _object(layout.QUANTIZED_BACKBONE, config)
+    config, layer_keys = backbone.config, _layer_keys(backbone)
+    own = {name: value for name, value in config.to_dict().items() if name != "context_length"}
+    if backbone.quantization is not None:
+        quantization = {"quantization": backbone.quantization.to_dict()}
+        return _object(layout.QUANTIZED_BACKBONE, {**layer_keys, **own, **quantization})
+    if not config.is_in_keras_hub:
+        return _object(layout.CUSTOM_BACKBONE, {**layer_keys, **own})
+    return _object(f"{config.family}Backbone", {**layer_keys, **config.to_keras_hub()})
 
 
-def tokenizer_object(tokenizer: Any) -> dict[str, Any]:
+def tokenizer_object(tokenizer: Any, family: str) -> dict[str, Any]:
     config = {
         "config_file": layout.TOKENIZER,
         "proto": None,
@@ -82,18 +88,20 @@ def tokenizer_object(tokenizer: Any) -> dict[str, Any]:
         "add_bos": tokenizer.add_bos,
         "add_eos": tokenizer.add_eos,
     }
-    return _object("GemmaTokenizer", {**_layer_keys(tokenizer), **config})
+    if family == "Gemma3":
+        config["has_vision_tokens"] = False
+    return _object(f"{family}Tokenizer", {**_layer_keys(tokenizer), **config})
 
 
-def preprocessor_object(preprocessor: Any) -> dict[str, Any]:
+def preprocessor_object(preprocessor: Any, family: str) -> dict[str, Any]:
     config = {
-        "tokenizer": tokenizer_object(preprocessor.tokenizer),
+        "tokenizer": tokenizer_object(preprocessor.tokenizer, family),
         "config_file": layout.PREPROCESSOR,
         "sequence_length": preprocessor.sequence_length,
         "add_start_token": preprocessor.add_start_token,
         "add_end_token": preprocessor.add_end_token,
     }
-    return _object("GemmaCausalLMPreprocessor", {**_layer_keys(preprocessor), **config})
+    return _object(f"{family}CausalLMPreprocessor", {**_layer_keys(preprocessor), **config})
 
 
 def _write_metadata(folder: Path, backbone: Any) -> None:
@@ -161,9 +169,15 @@ def _sizes(backbone: Any) -> dict[str, int]:
 
 
 def _object(class_name: str, config: dict[str, Any]) -> dict[str, Any]:
-    package = "keras_gemma" if class_name == layout.QUANTIZED_BACKBONE else "keras_hub"
+    if class_name in (layout.QUANTIZED_BACKBONE, layout.CUSTOM_BACKBONE):
+        package = module = "keras_gemma"
+    else:
+        package = "keras_hub"
+        family = "Gemma3" if class_name.startswith("Gemma3") else "Gemma"
+        ending = layout.MODULES[class_name.removeprefix(family)]
+        module = f"keras_hub.src.models.{family.lower()}.{family.lower()}_{ending}"
     return {
-        "module": layout.MODULES[class_name],
+        "module": module,
         "class_name": class_name,
         "config": config,
         "registered_name": f"{package}>{class_name}",
