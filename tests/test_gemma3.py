@@ -70,22 +70,22 @@ def test_keras_file(tiny_proto, tmp_path):
     assert again.generate("ROMEO:", max_length=12) == lm.generate("ROMEO:", max_length=12)
 
 
-def test_generates_the_text_of_keras_hub(tiny_proto):
+def test_generates_the_ids_of_keras_hub(tiny_proto):
     lm = models.Gemma3CausalLM(
         make_backbone(GEMMA3),
         models.Gemma3CausalLMPreprocessor(models.Gemma3Tokenizer(tiny_proto), sequence_length=40),
     )
     theirs = to_keras_hub(lm)
-    ids = np.array([[2, 10, 20, 30, 40, 50, 60, 70, 80]])
-    prompt = {
-        "token_ids": np.pad(ids, [(0, 0), (0, 15)]),
-        "padding_mask": np.ones((1, 24), "int32"),
-    }
-    prompt["padding_mask"][:, 9:] = 0
-    ours = lm.generate(prompt, stop_token_ids=None)["token_ids"]
+    back = from_keras_hub(theirs)
+    assert type(back) is models.Gemma3CausalLM
+    assert type(back.preprocessor.tokenizer) is models.Gemma3Tokenizer
+    ids, mask = np.zeros((2, 1, 24), "int32")
+    ids[0, :9], mask[0, :9] = [2, 10, 20, 30, 40, 50, 60, 70, 80], 1
+    prompt = {"token_ids": ids, "padding_mask": mask}
+    theirs.preprocessor = lm.preprocessor = None
     expected = theirs.generate(prompt, stop_token_ids=None)["token_ids"]
+    ours = lm.generate(prompt, stop_token_ids=None)["token_ids"]
     np.testing.assert_array_equal(ours, keras.ops.convert_to_numpy(expected))
-    assert type(from_keras_hub(theirs)) is models.Gemma3CausalLM
 
 
 def test_text_part_of_a_model_with_images(tmp_path):
