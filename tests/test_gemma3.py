@@ -83,7 +83,7 @@ def test_generates_the_ids_of_keras_hub(tiny_proto):
     ids[0, :9], mask[0, :9] = [2, 10, 20, 30, 40, 50, 60, 70, 80], 1
     prompt = {"token_ids": ids, "padding_mask": mask}
     theirs.preprocessor = lm.preprocessor = None
-    expected = theirs.generate(prompt, stop_token_ids=None)["token_ids"]
+    expected = theirs.make_generate_function()(prompt, None)["token_ids"]
     ours = lm.generate(prompt, stop_token_ids=None)["token_ids"]
     np.testing.assert_array_equal(ours, keras.ops.convert_to_numpy(expected))
 
