@@ -1,7 +1,7 @@
 """Resolves a preset's name, handle or path to its folder, downloading it if needed.
 
-Decides where a preset comes from; `downloads.py` fetches it, `installed.py` joins its parts. Knows nothing about the content of
-the folders.
+Decides where a preset comes from; `downloads.py` fetches it, `installed.py` joins its parts. Knows
+nothing about the content of the folders.
 """
 
 import difflib
