@@ -11,6 +11,7 @@ import pytest
 from keras import ops
 
 from keras_gemma import GemmaCausalLM, catalogue
+from tests.models import compile_lm
 from tests.parity.real_model import POSITIONS, PRESET, RESULTS
 
 pytestmark = pytest.mark.skipif(
@@ -41,7 +42,9 @@ def judged():
 
 @pytest.fixture(scope="module")
 def lm():
-    return GemmaCausalLM.from_preset(PRESET, dtype="float32")
+    lm = GemmaCausalLM.from_preset(PRESET, dtype="float32")
+    compile_lm(lm)
+    return lm
 
 
 def logits_of(lm, ids):
