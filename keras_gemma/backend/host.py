@@ -5,6 +5,8 @@ import os
 import platform
 from pathlib import Path
 
+from keras_gemma.hub_caches import own_cache
+
 MEMINFO = Path("/proc/meminfo")
 GROUP = Path("/proc/self/cgroup")
 """Control groups of this process, one per line: `number:controllers:/path` (cgroups(7))."""
@@ -63,8 +65,7 @@ def program_cache(framework: str) -> Path:
     cpuinfo = _lines(Path("/proc/cpuinfo"))
     features = next((line for line in cpuinfo if line.startswith("flags")), "")
     processor = hashlib.sha256((platform.machine() + features).encode()).hexdigest()[:12]
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "keras_gemma" / framework / processor
+    return own_cache() / framework / processor
 
 
 def _lines(file: Path) -> list[str]:

@@ -104,7 +104,7 @@ def answer(conversation: Any, text: str, model: str, as_json: bool, benchmark: b
         show(json.dumps(entry, ensure_ascii=False))
     else:
         for piece in conversation.stream(text):
-            watch.first()
+            watch.piece()
             show(piece, end="")
         show()
     if benchmark:

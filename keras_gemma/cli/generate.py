@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from typer import Argument, BadParameter, Option
 
+from keras_gemma import catalogue
 from keras_gemma.cli.options import (
     DEFAULT_MODEL,
     MODES,
@@ -99,6 +100,8 @@ def generate(
     except ValueError as error:
         raise BadParameter(str(error)) from error
     model = full_name(options.model or DEFAULT_MODEL)
+    if benchmark:
+        print(summary(model), file=sys.stderr)
     lm = load_model(options, model, quantization, silent)
     settings["max_new_tokens"] = max_new_tokens or default_new_tokens(lm, texts)
     watch = Watch()
@@ -114,6 +117,17 @@ def generate(
     if benchmark:
         encode = lm.preprocessor.tokenizer.encode
         watch.report(sum(map(len, encode(texts))), 0, sum(map(len, encode(continuations))))
+
+
+def summary(model: str) -> str:
+    """Returns the name of a model, and the parameters and the license of a preset."""
+    preset = catalogue.find(model)
+    if preset is None:
+        return model
+    return (
+        f"{model}: {preset.description} {preset.config.parameter_count:,} parameters. "
+        f"License: {preset.license}, {preset.license_url}"
+    )
 
 
 def default_new_tokens(lm: Any, texts: list[str]) -> int | list[int]:
@@ -133,7 +147,7 @@ def stream(lm: Any, text: str, settings: dict[str, Any], strip_prompt: bool, wat
     stream = lm.stream(text, **settings)
     show("" if strip_prompt else text, end="")
     for piece in stream:
-        watch.first()
+        watch.piece()
         show(piece, end="")
         pieces.append(piece)
     show()

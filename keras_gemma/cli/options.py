@@ -68,7 +68,9 @@ LoraOption = Annotated[
 ]
 JsonOption = Annotated[bool, Option("--json", help="Print JSON, one line per entry.")]
 SilentOption = Annotated[bool, Option("--silent", help="Print only the text.")]
-BenchmarkOption = Annotated[bool, Option("--benchmark", help="Print the speed to standard error.")]
+BenchmarkOption = Annotated[
+    bool, Option("--benchmark", help="Print speed and peak memory to standard error.")
+]
 DebugOption = Annotated[
     bool, Option("--debug", help="Show tracebacks and the logs of the frameworks.")
 ]

@@ -74,6 +74,8 @@ def _cells(entry: dict[str, Any]) -> dict[str, str]:
 def _location(preset: catalogue.Preset) -> str:
     if preset.has_weights:
         return "built in"
+    if preset.package is not None:
+        return "installed" if preset.package.find_parts() else "to install"
     return "cached" if preset.is_cached() else "to download"
 
 

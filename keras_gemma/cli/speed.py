@@ -1,7 +1,12 @@
-"""Speed of a generated text, for `--benchmark`."""
+"""Speed and memory of a generated text, for `--benchmark`."""
 
 import sys
 import time
+
+from keras_gemma.benchmark import memory
+
+MIN_PIECES = 8
+"""Minimum number of pieces for a speed of the second half."""
 
 
 class Watch:
@@ -9,20 +14,30 @@ class Watch:
 
     def __init__(self) -> None:
         self.start = time.perf_counter()
-        self.until_first: float | None = None
+        self.times: list[float] = []
 
-    def first(self) -> None:
-        """Records the time of the first piece of text. Later calls do nothing."""
-        if self.until_first is None:
-            self.until_first = time.perf_counter() - self.start
+    def piece(self) -> None:
+        """Records the time of a piece of text."""
+        self.times.append(time.perf_counter() - self.start)
 
     def report(self, read: int, cached: int, new: int) -> None:
-        """Prints a line to stderr: prompt tokens that were read and cached, and new tokens."""
+        """Prints a line to stderr: tokens read, cached and new, time, speed and peak memory.
+
+        The second half of a streamed text shows the speed without compilation.
+        """
         seconds = time.perf_counter() - self.start
-        first = "" if self.until_first is None else f", first token after {self.until_first:.2f} s"
+        first = f", first token after {self.times[0]:.2f} s" if self.times else ""
         reused = f" ({cached} reused from the cache)" if cached else ""
+        speed = f"{new / seconds:.1f} tokens/s"
+        if len(self.times) >= MIN_PIECES:
+            half = len(self.times) // 2
+            share = half / len(self.times)
+            speed += f", {new * share / (self.times[-1] - self.times[-1 - half]):.1f} in the "
+            speed += "second half"
+        peak = memory.peak()
+        if peak is not None:
+            speed += f"; peak memory {peak / 1e9:.2f} GB"
         print(
-            f"{read} tokens read{reused}, {new} generated in {seconds:.2f} s{first}: "
-            f"{new / seconds:.1f} tokens/s",
+            f"{read} tokens read{reused}, {new} generated in {seconds:.2f} s{first}: {speed}",
             file=sys.stderr,
         )

@@ -99,7 +99,7 @@ class Terminal:
         stream = self.chat.stream(text)
         with interrupts() as interrupted:
             for piece in stream:
-                watch.first()
+                watch.piece()
                 show(piece, end="")
                 if interrupted():
                     stream.close()

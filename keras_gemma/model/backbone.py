@@ -31,6 +31,20 @@ def check_layer_arguments(cls: type, arguments: dict[str, Any]) -> None:
         )
 
 
+def check_range(policy: Any, config: GemmaConfig) -> None:
+    """Raises a ValueError for float16 if activations of the model exceed its range.
+
+    The residual stream of Gemma 3 270M reaches 104,061. The largest float16 number is 65,504.
+    """
+    if config.use_query_key_norm and "float16" in (policy.compute_dtype, policy.variable_dtype):
+        raise ValueError(
+            "`dtype` must be 'bfloat16' or 'float32' for a model with query and key norms "
+            "(Gemma 3), because its activations exceed the range of float16. A GPU without "
+            "bfloat16 units, such as a T4, emulates bfloat16, which may be slow: take 'float32' "
+            f"there if it fits into memory. Received: dtype={policy.name!r}"
+        )
+
+
 @keras.saving.register_keras_serializable(package="keras_gemma")
 class GemmaBackbone(Presettable, TrainableModel):
     """Gemma without its head: `{"token_ids", "padding_mask"}`, both `[B, T]`, -> `[B, T, D]`.
@@ -59,7 +73,8 @@ class GemmaBackbone(Presettable, TrainableModel):
         sliding_window_pattern: The last of this many layers is global, the others are local.
         local_rope_wavelength, global_rope_wavelength: Base of the rotary frequencies.
         local_rope_scaling_factor, global_rope_scaling_factor: Divisor of the positions.
-        dtype: Dtype or dtype policy, such as `"bfloat16"` or `"mixed_bfloat16"`.
+        dtype: Dtype or dtype policy, such as `"bfloat16"` or `"mixed_bfloat16"`. Gemma 3 exceeds
+            the range of float16.
         context_length: Maximum number of tokens in prompt and answer together. No weight depends
             on it.
         quantization: `"int8"`, `"int4"`, a `QuantizationConfig` or its dictionary. Quantized
@@ -67,7 +82,7 @@ class GemmaBackbone(Presettable, TrainableModel):
             floating point; `quantize` can convert the model later.
 
     Raises:
-        ValueError: If the sizes are inconsistent, or incompatible with the quantization.
+        ValueError: If the sizes are inconsistent, or incompatible with the quantization or dtype.
 
     Example:
 
@@ -117,6 +132,7 @@ class GemmaBackbone(Presettable, TrainableModel):
         check_layer_arguments(type(self), kwargs)
         policy = keras.dtype_policies.get(dtype)
         check_policy(policy)
+        check_range(policy, config)
         quantization = to_config(quantization)
         if quantization is not None:
             quantization.check_shapes(config.weight_shapes())

@@ -136,7 +136,7 @@ def test_interrupt_stops_the_reply(talk, lm, monkeypatch):
         pieces.append(self)
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr("keras_gemma.cli.speed.Watch.first", interrupt)
+    monkeypatch.setattr("keras_gemma.cli.speed.Watch.piece", interrupt)
     terminal, printed = talk("to be")
     assert len(pieces) == 1
     assert terminal.chat.finish_reason == "closed"

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,8 @@ from keras_gemma.cli import main
 from keras_gemma.cli.loading import Choice
 from keras_gemma.cli.options import read_prompts
 from tests.cli.process import Terminal
+
+APACHE = "https://www.apache.org/licenses/LICENSE-2.0"
 
 
 class Model:
@@ -115,7 +118,11 @@ def test_one_text_is_streamed(model, tmp_path, capsys):
     assert main(["generate", "--file", str(file), "--benchmark"]) == 0
     printed = capsys.readouterr()
     assert printed.out == "one ❧\n"
-    assert printed.err.startswith("3 tokens read, 2 generated in ")
+    about, figures = printed.err.splitlines()
+    assert about.startswith("gemma_tiny_en: A Gemma 2 of 2.9 million parameters")
+    assert about.endswith("2,855,616 parameters. License: Apache-2.0, " + APACHE)
+    assert figures.startswith("3 tokens read, 2 generated in ")
+    assert re.search(r" tokens/s(; peak memory \d+\.\d\d GB)?$", figures)
     assert main(["generate", "one", "--strip-prompt"]) == 0
     assert capsys.readouterr().out == " ❧\n"
 

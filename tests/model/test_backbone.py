@@ -50,6 +50,13 @@ def test_inconsistent_sizes_are_an_error():
         GemmaBackbone(**GEMMA1 | {"num_key_value_heads": 3})
 
 
+@pytest.mark.parametrize("dtype", ["float16", "mixed_float16"])
+def test_float16_is_refused_where_activations_exceed_it(dtype):
+    with pytest.raises(ValueError, match=rf"'bfloat16' or 'float32'.*T4.*dtype='{dtype}'"):
+        GemmaBackbone(**CONFIGURATIONS["gemma3"], dtype=dtype)
+    assert GemmaBackbone(**GEMMA2, dtype=dtype).compute_dtype == "float16"
+
+
 def test_arguments_are_attributes():
     backbone = GemmaBackbone(**GEMMA2)
     for name, value in GEMMA2.items():

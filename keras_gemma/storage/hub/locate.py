@@ -1,7 +1,7 @@
 """Resolves a preset's name, handle or path to its folder, downloading it if needed.
 
-Decides where a preset comes from; `downloads.py` fetches it. Knows nothing about the content of
-the folders.
+Decides where a preset comes from; `downloads.py` fetches it, `installed.py` joins its parts. Knows
+nothing about the content of the folders.
 """
 
 import difflib
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from keras_gemma.catalogue import Preset, presets
 from keras_gemma.storage.gguf.header import is_gguf
-from keras_gemma.storage.hub import downloads
+from keras_gemma.storage.hub import downloads, installed
 from keras_gemma.storage.hub.downloads import DownloadError, RequiredFiles
 
 logger = logging.getLogger(__name__)
@@ -102,16 +102,18 @@ def _hub_handle(handle: str) -> str:
     hub_handle = presets()[name].hugging_face_handle
     if hub_handle is None:
         raise ValueError(
-            f"{name!r} is not on Hugging Face: it comes with the package. Pass only its name. "
-            f"Received: preset={handle!r}"
+            f"{name!r} is not on Hugging Face: it comes with the package or an extra. Pass only "
+            f"its name. Received: preset={handle!r}"
         )
     return hub_handle + at + revision
 
 
 def _from_builtin_name(preset: Preset, required: RequiredFiles) -> Path:
-    """Returns the folder of a built-in name: the package's, a cached or a downloaded one."""
+    """Returns the folder or file of a built-in name: installed, cached or downloaded."""
     if preset.has_weights or not (required.text or required.weights):
         return preset.folder
+    if preset.package is not None:
+        return installed.find(preset.name, preset.package)
     for find in preset.finders().values():
         if required.are_cached(find):
             return find(downloads.CONFIG).parent
