@@ -61,8 +61,11 @@ def is_tokenizer_json(content: dict[str, Any]) -> bool:
     return "model" in content and "added_tokens" in content
 
 
-def read_tokenizer_json(path: Path) -> bytes:
+def read_tokenizer_json(path: Path, rows: int | None = None) -> bytes:
     """Returns the SentencePiece model that gives the same ids as the tokenizer.json in `path`.
+
+    `rows` is the number of embedding rows of the model. Added tokens with higher ids are dropped,
+    such as Gemma 3's `<image_soft_token>`, for which a text model has no row. `None` keeps them.
 
     Garbage collection is paused. Recent files store Gemma's 580,604 merges as lists, which the
     collector would scan again and again: about 1.3 s.
@@ -70,13 +73,13 @@ def read_tokenizer_json(path: Path) -> bytes:
     was_enabled = gc.isenabled()
     gc.disable()
     try:
-        return _to_sentencepiece(read_json(path), path)
+        return _to_sentencepiece(read_json(path), path, rows)
     finally:
         if was_enabled:
             gc.enable()
 
 
-def _to_sentencepiece(content: dict[str, Any], path: Path) -> bytes:
+def _to_sentencepiece(content: dict[str, Any], path: Path, rows: int | None) -> bytes:
     problems = _other_kind(content)
     if problems:
         raise ValueError(
@@ -86,6 +89,8 @@ def _to_sentencepiece(content: dict[str, Any], path: Path) -> bytes:
     ids = content["model"]["vocab"]
     added = {token["content"]: token["id"] for token in content["added_tokens"]}
     texts = _texts({**ids, **added}, path)
+    while rows is not None and len(texts) > rows and texts[-1] in added:
+        del added[texts.pop()]
     distinct = set(texts)
     missing = [text for text in (*SPECIAL.values(), *_BYTE_PIECES) if text not in distinct]
     if missing:
