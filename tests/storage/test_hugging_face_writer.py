@@ -224,7 +224,7 @@ def test_system_messages_and_invalid_chats(saved):
     theirs = transformers.AutoTokenizer.from_pretrained(saved)
     system = [{"role": "system", "content": " Be brief.\n"}, *CHATS[0]]
     text = theirs.apply_chat_template(system, tokenize=False)
-    assert text == "<bos><start_of_turn>user\nBe brief.\n\nTo be?<end_of_turn>\n"
+    assert text == "<bos><start_of_turn>user\n Be brief.\n\n\nTo be?<end_of_turn>\n"
     for wrong in (CHATS[1][1:], CHATS[0] * 2):
         with pytest.raises(jinja2.exceptions.TemplateError, match="must alternate"):
             theirs.apply_chat_template(wrong, tokenize=False)
