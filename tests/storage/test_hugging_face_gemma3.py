@@ -202,6 +202,7 @@ def test_patterns_and_rotary_embeddings(tmp_path):
         ({"tie_word_embeddings": False}, "tie_word_embeddings=False"),
         ({"query_pre_attn_scalar": 168}, "query_pre_attn_scalar 168.*256.*160"),
         ({"hidden_size": None}, "lacks hidden_size"),
+        ({"num_hidden_layers": 10**12}, "asks for 1000000000000 layers, and at most 1000"),
     ],
 )
 def test_unsupported_settings(changes, message, tmp_path):
