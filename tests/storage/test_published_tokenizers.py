@@ -40,7 +40,10 @@ LENGTHS = (1, 2, 3, 4, 7, 15, 16, 30, 31, 32, 33, 40, 64, 100)
 
 
 def mixed_texts(count, seed=0):
-    """Returns random sequences of code, prose, scripts, emoji, runs, markup and control tokens."""
+    """Returns random sequences of code, prose, scripts, emoji, runs, markup and control tokens.
+
+    They do not have the character ▁, which `test_only_ours_preserves_the_mark_of_a_space` tests.
+    """
     r = random.Random(seed)
     code, prose = (
         "\n".join(path.read_text(encoding="utf-8") for path in sorted(ROOT.glob(pattern)))
@@ -63,7 +66,8 @@ def mixed_texts(count, seed=0):
         lambda: "".join(chr(r.randrange(*r.choice(RANGES))) for _ in range(r.randint(1, 10))),
         lambda: f"{r.randrange(10 ** r.randint(1, 15)):{r.choice(['', ',', 'e', 'x'])}}",
     ]
-    return ["".join(r.choice(kinds)() for _ in range(r.randint(1, 7))) for _ in range(count)]
+    texts = ("".join(r.choice(kinds)() for _ in range(r.randint(1, 7))) for _ in range(count))
+    return [text.replace("▁", "_") for text in texts]
 
 
 @pytest.fixture(scope="module", params=["gemma2", "gemma3"])
