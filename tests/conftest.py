@@ -31,6 +31,7 @@ BACKEND_FREE = (
     "cli/test_printing.py",
     "quantization/test_config.py",
     "storage/test_downloads.py",
+    "storage/test_published_tokenizers.py",
     "storage/test_tokenizer_json.py",
     "storage/test_upload.py",
     "test_backend_choice.py",

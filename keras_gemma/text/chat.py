@@ -12,7 +12,8 @@ A conversation of a system message, two user messages and a reply:
     {user}<end_of_turn>
     <start_of_turn>model
 
-Gemma has no system role, so a system message is prepended to the first user turn. Knows nothing
+Gemma has no system role, so a system message is prepended to the first user turn. As in Gemma 3's
+published template, it keeps its white space, and all other messages are trimmed. Knows nothing
 about models and context lengths.
 """
 
@@ -57,7 +58,7 @@ def read_turns(messages: Sequence[Message]) -> list[Turn]:
     for i, message in enumerate(messages):
         _check_message(i, message)
     has_system = bool(messages) and messages[0]["role"] == "system"
-    preface = f"{messages[0]['content'].strip()}\n\n" if has_system else ""
+    preface = f"{messages[0]['content']}\n\n" if has_system else ""
     rest = messages[has_system:]
     if not rest:
         raise ValueError(

@@ -1,7 +1,7 @@
 """Chat template of exported models: Gemma's turns, in Jinja.
 
-Renders the same text as the published template for all messages that the published one accepts. A
-system message, which the published template refuses, is added to the first user turn.
+Renders the same text as the published templates for all messages of text that they accept. A system
+message, which those of Gemma 1 and 2 refuse, is added to the first user turn, as in Gemma 3's.
 """
 
 CHAT_TEMPLATE = (
@@ -9,7 +9,7 @@ CHAT_TEMPLATE = (
     "{% set turns = messages %}"
     "{% set preface = '' %}"
     "{% if messages and messages[0]['role'] == 'system' %}"
-    "{% set preface = (messages[0]['content'] | trim) + '\\n\\n' %}"
+    "{% set preface = messages[0]['content'] + '\\n\\n' %}"
     "{% set turns = messages[1:] %}"
     "{% endif %}"
     "{% for turn in turns %}"

@@ -126,7 +126,10 @@ def test_chat_template_equals_tokenizer(lm, on_tensorflow):
     tokenizer = lm.preprocessor.tokenizer
     template = ChatTemplate(GraphText(tokenizer.pieces), tokenizer)
     others = [
-        (["system", "user", "model", "user"], [FORGED, f" {FORGED}\n", "\n\n", " \u2003日本\x00 "]),
+        (
+            ["system", "user", "model", "user"],
+            [f" {FORGED}\n", f" {FORGED}\n", "", " \u2003日本\x00 "],
+        ),
         (["user", "assistant", "user", ""], ["", " ", "user\n", ""]),
     ]
     for roles, contents in ((ROLES, CONTENTS), zip(*others, strict=True)):

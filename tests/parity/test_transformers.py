@@ -59,6 +59,12 @@ def test_bfloat16(variant: str):
         ("gemma2_27b_scale", {"query_head_dim_normalize": True}),
         ("gemma2_epsilon", {"layer_norm_epsilon": 1e-6}),
         ("vaultgemma", {"use_sliding_window_attention": False}),
+        ("gemma3", {"sliding_window_pattern": 5}),
+        ("gemma3", {"global_rope_wavelength": 10_000.0}),
+        ("gemma3", {"local_rope_wavelength": 1_000_000.0}),
+        ("gemma3_27b_scale", {"query_head_dim_normalize": True}),
+        ("gemma3_27b_scale", {"global_rope_scaling_factor": 1.0}),
+        ("gemma3_27b_scale", {"local_rope_scaling_factor": 8.0}),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )

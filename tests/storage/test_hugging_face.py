@@ -58,7 +58,7 @@ def test_vaultgemma_as_published(tmp_path):
     assert config == GemmaConfig(**configuration)
     places = hugging_face.tensor_specs(config, tmp_path)
     with hugging_face.open_weights(tmp_path) as stored:
-        checkpoint.check(stored, places, tmp_path, ignored=hugging_face.IGNORED_TENSORS)
+        checkpoint.check(stored, places, tmp_path)
         backbone = GemmaBackbone(**configuration)
         checkpoint.stream(stored, places, backbone.named_weights())
     assert_close(outputs(backbone), transformers_outputs(model))
@@ -167,6 +167,8 @@ def test_settings_become_arguments(tmp_path):
     assert config.attention_logit_soft_cap is None
     assert config.final_logit_soft_cap == 30.0
     assert not read(tmp_path, **GEMMA2, sliding_window=None).use_sliding_window_attention
+    local = read(tmp_path, **GEMMA2, layer_types=["sliding_attention"] * 4)
+    assert all(map(local.is_local, range(4)))
     everything = ["full_attention"] * 4
     assert not read(tmp_path, **GEMMA2, layer_types=everything).use_sliding_window_attention
 
@@ -208,7 +210,10 @@ def test_settings_with_default_values(harmless, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model_type": "llama"}, "model_type 'llama'.*'gemma', 'gemma2', 'vaultgemma'"),
+        (
+            {"model_type": "llama"},
+            "model_type 'llama'.*'vaultgemma', 'gemma3_text', 'gemma3'",
+        ),
         ({"model_type": None}, "model_type None"),
         ({"head_dim": "absent", "vocab_size": None}, "lacks vocab_size, head_dim"),
         (
@@ -217,6 +222,7 @@ def test_settings_with_default_values(harmless, tmp_path):
         ),
         ({"head_dim": 15, "query_pre_attn_scalar": 15}, "head_dim=15"),
         ({"hidden_activation": "silu"}, "hidden_activation='silu'"),
+        ({"hidden_activation": "gelu"}, "hidden_activation='gelu'"),
         ({"attention_bias": True}, "attention_bias=True"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings=False"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention=True"),
@@ -224,10 +230,9 @@ def test_settings_with_default_values(harmless, tmp_path):
         ({"rope_theta": 1e6}, "rope_theta=1000000.0"),
         ({"rope_scaling": {"type": "linear", "factor": 8}}, "rope_scaling=.*linear"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 5.0}}, "rope_parameters="),
-        ({"layer_types": ALTERNATING[::-1]}, "layer_types=.*sliding_attention first"),
-        ({"layer_types": ["sliding_attention"] * 4}, "layer_types="),
+        ({"layer_types": ALTERNATING[::-1]}, "layer_types=.*sliding_attention and a last"),
         ({"layer_types": ["full_attention"] * 3}, "layer_types="),
-        ({"layer_types": "full_attention"}, "layer_types='full_attention'"),
+        ({"layer_types": "full_attention"}, "layer_types='full_attention', not list"),
         ({"rope_scaling": "linear"}, "rope_scaling='linear'"),
         ({"query_pre_attn_scalar": "16"}, "query_pre_attn_scalar '16'"),
     ],

@@ -9,7 +9,7 @@ import pytest
 
 from keras_gemma.config import GemmaConfig
 from keras_gemma.model.backbone import GemmaBackbone, NamedWeight
-from keras_gemma.storage.hugging_face.layout import model_type_of, to_values
+from keras_gemma.storage.hugging_face.config_json import model_type_of, to_values
 from keras_gemma.storage.hugging_face.writer import write_safetensors
 from keras_gemma.text.tokenizer import GemmaTokenizer
 from keras_gemma.text.vocabulary import train_vocabulary
@@ -42,6 +42,8 @@ MODEL_TYPES = dict.fromkeys(VARIANTS, "gemma2") | {
     "vaultgemma": "vaultgemma",
     "vaultgemma_capped": "vaultgemma",
     "vaultgemma_27b_scale": "vaultgemma",
+    "gemma3": "gemma3_text",
+    "gemma3_27b_scale": "gemma3_text",
 }
 
 
@@ -222,7 +224,7 @@ def test_system_messages_and_invalid_chats(saved):
     theirs = transformers.AutoTokenizer.from_pretrained(saved)
     system = [{"role": "system", "content": " Be brief.\n"}, *CHATS[0]]
     text = theirs.apply_chat_template(system, tokenize=False)
-    assert text == "<bos><start_of_turn>user\nBe brief.\n\nTo be?<end_of_turn>\n"
+    assert text == "<bos><start_of_turn>user\n Be brief.\n\n\nTo be?<end_of_turn>\n"
     for wrong in (CHATS[1][1:], CHATS[0] * 2):
         with pytest.raises(jinja2.exceptions.TemplateError, match="must alternate"):
             theirs.apply_chat_template(wrong, tokenize=False)

@@ -118,6 +118,34 @@ def test_reads_files_of_transformers(tiny_proto, tmp_path):
         assert ours.detokenize(ids) == theirs.decode(ids)
 
 
+@pytest.mark.parametrize("longest_first", [False, True])
+def test_runs_of_spaces_that_are_merged(longest_first, tiny_proto, tmp_path):
+    """Published files list runs as added tokens that never match, and merge them.
+
+    Gemma 2's merges double a run, and Gemma 3's extend it to the longest piece.
+    """
+    content = write_tokenizer_json(tiny_proto)
+    runs = [token for token in content["added_tokens"] if set(token["content"]) == {"▁"}]
+    longest = max(len(token["content"]) for token in runs)
+    for token in runs:
+        token["normalized"] = False
+    sizes = [(a, b) for a in range(1, longest) for b in range(1, longest - a + 1)]
+    if longest_first:
+        sizes.sort(key=lambda size: (-size[0], -size[1]))
+    else:
+        sizes.sort(key=sum)
+    merges = [f"{'▁' * a} {'▁' * b}" for a, b in sizes]
+    content["model"]["merges"] = merges + content["model"]["merges"]
+    path = write(tmp_path / "tokenizer.json", content)
+    theirs, ours = tokenizers.Tokenizer.from_file(str(path)), pieces_of(read_tokenizer_json(path))
+    for count in (*range(1, 4 * longest), 100):
+        for text in (" " * count, f"to{' ' * count}be", f"{' ' * count}\n{' ' * count}or"):
+            ids = theirs.encode(text, add_special_tokens=False).ids
+            assert ours.encode(text) == ids, text
+    spaces = " " * (2 * longest + 1)
+    assert (ours.encode(spaces) == pieces_of(tiny_proto).encode(spaces)) == longest_first
+
+
 def edited(content, key, value):
     if key == "model":
         return content | {"model": content["model"] | value}

@@ -237,7 +237,7 @@ def test_too_many_layers(settings, preset):
         ({"model_type": ["gemma2"]}, r"has model_type \['gemma2'\]"),
         ({"model_type": {}}, r"has model_type \{\}"),
         ({"head_dim": "8"}, "not positive integers: head_dim='8'"),
-        ({"layer_types": 5}, "has settings that GemmaBackbone does not support:\n  layer_types=5"),
+        ({"layer_types": 5}, "layer_types=5, not list or None"),
     ],
 )
 def test_wrong_types_in_checkpoint(settings, message, tmp_path):

@@ -13,7 +13,7 @@ def test_rendered_string(tokenizer):
     system = {"role": "system", "content": " Be brief.\n"}
     text = tokenizer.apply_chat_template([system, USER, REPLY, USER], tokenize=False)
     assert text == (
-        "<bos><start_of_turn>user\nBe brief.\n\nTo be?<end_of_turn>\n"
+        "<bos><start_of_turn>user\n Be brief.\n\n\nTo be?<end_of_turn>\n"
         "<start_of_turn>model\nNot to be.<end_of_turn>\n"
         "<start_of_turn>user\nTo be?<end_of_turn>\n<start_of_turn>model\n"
     )

@@ -53,8 +53,9 @@ class ChatTemplate:
                 tf.shape(contents),
             ),
         ]
-        contents = strip(tf.reshape(checked(contents, checks), [-1]))
-        contents = tf.reshape(contents, tf.shape(roles))
+        contents = checked(contents, checks)
+        trimmed = tf.reshape(strip(tf.reshape(contents, [-1])), tf.shape(roles))
+        contents = tf.where(system, contents, trimmed)
         preface = tf.where(tf.reduce_any(system, axis=1), contents[:, 0] + "\n\n", "")
         contents = tf.ragged.boolean_mask(contents, used & ~system)
         first = contents.row_starts()

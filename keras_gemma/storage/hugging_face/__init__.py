@@ -1,6 +1,7 @@
 """Hugging Face's checkpoint folder.
 
-layout.py          file names, tensor names, config.json in both directions
+layout.py          names of files and tensors
+config_json.py     converts config.json to arguments and back
 reader.py          reads a folder
 writer.py          writes a folder
 safetensors.py     locates the tensors in a safetensors file
@@ -17,7 +18,6 @@ FORMAT = Format(
     library="transformers",
     files=layout.FILES,
     markers={layout.CONFIG: b'"model_type"', layout.TOKENIZER: b'"added_tokens"'},
-    ignored_tensors=reader.IGNORED_TENSORS,
     default_shard_size="5GB",
     matches=reader.matches,
     read_backbone=reader.read_backbone,

@@ -1,24 +1,31 @@
 """Reads a Hugging Face folder: config.json, tokenizer.model or tokenizer.json, safetensors.
 
-Knows the architectures of `layout.py` and refuses settings that GemmaBackbone cannot express.
+Knows the architectures of `config_json.py` and refuses settings that GemmaBackbone cannot express.
+Reads only the text tower of a multimodal checkpoint.
 Never reads pickled weights (.bin, .pt), which can run code. Reads tensors without PyTorch.
 `Format` describes the functions.
 """
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from keras_gemma.config import GemmaConfig
 from keras_gemma.storage.files import find_weights, read_json
-from keras_gemma.storage.hugging_face import layout
+from keras_gemma.storage.hugging_face import config_json, layout
 from keras_gemma.storage.hugging_face.safetensors import tensors
 from keras_gemma.storage.hugging_face.tokenizer_json import is_tokenizer_json, read_tokenizer_json
-from keras_gemma.storage.tensor_streaming import StoredTensor, TensorSpec, join_shards
+from keras_gemma.storage.tensor_streaming import (
+    StoredTensor,
+    TensorSpec,
+    join_shards,
+    report_problems,
+)
 
-IGNORED_TENSORS = ("lm_head.weight",)
-"""Copy of the embedding, which the model uses as its output head."""
+UNLISTED_TENSORS = ("lm_head.weight", "language_model.lm_head.weight")
+"""Copies of the embedding, which an index may omit."""
 
 
 def matches(folder: Path) -> bool:
@@ -38,7 +45,7 @@ def read_backbone(folder: Path) -> dict[str, Any]:
     global policy unless the caller asks for another.
     """
     path = folder / layout.CONFIG
-    return layout.from_values(read_json(path), path)
+    return config_json.from_values(read_json(path), path)
 
 
 def read_tokenizer(folder: Path) -> dict[str, Any]:
@@ -47,7 +54,10 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
     if vocabulary.is_file():
         return {"proto": vocabulary.read_bytes()}
     if (folder / layout.TOKENIZER).is_file():
-        return {"proto": read_tokenizer_json(folder / layout.TOKENIZER)}
+        rows = None
+        if (folder / layout.CONFIG).is_file():
+            rows = config_json.vocabulary_rows(read_json(folder / layout.CONFIG))
+        return {"proto": read_tokenizer_json(folder / layout.TOKENIZER, rows)}
     raise ValueError(
         f"{folder} holds no vocabulary: looked for {layout.VOCABULARY} and {layout.TOKENIZER}. "
         "Fetch one of them from the checkpoint's repository, or pass `preprocessor=None` to load "
@@ -57,13 +67,22 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def open_weights(folder: Path) -> Iterator[dict[str, StoredTensor]]:
-    """Yields the tensors in the folder's safetensors by name."""
+    """Yields the tensors of the text model by their names in a text model."""
     paths, index = find_weights(folder, layout.WEIGHTS, layout.WEIGHTS_INDEX)
-    stored = {path.name: tensors(path) for path in paths}
+    shards = {path.name: tensors(path) for path in paths}
     if index:
-        yield join_shards(stored, index, folder / layout.WEIGHTS_INDEX, ignored=IGNORED_TENSORS)
+        source = folder / layout.WEIGHTS_INDEX
+        stored = join_shards(shards, index, source, ignored=UNLISTED_TENSORS)
     else:
-        yield stored[layout.WEIGHTS]
+        stored = shards[layout.WEIGHTS]
+    names = {name: layout.text_tensor_name(name) for name in stored}
+    count = Counter(name for name in names.values() if name is not None)
+    report_problems(
+        [f"held {n} times: {name}" for name, n in count.items() if n > 1],
+        f"The files in {folder} hold tensors under several prefixes",
+        "Fetch or save the checkpoint again",
+    )
+    yield {name: stored[own] for own, name in names.items() if name is not None}
 
 
 def tensor_specs(
@@ -74,10 +93,16 @@ def tensor_specs(
     The architecture in config.json decides the name of a norm. `None` for `folder` uses the
     simplest architecture. `quantization` is unused: this format stores no quantized weights.
     """
-    model_type = (
-        read_json(folder / layout.CONFIG)["model_type"] if folder else layout.model_type_of(config)
-    )
+    if folder is None:
+        model_type = config_json.model_type_of(config)
+    else:
+        model_type = read_json(folder / layout.CONFIG)["model_type"]
+    spare_rows = config_json.spare_rows(config)
     return {
-        name: TensorSpec(layout.tensor_name(name, model_type), shape)
+        name: TensorSpec(
+            layout.tensor_name(name, model_type),
+            shape,
+            padding_rows=spare_rows if name == "token_embedding" else 0,
+        )
         for name, shape in config.weight_shapes().items()
     }

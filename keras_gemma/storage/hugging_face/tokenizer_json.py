@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from keras_gemma.storage.files import read_json
+from keras_gemma.text.pieces import SPACE
 
 SPECIAL = {"unk": "<unk>", "bos": "<bos>", "eos": "<eos>", "pad": "<pad>"}
 TURNS = ("<start_of_turn>", "<end_of_turn>")
@@ -61,8 +62,11 @@ def is_tokenizer_json(content: dict[str, Any]) -> bool:
     return "model" in content and "added_tokens" in content
 
 
-def read_tokenizer_json(path: Path) -> bytes:
+def read_tokenizer_json(path: Path, rows: int | None = None) -> bytes:
     """Returns the SentencePiece model that gives the same ids as the tokenizer.json in `path`.
+
+    `rows` is the number of embedding rows of the model. Added tokens with higher ids are dropped,
+    such as Gemma 3's `<image_soft_token>`, for which a text model has no row. `None` keeps them.
 
     Garbage collection is paused. Recent files store Gemma's 580,604 merges as lists, which the
     collector would scan again and again: about 1.3 s.
@@ -70,13 +74,13 @@ def read_tokenizer_json(path: Path) -> bytes:
     was_enabled = gc.isenabled()
     gc.disable()
     try:
-        return _to_sentencepiece(read_json(path), path)
+        return _to_sentencepiece(read_json(path), path, rows)
     finally:
         if was_enabled:
             gc.enable()
 
 
-def _to_sentencepiece(content: dict[str, Any], path: Path) -> bytes:
+def _to_sentencepiece(content: dict[str, Any], path: Path, rows: int | None) -> bytes:
     problems = _other_kind(content)
     if problems:
         raise ValueError(
@@ -86,6 +90,8 @@ def _to_sentencepiece(content: dict[str, Any], path: Path) -> bytes:
     ids = content["model"]["vocab"]
     added = {token["content"]: token["id"] for token in content["added_tokens"]}
     texts = _texts({**ids, **added}, path)
+    while rows is not None and len(texts) > rows and texts[-1] in added:
+        del added[texts.pop()]
     distinct = set(texts)
     missing = [text for text in (*SPECIAL.values(), *_BYTE_PIECES) if text not in distinct]
     if missing:
@@ -96,7 +102,9 @@ def _to_sentencepiece(content: dict[str, Any], path: Path) -> bytes:
     types = dict.fromkeys(texts, NORMAL) | dict.fromkeys(added, USER_DEFINED)
     types |= dict.fromkeys(_BYTE_PIECES, BYTE) | dict.fromkeys(SPECIAL.values(), CONTROL)
     types[SPECIAL["unk"]] = UNKNOWN
-    ranks = _ranks(_pairs(content["model"]["merges"], path), types, path)
+    pairs = _pairs(content["model"]["merges"], path)
+    types |= dict.fromkeys(_merged_runs(content["added_tokens"], pairs), NORMAL)
+    ranks = _ranks(pairs, types, path)
 
     pieces = [
         (text, -ranks.get(text, len(texts)) if types[text] == NORMAL else 0, types[text])
@@ -222,6 +230,22 @@ def _splits(text: str, parts: set[str]) -> Iterator[tuple[str, str]]:
     for i in range(1, len(text)):
         if text[:i] in parts and text[i:] in parts:
             yield text[:i], text[i:]
+
+
+def _merged_runs(tokens: list[dict[str, Any]], pairs: list[list[str]]) -> list[str]:
+    """Returns the added tokens of spaces that are merged from shorter ones, not matched as a whole.
+
+    A token that is not `normalized` is searched before spaces become ▁, so a run of ▁ never
+    matches, and the merges decide. Those of Gemma 2 double a run: 33 spaces become 16 and 17, not
+    31 and 2 as in its tokenizer.model. Those of Gemma 3 extend a run to the longest piece first,
+    which equals a match of the whole piece.
+    """
+    merged = (a + b for a, b in pairs)
+    lengths = list(dict.fromkeys(len(text) for text in merged if not text.strip(SPACE)))
+    if len(lengths) > 1 and lengths == sorted(lengths, reverse=True):
+        return []
+    runs = (token["content"] for token in tokens if not token.get("normalized", True))
+    return [text for text in runs if text and not text.strip(SPACE)]
 
 
 def _ranks(pairs: list[list[str]], types: dict[str, int], path: Path) -> dict[str, int]:

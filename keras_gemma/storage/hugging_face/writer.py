@@ -1,6 +1,7 @@
 """Writes a Hugging Face folder with which transformers computes and tokenizes the same.
 
-Names and keys are those of `layout.py`. Knows no framework: weights are passed as NumPy arrays.
+Names are those of `layout.py`, and `config_json.py` describes the model. Knows no framework:
+weights are passed as NumPy arrays.
 """
 
 import json
@@ -14,7 +15,7 @@ import numpy as np
 from keras_gemma import progress
 from keras_gemma.storage.arguments import check_vocabulary
 from keras_gemma.storage.files import write_json
-from keras_gemma.storage.hugging_face import layout
+from keras_gemma.storage.hugging_face import config_json, layout
 from keras_gemma.storage.hugging_face.tokenizer_json import SPECIAL, TURNS, write_tokenizer_json
 from keras_gemma.storage.sharding import plan_shards
 from keras_gemma.text.chat_template import CHAT_TEMPLATE
@@ -29,7 +30,7 @@ def write(task: Any, folder: Path, max_shard_bytes: int) -> None:
     preprocessor, tokenizer and generation settings are omitted.
     """
     backbone, preprocessor = task.backbone, task.preprocessor
-    config = layout.to_values(backbone.config)
+    config = config_json.to_values(backbone.config)
     config["torch_dtype"] = backbone.named_weights()["token_embedding"].plain_dtype
     sizes = {name: weight.plain_bytes for name, weight in backbone.named_weights().items()}
     plan = plan_shards(sizes, max_shard_bytes)
