@@ -12,7 +12,7 @@ from typing import Any
 
 from keras_gemma.config import GemmaConfig
 from keras_gemma.quantization import QuantizationConfig
-from keras_gemma.storage import hugging_face, keras_preset
+from keras_gemma.storage import hugging_face, keras_preset, orbax
 from keras_gemma.storage.files import local_path, read_json, replacing
 from keras_gemma.storage.format_interface import Format, Reader
 from keras_gemma.storage.gguf import reader as gguf_reader
@@ -25,7 +25,11 @@ MAX_LISTED_NAMES = 8
 """Maximum number of file names listed in a message."""
 
 
-FORMATS = {"keras": keras_preset.FORMAT, "hugging_face": hugging_face.FORMAT}
+FORMATS = {
+    "orbax": orbax.FORMAT,  # may have a config.json of the others next to its arrays
+    "keras": keras_preset.FORMAT,
+    "hugging_face": hugging_face.FORMAT,
+}
 """Formats of folders by name. Detection tries them in this order. GGUF is a format of files."""
 
 
@@ -43,7 +47,7 @@ def format_of(path: Path) -> Reader:
         keys = f" Its {CONFIG} has the keys {names}."
     raise ValueError(
         f"{path} is not a preset: looked for {signs}. It holds {list_names(path)}.{keys} "
-        "Pass a folder that `lm.save_to_preset(...)` wrote or a Hugging Face checkpoint."
+        "Pass a folder that `lm.save_to_preset(...)` wrote, or a Hugging Face or Orbax checkpoint."
     )
 
 

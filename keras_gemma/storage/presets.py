@@ -97,7 +97,8 @@ class PresetParts:
 
     def backbone(self, cls: type, kwargs: dict[str, Any], dtype: Any = None) -> Any:
         folder, format = self.folder, self.format
-        if folder.is_dir() and not (folder / formats.CONFIG).is_file():
+        needs_config = folder.is_dir() and format.requires_config
+        if needs_config and not (folder / formats.CONFIG).is_file():
             raise ValueError(
                 f"{folder} has no model: it lacks {formats.CONFIG}. It holds "
                 f"{formats.list_names(folder)}. Save a whole model there with "
@@ -106,6 +107,7 @@ class PresetParts:
             )
         stored_arguments = format.read_backbone(folder)
         arguments = _with_dtype({**stored_arguments, **kwargs}, dtype)
+        _check_complete(arguments, format, folder)
         quantization = to_config(stored_arguments.get("quantization"))
         if quantization is not None:
             _check_same(quantization, to_config(kwargs.get("quantization")), folder)
@@ -150,6 +152,17 @@ class PresetParts:
 
 def _with_dtype(arguments: dict[str, Any], dtype: Any) -> dict[str, Any]:
     return arguments if dtype is None else {**arguments, "dtype": dtype}
+
+
+def _check_complete(arguments: dict[str, Any], format: Reader, folder: Path) -> None:
+    """Raises if neither the folder nor the caller tells a setting of the model."""
+    missing = [name for name in format.required_arguments if name not in arguments]
+    if missing:
+        raise ValueError(
+            f"{folder} does not tell {', '.join(missing)}, and its sizes are not those of a "
+            f"published model. Pass them to `from_preset`, such as {missing[0]}=..., or add the "
+            f"model's {formats.CONFIG} to the folder."
+        )
 
 
 def _check_same(
