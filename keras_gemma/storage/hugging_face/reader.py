@@ -1,4 +1,4 @@
-"""Reads a Hugging Face folder: config.json, tokenizer.model or tokenizer.json, safetensors.
+"""Reads a Hugging Face folder: config.json, a vocabulary, safetensors or msgpack of Flax.
 
 Knows the architectures of `layout.py` and refuses settings that GemmaBackbone cannot express.
 Never reads pickled weights (.bin, .pt), which can run code. Reads tensors without PyTorch.
@@ -12,8 +12,7 @@ from typing import Any
 
 from keras_gemma.config import GemmaConfig
 from keras_gemma.storage.files import find_weights, read_json
-from keras_gemma.storage.hugging_face import layout
-from keras_gemma.storage.hugging_face.safetensors import tensors
+from keras_gemma.storage.hugging_face import flax, layout, safetensors
 from keras_gemma.storage.hugging_face.tokenizer_json import is_tokenizer_json, read_tokenizer_json
 from keras_gemma.storage.tensor_streaming import StoredTensor, TensorSpec, join_shards
 
@@ -57,13 +56,24 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def open_weights(folder: Path) -> Iterator[dict[str, StoredTensor]]:
-    """Yields the tensors in the folder's safetensors by name."""
-    paths, index = find_weights(folder, layout.WEIGHTS, layout.WEIGHTS_INDEX)
-    stored = {path.name: tensors(path) for path in paths}
-    if index:
-        yield join_shards(stored, index, folder / layout.WEIGHTS_INDEX, ignored=IGNORED_TENSORS)
-    else:
-        yield stored[layout.WEIGHTS]
+    """Yields the tensors in the folder's safetensors by name, or those of Flax without them."""
+    names, tensors_of = (layout.WEIGHTS, layout.WEIGHTS_INDEX), safetensors.tensors
+    flax_names = (layout.FLAX_WEIGHTS, layout.FLAX_WEIGHTS_INDEX)
+    if not _has_any(folder, names) and _has_any(folder, flax_names):
+        names, tensors_of = flax_names, flax.tensors
+    single, index_name = names
+    paths, index = find_weights(folder, single, index_name)
+    stored = {path.name: tensors_of(path) for path in paths}
+    if not index:
+        yield stored[single]
+        return
+    if tensors_of is flax.tensors:
+        index = {flax.torch_name(name): files for name, files in index.items()}
+    yield join_shards(stored, index, folder / index_name, ignored=IGNORED_TENSORS)
+
+
+def _has_any(folder: Path, names: tuple[str, ...]) -> bool:
+    return any((folder / name).is_file() for name in names)
 
 
 def tensor_specs(
