@@ -94,10 +94,11 @@ def check_only_format(format: Format, folder: Path) -> None:
             and (path.name not in other.markers or other.markers[path.name] in path.read_bytes())
         ]
         if names:
+            article = "an" if other.title[0] in "AEIOU" else "a"
             raise ValueError(
-                f"`preset_dir` holds a {other.title}, and a part of a {format.title} would mix "
-                "with it. Save to a separate folder, or replace the folder's model with a whole "
-                f"model: `lm.save_to_preset(...)`. Received: preset_dir={str(folder)!r}, which "
+                f"`preset_dir` holds {article} {other.title}, and a part of a {format.title} would "
+                "mix with it. Save to a separate folder, or replace the folder's model with a "
+                f"whole model: `lm.save_to_preset(...)`. Received: preset_dir={str(folder)!r}, which "
                 f"holds {', '.join(names)}"
             )
 
