@@ -97,8 +97,10 @@ class Gemma3Backbone(GemmaBackbone):
         super().__init__(**config.to_dict(), dtype=dtype, quantization=quantization, **kwargs)
 
     @classmethod
-    def arguments_of(cls, config: GemmaConfig) -> dict[str, Any]:
-        return {**config.to_dict(), "intermediate_dim": config.feed_forward_dim}
+    def arguments_of(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if "intermediate_dim" not in values:
+            return values
+        return {**values, "intermediate_dim": values["intermediate_dim"] // 2}
 
     @classmethod
     def config_of(cls, arguments: dict[str, Any]) -> GemmaConfig:

@@ -841,6 +841,31 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         """
         save_to_gguf(self, path, dtype)
 
+    def save_to_orbax(self, path: str | Path) -> None:
+        """Writes a folder that DeepMind's package `gemma` loads: `gm.ckpts.load_params(path)`.
+
+        Needs the package `tensorstore`: `pip install "keras-gemma[orbax]"`. The folder also gets
+        config.json and tokenizer.model, which `from_preset` reads. Quantized weights are written
+        dequantized, in the model's dtype.
+
+        Args:
+            path: The folder, created if it does not exist. A model in it is replaced.
+
+        Raises:
+            ValueError: If DeepMind's package would compute this model differently, or the folder
+                cannot be replaced.
+
+        Example:
+
+        ```python
+        import keras_gemma
+
+        lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
+        # lm.save_to_orbax("my_gemma"), with the extra `orbax`
+        ```
+        """
+        save_as(self, "orbax", path, argument="path")
+
     def export(
         self,
         filepath: str | Path,

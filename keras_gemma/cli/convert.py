@@ -23,7 +23,7 @@ SourceArgument = Annotated[
 ]
 
 
-Format = Literal["keras", "hugging_face", "gguf"]
+Format = Literal["keras", "hugging_face", "gguf", "orbax"]
 """Format of a model."""
 
 GgufType = Literal["bf16", "f16", "q8_0", "q4_0"]
@@ -45,7 +45,7 @@ def convert(
     backend: BackendOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Write SOURCE to TARGET as a Keras preset, a Hugging Face checkpoint or a GGUF file.
+    """Write SOURCE to TARGET as a Keras preset, another checkpoint or a GGUF file.
 
     An adapter, --lora, is merged into the weights.
     """

@@ -184,7 +184,7 @@ def _backbone_from(theirs: Any, family: str) -> GemmaBackbone:
     dtype = _dtype_name(theirs.name, list(layers.values()))
     with uninitialized():
         cls = _OURS[family].backbone_cls
-        ours = cls(**cls.arguments_of(config), dtype=dtype, name=theirs.name)
+        ours = cls(**cls.arguments_of(config.to_dict()), dtype=dtype, name=theirs.name)
     for name, weight in ours.named_weights().items():
         array = ops.convert_to_numpy(layers[name].weights[0].value)
         weight.assign(specs[name].to_logical(array))

@@ -171,13 +171,13 @@ class GemmaBackbone(Presettable, TrainableModel):
             freeze_norms(self)
 
     @classmethod
-    def arguments_of(cls, config: GemmaConfig) -> dict[str, Any]:
-        """Returns the constructor arguments for `config`."""
-        return config.to_dict()
+    def arguments_of(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Returns the constructor arguments for fields of `GemmaConfig`. Keeps other keys."""
+        return values
 
     @classmethod
     def config_of(cls, arguments: dict[str, Any]) -> GemmaConfig:
-        """Returns the config of constructor arguments. Inverse of `arguments_of`."""
+        """Returns the config of constructor arguments."""
         return GemmaConfig.from_dict(arguments)
 
     @property
@@ -386,7 +386,7 @@ class GemmaBackbone(Presettable, TrainableModel):
             "name": self.name,
             "trainable": self.trainable,
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
-            **self.arguments_of(self.config),
+            **self.arguments_of(self.config.to_dict()),
             "quantization": self.quantization and self.quantization.to_dict(),
         }
         adapters = self.adapters.to_dict()

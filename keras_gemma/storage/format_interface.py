@@ -35,6 +35,10 @@ class Reader:
     """Returns the known relative errors of quantized weights, by logical name."""
     ignored_tensors: tuple[str, ...] = ()
     """Tensors in weights files that a model does not need."""
+    requires_config: bool = True
+    """True if a folder without config.json holds no model."""
+    required_arguments: tuple[str, ...] = ()
+    """Arguments of `GemmaBackbone` that the caller must pass if `read_backbone` leaves them out."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,8 +47,8 @@ class Format(Reader):
 
     signs: str
     """Keys and files that `matches` looks for, for a message."""
-    library: str
-    """`library_name` in the model card of an uploaded folder."""
+    library: str | None
+    """`library_name` in the model card of an uploaded folder. `None` disables uploads."""
     files: tuple[str, ...]
     """Patterns of the format's file names, relative to the folder. A save replaces these files;
     other files belong to the user.

@@ -12,7 +12,7 @@ from typing import Any
 
 from keras_gemma.config import GemmaConfig
 from keras_gemma.quantization import QuantizationConfig
-from keras_gemma.storage import hugging_face, keras_preset
+from keras_gemma.storage import hugging_face, keras_preset, orbax
 from keras_gemma.storage.files import local_path, read_json, replacing
 from keras_gemma.storage.format_interface import Format, Reader
 from keras_gemma.storage.gguf import reader as gguf_reader
@@ -25,7 +25,11 @@ MAX_LISTED_NAMES = 8
 """Maximum number of file names listed in a message."""
 
 
-FORMATS = {"keras": keras_preset.FORMAT, "hugging_face": hugging_face.FORMAT}
+FORMATS = {
+    "orbax": orbax.FORMAT,  # may have a config.json of the others next to its arrays
+    "keras": keras_preset.FORMAT,
+    "hugging_face": hugging_face.FORMAT,
+}
 """Formats of folders by name. Detection tries them in this order. GGUF is a format of files."""
 
 
@@ -43,7 +47,7 @@ def format_of(path: Path) -> Reader:
         keys = f" Its {CONFIG} has the keys {names}."
     raise ValueError(
         f"{path} is not a preset: looked for {signs}. It holds {list_names(path)}.{keys} "
-        "Pass a folder that `lm.save_to_preset(...)` wrote or a Hugging Face checkpoint."
+        "Pass a folder that `lm.save_to_preset(...)` wrote, or a Hugging Face or Orbax checkpoint."
     )
 
 
@@ -90,10 +94,11 @@ def check_only_format(format: Format, folder: Path) -> None:
             and (path.name not in other.markers or other.markers[path.name] in path.read_bytes())
         ]
         if names:
+            article = "an" if other.title[0] in "AEIOU" else "a"
             raise ValueError(
-                f"`preset_dir` holds a {other.title}, and a part of a {format.title} would mix "
-                "with it. Save to a separate folder, or replace the folder's model with a whole "
-                f"model: `lm.save_to_preset(...)`. Received: preset_dir={str(folder)!r}, which "
+                f"`preset_dir` holds {article} {other.title}, and a part of a {format.title} would "
+                "mix with it. Save to a separate folder, or replace the folder's model with a "
+                f"whole model: `lm.save_to_preset(...)`. Received: preset_dir={str(folder)!r}, which "
                 f"holds {', '.join(names)}"
             )
 

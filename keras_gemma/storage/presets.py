@@ -10,7 +10,6 @@ from typing import Any
 
 from keras_gemma.backend import uninitialized
 from keras_gemma.catalogue import find
-from keras_gemma.config import GemmaConfig
 from keras_gemma.quantization import QuantizationConfig, to_config
 from keras_gemma.storage import formats
 from keras_gemma.storage.arguments import check_arguments, kind_of, pop_arguments
@@ -21,7 +20,7 @@ from keras_gemma.storage.keras_preset import layout, writer
 from keras_gemma.storage.sharding import parse_size
 from keras_gemma.storage.tensor_streaming import stream
 
-READ_SUFFIXES = (".json", ".h5", ".safetensors", ".model", ".spm")
+READ_SUFFIXES = (".json", ".h5", ".safetensors", ".msgpack", ".model", ".spm")
 """Suffixes of the files of a preset that may be read."""
 
 
@@ -102,7 +101,8 @@ class PresetParts:
 
     def backbone(self, cls: type, kwargs: dict[str, Any], dtype: Any = None) -> Any:
         folder, format = self.folder, self.format
-        if folder.is_dir() and not (folder / formats.CONFIG).is_file():
+        needs_config = folder.is_dir() and format.requires_config
+        if needs_config and not (folder / formats.CONFIG).is_file():
             raise ValueError(
                 f"{folder} has no model: it lacks {formats.CONFIG}. It holds "
                 f"{formats.list_names(folder)}. Save a whole model there with "
@@ -110,11 +110,9 @@ class PresetParts:
                 "`GemmaTokenizer.from_preset(...)`."
             )
         stored_arguments = format.read_backbone(folder)
-        arguments = {
-            **stored_arguments,
-            **cls.arguments_of(GemmaConfig.from_dict(stored_arguments)),
-        }
-        arguments = _with_dtype({**arguments, **kwargs}, dtype)
+        arguments = {**cls.arguments_of(stored_arguments), **kwargs}
+        arguments = _with_dtype(arguments, dtype)
+        _check_complete(arguments, format, folder)
         quantization = to_config(stored_arguments.get("quantization"))
         if quantization is not None:
             _check_same(quantization, to_config(kwargs.get("quantization")), folder)
@@ -159,6 +157,17 @@ class PresetParts:
 
 def _with_dtype(arguments: dict[str, Any], dtype: Any) -> dict[str, Any]:
     return arguments if dtype is None else {**arguments, "dtype": dtype}
+
+
+def _check_complete(arguments: dict[str, Any], format: Reader, folder: Path) -> None:
+    """Raises if neither the folder nor the caller tells a setting of the model."""
+    missing = [name for name in format.required_arguments if name not in arguments]
+    if missing:
+        raise ValueError(
+            f"{folder} does not tell {', '.join(missing)}, and its sizes are not those of a "
+            f"published model. Pass them to `from_preset`, such as {missing[0]}=..., or add the "
+            f"model's {formats.CONFIG} to the folder."
+        )
 
 
 def _check_same(

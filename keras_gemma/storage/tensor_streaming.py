@@ -45,21 +45,32 @@ class StoredTensor:
 
 
 def in_file(path: Path, offset: int, shape: tuple[int, ...], dtype: str) -> StoredTensor:
-    """Returns a tensor that is stored contiguously in `path` from byte `offset`.
+    """Returns a tensor that is stored contiguously in `path` from byte `offset`."""
+    return in_segments(path, [(offset, math.prod(shape) * np.dtype(dtype).itemsize)], shape, dtype)
+
+
+def in_segments(
+    path: Path, segments: Sequence[tuple[int, int]], shape: tuple[int, ...], dtype: str
+) -> StoredTensor:
+    """Returns a tensor whose bytes are in segments of `path`, given by offset and size.
 
     The tensor is read, not mapped: a mapped file would count twice as the process's memory.
     """
 
     def read() -> np.ndarray:
         array = backend.empty(shape, dtype)
-        rest = memoryview(array.reshape(-1).view("uint8"))
+        memory = memoryview(array.reshape(-1).view("uint8"))
         with open(path, "rb", buffering=0) as file:
-            file.seek(offset)
-            while rest:
-                count = file.readinto(rest)
-                if not count:
-                    raise ValueError(f"{path} is cut short. Fetch or save the checkpoint again.")
-                rest = rest[count:]
+            for offset, size in segments:
+                file.seek(offset)
+                rest, memory = memory[:size], memory[size:]
+                while rest:
+                    count = file.readinto(rest)
+                    if not count:
+                        raise ValueError(
+                            f"{path} is cut short. Fetch or save the checkpoint again."
+                        )
+                    rest = rest[count:]
         return array
 
     return StoredTensor(shape, dtype, read)

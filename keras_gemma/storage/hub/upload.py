@@ -97,6 +97,11 @@ def check_preset(folder: Path, allow_incomplete: bool = False) -> tuple[Format, 
     for name in files_of(folder):
         within(folder, folder / name)
     format = format_of(folder)
+    if format.library is None:
+        raise ValueError(
+            f"`preset` is an {format.title}, which `from_preset` does not download. Save the model "
+            f"with `lm.save_to_preset(...)`. Received: preset={str(folder)!r}"
+        )
     arguments = format.read_backbone(folder)
     config = GemmaConfig.from_dict(arguments)
     if _has(folder, WEIGHTS) or not allow_incomplete:

@@ -5,6 +5,7 @@ config_json.py     converts config.json to arguments and back
 reader.py          reads a folder
 writer.py          writes a folder
 safetensors.py     locates the tensors in a safetensors file
+flax.py            locates the arrays in a msgpack file of Flax
 tokenizer_json.py  converts tokenizer.json to a SentencePiece model and back
 """
 

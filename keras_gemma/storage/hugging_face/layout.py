@@ -14,10 +14,14 @@ WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 SHARD = "model-{:05}-of-{:05}.safetensors"
 SHARD_PATTERN = "model-*-of-*.safetensors"
+FLAX_WEIGHTS = "flax_model.msgpack"
+FLAX_WEIGHTS_INDEX = "flax_model.msgpack.index.json"
+FLAX_SHARD_PATTERN = "flax_model-*-of-*.msgpack"
 
 FILES = (
     *(CONFIG, GENERATION_CONFIG, VOCABULARY, TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS),
     *(CHAT_TEMPLATE, WEIGHTS, WEIGHTS_INDEX, SHARD_PATTERN),
+    *(FLAX_WEIGHTS, FLAX_WEIGHTS_INDEX, FLAX_SHARD_PATTERN),
 )
 
 _TENSORS = {

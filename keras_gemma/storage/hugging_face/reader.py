@@ -1,4 +1,4 @@
-"""Reads a Hugging Face folder: config.json, tokenizer.model or tokenizer.json, safetensors.
+"""Reads a Hugging Face folder: config.json, a vocabulary, safetensors or msgpack of Flax.
 
 Knows the architectures of `config_json.py` and refuses settings that GemmaBackbone cannot express.
 Reads only the text tower of a multimodal checkpoint.
@@ -14,8 +14,7 @@ from typing import Any
 
 from keras_gemma.config import GemmaConfig
 from keras_gemma.storage.files import find_weights, read_json
-from keras_gemma.storage.hugging_face import config_json, layout
-from keras_gemma.storage.hugging_face.safetensors import tensors
+from keras_gemma.storage.hugging_face import config_json, flax, layout, safetensors
 from keras_gemma.storage.hugging_face.tokenizer_json import is_tokenizer_json, read_tokenizer_json
 from keras_gemma.storage.tensor_streaming import (
     StoredTensor,
@@ -67,22 +66,35 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def open_weights(folder: Path) -> Iterator[dict[str, StoredTensor]]:
-    """Yields the tensors of the text model by their names in a text model."""
-    paths, index = find_weights(folder, layout.WEIGHTS, layout.WEIGHTS_INDEX)
-    shards = {path.name: tensors(path) for path in paths}
-    if index:
-        source = folder / layout.WEIGHTS_INDEX
-        stored = join_shards(shards, index, source, ignored=UNLISTED_TENSORS)
+    """Yields the tensors of the text model by their names in a text model.
+
+    Reads the weights of Flax only if there are no safetensors.
+    """
+    names, tensors_of = (layout.WEIGHTS, layout.WEIGHTS_INDEX), safetensors.tensors
+    flax_names = (layout.FLAX_WEIGHTS, layout.FLAX_WEIGHTS_INDEX)
+    if not _has_any(folder, names) and _has_any(folder, flax_names):
+        names, tensors_of = flax_names, flax.tensors
+    single, index_name = names
+    paths, index = find_weights(folder, single, index_name)
+    shards = {path.name: tensors_of(path) for path in paths}
+    if not index:
+        stored = shards[single]
     else:
-        stored = shards[layout.WEIGHTS]
-    names = {name: layout.text_tensor_name(name) for name in stored}
-    count = Counter(name for name in names.values() if name is not None)
+        if tensors_of is flax.tensors:
+            index = {flax.torch_name(name): files for name, files in index.items()}
+        stored = join_shards(shards, index, folder / index_name, ignored=UNLISTED_TENSORS)
+    text_names = {name: layout.text_tensor_name(name) for name in stored}
+    count = Counter(name for name in text_names.values() if name is not None)
     report_problems(
         [f"held {n} times: {name}" for name, n in count.items() if n > 1],
         f"The files in {folder} hold tensors under several prefixes",
         "Fetch or save the checkpoint again",
     )
-    yield {name: stored[own] for own, name in names.items() if name is not None}
+    yield {name: stored[own] for own, name in text_names.items() if name is not None}
+
+
+def _has_any(folder: Path, names: tuple[str, ...]) -> bool:
+    return any((folder / name).is_file() for name in names)
 
 
 def tensor_specs(
