@@ -46,14 +46,15 @@ class StoredTensor:
 
 def in_file(path: Path, offset: int, shape: tuple[int, ...], dtype: str) -> StoredTensor:
     """Returns a tensor that is stored contiguously in `path` from byte `offset`."""
-    return in_segments(path, [(offset, math.prod(shape) * np.dtype(dtype).itemsize)], shape, dtype)
+    return in_segments(path, [(offset, None)], shape, dtype)
 
 
 def in_segments(
-    path: Path, segments: Sequence[tuple[int, int]], shape: tuple[int, ...], dtype: str
+    path: Path, segments: Sequence[tuple[int, int | None]], shape: tuple[int, ...], dtype: str
 ) -> StoredTensor:
     """Returns a tensor whose bytes are in segments of `path`, given by offset and size.
 
+    A size of `None` means the rest of the tensor.
     The tensor is read, not mapped: a mapped file would count twice as the process's memory.
     """
 

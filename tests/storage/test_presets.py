@@ -128,7 +128,7 @@ def test_other_classes_are_refused():
     ("name", "error", "message"),
     [
         ("gemma_2b_e", ValueError, "Unknown preset 'gemma_2b_e'. Similar names are 'gemma_2b_en'"),
-        ("gemma3_1b", ValueError, "Similar names are"),
+        ("gemma4_1b", ValueError, "Similar names are"),
         ("completely else", ValueError, "Similar names are"),
         ("./nowhere", FileNotFoundError, "does not exist. Received: preset='./nowhere'"),
         ("no/where", FileNotFoundError, "does not exist"),
@@ -148,7 +148,7 @@ def test_folders_of_unknown_format(tmp_path):
     (tmp_path / "config.json").write_text('{"size": 3}')
     with pytest.raises(ValueError, match=r"`registered_name`.*`model_type`.*keys size\."):
         GemmaBackbone.from_preset(tmp_path)
-    with pytest.raises(ValueError, match="must be a folder, not a file"):
+    with pytest.raises(ValueError, match="must be a folder or a GGUF file"):
         GemmaBackbone.from_preset(tmp_path / "config.json")
     with pytest.raises(FileNotFoundError, match="does not exist"):
         GemmaBackbone.from_preset(tmp_path / "missing")
