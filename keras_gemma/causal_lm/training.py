@@ -4,7 +4,7 @@ Everything that overrides the training protocol of `keras.Model` is here and in 
 `model/trainable.py`. One training step calls:
 
     fit                  strings -> token ids, labels, weights
-      train_step         sets `_omits_head`
+      train_step         makes `_omits_head` true, in its thread only
         call             hidden states `[B, T, D]` instead of logits `[B, T, V]`
         compute_loss     loss and accuracy, from the hidden states, in chunks of logits
         compute_metrics  what `compute_loss` has updated
@@ -13,6 +13,7 @@ The logits of a whole batch are often the largest array of a training step. They
 if `compile` was called with another loss or metric than the default ones.
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -38,8 +39,13 @@ class TrainableTextModel(TrainableModel):
     _chunked_loss: Any = None
     """Loss that is computed in chunks. `None` uses the steps of `keras.Model`."""
 
-    _omits_head = False
-    """True within a step with a chunked loss: `call` then returns hidden states."""
+    _omitting_thread: int | None = None
+    """Thread within a step with a chunked loss. Other threads may call the model meanwhile."""
+
+    @property
+    def _omits_head(self) -> bool:
+        """True within a step with a chunked loss: `call` then returns hidden states."""
+        return self._omitting_thread == threading.get_ident()
 
     def fit(
         self,
@@ -120,11 +126,11 @@ class TrainableTextModel(TrainableModel):
 
     @contextmanager
     def _omit_head(self) -> Iterator[None]:
-        self._omits_head = True
+        self._omitting_thread = threading.get_ident()
         try:
             yield
         finally:
-            self._omits_head = False
+            self._omitting_thread = None
 
     def train_step(self, *args: Any) -> Any:
         if self._chunked_loss is None:

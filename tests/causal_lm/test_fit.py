@@ -1,5 +1,7 @@
 """Training, evaluating and predicting on strings, in every container."""
 
+import threading
+
 import keras
 import numpy as np
 import pytest
@@ -200,3 +202,16 @@ def test_half_precision(dtype, optimizer, tiny_proto):
     lm.compile(optimizer=optimizer(1e-2))
     history = lm.fit(TEXTS[:2], batch_size=2, epochs=3, verbose=0).history
     assert history["loss"][2] < history["loss"][0]
+
+
+def test_other_threads_get_logits_during_a_step(lm):
+    ids = np.full((1, 4), 7, "int32")
+    inputs = {"token_ids": ids, "padding_mask": np.ones_like(ids)}
+    shapes = []
+    with lm._omit_head():
+        thread = threading.Thread(target=lambda: shapes.append(lm(inputs).shape))
+        thread.start()
+        thread.join()
+        shapes.append(lm(inputs).shape)
+    config = lm.backbone.config
+    assert [shape[-1] for shape in shapes] == [config.vocabulary_size, config.hidden_dim]
