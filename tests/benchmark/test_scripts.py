@@ -9,6 +9,10 @@ from pathlib import Path
 import keras
 import pytest
 
+from keras_gemma.storage.gguf.writer import save_to_gguf
+from tests.conftest import TEXTS
+from tests.models import make_lm
+
 ROOT = Path(__file__).parents[2]
 COMPARE = ROOT / "examples" / "benchmarks" / "compare.py"
 
@@ -78,3 +82,24 @@ def test_kernels(monkeypatch, capsys):
     assert head.split()[-4:] == ["1", "rows", "8", "rows"]
     assert len(lines) == 6 * 3
     assert lines[3].startswith("key, value    128 x 192     packed")
+
+
+@pytest.mark.once
+def test_perplexity(command_environment, tmp_path, tiny_proto):
+    """llama.cpp agrees. transformers does not read the query scale from a GGUF file."""
+    pytest.importorskip("llama_cpp", reason="the library to compare with")
+    path = tmp_path / "tiny.gguf"
+    save_to_gguf(make_lm("gemma3", tiny_proto, num_layers=8), path, "f16")
+    (tmp_path / "text.txt").write_text(" ".join(TEXTS))
+    script = COMPARE.with_name("perplexity.py")
+    command = [sys.executable, script, tmp_path / "text.txt", "--model", path, "--window", "32"]
+    result = subprocess.run(
+        [*command, "--precisions", "float32", "--libraries", "keras_gemma", "llama_cpp"],
+        env={**command_environment, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    lines = result.stdout.splitlines()[1:]
+    assert len(lines) == 2, result.stderr
+    ours, theirs = (float(line[34:46]) for line in lines)
+    assert theirs == pytest.approx(ours, rel=0.02)
