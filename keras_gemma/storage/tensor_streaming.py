@@ -46,15 +46,16 @@ class StoredTensor:
 
 def in_file(path: Path, offset: int, shape: tuple[int, ...], dtype: str) -> StoredTensor:
     """Returns a tensor that is stored contiguously in `path` from byte `offset`."""
-    return in_segments(path, [(offset, math.prod(shape) * np.dtype(dtype).itemsize)], shape, dtype)
+    return in_segments(path, [(offset, None)], shape, dtype)
 
 
 def in_segments(
-    path: Path, segments: Sequence[tuple[int, int]], shape: tuple[int, ...], dtype: str
+    path: Path, segments: Sequence[tuple[int, int | None]], shape: tuple[int, ...], dtype: str
 ) -> StoredTensor:
     """Returns a tensor whose bytes are in segments of `path`, given by offset and size.
 
-    The tensor is read, not mapped: a mapped file would count twice as the process's memory.
+    A size of `None`, for the last segment, takes the rest of the tensor. The tensor is read, not
+    mapped: a mapped file would count twice as the process's memory.
     """
 
     def read() -> np.ndarray:
@@ -63,7 +64,7 @@ def in_segments(
         with open(path, "rb", buffering=0) as file:
             for offset, size in segments:
                 file.seek(offset)
-                rest, memory = memory[:size], memory[size:]
+                rest, memory = memory[:size], memory[size or 0 :]
                 while rest:
                     count = file.readinto(rest)
                     if not count:
