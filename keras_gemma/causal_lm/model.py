@@ -540,9 +540,9 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         `enable_lora` again with another `name` to add another adapter. One adapter is active at a
         time.
 
-        While an adapter is active, `save_to_preset`, `save_to_hugging_face` and `save_to_gguf`
-        write the merged model. `save_lora` writes only the adapter, and a `.keras` file stores the
-        base model and its adapters separately.
+        While an adapter is active, `save_to_preset`, `save_to_hugging_face`, `save_to_gguf` and
+        `save_to_orbax` write the merged model. `save_lora` writes only the adapter, and a `.keras`
+        file stores the base model and its adapters separately.
 
         Args:
             rank: Rank of the update: rows of A and columns of B. Defaults to 8.
@@ -861,7 +861,7 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         import keras_gemma
 
         lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
-        # lm.save_to_orbax("my_gemma"), with the extra `orbax`
+        lm.save_to_orbax("my_gemma")
         ```
         """
         save_as(self, "orbax", path, argument="path")

@@ -98,8 +98,8 @@ def check_only_format(format: Format, folder: Path) -> None:
             raise ValueError(
                 f"`preset_dir` holds {article} {other.title}, and a part of a {format.title} would "
                 "mix with it. Save to a separate folder, or replace the folder's model with a "
-                f"whole model: `lm.save_to_preset(...)`. Received: preset_dir={str(folder)!r}, "
-                f"which holds {', '.join(names)}"
+                "whole model: `lm.save_to_preset(...)`. Received: "
+                f"preset_dir={str(folder)!r}, which holds {', '.join(names)}"
             )
 
 

@@ -54,8 +54,8 @@ def in_segments(
 ) -> StoredTensor:
     """Returns a tensor whose bytes are in segments of `path`, given by offset and size.
 
-    A size of `None` means the rest of the tensor.
-    The tensor is read, not mapped: a mapped file would count twice as the process's memory.
+    A size of `None`, for the last segment, takes the rest of the tensor. The tensor is read, not
+    mapped: a mapped file would count twice as the process's memory.
     """
 
     def read() -> np.ndarray:
@@ -64,7 +64,7 @@ def in_segments(
         with open(path, "rb", buffering=0) as file:
             for offset, size in segments:
                 file.seek(offset)
-                rest, memory = memory[:size], memory[size:]
+                rest, memory = memory[:size], memory[size or 0 :]
                 while rest:
                     count = file.readinto(rest)
                     if not count:

@@ -47,6 +47,10 @@ def test_convert(tmp_path, tiny, capsys):
     back = GemmaCausalLM.from_preset(tmp_path / "keras")
     prompt = "ROMEO:"
     np.testing.assert_allclose(*(np.array(lm.score(prompt)) for lm in (back, tiny)), rtol=1e-4)
+    pytest.importorskip("tensorstore", reason="the extra `orbax` writes the arrays")
+    assert main(["convert", str(folder), str(tmp_path / "orbax"), "--to", "orbax"]) == 0
+    assert "as orbax: " in capsys.readouterr().out
+    assert main(["convert", str(tmp_path / "orbax"), str(tmp_path / "again")]) == 0
     pytest.importorskip("gguf")
     file = tmp_path / "tiny.gguf"
     assert main(["convert", str(folder), str(file), "--gguf-type", "q8_0"]) == 0

@@ -16,7 +16,7 @@ from keras_gemma.storage.tensor_streaming import MAX_LAYERS
 _DRIVERS = {".zarray": "zarr", "zarr.json": "zarr3"}
 """Driver of an array, by the file that describes it."""
 
-_ERRORS = (ValueError, IndexError, NotImplementedError, OSError, RuntimeError, TypeError)
+_ERRORS = (ValueError, IndexError, NotImplementedError, OSError, RuntimeError)
 """Errors of `tensorstore` for damaged files."""
 
 _STACKED = re.compile(r"stacked_layers/attention_type_(\d+)/(.*)")
@@ -47,7 +47,7 @@ def open_arrays(folder: Path) -> dict[str, Any]:
         store = {"driver": "ocdbt", "base": store}
     try:
         keys = tensorstore.KvStore.open(store).result().list().result()
-        entries = _entries(keys, root)
+        entries = _entries(keys)
         # Earlier releases of Orbax left out chunks of zeros.
         complete = _says_complete(root)
         futures = {
@@ -87,7 +87,7 @@ def import_tensorstore(action: str) -> ModuleType:
     return tensorstore
 
 
-def _entries(keys: list[bytes], root: Path) -> dict[str, tuple[str, str]]:
+def _entries(keys: list[bytes]) -> dict[str, tuple[str, str]]:
     """Returns driver and key of each array by DeepMind's name."""
     found = {}
     for key in keys:

@@ -4,8 +4,9 @@ The files are written with the package `tensorstore`. Orbax itself needs JAX, an
 memory at once.
 """
 
-import itertools
+import math
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,12 @@ from keras_gemma.storage.arguments import check_vocabulary
 from keras_gemma.storage.files import write_json
 from keras_gemma.storage.orbax import layout
 from keras_gemma.storage.orbax.arrays import import_tensorstore
+from keras_gemma.storage.tensor_streaming import TensorSpec
 
 MAX_CHUNK_BYTES = 64 << 20
 """Maximum size of a chunk of an array."""
+MAX_WAITING_BYTES = 128 << 20
+"""Size of the numbers that wait for a commit, beyond which they are committed."""
 
 _KEY_OF_DICTIONARY = 2
 """Orbax's number for a key of a dictionary."""
@@ -27,8 +31,8 @@ _KEY_OF_DICTIONARY = 2
 def write(task: Any, folder: Path, max_shard_bytes: int) -> None:
     """Writes `task` to the empty `folder`, with its config.json and vocabulary.
 
-    Weights keep the dtype of the model's variables. The weights of one layer are in memory at a
-    time, and data files are smaller than about `max_shard_bytes`.
+    Weights keep the dtype of the model's variables and are in memory one at a time. Data
+    files have about `max_shard_bytes` at most.
     """
     config = task.backbone.config
     _check(config)
@@ -41,41 +45,16 @@ def write(task: Any, folder: Path, max_shard_bytes: int) -> None:
     write_json(folder / layout.CONFIG, {"class_name": "GemmaBackbone", "config": config.to_dict()})
     weights = task.backbone.named_weights()
     specs = layout.tensor_specs(config, layout.transposes_gating(config))
-    database = {
-        "driver": "ocdbt",
-        "base": {"driver": "file", "path": f"{folder.resolve()}/"},
-        "target_data_file_size": max_shard_bytes,
-    }
-    context = tensorstore.Context()
+    arrays = {layout.array_and_part(spec.name)[0]: spec for spec in specs.values()}
+    dtype = np.dtype(weights["token_embedding"].plain_dtype)
+    writer = _Writer(tensorstore, folder, max_shard_bytes)
+    writer.create({name: layout.stored_shape(spec) for name, spec in arrays.items()}, dtype)
     with progress.bar("Saving", sum(weight.plain_bytes for weight in weights.values())) as advance:
-        for _, group in itertools.groupby(weights, lambda name: name.rpartition(".")[0]):
-            transaction = tensorstore.Transaction()
-            arrays: dict[str, Any] = {}
-            for name in group:
-                weight, spec = weights[name], specs[name]
-                array, part = layout.array_and_part(spec.name)
-                if array not in arrays:
-                    shape = layout.stored_shape(spec)
-                    description = {
-                        "driver": "zarr",
-                        "kvstore": {**database, "path": f"{array.replace('/', '.')}/"},
-                        "metadata": _metadata(shape, weight.plain_dtype, max_shard_bytes),
-                        "store_data_equal_to_fill_value": True,
-                    }
-                    arrays[array] = tensorstore.open(
-                        description, create=True, context=context, transaction=transaction
-                    ).result()
-                numbers = spec.to_stored(weight.numpy())
-                view = arrays[array] if part is None else arrays[array][part]
-                rows = len(numbers)
-                view[:rows].write(numbers).copy.result()
-                if view.shape[0] > rows:  # repeats <pad>, which a model does not predict
-                    unused = (view.shape[0] - rows, *numbers.shape[1:])
-                    view[rows:].write(np.broadcast_to(numbers[0], unused)).copy.result()
-                advance(weight.plain_bytes)
-            transaction.commit_sync()
-    names = {layout.array_and_part(spec.name)[0]: None for spec in specs.values()}
-    write_json(folder / layout.METADATA, _tree(list(names)))
+        for name, weight in weights.items():
+            writer.write(specs[name], weight.numpy())
+            advance(weight.plain_bytes)
+        writer.commit()
+    write_json(folder / layout.METADATA, _tree(list(arrays)))
 
 
 def _check(config: GemmaConfig) -> None:
@@ -94,16 +73,79 @@ def _check(config: GemmaConfig) -> None:
         )
 
 
-def _metadata(shape: tuple[int, ...], dtype: str, max_shard_bytes: int) -> dict[str, Any]:
-    """Returns the description of a Zarr array, in chunks of rows."""
-    *outer, rows, length = (1, *shape)
-    limit = min(MAX_CHUNK_BYTES, max_shard_bytes) // (length * np.dtype(dtype).itemsize)
-    chunks = [*(1 for _ in outer), max(1, min(rows, limit)), length][-len(shape) :]
-    return {"shape": shape, "chunks": chunks, "dtype": _zarr(dtype), "compressor": None}
+class _Writer:
+    """Writes arrays to the database of a checkpoint.
 
+    Each commit adds files, so that small writes are committed together.
+    """
 
-def _zarr(dtype: str) -> str:
-    return dtype if dtype == "bfloat16" else np.dtype(dtype).str
+    def __init__(self, tensorstore: ModuleType, folder: Path, max_file_bytes: int) -> None:
+        self.tensorstore = tensorstore
+        self.database = {
+            "driver": "ocdbt",
+            "base": {"driver": "file", "path": f"{folder.resolve()}/"},
+            "target_data_file_size": max_file_bytes,
+        }
+        self.max_chunk_bytes = min(MAX_CHUNK_BYTES, max_file_bytes)
+        self.arrays: dict[str, Any] = {}
+        self.transaction = tensorstore.Transaction()
+        self.waiting_bytes = 0
+
+    def create(self, shapes: dict[str, tuple[int, ...]], dtype: np.dtype) -> None:
+        """Creates all arrays, in chunks of rows."""
+        context = self.tensorstore.Context()
+        futures = {
+            name: self.tensorstore.open(
+                {
+                    "driver": "zarr",
+                    "kvstore": {**self.database, "path": f"{name.replace('/', '.')}/"},
+                    "metadata": {
+                        "shape": shape,
+                        "chunks": self._chunks(shape, dtype),
+                        "dtype": dtype.name if dtype.name == "bfloat16" else dtype.str,
+                        "compressor": None,
+                    },
+                    "store_data_equal_to_fill_value": True,
+                },
+                create=True,
+                context=context,
+            )
+            for name, shape in shapes.items()
+        }
+        self.arrays = {name: future.result() for name, future in futures.items()}
+
+    def write(self, spec: TensorSpec, logical: np.ndarray) -> None:
+        """Writes a weight, or the part of an array that holds it."""
+        name, part = layout.array_and_part(spec.name)
+        numbers = spec.to_stored(logical)
+        array = self.arrays[name]
+        chunk = array.chunk_layout.write_chunk.shape[-numbers.ndim]
+        view = array if part is None else array[part]
+        step = chunk * max(1, self.max_chunk_bytes // (chunk * numbers[0].nbytes))
+        for start in range(0, len(numbers), step):
+            self._write(view, start, numbers[start : start + step])
+        unused = view.shape[0] - len(numbers)
+        if unused:  # repeats <pad>, which a model does not predict
+            row = np.broadcast_to(numbers[0], (unused, *numbers.shape[1:]))
+            self._write(view, len(numbers), row)
+
+    def commit(self) -> None:
+        """Stores all numbers that wait."""
+        self.transaction.commit_sync()
+        self.transaction = self.tensorstore.Transaction()
+        self.waiting_bytes = 0
+
+    def _write(self, view: Any, start: int, rows: np.ndarray) -> None:
+        view.with_transaction(self.transaction)[start : start + len(rows)].write(rows).result()
+        self.waiting_bytes += rows.nbytes
+        if self.waiting_bytes > MAX_WAITING_BYTES:
+            self.commit()
+
+    def _chunks(self, shape: tuple[int, ...], dtype: np.dtype) -> list[int]:
+        *outer, rows, length = (1, *shape)
+        count = math.ceil(rows * length * dtype.itemsize / self.max_chunk_bytes)
+        # About equal: Zarr fills up the last chunk.
+        return [*(1 for _ in outer), math.ceil(rows / count), length][-len(shape) :]
 
 
 def _tree(names: list[str]) -> dict[str, Any]:
