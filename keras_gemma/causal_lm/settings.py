@@ -13,6 +13,7 @@ import numpy as np
 from keras_gemma.checks import check_integer
 from keras_gemma.generation import samplers
 from keras_gemma.generation.samplers.override import override
+from keras_gemma.generation.samplers.random import FILTERS
 from keras_gemma.generation.samplers.sampler import (
     Numbers,
     Seeds,
@@ -22,7 +23,7 @@ from keras_gemma.generation.samplers.sampler import (
 )
 from keras_gemma.generation.strategies.verify import is_greedy
 
-FILTERS = ("temperature", "top_k", "top_p", "min_p")
+SAMPLER_SETTINGS = ("temperature", *FILTERS)
 """Settings that override fields of the sampler."""
 
 STOP_ERROR = "`stop` must be a non-empty string or a list of non-empty strings"
@@ -127,11 +128,11 @@ class GenerationSettings:
         if count is not None and not isinstance(count, bool):
             advice = "True and False are valid too."
             check_integer("return_logprobs", count, 0, MAX_TOP_LOGPROBS, advice)
-        self.choose_sampler("greedy", self.sampler)  # checks the filters
-        filters = [name for name in FILTERS if getattr(self, name) is not None]
-        if filters and self.sampler is not None and is_greedy(samplers.get(self.sampler)):
+        self.choose_sampler("greedy", self.sampler)  # checks their values
+        overrides = self.sampler_settings()
+        if overrides and self.sampler is not None and is_greedy(samplers.get(self.sampler)):
             raise ValueError(
-                f"A greedy sampler does not use `{'`, `'.join(filters)}`. Pass another sampler, "
+                f"A greedy sampler does not use `{'`, `'.join(overrides)}`. Pass another sampler, "
                 f"or leave it out. Received: sampler={self.sampler!r}"
             )
 
@@ -155,15 +156,19 @@ class GenerationSettings:
         return 0 if self.return_logprobs is True else int(self.return_logprobs)
 
     def choose_sampler(self, compiled: Any, sampler: Any = None) -> samplers.Sampler:
-        """Returns the sampler of a call, with the filter settings applied.
+        """Returns the sampler of a call, with the settings that override its fields.
 
         Args:
             compiled: Sampler passed to `compile`.
             sampler: Sampler passed to the call. `None` uses `compiled`.
         """
         chosen = samplers.get(compiled if sampler is None else sampler)
-        filters = {name: getattr(self, name) for name in FILTERS}
-        return override(chosen, {k: v for k, v in filters.items() if v is not None})
+        return override(chosen, self.sampler_settings())
+
+    def sampler_settings(self) -> dict[str, Any]:
+        """Returns the explicit settings that override fields of the sampler, by name."""
+        values = {name: getattr(self, name) for name in SAMPLER_SETTINGS}
+        return {name: value for name, value in values.items() if value is not None}
 
     def serialize(self) -> dict[str, Any]:
         """Returns the explicit settings in a JSON-serializable form.
@@ -200,15 +205,15 @@ class GenerationSettings:
     def over(self, compiled: "GenerationSettings") -> "GenerationSettings":
         """Returns these settings, filled up with those of `compiled`."""
         settings = self.given()
-        if "sampler" in settings:  # The compiled filters belong to the compiled sampler.
-            compiled = dataclasses.replace(compiled, **dict.fromkeys(FILTERS))
+        if "sampler" in settings:  # The compiled settings belong to the compiled sampler.
+            compiled = dataclasses.replace(compiled, **dict.fromkeys(SAMPLER_SETTINGS))
         if "max_length" in settings or "max_new_tokens" in settings:
             compiled = dataclasses.replace(compiled, max_length=None, max_new_tokens=None)
         return dataclasses.replace(compiled, **settings)
 
     def check_rows(self, prompts: int) -> None:
         """Raises a ValueError if the length of a list differs from the number of prompts."""
-        for name in ("max_new_tokens", "repetition_penalty", "seed", *FILTERS):
+        for name in ("max_new_tokens", "repetition_penalty", "seed", *SAMPLER_SETTINGS):
             check_rows(name, getattr(self, name), prompts)
 
     def max_new_tokens_of(self, lengths: list[int], default_length: int | None) -> list[int]:

@@ -104,6 +104,7 @@ def test_quantize(tmp_path, capsys):
         (["convert", "x", "y.gguf", "--to", "keras"], "ends in .gguf"),
         (["convert", "x", "y", "--to", "gguf"], "ends in .gguf"),
         (["convert", "x", "y.gguf", "--max-shard-size", "1GB"], "one file"),
+        (["quantize", "x", "y", "--bits", "int8", "--zero-points"], "require mode='int4'"),
         (["quantize", "x", "y", "--bits", "int8", "--zeros"], "require mode='int4'"),
         (["generate", "x", "--fit", "memory", "--quantization", "int8"], "not both"),
         (["generate", "x", "--preset", "memory", "--quantization", "int8"], "not both"),

@@ -17,7 +17,7 @@ from keras_gemma.generation.samplers import (
     Sampler,
     TopKSampler,
     TopPSampler,
-    filters,
+    random,
 )
 from keras_gemma.generation.samplers.override import override
 
@@ -225,18 +225,17 @@ def test_settings_per_row():
 
 def test_filters_are_exact():
     """Filters equal a sort, on a vocabulary with many ties and small probabilities."""
-    random = np.random.default_rng(0)
-    logits = np.round(random.normal(0, 4, (5, 300)), 1).astype("float32")
+    logits = np.round(np.random.default_rng(0).normal(0, 4, (5, 300)), 1).astype("float32")
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     ordered = -np.sort(-weights, axis=-1)
     k, p = (
         np.array([1, 7, 100, 299, 300], "int32"),
         np.array([0.1, 0.5, 0.9, 0.99, 0.999], "float32"),
     )
-    filtered = filters.keep_top_k(ops.convert_to_tensor(logits), ops.convert_to_tensor(k))
+    filtered = random.keep_top_k(ops.convert_to_tensor(logits), ops.convert_to_tensor(k))
     expected = weights >= ordered[np.arange(5), k - 1][:, None]
     np.testing.assert_array_equal(ops.convert_to_numpy(filtered) > -1e30, expected)
-    filtered = filters.keep_top_p(ops.convert_to_tensor(logits), ops.convert_to_tensor(p))
+    filtered = random.keep_top_p(ops.convert_to_tensor(logits), ops.convert_to_tensor(p))
     sums = np.cumsum(ordered.astype("float64"), axis=-1)
     count = (sums < (p * sums[:, -1])[:, None]).sum(-1)
     expected = weights >= ordered[np.arange(5), count][:, None]
