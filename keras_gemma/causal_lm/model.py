@@ -14,7 +14,7 @@ from keras_gemma import export, tf_data
 from keras_gemma.backend import keras_internals
 from keras_gemma.causal_lm.chat import Chat
 from keras_gemma.causal_lm.draft import read_draft
-from keras_gemma.causal_lm.prompts import Prompts, read_prompt, read_prompts, require_preprocessor
+from keras_gemma.causal_lm.prompts import Prompts, read_prompt, read_prompts
 from keras_gemma.causal_lm.settings import GenerationSettings, read_settings
 from keras_gemma.causal_lm.text_request import TextRequest
 from keras_gemma.causal_lm.training import TrainableTextModel
@@ -34,7 +34,8 @@ from keras_gemma.storage.formats import save_as
 from keras_gemma.storage.gguf.writer import save_to_gguf
 from keras_gemma.text.batches import is_text
 from keras_gemma.text.chat import Message
-from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
+from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor, require_preprocessor
+from keras_gemma.text.tokenizer import check_vocabulary_size
 
 
 @keras.saving.register_keras_serializable(package="keras_gemma")
@@ -81,13 +82,7 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
                     "`preprocessor` must be a GemmaCausalLMPreprocessor, or None. "
                     f"Received: {preprocessor!r}"
                 )
-            size = preprocessor.tokenizer.vocabulary_size()
-            if size > backbone.config.vocabulary_size:
-                raise ValueError(
-                    f"The tokenizer has {size} ids, but the backbone's vocabulary_size is "
-                    f"{backbone.config.vocabulary_size}. Use the tokenizer of the backbone's "
-                    "preset, or a backbone with a larger `vocabulary_size`."
-                )
+            check_vocabulary_size(preprocessor.tokenizer, backbone.config.vocabulary_size)
         logits = backbone.token_embedding(backbone(backbone.input), reverse=True)
         super().__init__(inputs=backbone.input, outputs=logits, **kwargs)
         backbone.wrapping_models.add(self)

@@ -7,7 +7,7 @@ import numpy as np
 
 from keras_gemma.text.batches import is_text
 from keras_gemma.text.inputs import pad_rows, to_ids, to_numpy
-from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
+from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor, require_preprocessor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,20 +147,3 @@ def max_new_tokens_in_padding(
         )
     limits = max_new_tokens or [end] * len(lengths)
     return [min(end - length, limit) for length, limit in zip(lengths, limits, strict=True)]
-
-
-def require_preprocessor(
-    preprocessor: Any, purpose: str = "text", alternative: str | None = "Pass token ids"
-) -> None:
-    """Raises a ValueError if the model has no preprocessor.
-
-    Args:
-        purpose: Feature that needs the preprocessor.
-        alternative: Advice that avoids the preprocessor, if there is one.
-    """
-    if preprocessor is None:
-        remedy = "Create" if alternative is None else f"{alternative}, or create"
-        raise ValueError(
-            f"This model has no preprocessor, which {purpose} requires. {remedy} the model with "
-            "`GemmaCausalLM(backbone, preprocessor)`."
-        )

@@ -11,7 +11,6 @@ from keras_gemma.causal_lm.prompts import (
     Prompts,
     max_new_tokens_in_padding,
     read_prompts,
-    require_preprocessor,
 )
 from keras_gemma.causal_lm.settings import GenerationSettings
 from keras_gemma.generation.generate import check, generate, start
@@ -21,6 +20,7 @@ from keras_gemma.generation.session import DecodingSession
 from keras_gemma.generation.stopping import ends_with_stop_token
 from keras_gemma.generation.strategies.verify import is_greedy
 from keras_gemma.text.inputs import to_ids
+from keras_gemma.text.preprocessor import require_preprocessor
 from keras_gemma.text.stream import TextStream
 from keras_gemma.text.tokenizer import GemmaTokenizer
 

@@ -11,7 +11,7 @@ from keras_gemma.checks import check_integer
 from keras_gemma.config import GemmaConfig
 from keras_gemma.text.batches import is_text
 from keras_gemma.text.inputs import pad_rows, to_ids, to_numpy
-from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
+from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor, require_preprocessor
 
 
 class Inputs(NamedTuple):
@@ -110,11 +110,7 @@ def encode(texts: Any, preprocessor: GemmaCausalLMPreprocessor | None) -> Inputs
 
     The target of each token is the next token; the last token has no target.
     """
-    if preprocessor is None:
-        raise ValueError(
-            "This model has no preprocessor: pass `token_ids` as ids [batch, tokens], or create "
-            f"the model with `GemmaCausalLM(backbone, preprocessor)`. Received: {texts!r:.80}"
-        )
+    require_preprocessor(preprocessor)
     rows = preprocessor.tokenize_prompts([texts] if is_text(texts) else list(texts))
     pad_id = preprocessor.tokenizer.pad_token_id
     token_ids, mask = pad_rows(rows, max(map(len, rows)), pad_id)

@@ -363,7 +363,7 @@ def test_bad_arguments(tiny_proto, tmp_path):
     with pytest.raises(ValueError, match="no preprocessor"):
         save_to_gguf(Task(task.backbone), tmp_path / "tiny.gguf")
     small = make_backbone(GEMMA1 | {"vocabulary_size": VOCABULARY_SIZE - 1})
-    with pytest.raises(ValueError, match="512 tokens, but the backbone embeds 511"):
+    with pytest.raises(ValueError, match="512 ids, but the backbone's vocabulary_size is 511"):
         save_to_gguf(Task(small, task.preprocessor), tmp_path / "tiny.gguf")
     empty = Task(task.backbone, GemmaCausalLMPreprocessor(GemmaTokenizer()))
     with pytest.raises(ValueError, match="no vocabulary"):

@@ -251,7 +251,7 @@ def test_no_trainable_variables(tiny_proto, data, tmp_path):
     lm.trainable = False
     with pytest.raises(ValueError, match=r"Call `lm.enable_lora"):
         finetune(lm, data, tmp_path, **SETTINGS)
-    with pytest.raises(ValueError, match="must have a preprocessor"):
+    with pytest.raises(ValueError, match="no preprocessor, which training requires"):
         finetune(make_lm(), data, tmp_path, **SETTINGS)
 
 
