@@ -215,6 +215,14 @@ def test_progress_bar_of_slow_load(patience, shown, monkeypatch):
     assert ("Loading" in screen.getvalue()) == shown
 
 
+def test_hidden_progress_bar(monkeypatch):
+    monkeypatch.setattr(progress, "PATIENCE", 0)
+    monkeypatch.setattr(sys, "stderr", screen := Screen())
+    with progress.hidden(), progress.bar("Loading", 1) as advance:
+        advance(1)
+    assert screen.getvalue() == ""
+
+
 def test_no_progress_bar_in_a_pipe(monkeypatch):
     monkeypatch.setattr(progress, "PATIENCE", 0)
     monkeypatch.setattr(sys, "stderr", pipe := io.StringIO())
