@@ -215,7 +215,7 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
             TypeError: If a setting is unknown or has the wrong type.
         """
         settings = {"max_length": max_length, "stop_token_ids": stop_token_ids, **settings}
-        call_settings = read_settings(settings, "generate").over(self.generation_settings)
+        call_settings = read_settings(settings, "generate").with_defaults(self.generation_settings)
         draft = read_draft(draft, num_draft_tokens)
         if tf_data.is_dataset(inputs):
             batches = [
@@ -268,7 +268,7 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         ```
         """
         settings = {"max_length": max_length, "stop_token_ids": stop_token_ids, **settings}
-        call_settings = read_settings(settings, "stream").over(self.generation_settings)
+        call_settings = read_settings(settings, "stream").with_defaults(self.generation_settings)
         if call_settings.top_logprobs is not None:
             raise ValueError(
                 "`stream` does not support `return_logprobs`: use `generate` with "
@@ -403,7 +403,9 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         """
         require_preprocessor(self.preprocessor, "`generate_chat`", "Pass token ids to `generate`")
         settings = {"max_length": max_length, "stop_token_ids": stop_token_ids, **settings}
-        call_settings = read_settings(settings, "generate_chat").over(self.generation_settings)
+        call_settings = read_settings(settings, "generate_chat").with_defaults(
+            self.generation_settings
+        )
         ids = self.preprocessor.tokenizer.apply_chat_template(messages)
         single = isinstance(ids[0], int)
         rows = [np.array(row, "int32") for row in ([ids] if single else ids)]
@@ -773,10 +775,8 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         print(keras_gemma.quantization.report(lm))
         ```
         """
-        config, rows = (
-            read_mode(mode, group_size, zero_points if zeros is None else zeros, embedding),
-            None,
-        )
+        config = read_mode(mode, group_size, zero_points, embedding, zeros)
+        rows = None
         if calibration is not None and self.backbone.quantization is None:
             calibration = [calibration] if is_text(calibration) else calibration
             size = self.backbone.config.vocabulary_size

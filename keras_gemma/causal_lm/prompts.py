@@ -23,15 +23,16 @@ class Prompts:
     width: int | None = None
     """Width of a padded array `[B, width]`. `None` for all other formats."""
 
-    def answer(self, rows: list[Any], copies: int) -> Any:
+    def answer(self, rows: list[Any], num_return_sequences: int) -> Any:
         """Returns the outputs in the structure of the prompts.
 
         Args:
             rows: Outputs, with the sequences of one prompt next to each other.
-            copies: Number of sequences per prompt. If above 1, each prompt gets a list.
+            num_return_sequences: Sequences per prompt. If above 1, each prompt gets a list.
         """
-        if copies > 1:
-            rows = [rows[i : i + copies] for i in range(0, len(rows), copies)]
+        if num_return_sequences > 1:
+            starts = range(0, len(rows), num_return_sequences)
+            rows = [rows[i : i + num_return_sequences] for i in starts]
         return rows[0] if self.single else rows
 
     def pad(self, rows: list[np.ndarray]) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from keras_gemma import backend, catalogue, progress
 from keras_gemma.causal_lm.model import GemmaCausalLM
-from keras_gemma.cli.options import Dtype, Fit, ModelOptions, Quantization, given
+from keras_gemma.cli.options import Dtype, Fit, ModelOptions, Quantization, drop_none
 from keras_gemma.config import GemmaConfig
 from keras_gemma.generation.memory import Workload, bytes_needed
 from keras_gemma.quantization import QuantizationConfig
@@ -82,7 +82,7 @@ def choose(
     """Chooses the precision of `model`. If `fit` is `auto` and none fits, raises a ValueError."""
     arguments: dict[str, Any] = {"dtype": dtype}
     if quantization is not None or fit != "auto":
-        arguments |= given(quantization=quantization or QUANTIZATION[fit])
+        arguments |= drop_none(quantization=quantization or QUANTIZATION[fit])
         return Choice(arguments, f"{quantization or fit}, as requested", True)
     description = read_description(model)
     if description.get("quantization") is not None:
@@ -97,7 +97,7 @@ def choose(
         needed = bytes_of_fit(config, fit, dtype or stored_dtype(model))
         if needed <= free:
             reason = f"{fit}, needs up to {_size(needed)} of {_size(free)} free"
-            arguments |= given(quantization=config_of_fit)
+            arguments |= drop_none(quantization=config_of_fit)
             return Choice(arguments, "; ".join([reason, *larger]), fit == "exact")
         larger.append(f"{fit} needs {_size(needed)}")
     raise ValueError(

@@ -125,7 +125,7 @@ def full_name(model: str) -> str:
     return SIZES.get(model.lower(), model)
 
 
-def given(**settings: Any) -> dict[str, Any]:
+def drop_none(**settings: Any) -> dict[str, Any]:
     """Returns the settings that are not `None`."""
     return {name: value for name, value in settings.items() if value is not None}
 

@@ -64,7 +64,7 @@ def workload_of(request: Request, config: GemmaConfig) -> Workload:
     strategy, rows_per_prompt = request.sampler.strategy, request.num_return_sequences
     if strategy == "contrastive":
         rows_per_prompt = min(request.sampler.k, config.vocabulary_size)
-    is_random = strategy == "sample" and request.sampler.structure() != "greedy"
+    is_random = strategy == "sample" and not request.sampler.is_greedy
     num_draft_tokens = 0 if request.draft is None else request.draft.num_tokens
     arrays = LOGITS_ARRAYS + SAMPLING_LOGITS_ARRAYS * is_random
     arrays += 4 * (request.repetition_penalty is not None) + 2 * (request.top_logprobs is not None)

@@ -36,7 +36,7 @@ class Programs:
         self.backbone = backbone
         self.eager = eager
         self.config: GemmaConfig = backbone.config
-        self.parts = EAGER if eager else BlockFunctions(*map(backend.jit_part, EAGER))
+        self.functions = EAGER if eager else BlockFunctions(*map(backend.jit_part, EAGER))
         self.programs: OrderedDict[Any, Any] = OrderedDict()  # most recently used last
         self.lock = threading.Lock()
 

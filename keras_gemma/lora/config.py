@@ -85,14 +85,14 @@ def read_lora(
     dtype: str,
 ) -> Lora:
     """Returns the validated settings of an `enable_lora` call."""
-    check_numbers(rank, alpha, dropout)
+    check_lora_numbers(rank, alpha, dropout)
     check_one_of("dtype", dtype, DTYPES)
     names = target_names(config, DEFAULT_TARGETS if targets is None else targets)
     size = int(rank), float(alpha)
     return Lora(dict.fromkeys(names, size), float(dropout), bool(use_rslora), dtype)
 
 
-def check_numbers(rank: Any, alpha: Any, dropout: Any) -> None:
+def check_lora_numbers(rank: Any, alpha: Any, dropout: Any) -> None:
     check_integer("rank", rank, advice="It is the number of rows of A, such as 8.")
     check_number("alpha", alpha, "(0, inf)", "The adapter is scaled by alpha / rank.")
     check_number("dropout", dropout, "[0, 1)", "A usual value is 0.05.")

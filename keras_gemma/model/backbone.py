@@ -1,5 +1,6 @@
 """The backbone: token ids to hidden states, through every block."""
 
+import inspect
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import keras
 
 from keras_gemma.backend import keras_internals
+from keras_gemma.checks import check_argument_names
 from keras_gemma.config import GemmaConfig
 from keras_gemma.lora.adapters import DEFAULT_NAME, Adapters
 from keras_gemma.model.decoder_block import GemmaDecoderBlock
@@ -23,12 +25,8 @@ from keras_gemma.quantization import QuantizationConfig, to_config
 
 def check_layer_arguments(cls: type, arguments: dict[str, Any]) -> None:
     """Raises a ValueError for unknown or misspelled arguments, which Keras would ignore."""
-    unknown = sorted(set(arguments) - {"name", "trainable"})
-    if unknown:
-        raise ValueError(
-            f"{cls.__name__} has no argument {unknown[0]!r}. Check its spelling. "
-            f"Received: {', '.join(f'{name}={arguments[name]!r}' for name in unknown)}"
-        )
+    names = [name for name in inspect.signature(cls).parameters if name not in arguments]
+    check_argument_names(cls.__name__, arguments, [*names[:-1], "name", "trainable"], ValueError)
 
 
 @keras.saving.register_keras_serializable(package="keras_gemma")
@@ -236,11 +234,8 @@ class GemmaBackbone(Presettable, TrainableModel):
         Raises:
             ValueError, TypeError: Same as in `GemmaCausalLM.quantize`.
         """
-        quantize(
-            self,
-            read_mode(mode, group_size, zero_points if zeros is None else zeros, embedding),
-            calibration,
-        )
+        config = read_mode(mode, group_size, zero_points, embedding, zeros)
+        quantize(self, config, calibration)
 
     def enable_lora(
         self,

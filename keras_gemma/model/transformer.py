@@ -17,9 +17,8 @@ from keras_gemma.model.attention import causal_mask
 from keras_gemma.model.block import decoder_block
 from keras_gemma.model.cache import Cache, cache_mask, slot_of
 from keras_gemma.model.embedding import scale_embeddings
-from keras_gemma.model.head import head
+from keras_gemma.model.head import final_norm, head
 from keras_gemma.model.hooks import Hooks, apply_hook
-from keras_gemma.model.normalization import rms_normalize
 from keras_gemma.model.rope import rotary_angles
 
 
@@ -140,5 +139,5 @@ def hidden_states(
         lambda kind, slots: causal_mask(attended, kind.window),
         hooks=hooks,
     )
-    x = rms_normalize(x, weights["head"]["final_norm"], config.layer_norm_epsilon)
+    x = final_norm(x, weights["head"], config)
     return apply_hook(hooks, "final_norm", x)

@@ -211,10 +211,10 @@ def test_settings_per_row():
     mixed = RandomSampler(temperature=temperatures, top_k=ks, top_p=ps)
     for _ in range(20):
         seeds = [seed + 5 for seed in seeds]
-        together, _ = mixed(logits, mixed.init(3, seeds, copies=[0, 0, 1]))
+        together, _ = mixed(logits, mixed.init(3, seeds, sequence_indices=[0, 0, 1]))
         for i in range(3):
             one = RandomSampler(temperature=temperatures[i], top_k=ks[i], top_p=ps[i])
-            single, _ = one(logits[:1], one.init(1, seeds[i], copies=[int(i == 2)]))
+            single, _ = one(logits[:1], one.init(1, seeds[i], sequence_indices=[int(i == 2)]))
             assert int(single[0]) == int(together[i])
     # Copies of a prompt are adjacent.
     state = mixed.init(6)
@@ -273,7 +273,7 @@ def test_get():
     [
         (
             lambda: RandomSampler(temperature=-0.1),
-            r">= 0, or a list .* temperature=-0.1",
+            r"in \[0, 1e9\), or a list .* temperature=-0.1",
         ),
         (lambda: GreedySampler(temperature=-1), "temperature=-1"),
         (lambda: Second(2, temperature=-1.0), "temperature=-1.0"),
@@ -283,7 +283,7 @@ def test_get():
         (lambda: RandomSampler(temperature=True), "temperature=True"),
         (lambda: RandomSampler(seed=1.5), "seed=1.5"),
         (lambda: RandomSampler(seed="1"), "seed='1'"),
-        (lambda: TopKSampler(k=0), r">= 1, or a list .* k=0"),
+        (lambda: TopKSampler(k=0), r"integer in \[1, 2147483647\], or a list .* k=0"),
         (lambda: TopKSampler(k=-2), "k=-2"),
         (lambda: TopKSampler(k=2.0), r"k=2\.0"),
         (lambda: TopKSampler(k=None), "k=None"),

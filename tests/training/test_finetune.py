@@ -229,7 +229,7 @@ def test_stream(tiny_proto, tokenizer, tmp_path):
         ({"learning_rate": 0}, ValueError, "learning_rate=0"),
         ({"warmup": 1.0}, ValueError, "warmup=1.0"),
         ({"weight_decay": -1}, ValueError, "weight_decay=-1"),
-        ({"lr": 1}, TypeError, "has no setting 'lr'. The settings are epochs, steps"),
+        ({"lr": 1}, TypeError, "`finetune` has no argument `lr`. Valid: epochs, steps"),
     ],
 )
 def test_bad_settings(settings, error, message, data, tmp_path):

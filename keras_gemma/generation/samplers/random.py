@@ -12,11 +12,11 @@ import keras
 from keras import ops
 
 from keras_gemma.backend.reference import LOWEST
+from keras_gemma.checks import check_numbers
 from keras_gemma.generation.samplers.sampler import (
     Numbers,
     Sampler,
     Seeds,
-    check_numbers,
     draw,
     tempered,
 )
@@ -95,11 +95,11 @@ class DrawingSampler(Sampler):
     def check(self) -> None:
         super().check()
         for setting, value in self.settings().items():
-            name = self.written.get(setting, setting)
+            name = self._argument_names.get(setting, setting)
             if setting == "top_k":
-                check_numbers(name, value, "an integer >= 1", lambda x: 1 <= x < 2**31, whole=True)
+                check_numbers(name, value, f"[1, {2**31 - 1}]", whole=True)
             elif setting in FILTERS:
-                check_numbers(name, value, "a number in (0, 1]", lambda x: 0 < x <= 1)
+                check_numbers(name, value, "(0, 1]")
 
     def rule(self) -> Hashable:
         return "draw", *(name for name in FILTERS if name in self.settings())
