@@ -15,7 +15,7 @@ import keras
 
 from keras_gemma import backend
 from keras_gemma.config import BYTES_PER_ELEMENT, GemmaConfig
-from keras_gemma.generation.buckets import MIN_CACHE_SLOTS, bucket, chunks
+from keras_gemma.generation.prefill import capacity_for, chunks
 from keras_gemma.generation.request import Request
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.model.cache import slots_of_layers
@@ -87,8 +87,8 @@ def bytes_needed(work: Workload, config: GemmaConfig, dtype: str) -> int:
     prompts, rows = work.num_prompts, work.num_prompts * work.rows_per_prompt
     copies = CACHE_COPIES[keras.config.backend()]
     (_, chunk), *_ = spans = chunks(0, work.prompt_length, prompts)
-    prompt_slots = bucket(max(sum(spans[-1]), work.prompt_length + 1), MIN_CACHE_SLOTS)
-    text_slots = bucket(work.text_length + work.num_draft_tokens, MIN_CACHE_SLOTS)
+    prompt_slots = capacity_for(max(sum(spans[-1]), work.prompt_length + 1))
+    text_slots = capacity_for(work.text_length + work.num_draft_tokens)
     text_slots = max(prompt_slots, text_slots)
     heads = config.num_key_value_heads * config.head_dim
     is_beam, is_contrastive = work.strategy == "beam", work.strategy == "contrastive"

@@ -12,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_gemma import backend
-from keras_gemma.generation.buckets import MIN_CACHE_SLOTS, bucket
+from keras_gemma.buckets import bucket
 from keras_gemma.generation.decode import (
     DecodeState,
     Logprobs,
@@ -20,7 +20,7 @@ from keras_gemma.generation.decode import (
     append_tokens,
     next_logits,
 )
-from keras_gemma.generation.prefill import to_rings
+from keras_gemma.generation.prefill import capacity_for, to_rings
 from keras_gemma.generation.programs import Programs, repeat_cache
 from keras_gemma.generation.request import (
     PrefixCache,
@@ -179,7 +179,7 @@ class DecodingSession:
         backbone = self.programs.backbone
         length = int(ops.convert_to_numpy(self.state.length)[0]) - 1
         ids = ops.convert_to_numpy(self.state.text)[0, :length]
-        slots = bucket(length, MIN_CACHE_SLOTS)
+        slots = capacity_for(length)
         smallest = min(keys.shape[1] for keys, _ in self.state.cache)
         # Equality counts, because the last token may be in the cache already.
         is_wrapped = smallest <= length + self.slack
