@@ -25,10 +25,13 @@ GROUP_SIZE = 32
 
 
 class LayerKind(NamedTuple):
-    """Everything in which one layer of a model may differ from another, besides its weights."""
+    """Properties in which layers of a model may differ, in addition to their weights."""
 
     window: int | None
-    """Number of visible positions, including the own one. `None` means all earlier positions."""
+    """Number of visible positions, including that of the query.
+
+    `None` means all earlier positions.
+    """
     rope_theta: float = ROPE_THETA
     """Base of the rotary frequencies."""
     rope_scaling: float = 1.0

@@ -139,10 +139,8 @@ class Chat:
         turn = dataclasses.replace(turn, max_length=None, max_new_tokens=max_new_tokens)
         prompt = Prompts([np.array(ids, "int32")], texts=True, single=True)
         prefix = self._prefix
-        if prefix is not None and not prefix.matches(
-            self._lm.backbone
-        ):  # The weights have changed.
-            prefix = None
+        if prefix is not None and not prefix.matches(self._lm.backbone):
+            prefix = None  # The weights have changed.
         request = TextRequest(self._lm, prompt, turn, prefix, self._draft)
         return self._stream_reply(message, request, request.stream(), dropped)
 

@@ -428,23 +428,24 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         """Returns the logits or losses of existing texts at every position.
 
         Without hooks the forward pass is compiled; on PyTorch no gradient passes through it. With
-        hooks it runs eagerly, and gradients with respect to activations pass, from the embeddings
-        on, also in a quantized model. Weights are constants here; train them with `fit`.
+        hooks it runs eagerly, and gradients with respect to the embeddings and all later
+        activations are available, for quantized models too. Weights are constants here; train
+        them with `fit`.
 
         Args:
             token_ids: Token ids, int `[B, T]`: a NumPy array, a tensor or nested lists. Or a
                 string, or a list of strings, which are padded on the right.
             padding_mask: `[B, T]`, False or 0 at padding, which may be on the left or right.
                 `None` means no padding.
-            scoring_mode: `"logits"` or `"loss"`. Losses never hold the logits of all positions in
-                memory, not even when computing a gradient.
+            scoring_mode: `"logits"` or `"loss"`. The loss is computed in chunks, so the logits of
+                all positions are never in memory at once, not even for a gradient.
             layer_intercept_fn: Function `(activations [B, T, D], layer) -> activations`. Called
                 with the embeddings before scaling (layer -1) and the output of each block (layers
                 from 0). Its result replaces the activations.
             target_ids: Ids to predict, int `[B, T]`; required for `"loss"`. For strings these are
                 the next tokens, and positions without a next token have a loss of 0.
             hooks: Dict from names or patterns of hook points to functions `(activations, name) ->
-                activations`, such as `{"block.*.attention.weights": look}`. The result of a
+                activations`, such as `{"block.*.attention.weights": record}`. The result of a
                 function replaces the activations. The names are listed in
                 `keras_gemma.scoring.hooks`.
 
@@ -544,7 +545,7 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         Args:
             rank: Rank of the update: rows of A and columns of B. Defaults to 8.
             targets: Matrices to adapt: kinds (`"query"`, `"key"`, `"value"`, `"output"`, `"gate"`,
-                `"up"`, `"down"`), their peft names such as `"q_proj"`, name patterns such as
+                `"up"`, `"down"`), their PEFT names such as `"q_proj"`, name patterns such as
                 `"layers.[0-3].*"`, or `"all-linear"`. Defaults to `("query", "value")`.
             alpha: Scale of the update, divided by `rank`. Defaults to 16.
             dropout: Dropout rate of the input of A in training. Defaults to 0.
@@ -684,7 +685,7 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
             base_model: Base model to record for PEFT, such as `"google/gemma-2-2b"`.
 
         Raises:
-            ValueError: If the adapter is unknown, its numbers are not all finite, or the folder
+            ValueError: If the adapter is unknown, it contains NaN or infinity, or the folder
                 cannot be written.
 
         Example:
@@ -714,7 +715,7 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         Raises:
             FileNotFoundError: If the folder or a file in it is missing.
             ValueError: If the name is taken, the adapter does not fit the model (all such tensors
-                are listed), its numbers are not all finite, or it is of an unsupported kind (DoRA,
+                are listed), it contains NaN or infinity, or it is of an unsupported kind (DoRA,
                 biases, whole modules).
 
         Example:

@@ -61,7 +61,7 @@ SeedOption = Annotated[int | None, Option(help="The same seed gives the same tex
 LoraOption = Annotated[
     Path | None,
     Option(
-        help="Folder of a LoRA adapter, written by `finetune`, `save_lora` or peft.",
+        help="Folder of a LoRA adapter, written by `finetune`, `save_lora` or PEFT.",
         exists=True,
         file_okay=False,
     ),

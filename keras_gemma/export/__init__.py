@@ -39,7 +39,7 @@ def export(
     overwrite: bool = False,
     **options: Any,
 ) -> None:
-    """See `GemmaCausalLM.export`."""
+    """Implements `GemmaCausalLM.export`."""
     check_one_of("format", format, FORMATS)
     names = list(inspect.signature(FORMATS[format]).parameters)[2:]
     check_argument_names(f"export(format={format!r})", options, names)

@@ -5,7 +5,7 @@ The estimate is the maximum over the phases. With several sequences per prompt, 
     prefill    keys and values of the prompt, for all its tokens in every layer
     repeat     these, and a copy for each sequence
     begin      the copies, and the ring buffers filled from them; beam search reorders all of these
-    decode     the ring buffers; logits, and what a choice computes from them
+    decode     the ring buffers; logits, and temporary arrays of sampling
     grow       the ring buffers, and longer ones
 """
 

@@ -102,7 +102,10 @@ class Programs:
 
 
 def repeat_cache(cache: Cache, times: int) -> Cache:
-    """Returns a copy of the cache with each row repeated `times` times; itself if once."""
+    """Returns a copy of the cache with each row repeated `times` times.
+
+    Returns the cache itself if `times` is 1.
+    """
     if times == 1:
         return cache
     return [tuple(repeat_rows(array, times) for array in arrays) for arrays in cache]

@@ -49,12 +49,12 @@ class PrefixCache:
         """Raises a ValueError if another model computed the cache, or the weights have changed."""
         if not self._is_from(backbone):
             raise ValueError(
-                "`prefix` was read by another model, so its keys and values are invalid here. Call "
-                "`prefill` of the model that generates."
+                "`prefix` was computed by another model, so its keys and values are invalid here. "
+                "Call `prefill` on the model that generates."
             )
         if not self.matches(backbone):
             raise ValueError(
-                "`prefix` was read with other weights: the model has been trained, loaded or "
+                "`prefix` was computed with other weights: the model has been trained, loaded or "
                 "converted since. Call `prefill` again."
             )
 

@@ -22,7 +22,7 @@ MATRICES = {
     "up": ("up_proj", "ffw_gating_2", "gating_ffw_2"),
     "down": ("down_proj", "ffw_linear"),
 }
-"""Matrices of a block, each with its names in peft and KerasHub."""
+"""Matrices of a block, each with its names in PEFT and KerasHub."""
 
 DEFAULT_TARGETS = ("query", "value")
 """Matrices that are adapted by default, as in KerasHub."""
@@ -137,6 +137,6 @@ def _unknown(target: Any) -> str:
     hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
     return (
         f"A target matches no matrix. {hint}The matrices are {', '.join(MATRICES)}. `targets` also "
-        "accepts peft's names such as 'q_proj', patterns such as 'layers.[0-3].*', and "
+        "accepts PEFT's names such as 'q_proj', patterns such as 'layers.[0-3].*', and "
         f"'all-linear'. Received: {target!r}"
     )

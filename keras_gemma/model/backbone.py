@@ -298,7 +298,7 @@ class GemmaBackbone(Presettable, TrainableModel):
     def save_lora_weights(self, filepath: str | Path) -> None:
         """Writes the active adapter in KerasHub's format.
 
-        `GemmaCausalLM.save_lora` writes peft's format. KerasHub's rank may be larger, because
+        `GemmaCausalLM.save_lora` writes PEFT's format. KerasHub's rank may be larger, because
         KerasHub stores one A per head and one rank for all matrices.
 
         Args:

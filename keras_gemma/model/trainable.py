@@ -1,4 +1,4 @@
-"""Base class of the models with and without a head: what it takes to train them.
+"""Base class of `GemmaBackbone` and `GemmaCausalLM`: their state in training.
 
 Weights change their dtype when a model is quantized, and adapters come and go. Keras keeps compiled
 functions and optimizer slots for the variables that it saw first. This file keeps both up to date.

@@ -77,8 +77,8 @@ def run_blocks(
             angles[rope] = rotary_angles(positions, config.head_dim, *rope)
         keys_and_values = None if cache is None else cache[i]
         if kind not in shared:
-            slots = None if keys_and_values is None else ops.shape(keys_and_values[0])[1]
-            shared[kind] = mask_of(kind, slots), slots_of and slots_of(slots)
+            size = None if keys_and_values is None else ops.shape(keys_and_values[0])[1]
+            shared[kind] = mask_of(kind, size), slots_of and slots_of(size)
         mask, slots = shared[kind]
         prefix = f"block.{first + i}."
         names = [name for name in hooks or () if name.startswith(prefix)]

@@ -123,7 +123,7 @@ def _score(lm: Any, ids: np.ndarray, stride: int, window: int) -> TokenScores:
 def perplexity(
     lm: Any, texts: Any, stride: int | None = None, window: int | None = None
 ) -> float | np.ndarray:
-    """See `GemmaCausalLM.perplexity`."""
+    """Implements `GemmaCausalLM.perplexity`."""
     sizes = _sizes(lm, stride, window)
     if is_text(texts):
         return _score(lm, _read(lm, texts, "texts"), *sizes).perplexity

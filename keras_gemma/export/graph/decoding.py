@@ -62,7 +62,7 @@ class Decoder:
     vocabulary: GraphText
     """The vocabulary, which may be smaller than the model's."""
     sizes: list[int | None]
-    """Batch sizes with a graph of their own, because small batches use other matrix products.
+    """Batch sizes that have a separate graph, because small batches use other matrix products.
     `None` is the graph of all other sizes."""
 
     def __post_init__(self) -> None:

@@ -107,14 +107,14 @@ def test_prefix_is_valid_for_this_model_and_its_weights_only(lm):
     prefix = lm.prefill(IDS[0])
     expected = lm.generate(IDS[:1], **SETTINGS)
     assert lm.generate(IDS[:1], prefix=prefix, **SETTINGS) == expected
-    with pytest.raises(ValueError, match="`prefix` was read by another model"):
+    with pytest.raises(ValueError, match="`prefix` was computed by another model"):
         other.generate(IDS[:1], prefix=prefix, **SETTINGS)
     with pytest.raises(TypeError, match="`prefix` must be a prefix cache returned by `prefill`"):
         lm.generate(IDS[:1], prefix="To be", **SETTINGS)
     prefix = other.prefill(IDS[0])
     norm = other.backbone.layer_norm.scale
     norm.assign(norm.value * 2)
-    with pytest.raises(ValueError, match="`prefix` was read with other weights"):
+    with pytest.raises(ValueError, match="`prefix` was computed with other weights"):
         other.generate(IDS[:1], prefix=prefix, **SETTINGS)
     other.generate(IDS[:1], prefix=other.prefill(IDS[0]), **SETTINGS)
 
