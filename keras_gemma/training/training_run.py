@@ -224,7 +224,7 @@ class TrainingRun:
 
     def _stop_diverged(self, step: int, reason: str) -> None:
         path = self.output / LAST
-        state = "There is no checkpoint yet"
+        state = "No checkpoint has been written yet"
         if path.exists():
             state = f"The checkpoint {path} of step {read_metadata(path)['step']} is intact"
         raise FloatingPointError(

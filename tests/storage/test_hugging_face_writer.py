@@ -79,7 +79,7 @@ def test_config_round_trip(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["gemma1_multi_head", "gemma2_grouped", "vaultgemma"])
-def test_the_context(name, tiny_proto, tmp_path):
+def test_context_length_in_config(name, tiny_proto, tmp_path):
     import transformers
 
     task = make_task(CONFIGURATIONS[name] | {"context_length": 48}, tiny_proto)

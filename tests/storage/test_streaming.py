@@ -97,7 +97,7 @@ def test_peak_memory(large, command_environment):
     assert (folder / "h5_shards" / "model.weights.json").is_file()
     assert (folder / "safetensors_shards" / "model.safetensors.index.json").is_file()
 
-    # How a file is read does not depend on the backend, so JAX alone tests every pair.
+    # Reading a file does not depend on the backend, so only JAX tests every pair.
     loads = list(itertools.product(FORMS, DTYPES))
     loads = loads if keras.config.backend() == "jax" else [loads[0], loads[3], loads[5], loads[6]]
     with ThreadPoolExecutor(2) as pool:

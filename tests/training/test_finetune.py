@@ -139,7 +139,7 @@ def test_nan_stops_training(tiny_proto, data, tmp_path):
     with pytest.raises(FloatingPointError, match=r"step 4, batch 3 of epoch 0: .* of step 2 is"):
         finetune(make(tiny_proto), Poisoned(data, 3), tmp_path, **SETTINGS)
     assert checkpoint.read_metadata(tmp_path / "last.safetensors")["step"] == 2
-    with pytest.raises(FloatingPointError, match="There is no checkpoint yet"):
+    with pytest.raises(FloatingPointError, match="No checkpoint has been written yet"):
         finetune(make(tiny_proto), Poisoned(data, 0), tmp_path / "new", **SETTINGS)
 
 

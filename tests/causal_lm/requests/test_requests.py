@@ -102,7 +102,7 @@ def test_sampler_lists_have_one_value_per_prompt(lm, sampler, name, prompts):
         lm.generate(IDS[:1] * prompts, sampler=sampler, **SETTINGS)
 
 
-def test_prefix_is_valid_for_this_model_and_its_weights_only(lm):
+def test_prefix_is_valid_only_for_this_model_and_its_weights(lm):
     other = make_lm()
     prefix = lm.prefill(IDS[0])
     expected = lm.generate(IDS[:1], **SETTINGS)
