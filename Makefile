@@ -62,7 +62,7 @@ $(DEMO)/.installed: $(SOURCES)
 # would bring gigabytes of CUDA libraries. Elsewhere: `make test TORCH=<another requirement>`.
 TORCH ?= torch==2.13.0
 
-# llama.cpp, which reads the GGUF files of the tests, comes as source: its library alone is built.
+# llama.cpp, which reads the GGUF files of the tests, comes as source; only its library is built.
 LLAMA := -DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF -DMTMD_BUILD=OFF -DLLAMA_CURL=OFF \
 	-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TOOLS=OFF \
 	-DLLAMA_BUILD_SERVER=OFF

@@ -1,8 +1,9 @@
 """Checks of arguments, with one wording for each kind of error. Knows nothing about Gemma."""
 
+import difflib
 import math
 import numbers
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 
@@ -55,19 +56,48 @@ def check_number(name: str, value: Any, range: str = "(-inf, inf)", advice: str 
     Raises:
         ValueError: If `value` is not a finite number in this interval.
     """
-    low, high = (float(limit) for limit in range[1:-1].split(","))
-    if is_number(value):
-        above = value >= low if range[0] == "[" else value > low
-        below = value <= high if range[-1] == "]" else value < high
-        if above and below:
-            return
-    expected = "a finite number"
-    if high < math.inf:
-        expected = f"in {range}"
-    elif low > -math.inf:
-        sign = "at least" if range[0] == "[" else "greater than"
-        expected = f"a finite number {sign} {low:g}"
-    raise ValueError(_message(name, value, expected, advice))
+    if not (is_number(value) and _is_in(value, range)):
+        raise ValueError(_message(name, value, _description(range), advice))
+
+
+def check_numbers(name: str, value: Any, range: str = "(-inf, inf)", whole: bool = False) -> None:
+    """Checks a number, or a list or array with one number for each row, against an interval.
+
+    Args:
+        name, value, range: Same as in `check_number`.
+        whole: If True, the numbers must be integers.
+
+    Raises:
+        ValueError: If a number is not in this interval, or the list is empty.
+    """
+    has_type = is_integer if whole else is_number
+    rank = getattr(value, "ndim", 1 if isinstance(value, list | tuple) else None)
+    values = value if rank else [value if rank is None else value[()]]
+    if not len(values) or not all(has_type(number) and _is_in(number, range) for number in values):
+        expected = _description(range, "an integer" if whole else "a finite number")
+        expected += ", or a list with one for each row"
+        raise ValueError(_message(name, value, expected, ""))
+
+
+def check_argument_names(
+    caller: str, names: Iterable[str], valid: Collection[str], error: type[Exception] = TypeError
+) -> None:
+    """Checks the names of keyword arguments.
+
+    Args:
+        caller: Name of the called function, for the message.
+        names: Names that the user wrote.
+        valid: Names that the function accepts.
+        error: Type of the exception.
+
+    Raises:
+        TypeError: If a name is not in `valid`. The message suggests the closest name.
+    """
+    for name in names:
+        if name not in valid:
+            matches = difflib.get_close_matches(name, valid, 1)
+            advice = f"Did you mean `{matches[0]}`?" if matches else f"Valid: {', '.join(valid)}."
+            raise error(f"`{caller}` has no argument `{name}`. {advice}")
 
 
 def check_bool(name: str, value: Any, advice: str = "") -> None:
@@ -89,6 +119,27 @@ def check_one_of(name: str, value: Any, choices: Collection[Any], advice: str = 
     if not any(value is choice or value == choice for choice in choices):
         expected = f"one of {', '.join(map(repr, choices))}"
         raise ValueError(_message(name, value, expected, advice))
+
+
+def _limits(range: str) -> tuple[float, float]:
+    low, high = (float(limit) for limit in range[1:-1].split(","))
+    return low, high
+
+
+def _is_in(value: Any, range: str) -> bool:
+    low, high = _limits(range)
+    above = value >= low if range[0] == "[" else value > low
+    return above and (value <= high if range[-1] == "]" else value < high)
+
+
+def _description(range: str, kind: str = "a finite number") -> str:
+    """Returns the description of a number in an interval, for a message."""
+    low, high = _limits(range)
+    if high < math.inf:
+        return f"in {range}" if kind == "a finite number" else f"{kind} in {range}"
+    if low > -math.inf:
+        return f"{kind} {'at least' if range[0] == '[' else 'greater than'} {low:g}"
+    return kind
 
 
 def _message(name: str, value: Any, expected: str, advice: str) -> str:

@@ -42,10 +42,13 @@ GROUP_SIZE = 32
 
 
 class LayerKind(NamedTuple):
-    """Everything in which one layer of a model may differ from another, besides its weights."""
+    """Properties in which layers of a model may differ, in addition to their weights."""
 
     window: int | None
-    """Number of visible positions, including the own one. `None` means all earlier positions."""
+    """Number of visible positions, including that of the query.
+
+    `None` means all earlier positions.
+    """
     rope_theta: float = ROPE_THETA
     """Base of the rotary frequencies."""
     rope_scaling: float = 1.0
@@ -204,17 +207,18 @@ class GemmaConfig:
         """Number of parameters; the tied embedding counts once."""
         return sum(math.prod(shape) for shape in self.weight_shapes().values())
 
-    def weight_bytes(self, dtype: str = "bfloat16") -> int:
+    def weight_bytes(self, dtype: str = "bfloat16", embedding: str = "int8") -> int:
         """Returns the bytes of the weights in `dtype`.
 
-        `"int8"` and `"int4"` mean a bfloat16 model after `quantize` with default settings: an
-        8-bit embedding, bfloat16 norms, a float32 scale per 8-bit row and a bfloat16 scale per
-        4-bit group.
+        `"int8"` and `"int4"` mean a bfloat16 model after `quantize` with default settings:
+        bfloat16 norms, a float32 scale per 8-bit row and a bfloat16 scale per 4-bit group.
+        `embedding` is the mode of the embedding, `"int4"` only in an int4 model.
         """
         if dtype not in ("int8", "int4"):
             return self.parameter_count * BYTES_PER_ELEMENT[dtype]
+        mode_of = {"token_embedding": embedding}
         return sum(
-            _quantized_bytes(shape, 4 if dtype == "int4" and name != "token_embedding" else 8)
+            _quantized_bytes(shape, 4 if mode_of.get(name, dtype) == "int4" else 8)
             for name, shape in self.weight_shapes().items()
         )
 

@@ -31,6 +31,16 @@ def cross_entropy(logits: Any, target_ids: Any) -> Any:
     return ops.logsumexp(logits, axis=-1) - _target_logits(logits, target_ids)
 
 
+def losses_and_hits(logits: Any, target_ids: Any) -> tuple[Any, Any]:
+    """Returns `cross_entropy` of each target, and True if the target is the most likely token.
+
+    `[..., V]` and `[...]` -> float32 and bool `[...]`.
+    """
+    target_logits = _target_logits(logits, target_ids)
+    losses = ops.logsumexp(logits, axis=-1) - target_logits
+    return losses, target_logits >= ops.max(logits, axis=-1)
+
+
 def token_losses(x: Any, target_ids: Any, head: Any, config: GemmaConfig) -> Any:
     """Returns the loss of each position. A gradient recomputes the logits.
 
@@ -154,8 +164,8 @@ def _target_logits(logits: Any, target_ids: Any) -> Any:
 def _sums(x: Any, target_ids: Any, weights: Any, head: Any, config: GemmaConfig) -> Any:
     """Returns both sums of a chunk, `[2]`."""
     logits = to_logits(x, head, config.final_logit_soft_cap)
-    is_hit = _target_logits(logits, target_ids) >= ops.max(logits, axis=-1)
-    losses, hits = cross_entropy(logits, target_ids), ops.cast(is_hit, "float32")
+    losses, is_hit = losses_and_hits(logits, target_ids)
+    hits = ops.cast(is_hit, "float32")
     return ops.stack([ops.sum(weights * losses), ops.sum(weights * hits)])
 
 

@@ -1,4 +1,4 @@
-"""What every test may count on: a chosen backend, a seed, and a small vocabulary."""
+"""Fixtures of all tests: backend, seed and a small vocabulary."""
 
 import os
 import random
@@ -116,7 +116,7 @@ def tiny_proto() -> bytes:
 
 @pytest.fixture
 def command_environment(tmp_path) -> dict[str, str]:
-    """The environment for a process of its own: this backend, and no Keras configuration."""
+    """Environment of a subprocess: this backend, and no Keras configuration."""
     return {
         **os.environ,
         "KERAS_BACKEND": keras.config.backend(),

@@ -1,4 +1,4 @@
-"""Runs a notebook's cells in this process, and saves what they show in it.
+"""Runs the cells of a notebook in this process and saves their outputs.
 
 `python -m tests.notebooks examples/look_inside.ipynb` does, without Jupyter. What a cell's last
 line gives is shown as Jupyter would: as a picture, as HTML, or as it is written.

@@ -87,7 +87,7 @@ def test_sets_the_environment_before_keras(monkeypatch):
         (["script.py", "-m", "keras_gemma"], ["python", "script.py", "-m", "keras_gemma"], False),
     ],
 )
-def test_the_command_chooses_by_itself(argv, original, expected, monkeypatch):
+def test_command_detection(argv, original, expected, monkeypatch):
     monkeypatch.setattr(sys, "argv", argv)
     monkeypatch.setattr(sys, "orig_argv", original)
     assert is_command() is expected

@@ -201,7 +201,9 @@ def test_cached_presets(tmp_path, monkeypatch):
         ({"HF_HUB_CACHE": "~/c", "HF_HOME": "/h"}, "home/c"),
     ],
 )
-def test_the_cache_is_where_hugging_face_says(variables, expected, tmp_path, command_environment):
+def test_cache_path_equals_that_of_huggingface_hub(
+    variables, expected, tmp_path, command_environment
+):
     """Ours and the client's own answer, in a process that starts with these variables."""
     names = ("XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
     environment = {k: v for k, v in command_environment.items() if k not in names}

@@ -46,6 +46,28 @@ def test_numbers_with_one_limit():
         checks.check_number("alpha", float("inf"))
 
 
+def test_lists_of_numbers():
+    for value in (0.5, 1, [0.5, 1.0], (1,), np.array([0.1, 0.2]), np.array(0.3), np.float32(0.5)):
+        checks.check_numbers("top_p", value, "(0, 1]")
+    for value in ([], [0.5, 0], np.array(2.0), [[0.5]], "0.5", None, [True], np.zeros((1, 2))):
+        with pytest.raises(
+            ValueError, match=r"`top_p` must be in \(0, 1\], or a list with one for"
+        ):
+            checks.check_numbers("top_p", value, "(0, 1]")
+    checks.check_numbers("top_k", np.array([1, 2]), "[1, inf)", whole=True)
+    for value in (0, 1.5, [2, 1.0]):
+        with pytest.raises(ValueError, match="`top_k` must be an integer at least 1, or a list"):
+            checks.check_numbers("top_k", value, "[1, inf)", whole=True)
+
+
+def test_argument_names():
+    checks.check_argument_names("f", ["width"], ["width", "height"])
+    with pytest.raises(TypeError, match=r"`f` has no argument `widht`\. Did you mean `width`\?"):
+        checks.check_argument_names("f", ["widht"], ["width", "height"])
+    with pytest.raises(ValueError, match=r"`f` has no argument `x`\. Valid: width, height\."):
+        checks.check_argument_names("f", ["x"], ["width", "height"], ValueError)
+
+
 def test_bools():
     checks.check_bool("shuffle", False)
     with pytest.raises(ValueError, match=r"`shuffle` must be True or False\. Received: shuffle=1"):

@@ -99,4 +99,4 @@ def test_pages_begin_with_their_use():
         text = page.read_text(encoding="utf-8")
         if not text.startswith("--8<--"):
             first = text.split("\n\n")[1]
-            assert first.startswith("After this page you"), f"{page.name}: {first}"
+            assert first.startswith("This page shows how to "), f"{page.name}: {first}"

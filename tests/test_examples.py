@@ -1,4 +1,4 @@
-"""Every example in the README, in the docs and in a docstring runs as it stands."""
+"""Runs every example of the README, the pages and the docstrings without changes."""
 
 import ast
 import json
@@ -23,7 +23,7 @@ BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 
 def examples() -> list:
-    """Where each example stands, and its code: test parameters."""
+    """Returns place and code of each example, as test parameters."""
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     found = [(str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")) for path in pages]
     for path in sorted((ROOT / "keras_gemma").rglob("*.py")):
@@ -38,7 +38,7 @@ def examples() -> list:
     ]
 
 
-def test_there_are_examples():
+def test_examples_exist():
     assert len(examples()) > 8
 
 
@@ -131,14 +131,14 @@ def test_three_backends(tmp_path, monkeypatch):
 
 
 def check_notebook(name, packages, tmp_path, monkeypatch):
-    """Run a notebook; it prints what stands in it, on any backend."""
+    """Runs a notebook on any backend and compares the printed text with the saved one."""
     for package in packages:
         pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
     notebook = read_notebook(name)
     saved = printed(notebook)
     assert saved
-    keras.utils.clear_session()  # layers are numbered anew
+    keras.utils.clear_session()  # numbers layers from 0
     with warnings.catch_warnings():
         if packages:
             warnings.simplefilter("ignore")  # those of the libraries that are compared
@@ -151,13 +151,13 @@ def read_notebook(name):
 
 
 def printed(notebook):
-    """What a notebook's cells have printed."""
+    """Returns the texts that the cells of a notebook print."""
     outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
     return ["".join(output["text"]) for output in outputs if "text" in output]
 
 
 def kinds(cell):
-    """The MIME types of what a notebook's cell shows."""
+    """Returns the MIME types of a cell's outputs."""
     return [kind for output in cell.get("outputs", []) for kind in output.get("data", {})]
 
 
@@ -187,7 +187,7 @@ def test_a_tiny_model_that_follows_instructions(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.once
-def test_held_out_items_are_never_said_in_training(monkeypatch):
+def test_training_data_has_no_held_out_items(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "examples")
     from instruct_data import SHARES, Writer
 

@@ -22,12 +22,12 @@ MODELS = (
 
 
 @pytest.mark.parametrize("module", ["", ".models", ".samplers", ".tokenizers"])
-def test_every_listed_name_is_there(module):
+def test_every_listed_name_exists(module):
     loaded = importlib.import_module(f"keras_gemma{module}")
     assert [name for name in loaded.__all__ if not hasattr(loaded, name)] == []
 
 
-def test_in_the_place_of_keras_hub():
+def test_keras_hub_names_exist():
     for name in MODELS:
         assert getattr(keras_gemma.models, name) is getattr(keras_gemma, name)
     assert keras_gemma.tokenizers.GemmaTokenizer is keras_gemma.GemmaTokenizer
@@ -46,7 +46,7 @@ def test_in_the_place_of_keras_hub():
     }
 
 
-def test_keras_hubs_base_classes():
+def test_base_classes_of_keras_hub():
     """Its `CausalLM.from_preset` gives the class that a preset names; ours are all Gemma's."""
     for name in ("Backbone", "CausalLM", "CausalLMPreprocessor", "Tokenizer"):
         assert getattr(keras_gemma.models, name) is getattr(keras_gemma, f"Gemma{name}")

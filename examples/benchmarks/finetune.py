@@ -1,4 +1,4 @@
-"""Speed and memory of a LoRA step with this package, KerasHub, and transformers with peft.
+"""Speed and memory of a LoRA step with this package, KerasHub, and transformers with PEFT.
 
     python examples/benchmarks/finetune.py --libraries keras_gemma keras_hub --backends jax
 

@@ -1,4 +1,4 @@
-"""Call serve_saved_model.py, with the standard library alone.
+"""Calls serve_saved_model.py, with only the standard library.
 
 python examples/exported/call_saved_model.py http://localhost:8000 "ROMEO:" --max-new-tokens 40
 """

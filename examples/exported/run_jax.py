@@ -1,4 +1,4 @@
-"""Greedy text from an export to JAX, by jax, safetensors and sentencepiece alone.
+"""Greedy text from an export to JAX, with only jax, safetensors and sentencepiece.
 
 lm.export("my_export", format="jax")
 python examples/exported/run_jax.py my_export "ROMEO:" --max-new-tokens 40

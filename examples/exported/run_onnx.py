@@ -1,4 +1,4 @@
-"""Greedy text from an export to ONNX, by onnxruntime, numpy and sentencepiece alone.
+"""Greedy text from an export to ONNX, with only onnxruntime, numpy and sentencepiece.
 
 lm.export("my_export", format="onnx")
 python examples/exported/run_onnx.py my_export "ROMEO:" "JULIET:" --max-new-tokens 40

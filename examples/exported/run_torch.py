@@ -1,4 +1,4 @@
-"""Greedy text from an export to PyTorch, by torch, numpy and sentencepiece alone.
+"""Greedy text from an export to PyTorch, with only torch, numpy and sentencepiece.
 
 lm.export("my_export", format="torch")
 python examples/exported/run_torch.py my_export "ROMEO:" "JULIET:" --max-new-tokens 40

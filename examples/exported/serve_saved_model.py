@@ -1,4 +1,4 @@
-"""Serve an exported SavedModel over HTTP, by tensorflow, tensorflow_text and Python's own library.
+"""Serves an exported SavedModel over HTTP, with only tensorflow and tensorflow_text.
 
     lm.export("my_export", max_new_tokens=256)
     python examples/exported/serve_saved_model.py my_export --port 8000
@@ -7,8 +7,8 @@
     curl localhost:8000/chat -d '{"messages": [{"role": "user", "content": "Hello"}]}'
     curl localhost:8000/health
 
-Both take the settings of `SETTINGS` too. Answers are JSON; what cannot be answered gets status 400
-and {"error": "..."}. call_saved_model.py calls it from Python.
+Both accept the settings in `SETTINGS` too. Responses are JSON; an invalid request gets status 400
+and {"error": "..."}. call_saved_model.py is a client in Python.
 """
 
 import argparse
@@ -30,23 +30,23 @@ SETTINGS = {
     "seed": ("an integer", int, tf.int32),
     "stop": ("a list of strings", list, tf.string),
 }
-"""What a request may set, and its type in words, in Python and in TensorFlow."""
+"""Type of each setting of a request: for messages, in Python and in TensorFlow."""
 
-LARGEST_REQUEST = 1 << 20
-"""Bytes."""
+MAX_REQUEST_BYTES = 1 << 20
+"""Maximum size of a request, in bytes."""
 
 
 class BadRequestError(Exception):
-    """What is wrong with a request, in a sentence."""
+    """Invalid request. The message is sent to the client."""
 
 
 def are_strings(value: Any) -> bool:
-    """Whether `value` is a list of strings, with one at least."""
+    """Returns True if `value` is a list of at least one string."""
     return isinstance(value, list) and value != [] and all(isinstance(x, str) for x in value)
 
 
 def read_settings(request: dict[str, Any], needed: str) -> dict[str, tf.Tensor]:
-    """The settings in `request`, beside the argument `needed`."""
+    """Returns the settings in `request`, without the argument `needed`."""
     unknown = sorted(request.keys() - SETTINGS.keys() - {needed})
     if unknown:
         known = ", ".join([needed, *SETTINGS])
@@ -64,12 +64,12 @@ def read_settings(request: dict[str, Any], needed: str) -> dict[str, tf.Tensor]:
 
 
 def strings(tensor: tf.Tensor) -> list[str]:
-    """A tensor `[B]` of strings as Python has them."""
+    """Converts a string tensor `[B]` to Python strings."""
     return [text.decode("utf-8", "replace") for text in tensor.numpy().tolist()]
 
 
 def generate(model: Any, request: dict[str, Any]) -> dict[str, Any]:
-    """Answer `{"prompts": [...]}`."""
+    """Answers `{"prompts": [...]}`."""
     prompts = request.get("prompts")
     if not are_strings(prompts):
         raise BadRequestError(
@@ -91,7 +91,7 @@ def generate(model: Any, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def chat(model: Any, request: dict[str, Any]) -> dict[str, Any]:
-    """Answer `{"messages": [{"role": ..., "content": ...}, ...]}`."""
+    """Answers `{"messages": [{"role": ..., "content": ...}, ...]}`."""
     if not hasattr(model, "chat"):
         raise BadRequestError("This model knows no turns of a chat: use /generate.")
     messages = request.get("messages")
@@ -113,7 +113,7 @@ def chat(model: Any, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def sentence_of(error: tf.errors.InvalidArgumentError) -> str:
-    """What a check of the model says, out of all that TensorFlow says around it."""
+    """Returns the message of a check in the model, without the text that TensorFlow adds."""
     found = re.search(r"assertion failed: \[(.*)\]", error.message)
     return found[1].replace("] [", " ") if found else error.message
 
@@ -122,7 +122,7 @@ ANSWERS = {"/generate": generate, "/chat": chat}
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """One request; the server has the model, which answers one at a time."""
+    """Handler of one request. The model of the server answers one request at a time."""
 
     def do_GET(self) -> None:
         if self.path == "/health":
@@ -146,11 +146,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.answer(200, content)
 
     def read(self) -> dict[str, Any]:
-        """The object in the body."""
+        """Returns the JSON object in the body."""
         size = self.headers.get("Content-Length", "")
-        if not size.isdecimal() or int(size) > LARGEST_REQUEST:
+        if not size.isdecimal() or int(size) > MAX_REQUEST_BYTES:
             self.close_connection = True
-            raise BadRequestError(f"Content-Length must be given, and {LARGEST_REQUEST} at most.")
+            raise BadRequestError(f"Content-Length must be given, and {MAX_REQUEST_BYTES} at most.")
         try:
             request = json.loads(self.rfile.read(int(size)))
         except ValueError as error:

@@ -71,7 +71,7 @@ else:
 DEQUANTIZED_ROWS = 1 << 15
 """Rows of a quantized embedding that are dequantized at a time for a gradient."""
 
-CHUNK = 1 << 22
+MAX_CHUNK_ELEMENTS = 1 << 22
 """Numbers of a weight that are quantized and packed at a time, at most a hundred megabytes."""
 
 ROW_ALIGNMENT = 64
@@ -123,16 +123,16 @@ def quantized_pack_rows(
     zero_points: bool,
     plain_rows: Callable[[slice], Quantized],
 ) -> Quantized:
-    """Packs a weight `[out, in]` slab by slab. `plain_rows` returns the plain form of some rows."""
+    """Packs a weight `[out, in]` in chunks. `plain_rows` returns the plain form of some rows."""
     out, length = shape
-    rows = max(1, CHUNK // length // ROW_ALIGNMENT) * ROW_ALIGNMENT
+    rows = max(1, MAX_CHUNK_ELEMENTS // length // ROW_ALIGNMENT) * ROW_ALIGNMENT
     if out <= rows or out % ROW_ALIGNMENT:
         return quantized_pack(plain_rows(slice(None)), kind, bits)
     spec = quantized_spec(shape, kind, bits, group_size, zero_points)
     packed = spec.map(lambda entry: empty(*entry))
     for start in range(0, out, rows):
-        slab = quantized_pack(plain_rows(slice(start, start + rows)), kind, bits)
-        for whole, part in zip(packed, slab, strict=True):
+        chunk = quantized_pack(plain_rows(slice(start, start + rows)), kind, bits)
+        for whole, part in zip(packed, chunk, strict=True):
             if part is not None:
                 # `out` is the only axis that is longer in the whole.
                 axis = next(i for i, n in enumerate(part.shape) if n != whole.shape[i])

@@ -139,10 +139,8 @@ class Chat:
         turn = dataclasses.replace(turn, max_length=None, max_new_tokens=max_new_tokens)
         prompt = Prompts([np.array(ids, "int32")], texts=True, single=True)
         prefix = self._prefix
-        if prefix is not None and not prefix.matches(
-            self._lm.backbone
-        ):  # The weights have changed.
-            prefix = None
+        if prefix is not None and not prefix.matches(self._lm.backbone):
+            prefix = None  # The weights have changed.
         request = TextRequest(self._lm, prompt, turn, prefix, self._draft)
         return self._stream_reply(message, request, request.stream(), dropped)
 
@@ -165,7 +163,7 @@ class Chat:
 
     def _read(self, settings: dict[str, Any]) -> GenerationSettings:
         turn = read_settings({**self.settings, **settings}, "chat")
-        turn = turn.over(self._lm.generation_settings)
+        turn = turn.with_defaults(self._lm.generation_settings)
         if turn.num_return_sequences not in (None, 1) or turn.top_logprobs is not None:
             raise ValueError(
                 "A chat does not support `num_return_sequences` or `return_logprobs`. Use "
@@ -236,9 +234,11 @@ class Chat:
         self._replies = {text: ids for text, ids in self._replies.items() if text in texts}
         if request.text_of(ids) == reply:  # False if it was cut at a stop string.
             self._replies[reply.strip()] = ids
-        self._prefix = request.run.prefix()
-        self.prefilled_tokens = request.run.prefilled_tokens
-        self.cached_tokens = len(request.request.prompts[0]) - request.run.prefilled_tokens
-        self.new_tokens = len(request.run.new_ids()[0])
+        self._prefix = request.session.prefix()
+        self.prefilled_tokens = request.session.prefilled_tokens
+        self.cached_tokens = (
+            len(request.token_request.prompts[0]) - request.session.prefilled_tokens
+        )
+        self.new_tokens = len(request.session.new_ids()[0])
         reason = "stop" if request.is_stopped() else "length"
         self.finish_reason = "closed" if closed and reason != "stop" else reason

@@ -14,7 +14,7 @@ from keras_gemma import export, tf_data
 from keras_gemma.backend import keras_internals
 from keras_gemma.causal_lm.chat import Chat
 from keras_gemma.causal_lm.draft import read_draft
-from keras_gemma.causal_lm.prompts import Prompts, read_prompt, read_prompts, require_preprocessor
+from keras_gemma.causal_lm.prompts import Prompts, read_prompt, read_prompts
 from keras_gemma.causal_lm.settings import GenerationSettings, read_settings
 from keras_gemma.causal_lm.text_request import TextRequest
 from keras_gemma.causal_lm.training import TrainableTextModel
@@ -34,7 +34,8 @@ from keras_gemma.storage.formats import save_as
 from keras_gemma.storage.gguf.writer import save_to_gguf
 from keras_gemma.text.batches import is_text
 from keras_gemma.text.chat import Message
-from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
+from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor, require_preprocessor
+from keras_gemma.text.tokenizer import check_vocabulary_size
 
 
 @keras.saving.register_keras_serializable(package="keras_gemma")
@@ -81,13 +82,7 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
                     "`preprocessor` must be a GemmaCausalLMPreprocessor, or None. "
                     f"Received: {preprocessor!r}"
                 )
-            size = preprocessor.tokenizer.vocabulary_size()
-            if size > backbone.config.vocabulary_size:
-                raise ValueError(
-                    f"The tokenizer has {size} ids, but the backbone's vocabulary_size is "
-                    f"{backbone.config.vocabulary_size}. Use the tokenizer of the backbone's "
-                    "preset, or a backbone with a larger `vocabulary_size`."
-                )
+            check_vocabulary_size(preprocessor.tokenizer, backbone.config.vocabulary_size)
         logits = backbone.token_embedding(backbone(backbone.input), reverse=True)
         super().__init__(inputs=backbone.input, outputs=logits, **kwargs)
         backbone.wrapping_models.add(self)
@@ -220,7 +215,7 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
             TypeError: If a setting is unknown or has the wrong type.
         """
         settings = {"max_length": max_length, "stop_token_ids": stop_token_ids, **settings}
-        call_settings = read_settings(settings, "generate").over(self.generation_settings)
+        call_settings = read_settings(settings, "generate").with_defaults(self.generation_settings)
         draft = read_draft(draft, num_draft_tokens)
         if tf_data.is_dataset(inputs):
             batches = [
@@ -273,7 +268,7 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         ```
         """
         settings = {"max_length": max_length, "stop_token_ids": stop_token_ids, **settings}
-        call_settings = read_settings(settings, "stream").over(self.generation_settings)
+        call_settings = read_settings(settings, "stream").with_defaults(self.generation_settings)
         if call_settings.top_logprobs is not None:
             raise ValueError(
                 "`stream` does not support `return_logprobs`: use `generate` with "
@@ -408,7 +403,9 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         """
         require_preprocessor(self.preprocessor, "`generate_chat`", "Pass token ids to `generate`")
         settings = {"max_length": max_length, "stop_token_ids": stop_token_ids, **settings}
-        call_settings = read_settings(settings, "generate_chat").over(self.generation_settings)
+        call_settings = read_settings(settings, "generate_chat").with_defaults(
+            self.generation_settings
+        )
         ids = self.preprocessor.tokenizer.apply_chat_template(messages)
         single = isinstance(ids[0], int)
         rows = [np.array(row, "int32") for row in ([ids] if single else ids)]
@@ -431,23 +428,24 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         """Returns the logits or losses of existing texts at every position.
 
         Without hooks the forward pass is compiled; on PyTorch no gradient passes through it. With
-        hooks it runs eagerly, and gradients with respect to activations pass, from the embeddings
-        on, also in a quantized model. Weights are constants here; train them with `fit`.
+        hooks it runs eagerly, and gradients with respect to the embeddings and all later
+        activations are available, for quantized models too. Weights are constants here; train
+        them with `fit`.
 
         Args:
             token_ids: Token ids, int `[B, T]`: a NumPy array, a tensor or nested lists. Or a
                 string, or a list of strings, which are padded on the right.
             padding_mask: `[B, T]`, False or 0 at padding, which may be on the left or right.
                 `None` means no padding.
-            scoring_mode: `"logits"` or `"loss"`. Losses never hold the logits of all positions in
-                memory, not even when computing a gradient.
+            scoring_mode: `"logits"` or `"loss"`. The loss is computed in chunks, so the logits of
+                all positions are never in memory at once, not even for a gradient.
             layer_intercept_fn: Function `(activations [B, T, D], layer) -> activations`. Called
                 with the embeddings before scaling (layer -1) and the output of each block (layers
                 from 0). Its result replaces the activations.
             target_ids: Ids to predict, int `[B, T]`; required for `"loss"`. For strings these are
                 the next tokens, and positions without a next token have a loss of 0.
             hooks: Dict from names or patterns of hook points to functions `(activations, name) ->
-                activations`, such as `{"block.*.attention.weights": look}`. The result of a
+                activations`, such as `{"block.*.attention.weights": record}`. The result of a
                 function replaces the activations. The names are listed in
                 `keras_gemma.scoring.hooks`.
 
@@ -547,7 +545,7 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         Args:
             rank: Rank of the update: rows of A and columns of B. Defaults to 8.
             targets: Matrices to adapt: kinds (`"query"`, `"key"`, `"value"`, `"output"`, `"gate"`,
-                `"up"`, `"down"`), their peft names such as `"q_proj"`, name patterns such as
+                `"up"`, `"down"`), their PEFT names such as `"q_proj"`, name patterns such as
                 `"layers.[0-3].*"`, or `"all-linear"`. Defaults to `("query", "value")`.
             alpha: Scale of the update, divided by `rank`. Defaults to 16.
             dropout: Dropout rate of the input of A in training. Defaults to 0.
@@ -687,7 +685,7 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
             base_model: Base model to record for PEFT, such as `"google/gemma-2-2b"`.
 
         Raises:
-            ValueError: If the adapter is unknown, its numbers are not all finite, or the folder
+            ValueError: If the adapter is unknown, it contains NaN or infinity, or the folder
                 cannot be written.
 
         Example:
@@ -717,7 +715,7 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         Raises:
             FileNotFoundError: If the folder or a file in it is missing.
             ValueError: If the name is taken, the adapter does not fit the model (all such tensors
-                are listed), its numbers are not all finite, or it is of an unsupported kind (DoRA,
+                are listed), it contains NaN or infinity, or it is of an unsupported kind (DoRA,
                 biases, whole modules).
 
         Example:
@@ -778,10 +776,8 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         print(keras_gemma.quantization.report(lm))
         ```
         """
-        config, rows = (
-            read_mode(mode, group_size, zero_points if zeros is None else zeros, embedding),
-            None,
-        )
+        config = read_mode(mode, group_size, zero_points, embedding, zeros)
+        rows = None
         if calibration is not None and self.backbone.quantization is None:
             calibration = [calibration] if is_text(calibration) else calibration
             size = self.backbone.config.vocabulary_size

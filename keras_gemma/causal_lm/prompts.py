@@ -7,7 +7,7 @@ import numpy as np
 
 from keras_gemma.text.batches import is_text
 from keras_gemma.text.inputs import pad_rows, to_ids, to_numpy
-from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
+from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor, require_preprocessor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,15 +23,16 @@ class Prompts:
     width: int | None = None
     """Width of a padded array `[B, width]`. `None` for all other formats."""
 
-    def answer(self, rows: list[Any], copies: int) -> Any:
+    def answer(self, rows: list[Any], num_return_sequences: int) -> Any:
         """Returns the outputs in the structure of the prompts.
 
         Args:
             rows: Outputs, with the sequences of one prompt next to each other.
-            copies: Number of sequences per prompt. If above 1, each prompt gets a list.
+            num_return_sequences: Sequences per prompt. If above 1, each prompt gets a list.
         """
-        if copies > 1:
-            rows = [rows[i : i + copies] for i in range(0, len(rows), copies)]
+        if num_return_sequences > 1:
+            starts = range(0, len(rows), num_return_sequences)
+            rows = [rows[i : i + num_return_sequences] for i in starts]
         return rows[0] if self.single else rows
 
     def pad(self, rows: list[np.ndarray]) -> dict[str, np.ndarray]:
@@ -147,20 +148,3 @@ def max_new_tokens_in_padding(
         )
     limits = max_new_tokens or [end] * len(lengths)
     return [min(end - length, limit) for length, limit in zip(lengths, limits, strict=True)]
-
-
-def require_preprocessor(
-    preprocessor: Any, purpose: str = "text", alternative: str | None = "Pass token ids"
-) -> None:
-    """Raises a ValueError if the model has no preprocessor.
-
-    Args:
-        purpose: Feature that needs the preprocessor.
-        alternative: Advice that avoids the preprocessor, if there is one.
-    """
-    if preprocessor is None:
-        remedy = "Create" if alternative is None else f"{alternative}, or create"
-        raise ValueError(
-            f"This model has no preprocessor, which {purpose} requires. {remedy} the model with "
-            "`GemmaCausalLM(backbone, preprocessor)`."
-        )

@@ -1,7 +1,6 @@
 """Generation settings, as passed to `compile` or to one call."""
 
 import dataclasses
-import difflib
 import inspect
 import warnings
 from collections.abc import Callable, Collection, Sequence
@@ -10,19 +9,18 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_gemma.checks import check_integer
+from keras_gemma.checks import check_argument_names, check_integer, check_numbers
 from keras_gemma.generation import samplers
 from keras_gemma.generation.samplers.override import override
+from keras_gemma.generation.samplers.random import FILTERS
 from keras_gemma.generation.samplers.sampler import (
     Numbers,
     Seeds,
-    check_numbers,
     check_rows,
     check_seed,
 )
-from keras_gemma.generation.strategies.verify import is_greedy
 
-FILTERS = ("temperature", "top_k", "top_p", "min_p")
+SAMPLER_SETTINGS = ("temperature", *FILTERS)
 """Settings that override fields of the sampler."""
 
 STOP_ERROR = "`stop` must be a non-empty string or a list of non-empty strings"
@@ -96,20 +94,9 @@ class GenerationSettings:
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name))
         if self.max_new_tokens is not None:
-            check_numbers(
-                "max_new_tokens",
-                self.max_new_tokens,
-                "an integer >= 1",
-                lambda value: value >= 1,
-                whole=True,
-            )
+            check_numbers("max_new_tokens", self.max_new_tokens, "[1, inf)", whole=True)
         if self.repetition_penalty is not None:
-            check_numbers(
-                "repetition_penalty",
-                self.repetition_penalty,
-                "a number > 0",
-                lambda value: 0 < value < 1e9,
-            )
+            check_numbers("repetition_penalty", self.repetition_penalty, "(0, 1e9)")
         check_seed(self.seed)
         if self.stop is not None and not isinstance(self.stop, Collection):
             raise TypeError(f"{STOP_ERROR}. Received: stop={self.stop!r}")
@@ -127,11 +114,11 @@ class GenerationSettings:
         if count is not None and not isinstance(count, bool):
             advice = "True and False are valid too."
             check_integer("return_logprobs", count, 0, MAX_TOP_LOGPROBS, advice)
-        self.choose_sampler("greedy", self.sampler)  # checks the filters
-        filters = [name for name in FILTERS if getattr(self, name) is not None]
-        if filters and self.sampler is not None and is_greedy(samplers.get(self.sampler)):
+        self.choose_sampler("greedy", self.sampler)  # checks their values
+        overrides = self.sampler_settings()
+        if overrides and self.sampler is not None and samplers.get(self.sampler).is_greedy:
             raise ValueError(
-                f"A greedy sampler does not use `{'`, `'.join(filters)}`. Pass another sampler, "
+                f"A greedy sampler does not use `{'`, `'.join(overrides)}`. Pass another sampler, "
                 f"or leave it out. Received: sampler={self.sampler!r}"
             )
 
@@ -155,15 +142,19 @@ class GenerationSettings:
         return 0 if self.return_logprobs is True else int(self.return_logprobs)
 
     def choose_sampler(self, compiled: Any, sampler: Any = None) -> samplers.Sampler:
-        """Returns the sampler of a call, with the filter settings applied.
+        """Returns the sampler of a call, with the settings that override its fields.
 
         Args:
             compiled: Sampler passed to `compile`.
             sampler: Sampler passed to the call. `None` uses `compiled`.
         """
         chosen = samplers.get(compiled if sampler is None else sampler)
-        filters = {name: getattr(self, name) for name in FILTERS}
-        return override(chosen, {k: v for k, v in filters.items() if v is not None})
+        return override(chosen, self.sampler_settings())
+
+    def sampler_settings(self) -> dict[str, Any]:
+        """Returns the explicit settings that override fields of the sampler, by name."""
+        values = {name: getattr(self, name) for name in SAMPLER_SETTINGS}
+        return {name: value for name, value in values.items() if value is not None}
 
     def serialize(self) -> dict[str, Any]:
         """Returns the explicit settings in a JSON-serializable form.
@@ -171,7 +162,7 @@ class GenerationSettings:
         Only logits processors that are registered with Keras are included. A warning names the
         others.
         """
-        settings = self.given()
+        settings = self.explicit_settings()
         registered = [processor for processor in self.processors if _is_registered(processor)]
         unregistered = [processor for processor in self.processors if not _is_registered(processor)]
         if unregistered:
@@ -189,7 +180,7 @@ class GenerationSettings:
             name: keras.saving.serialize_keras_object(value) for name, value in settings.items()
         }
 
-    def given(self) -> dict[str, Any]:
+    def explicit_settings(self) -> dict[str, Any]:
         """Returns the settings that were set explicitly, by name."""
         settings = {name: value for name, value in vars(self).items() if value is not None}
         stop_token_ids = settings["stop_token_ids"]
@@ -197,18 +188,18 @@ class GenerationSettings:
             del settings["stop_token_ids"]
         return settings
 
-    def over(self, compiled: "GenerationSettings") -> "GenerationSettings":
+    def with_defaults(self, compiled: "GenerationSettings") -> "GenerationSettings":
         """Returns these settings, filled up with those of `compiled`."""
-        settings = self.given()
-        if "sampler" in settings:  # The compiled filters belong to the compiled sampler.
-            compiled = dataclasses.replace(compiled, **dict.fromkeys(FILTERS))
+        settings = self.explicit_settings()
+        if "sampler" in settings:  # The compiled settings belong to the compiled sampler.
+            compiled = dataclasses.replace(compiled, **dict.fromkeys(SAMPLER_SETTINGS))
         if "max_length" in settings or "max_new_tokens" in settings:
             compiled = dataclasses.replace(compiled, max_length=None, max_new_tokens=None)
         return dataclasses.replace(compiled, **settings)
 
     def check_rows(self, prompts: int) -> None:
         """Raises a ValueError if the length of a list differs from the number of prompts."""
-        for name in ("max_new_tokens", "repetition_penalty", "seed", *FILTERS):
+        for name in ("max_new_tokens", "repetition_penalty", "seed", *SAMPLER_SETTINGS):
             check_rows(name, getattr(self, name), prompts)
 
     def max_new_tokens_of(self, lengths: list[int], default_length: int | None) -> list[int]:
@@ -242,11 +233,7 @@ def read_settings(arguments: dict[str, Any], caller: str) -> GenerationSettings:
         TypeError: If an argument is unknown. The message suggests the closest name.
     """
     names = [field.name for field in dataclasses.fields(GenerationSettings)]
-    for name in arguments:
-        if name not in names:
-            matches = difflib.get_close_matches(name, names, 1)
-            hint = f" Did you mean `{matches[0]}`?" if matches else f" Valid: {', '.join(names)}."
-            raise TypeError(f"`{caller}` has no argument `{name}`.{hint}")
+    check_argument_names(caller, arguments, names)
     return GenerationSettings(**arguments)
 
 

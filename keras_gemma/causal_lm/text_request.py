@@ -11,7 +11,6 @@ from keras_gemma.causal_lm.prompts import (
     Prompts,
     max_new_tokens_in_padding,
     read_prompts,
-    require_preprocessor,
 )
 from keras_gemma.causal_lm.settings import GenerationSettings
 from keras_gemma.generation.generate import check, generate, start
@@ -19,8 +18,8 @@ from keras_gemma.generation.request import Draft, PrefixCache, Request, Sequence
 from keras_gemma.generation.samplers.sampler import check_rows
 from keras_gemma.generation.session import DecodingSession
 from keras_gemma.generation.stopping import ends_with_stop_token
-from keras_gemma.generation.strategies.verify import is_greedy
 from keras_gemma.text.inputs import to_ids
+from keras_gemma.text.preprocessor import require_preprocessor
 from keras_gemma.text.stream import TextStream
 from keras_gemma.text.tokenizer import GemmaTokenizer
 
@@ -63,20 +62,20 @@ class TextRequest:
         sampler.check_rows(len(prompts.ids))
         if settings.seed is None:
             check_rows("seed", sampler.seed, len(prompts.ids))
-        copies = settings.num_return_sequences or getattr(sampler, "sequences", 1)
+        num_return_sequences = settings.num_return_sequences or sampler.num_return_sequences
         if prompts.width is not None and (
-            copies > 1 or settings.stops or settings.top_logprobs is not None
+            num_return_sequences > 1 or settings.stops or settings.top_logprobs is not None
         ):
             raise ValueError(
                 "Padded arrays do not support `num_return_sequences`, `return_all_beams`, "
                 "`return_logprobs` or `stop`, because the output has the shape of the input. Pass "
                 "strings, or ids as a list of lists."
             )
-        if copies > 1 and is_greedy(sampler):
+        if num_return_sequences > 1 and sampler.is_greedy:
             raise ValueError(
                 "`num_return_sequences` above 1 would repeat the same text with a greedy sampler. "
                 "Pass a `temperature`, or `sampler='beam'`. "
-                f"Received: num_return_sequences={copies}"
+                f"Received: num_return_sequences={num_return_sequences}"
             )
         if prefix is not None:
             if not isinstance(prefix, PrefixCache):
@@ -87,16 +86,16 @@ class TextRequest:
             prefix.check(lm.backbone)
         if draft is not None and draft.tokenizer is not None and preprocessor is not None:
             check_same_pieces(preprocessor.tokenizer, draft.tokenizer)
-        self.run: DecodingSession | None = None
+        self.session: DecodingSession | None = None
         """Session of a stream. `None` before the first piece."""
         self.streams: list[TextStream] = []
-        self.request = Request(
+        self.token_request = Request(
             prompts=prompts.ids,
             max_new_tokens=self._max_new_tokens(),
             sampler=sampler,
             stop_token_ids=self._stop_token_ids(settings.stop_token_ids),
             seed=settings.seed,
-            num_return_sequences=copies,
+            num_return_sequences=num_return_sequences,
             repetition_penalty=settings.repetition_penalty,
             logits_processors=settings.processors,
             top_logprobs=settings.top_logprobs,
@@ -108,45 +107,45 @@ class TextRequest:
         """Generates all texts and returns them in the structure of the prompts."""
         streams: list[TextStream | None]
         if self.settings.stops:
-            run = start(self.programs, self.request)
+            session = start(self.programs, self.token_request)
             streams, rows = self._streams(), []
-            for _ in self._grow(run, streams, TOKENS_PER_STOP_CHECK):
+            for _ in self._grow(session, streams, TOKENS_PER_STOP_CHECK):
                 pass
-            for stream, row in zip(streams, run.outputs(), strict=True):
+            for stream, row in zip(streams, session.outputs(), strict=True):
                 stream.finish()
                 rows.append(_cut(row, stream) if stream.stopped else row)
         else:
-            rows = generate(self.programs, self.request)
+            rows = generate(self.programs, self.token_request)
             streams = [None] * len(rows)
-        copies = len(rows) // len(self.prompts.ids)
+        num_return_sequences = len(rows) // len(self.prompts.ids)
         prompts = [ids[:0] if strip_prompt else ids for ids in self.prompts.ids]
-        prompts = [ids for ids in prompts for _ in range(copies)]
+        prompts = [ids for ids in prompts for _ in range(num_return_sequences)]
         if self.prompts.width is not None:
             pairs = zip(prompts, rows, strict=True)
             return self.prompts.pad([np.concatenate([prompt, row.ids]) for prompt, row in pairs])
         outputs = [self._finish(*parts) for parts in zip(prompts, rows, streams, strict=True)]
-        return self.prompts.answer(outputs, copies)
+        return self.prompts.answer(outputs, num_return_sequences)
 
     def stream(self) -> Iterator[Any]:
         """Yields the new text of a single prompt, or a list with the new text of each row."""
         require_preprocessor(self.preprocessor, "`stream`", "Use `generate` with token ids")
-        check(self.programs, self.request)
+        check(self.programs, self.token_request)
         return self._pieces()
 
     def new_ids(self) -> list[int]:
         """Returns the new ids of a single-prompt stream, without the stop token."""
-        ids = self.run.new_ids()[0].tolist()
-        return ids[:-1] if ends_with_stop_token(ids, self.request.stop_token_ids) else ids
+        ids = self.session.new_ids()[0].tolist()
+        return ids[:-1] if ends_with_stop_token(ids, self.token_request.stop_token_ids) else ids
 
     def is_stopped(self) -> bool:
         """Returns True if a single-prompt stream has reached a stop token or stop string."""
-        return self.run.outputs()[0].stopped or self.streams[0].stopped
+        return self.session.outputs()[0].stopped or self.streams[0].stopped
 
     def _pieces(self) -> Iterator[Any]:
-        run = self.run = start(self.programs, self.request)
+        session = self.session = start(self.programs, self.token_request)
         streams = self.streams = self._streams()
         single = self.prompts.single and len(streams) == 1
-        for texts in self._grow(run, streams, 1):
+        for texts in self._grow(session, streams, 1):
             if any(texts):
                 yield texts[0] if single else texts
         texts = [stream.finish() for stream in streams]
@@ -154,25 +153,25 @@ class TextRequest:
             yield texts[0] if single else texts
 
     def _streams(self) -> list[TextStream]:
-        rows = len(self.prompts.ids) * self.request.num_return_sequences
+        rows = len(self.prompts.ids) * self.token_request.num_return_sequences
         return [TextStream(self.text_of, self.settings.stops) for _ in range(rows)]
 
     def _grow(
-        self, run: DecodingSession, streams: list[TextStream], tokens: int
+        self, session: DecodingSession, streams: list[TextStream], tokens: int
     ) -> Iterator[list[str]]:
         """Yields the new text of each row, once per `tokens` tokens."""
         growing = True
         while True:
             yield [
                 "".join(stream.push([id]) for id in ids[stream.pushed :])
-                for stream, ids in zip(streams, run.new_ids(), strict=True)
+                for stream, ids in zip(streams, session.new_ids(), strict=True)
             ]
             if not growing:
                 return
             stopped = np.array([stream.stopped for stream in streams])
             if stopped.any():
-                run.stop(stopped)
-            growing = run.decode(tokens)
+                session.stop(stopped)
+            growing = session.decode(tokens)
 
     def _finish(self, prompt: np.ndarray, row: SequenceOutput, stream: TextStream | None) -> Any:
         ids = np.concatenate([prompt, row.ids]).astype("int32")
@@ -181,10 +180,10 @@ class TextRequest:
             text = self.text_of(ids)
             if stream is not None and stream.stopped:
                 text = text.removesuffix(stream.rest)
-        if self.request.top_logprobs is None:
+        if self.token_request.top_logprobs is None:
             return ids.tolist() if text is None else text
         tops = None
-        if self.request.top_logprobs:
+        if self.token_request.top_logprobs:
             pairs = zip(row.top_ids, row.top_logprobs, strict=True)
             tops = [dict(zip(a.tolist(), b.tolist(), strict=True)) for a, b in pairs]
         stopped = row.stopped or (stream is not None and stream.stopped)
@@ -201,7 +200,7 @@ class TextRequest:
     def text_of(self, ids: Any) -> str:
         """Returns the text of ids, without a final stop token."""
         ids = np.asarray(ids, "int32")
-        if ends_with_stop_token(ids, self.request.stop_token_ids):
+        if ends_with_stop_token(ids, self.token_request.stop_token_ids):
             ids = ids[:-1]
         mask = np.ones_like(ids, "bool")
         return self.preprocessor.generate_postprocess({"token_ids": ids, "padding_mask": mask})

@@ -24,6 +24,7 @@ from keras import ops
 from keras_gemma.backend import keras_internals
 from keras_gemma.losses import loss_and_hits
 from keras_gemma.model.trainable import TrainableModel
+from keras_gemma.model.weights import stop_gradients
 from keras_gemma.text.batches import encode_inputs, has_fixed_order
 
 LOSS = keras.losses.SparseCategoricalCrossentropy
@@ -170,9 +171,7 @@ class TrainableTextModel(TrainableModel):
         learn_head = training and bool(embedding.trainable_variables)
         head = embedding.tensor
         if not learn_head:  # as tensors, because TensorFlow needs a gradient for each variable
-            head = keras.tree.map_structure(
-                lambda part: part if part is None else ops.stop_gradient(part), head
-            )
+            head = stop_gradients(head)
         config = self.backbone.config
         sums = loss_and_hits(y_pred, y, weights, head, config, training, learn_head)
         weight = ops.sum(weights)

@@ -25,12 +25,9 @@ from keras_gemma.version import __version__
 
 def bench(
     model: str | None = Option(
-        None,
-        "--model",
-        "--preset",
-        help="Preset name, handle, or folder.",
-        show_default=DEFAULT_MODEL,
+        None, help="Preset name, handle, or folder.", show_default=DEFAULT_MODEL
     ),
+    preset: str | None = Option(None, hidden=True, help="Earlier name of --model."),
     shape: str | None = Option(None, help="Use random weights in the sizes of this preset."),
     layers: int | None = Option(
         None, min=1, help="Number of layers of --shape.", show_default="all"
@@ -48,6 +45,7 @@ def bench(
     debug: DebugOption = False,
 ) -> None:
     """Measure loading, prefill, decoding and memory, and the limits of the machine."""
+    model = preset or model
     if model is not None and shape is not None:
         raise BadParameter("pass --model or --shape, not both", param_hint="--shape")
     if layers is not None and shape is None:

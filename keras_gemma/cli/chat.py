@@ -14,8 +14,8 @@ from keras_gemma.cli.options import (
     ModelOptions,
     SeedOption,
     SilentOption,
+    drop_none,
     full_name,
-    given,
     start,
     with_model_options,
 )
@@ -59,7 +59,7 @@ def chat(
 
     name = full_name(options.model or DEFAULT_MODEL)
     mode = mode or ("factual" if name == DEFAULT_MODEL else "chat")
-    settings = MODES[mode] | given(seed=seed, max_new_tokens=max_new_tokens)
+    settings = MODES[mode] | drop_none(seed=seed, max_new_tokens=max_new_tokens)
     lm = load_model(options, name, silent=silent, explain=text is None)
     conversation = lm.chat(system, context_full="drop_oldest", **settings)
     if text is not None:

@@ -78,7 +78,8 @@ def quantize(
     target: Path = Argument(help="Folder of the preset to write."),
     bits: Quantization = Option("int4", help="Precision of the matrices."),
     group_size: int = Option(32, min=1, help="int4: number of weights per scale."),
-    zeros: bool = Option(False, "--zeros", help="int4: store zero points."),
+    zero_points: bool = Option(False, "--zero-points", help="int4: store a zero point per group."),
+    zeros: bool = Option(False, "--zeros", hidden=True, help="Earlier name of --zero-points."),
     embedding: Quantization = Option("int8", help="int4: precision of the embedding."),
     dtype: Dtype | None = Option(None, help="Data type of weights that are not quantized."),
     backend: BackendOption = None,
@@ -93,7 +94,7 @@ def quantize(
     from keras_gemma.quantization import QuantizationConfig, report
 
     try:
-        config = QuantizationConfig(bits, group_size, zeros, embedding)
+        config = QuantizationConfig(bits, group_size, zero_points or zeros, embedding)
     except ValueError as error:
         raise BadParameter(str(error)) from error
     check_target(target)

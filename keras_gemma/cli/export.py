@@ -13,8 +13,8 @@ from keras_gemma.cli.options import (
     DebugOption,
     DtypeOption,
     Quantization,
+    drop_none,
     full_name,
-    given,
     start,
 )
 
@@ -59,7 +59,7 @@ def export(
     """Write SOURCE to TARGET as a TensorFlow SavedModel, or a program for another runtime."""
     if quantization is not None and format == "onnx":
         raise BadParameter("onnx needs a model in floating point", param_hint="--quantization")
-    options = given(
+    options = drop_none(
         max_new_tokens=max_new_tokens, max_batch_size=max_batch_size, batch_size=batch_size
     )
     for name in options:

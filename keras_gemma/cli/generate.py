@@ -16,8 +16,8 @@ from keras_gemma.cli.options import (
     Quantization,
     SeedOption,
     SilentOption,
+    drop_none,
     full_name,
-    given,
     read_prompts,
     start,
     with_model_options,
@@ -89,8 +89,8 @@ def generate(
     from keras_gemma.cli.loading import load_model
 
     settings = dict(MODES[mode]) if mode else {}
-    settings |= given(sampler=sampler, temperature=temperature, top_k=top_k, top_p=top_p)
-    settings |= given(min_p=min_p, repetition_penalty=repetition_penalty, seed=seed)
+    settings |= drop_none(sampler=sampler, temperature=temperature, top_k=top_k, top_p=top_p)
+    settings |= drop_none(min_p=min_p, repetition_penalty=repetition_penalty, seed=seed)
     settings |= {"stop": stop} if stop else {}
     samples = {"sampler", "temperature", "top_k", "top_p", "min_p"} & settings.keys()
     if "seed" in settings and not samples:

@@ -3,16 +3,16 @@
 Imports Keras, so commands import this module after they have chosen the backend.
 """
 
+import contextlib
 import dataclasses
-import math
 import sys
 from pathlib import Path
 from typing import Any
 
 from keras_gemma import backend, catalogue, progress
 from keras_gemma.causal_lm.model import GemmaCausalLM
-from keras_gemma.cli.options import Dtype, Fit, ModelOptions, Quantization, given
-from keras_gemma.config import GROUP_SIZE, GemmaConfig
+from keras_gemma.cli.options import Dtype, Fit, ModelOptions, Quantization, drop_none
+from keras_gemma.config import GemmaConfig
 from keras_gemma.generation.memory import Workload, bytes_needed
 from keras_gemma.quantization import QuantizationConfig
 from keras_gemma.storage.adapters.peft import find_adapter
@@ -69,9 +69,8 @@ def load(
     """Returns the model, with the adapter in folder `lora`. `silent` hides the progress bar."""
     if lora is not None:
         find_adapter(lora)  # Fails before the weights are read.
-    if silent:
-        progress.PATIENCE = math.inf
-    lm = GemmaCausalLM.from_preset(model, **choice.arguments)
+    with progress.hidden() if silent else contextlib.nullcontext():
+        lm = GemmaCausalLM.from_preset(model, **choice.arguments)
     if lora is not None:
         lm.load_lora(lora)
     return lm
@@ -83,7 +82,7 @@ def choose(
     """Chooses the precision of `model`. If `fit` is `auto` and none fits, raises a ValueError."""
     arguments: dict[str, Any] = {"dtype": dtype}
     if quantization is not None or fit != "auto":
-        arguments |= given(quantization=quantization or QUANTIZATION[fit])
+        arguments |= drop_none(quantization=quantization or QUANTIZATION[fit])
         return Choice(arguments, f"{quantization or fit}, as requested", True)
     description = read_description(model)
     if description.get("quantization") is not None:
@@ -98,7 +97,7 @@ def choose(
         needed = bytes_of_fit(config, fit, dtype or stored_dtype(model))
         if needed <= free:
             reason = f"{fit}, needs up to {_size(needed)} of {_size(free)} free"
-            arguments |= given(quantization=config_of_fit)
+            arguments |= drop_none(quantization=config_of_fit)
             return Choice(arguments, "; ".join([reason, *larger]), fit == "exact")
         larger.append(f"{fit} needs {_size(needed)}")
     raise ValueError(
@@ -125,22 +124,13 @@ def bytes_of_fit(config: GemmaConfig, fit: Fit, dtype: str) -> int:
     """Returns the peak memory of loading a model and generating one text of its whole context."""
     length = config.context_length
     text = Workload(1, 1, length - 1, length)
-    weights = weight_bytes(config, QUANTIZATION[fit], dtype)
+    quantization = QUANTIZATION[fit]
+    if quantization is None:
+        weights = config.weight_bytes(dtype)
+    else:
+        weights = config.weight_bytes(quantization.mode, quantization.embedding)
     peak = max(LOADING_OVERHEAD * weights, weights + bytes_needed(text, config, dtype))
     return int(peak + PROGRAM_BYTES)
-
-
-def weight_bytes(config: GemmaConfig, quantization: QuantizationConfig | None, dtype: str) -> int:
-    """Returns the bytes of a model's weights, quantized or in `dtype`."""
-    if quantization is None:
-        return config.weight_bytes(dtype)
-    weights = config.weight_bytes(quantization.mode)
-    if quantization.mode == "int4" and quantization.embedding == "int4":
-        # `weight_bytes` counts an int8 embedding. int4 saves half a byte per element, and replaces
-        # a float32 scale per row with a bfloat16 scale per group.
-        saved_per_row = config.hidden_dim // 2 + 4 - 2 * config.hidden_dim // GROUP_SIZE
-        weights -= config.vocabulary_size * saved_per_row
-    return weights
 
 
 def _size(count: int) -> str:

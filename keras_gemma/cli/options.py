@@ -61,7 +61,7 @@ SeedOption = Annotated[int | None, Option(help="The same seed gives the same tex
 LoraOption = Annotated[
     Path | None,
     Option(
-        help="Folder of a LoRA adapter, written by `finetune`, `save_lora` or peft.",
+        help="Folder of a LoRA adapter, written by `finetune`, `save_lora` or PEFT.",
         exists=True,
         file_okay=False,
     ),
@@ -127,7 +127,7 @@ def full_name(model: str) -> str:
     return SIZES.get(model.lower(), model)
 
 
-def given(**settings: Any) -> dict[str, Any]:
+def drop_none(**settings: Any) -> dict[str, Any]:
     """Returns the settings that are not `None`."""
     return {name: value for name, value in settings.items() if value is not None}
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from keras_gemma.checks import check_one_of
+from keras_gemma.checks import check_argument_names, check_one_of
 from keras_gemma.export import jax_program, onnx_program, saved_model, torch_program
 from keras_gemma.export.folder import new_folder
 
@@ -39,14 +39,9 @@ def export(
     overwrite: bool = False,
     **options: Any,
 ) -> None:
-    """See `GemmaCausalLM.export`."""
+    """Implements `GemmaCausalLM.export`."""
     check_one_of("format", format, FORMATS)
     names = list(inspect.signature(FORMATS[format]).parameters)[2:]
-    unknown = [name for name in options if name not in names]
-    if unknown:
-        raise TypeError(
-            f"format={format!r} has no option `{unknown[0]}`. "
-            f"Options of this format: {', '.join(names) or 'none'}. Received: {options!r:.80}"
-        )
+    check_argument_names(f"export(format={format!r})", options, names)
     with new_folder(path, format, overwrite) as directory:
         FORMATS[format](lm, directory, **options)

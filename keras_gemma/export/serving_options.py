@@ -6,9 +6,7 @@ from typing import Any
 import numpy as np
 
 from keras_gemma.checks import check_integer
-from keras_gemma.generation.samplers.random import DrawingSampler
 from keras_gemma.generation.stopping import check_stop_token_ids
-from keras_gemma.generation.strategies.verify import is_greedy
 
 OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
 """Value of each filter that disables it."""
@@ -46,21 +44,20 @@ def options_of(lm: Any, max_new_tokens: int | None, max_batch_size: int | None) 
             check_integer(name, value)
     settings = lm.generation_settings
     sampler = settings.choose_sampler(lm.sampler)
-    compiled = settings.given()
+    compiled = settings.explicit_settings()
     for name in UNSUPPORTED_SETTINGS:
         if name in compiled:
             raise ValueError(
                 f"A served model does not support `{name}`: call `compile` without it before "
                 f"`export`. Received: {name}={compiled[name]!r:.80}"
             )
-    draws = isinstance(sampler, DrawingSampler) and not sampler.is_own()
-    if not draws and not is_greedy(sampler):
+    if not sampler.has_known_probabilities:
         raise ValueError(
             "The sampler of a served model must be 'greedy', 'random', 'top_k', 'top_p' or "
             "'min_p': call `compile(sampler=...)` with one of them before `export`. "
             f"Received: {type(sampler).__name__}"
         )
-    values = {**sampler.settings(), "seed": sampler.seed} if draws else {}
+    values = {} if sampler.is_greedy else {**sampler.settings(), "seed": sampler.seed}
     values |= compiled | {"max_batch_size": max_batch_size}
     if max_new_tokens is not None:
         values["max_new_tokens"] = max_new_tokens

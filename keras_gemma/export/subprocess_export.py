@@ -22,6 +22,7 @@ from keras_gemma.backend_choice import is_installed
 from keras_gemma.progress import bar
 from keras_gemma.quantization import QuantizationConfig
 from keras_gemma.storage.files import read_json, write_json
+from keras_gemma.text.preprocessor import require_preprocessor
 
 STAGES = 9
 """Approximate number of progress stages of an export."""
@@ -47,11 +48,7 @@ def check(lm: Any, format: str, packages: tuple[str, ...], extras: str) -> None:
 
     `extras` of this package install them, such as `"torch,onnx"`.
     """
-    if lm.preprocessor is None:
-        raise ValueError(
-            "An export needs the model's vocabulary: create the model with a preprocessor, as in "
-            "GemmaCausalLM(backbone, preprocessor). Received: lm.preprocessor=None"
-        )
+    require_preprocessor(lm.preprocessor, "an export", None)
     missing = [name for name in packages if not is_installed(name)]
     if missing:
         raise ImportError(

@@ -4,11 +4,10 @@ In the order of the work:
 
     request.py      a request, a prefix cache, and the output of each sequence
     memory.py       memory estimate of a request
-    buckets.py      sizes of prompt chunks and caches that compile once
     generate.py     entry points; picks the strategy that the sampler declares
     programs.py     compiled programs of one backbone, and prefill with them
     session.py      one batch: prefill, then decode
-    prefill.py      one chunk of a prompt
+    prefill.py      one chunk of a prompt; sizes of chunks and caches
     decode.py       one decode step
     stopping.py     stop tokens
     samplers/       choice of the next token, one rule a file

@@ -59,14 +59,14 @@ def next_logits(
     weights: dict[str, Any],
     state: DecodeState,
     config: GemmaConfig,
-    parts: BlockFunctions = EAGER,
+    functions: BlockFunctions = EAGER,
 ) -> tuple[Any, DecodeState]:
     """Feeds the last token of each row. Returns the logits of the next one, float32 `[B, V]`, and
     the state with the updated cache."""
     position = (state.length - 1)[:, None]
     token = ops.take_along_axis(state.text, position, axis=1)
-    x, cache = forward_with_cache(weights, token, position, state.cache, config, parts)
-    return parts.head(x[:, 0], weights["head"], config), state._replace(cache=cache)
+    x, cache = forward_with_cache(weights, token, position, state.cache, config, functions)
+    return functions.head(x[:, 0], weights["head"], config), state._replace(cache=cache)
 
 
 def append_tokens(

@@ -5,7 +5,7 @@ The estimate is the maximum over the phases. With several sequences per prompt, 
     prefill    keys and values of the prompt, for all its tokens in every layer
     repeat     these, and a copy for each sequence
     begin      the copies, and the ring buffers filled from them; beam search reorders all of these
-    decode     the ring buffers; logits, and what a choice computes from them
+    decode     the ring buffers; logits, and temporary arrays of sampling
     grow       the ring buffers, and longer ones
 """
 
@@ -15,7 +15,7 @@ import keras
 
 from keras_gemma import backend
 from keras_gemma.config import BYTES_PER_ELEMENT, GemmaConfig
-from keras_gemma.generation.buckets import MIN_CACHE_SLOTS, bucket, chunks
+from keras_gemma.generation.prefill import capacity_for, chunks
 from keras_gemma.generation.request import Request
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.model.cache import slots_of_layers
@@ -64,7 +64,7 @@ def workload_of(request: Request, config: GemmaConfig) -> Workload:
     strategy, rows_per_prompt = request.sampler.strategy, request.num_return_sequences
     if strategy == "contrastive":
         rows_per_prompt = min(request.sampler.k, config.vocabulary_size)
-    is_random = strategy == "sample" and request.sampler.structure() != "greedy"
+    is_random = strategy == "sample" and not request.sampler.is_greedy
     num_draft_tokens = 0 if request.draft is None else request.draft.num_tokens
     arrays = LOGITS_ARRAYS + SAMPLING_LOGITS_ARRAYS * is_random
     arrays += 4 * (request.repetition_penalty is not None) + 2 * (request.top_logprobs is not None)
@@ -87,8 +87,8 @@ def bytes_needed(work: Workload, config: GemmaConfig, dtype: str) -> int:
     prompts, rows = work.num_prompts, work.num_prompts * work.rows_per_prompt
     copies = CACHE_COPIES[keras.config.backend()]
     (_, chunk), *_ = spans = chunks(0, work.prompt_length, prompts)
-    prompt_slots = bucket(max(sum(spans[-1]), work.prompt_length + 1), MIN_CACHE_SLOTS)
-    text_slots = bucket(work.text_length + work.num_draft_tokens, MIN_CACHE_SLOTS)
+    prompt_slots = capacity_for(max(sum(spans[-1]), work.prompt_length + 1))
+    text_slots = capacity_for(work.text_length + work.num_draft_tokens)
     text_slots = max(prompt_slots, text_slots)
     heads = config.num_key_value_heads * config.head_dim
     is_beam, is_contrastive = work.strategy == "beam", work.strategy == "contrastive"

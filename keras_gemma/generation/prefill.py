@@ -1,16 +1,43 @@
 """Prefill: reads prompts in chunks into a KV cache.
 
-Bounded chunks bound the memory of attention, whatever the length of the prompt. During prefill,
-local layers keep the whole prompt; their ring buffers are filled at the end.
+Bounded chunks bound the memory of attention, whatever the length of the prompt. Sizes of chunks and
+caches are powers of two, so that lengths in the same bucket share a compiled program. During
+prefill, local layers keep the whole prompt; their ring buffers are filled at the end.
 """
 
 from typing import Any
 
 from keras import ops
 
+from keras_gemma.buckets import MIN_BUCKET, bucket
 from keras_gemma.config import GemmaConfig
 from keras_gemma.model.cache import Cache, fill_ring, slots_of_layers
 from keras_gemma.model.transformer import forward_with_cache
+
+MIN_CACHE_SLOTS = 256
+"""Minimum number of cache slots. They cost little memory, and short texts never grow their
+cache."""
+
+MAX_CHUNK_TOKENS = 512
+"""Maximum number of tokens in a prompt chunk, over all rows."""
+
+
+def chunks(start: int, end: int, batch: int) -> list[tuple[int, int]]:
+    """Splits the positions from `start` to `end` into chunks, as pairs of start and size.
+
+    The sizes are buckets, so the last chunk may exceed `end`.
+    """
+    largest = max(MIN_BUCKET, bucket(MAX_CHUNK_TOKENS // batch + 1) // 2)
+    pairs = []
+    while start < end:
+        pairs.append((start, min(largest, bucket(end - start))))
+        start += pairs[-1][1]
+    return pairs
+
+
+def capacity_for(length: int) -> int:
+    """Returns the capacity of a cache for `length` tokens."""
+    return bucket(length, MIN_CACHE_SLOTS)
 
 
 def read_chunk(

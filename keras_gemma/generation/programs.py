@@ -13,8 +13,7 @@ from keras import ops
 
 from keras_gemma import backend
 from keras_gemma.config import GemmaConfig
-from keras_gemma.generation import buckets
-from keras_gemma.generation.prefill import read_chunk
+from keras_gemma.generation.prefill import capacity_for, chunks, read_chunk
 from keras_gemma.generation.request import PrefixCache
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.model.cache import Cache, make_cache, repeat_rows, resize
@@ -36,7 +35,7 @@ class Programs:
         self.backbone = backbone
         self.eager = eager
         self.config: GemmaConfig = backbone.config
-        self.parts = EAGER if eager else BlockFunctions(*map(backend.jit_part, EAGER))
+        self.functions = EAGER if eager else BlockFunctions(*map(backend.jit_part, EAGER))
         self.programs: OrderedDict[Any, Any] = OrderedDict()  # most recently used last
         self.lock = threading.Lock()
 
@@ -70,9 +69,9 @@ class Programs:
         config, batch = self.config, len(prompts)
         lengths = np.array([len(prompt) for prompt in prompts], "int32")
         start = 0 if prefix is None else prefix.num_shared_tokens(prompts)
-        chunks = buckets.chunks(start, int(lengths.max()), batch)
-        end = sum(chunks[-1])
-        slots = buckets.bucket(max(end, int(lengths.max()) + 1), buckets.MIN_CACHE_SLOTS)
+        spans = chunks(start, int(lengths.max()), batch)
+        end = sum(spans[-1])
+        slots = capacity_for(max(end, int(lengths.max()) + 1))
         token_ids = np.zeros((batch, end), "int32")
         for row, prompt in zip(token_ids, prompts, strict=True):
             row[: len(prompt)] = prompt
@@ -90,7 +89,7 @@ class Programs:
             return read_chunk(weights, token_ids, start, lengths, hidden, cache, config)
 
         run = self.program("chunk", lambda: backend.compile(program, donate=1))
-        for start, size in chunks:
+        for start, size in spans:
             hidden, cache = run(
                 weights,
                 cache,
@@ -103,7 +102,10 @@ class Programs:
 
 
 def repeat_cache(cache: Cache, times: int) -> Cache:
-    """Returns a copy of the cache with each row repeated `times` times; itself if once."""
+    """Returns a copy of the cache with each row repeated `times` times.
+
+    Returns the cache itself if `times` is 1.
+    """
     if times == 1:
         return cache
     return [tuple(repeat_rows(array, times) for array in arrays) for arrays in cache]

@@ -49,12 +49,12 @@ class PrefixCache:
         """Raises a ValueError if another model computed the cache, or the weights have changed."""
         if not self._is_from(backbone):
             raise ValueError(
-                "`prefix` was read by another model, so its keys and values are invalid here. Call "
-                "`prefill` of the model that generates."
+                "`prefix` was computed by another model, so its keys and values are invalid here. "
+                "Call `prefill` on the model that generates."
             )
         if not self.matches(backbone):
             raise ValueError(
-                "`prefix` was read with other weights: the model has been trained, loaded or "
+                "`prefix` was computed with other weights: the model has been trained, loaded or "
                 "converted since. Call `prefill` again."
             )
 
@@ -104,8 +104,7 @@ class Draft:
     def check(self, config: GemmaConfig, max_text_length: int, sampler: Sampler) -> None:
         """Raises a ValueError if the draft does not suit a target model of `config`."""
         check_integer("num_draft_tokens", self.num_tokens, 1, MAX_DRAFT_TOKENS)
-        structure = sampler.structure()
-        if structure != "greedy" and not (isinstance(structure, tuple) and structure[0] == "draw"):
+        if not sampler.has_known_probabilities:
             raise ValueError(
                 "`draft` needs a sampler whose probabilities are known: 'greedy', 'random', "
                 "'top_k', 'top_p' or 'min_p'. Leave out `draft`, or pass one of them as `sampler`. "

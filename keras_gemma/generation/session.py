@@ -12,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_gemma import backend
-from keras_gemma.generation.buckets import MIN_CACHE_SLOTS, bucket
+from keras_gemma.buckets import bucket
 from keras_gemma.generation.decode import (
     DecodeState,
     Logprobs,
@@ -20,7 +20,7 @@ from keras_gemma.generation.decode import (
     append_tokens,
     next_logits,
 )
-from keras_gemma.generation.prefill import to_rings
+from keras_gemma.generation.prefill import capacity_for, to_rings
 from keras_gemma.generation.programs import Programs, repeat_cache
 from keras_gemma.generation.request import (
     PrefixCache,
@@ -40,35 +40,37 @@ class DecodingSession:
         self.request = request
         self.weights = programs.backbone.tensors()
         self.slack = request.draft.num_tokens if request.draft else 0
-        copies = request.num_return_sequences
-        self.prompt_lengths = np.repeat([len(prompt) for prompt in request.prompts], copies)
-        self.ends = self.prompt_lengths + np.repeat(request.max_new_tokens, copies)
+        num_return_sequences = request.num_return_sequences
+        lengths = [len(prompt) for prompt in request.prompts]
+        self.prompt_lengths = np.repeat(lengths, num_return_sequences)
+        self.ends = self.prompt_lengths + np.repeat(request.max_new_tokens, num_return_sequences)
         self.prefilled_tokens = request.num_prefill_tokens()
         self.state = self._prefill()
         self.steps = 1
 
     def _prefill(self) -> DecodeState:
         request = self.request
-        copies = request.num_return_sequences
+        num_return_sequences = request.num_return_sequences
         hidden, cache = self.programs.prefill(request.prompts, request.prefix, self.weights)
-        if copies > 1:
-            hidden, cache = repeat_rows(hidden, copies), repeat_cache(cache, copies)
+        if num_return_sequences > 1:
+            hidden = repeat_rows(hidden, num_return_sequences)
+            cache = repeat_cache(cache, num_return_sequences)
         program = self._prefill_program(cache[0][0].shape[1])
         return program(self.weights, hidden, self._first_state(cache))
 
     def _first_state(self, cache: Cache) -> DecodeState:
         """Returns the state before the first token is chosen."""
         request, config = self.request, self.programs.config
-        copies = request.num_return_sequences
+        num_return_sequences = request.num_return_sequences
         batch, capacity = len(self.prompt_lengths), cache[0][0].shape[1]
         text = np.full((batch, capacity), -1, "int32")
         seen = penalty = logprobs = None
         if request.repetition_penalty is not None:
             seen = np.zeros((batch, config.vocabulary_size), "bool")
             penalty = np.broadcast_to(request.repetition_penalty, len(request.prompts))
-            penalty = np.repeat(penalty, copies).astype("float32")
+            penalty = np.repeat(penalty, num_return_sequences).astype("float32")
         for row in range(batch):
-            prompt = request.prompts[row // copies]
+            prompt = request.prompts[row // num_return_sequences]
             text[row, : len(prompt)] = prompt
             if seen is not None:
                 seen[row, prompt] = True
@@ -92,13 +94,13 @@ class DecodingSession:
 
     def _prefill_program(self, capacity: int) -> Any:
         """Returns the program that fills the ring buffers and chooses the first token."""
-        config, parts, slack = self.programs.config, self.programs.parts, self.slack
+        config, functions, slack = self.programs.config, self.programs.functions, self.slack
         append = self._append_function()
 
         def begin(weights: Any, hidden: Any, state: DecodeState) -> DecodeState:
             capacity = state.text.shape[1]
             cache = to_rings(state.cache, state.length, config, capacity, slack)
-            logits = parts.head(hidden, weights["head"], config)
+            logits = functions.head(hidden, weights["head"], config)
             return append(state._replace(cache=cache), logits)
 
         # A donated buffer must have the size of its output, so a cache with rings is not donated.
@@ -114,11 +116,11 @@ class DecodingSession:
 
     def _decode_function(self) -> Callable[[Any, DecodeState], DecodeState]:
         """Returns the decode step, a function of the weights and the state."""
-        config, parts = self.programs.config, self.programs.parts
+        config, functions = self.programs.config, self.programs.functions
         append = self._append_function()
 
         def decode_step(weights: Any, state: DecodeState) -> DecodeState:
-            logits, state = next_logits(weights, state, config, parts)
+            logits, state = next_logits(weights, state, config, functions)
             return append(state, logits)
 
         return decode_step
@@ -177,7 +179,7 @@ class DecodingSession:
         backbone = self.programs.backbone
         length = int(ops.convert_to_numpy(self.state.length)[0]) - 1
         ids = ops.convert_to_numpy(self.state.text)[0, :length]
-        slots = bucket(length, MIN_CACHE_SLOTS)
+        slots = capacity_for(length)
         smallest = min(keys.shape[1] for keys, _ in self.state.cache)
         # Equality counts, because the last token may be in the cache already.
         is_wrapped = smallest <= length + self.slack

@@ -22,7 +22,7 @@ MATRICES = {
     "up": ("up_proj", "ffw_gating_2", "gating_ffw_2"),
     "down": ("down_proj", "ffw_linear"),
 }
-"""Matrices of a block, each with its names in peft and KerasHub."""
+"""Matrices of a block, each with its names in PEFT and KerasHub."""
 
 DEFAULT_TARGETS = ("query", "value")
 """Matrices that are adapted by default, as in KerasHub."""
@@ -85,14 +85,14 @@ def read_lora(
     dtype: str,
 ) -> Lora:
     """Returns the validated settings of an `enable_lora` call."""
-    check_numbers(rank, alpha, dropout)
+    check_lora_numbers(rank, alpha, dropout)
     check_one_of("dtype", dtype, DTYPES)
     names = target_names(config, DEFAULT_TARGETS if targets is None else targets)
     size = int(rank), float(alpha)
     return Lora(dict.fromkeys(names, size), float(dropout), bool(use_rslora), dtype)
 
 
-def check_numbers(rank: Any, alpha: Any, dropout: Any) -> None:
+def check_lora_numbers(rank: Any, alpha: Any, dropout: Any) -> None:
     check_integer("rank", rank, advice="It is the number of rows of A, such as 8.")
     check_number("alpha", alpha, "(0, inf)", "The adapter is scaled by alpha / rank.")
     check_number("dropout", dropout, "[0, 1)", "A usual value is 0.05.")
@@ -137,6 +137,6 @@ def _unknown(target: Any) -> str:
     hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
     return (
         f"A target matches no matrix. {hint}The matrices are {', '.join(MATRICES)}. `targets` also "
-        "accepts peft's names such as 'q_proj', patterns such as 'layers.[0-3].*', and "
+        "accepts PEFT's names such as 'q_proj', patterns such as 'layers.[0-3].*', and "
         f"'all-linear'. Received: {target!r}"
     )

@@ -75,6 +75,6 @@ def scale_of(rank: int, alpha: float, use_rslora: bool) -> float:
 
 
 def init_lora_a(shape: tuple[int, int], random: np.random.Generator) -> np.ndarray:
-    """Returns an initial A `[r, in]`, as in peft: uniform up to 1 / sqrt(in). B starts at 0."""
+    """Returns an initial A `[r, in]`, as in PEFT: uniform up to 1 / sqrt(in). B starts at 0."""
     bound = 1 / math.sqrt(shape[1])
     return random.uniform(-bound, bound, shape).astype("float32")

@@ -1,5 +1,6 @@
 """The backbone: token ids to hidden states, through every block."""
 
+import inspect
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import keras
 
 from keras_gemma.backend import keras_internals
+from keras_gemma.checks import check_argument_names
 from keras_gemma.config import ROPE_THETA, GemmaConfig
 from keras_gemma.lora.adapters import DEFAULT_NAME, Adapters
 from keras_gemma.model.decoder_block import GemmaDecoderBlock
@@ -23,12 +25,8 @@ from keras_gemma.quantization import QuantizationConfig, to_config
 
 def check_layer_arguments(cls: type, arguments: dict[str, Any]) -> None:
     """Raises a ValueError for unknown or misspelled arguments, which Keras would ignore."""
-    unknown = sorted(set(arguments) - {"name", "trainable"})
-    if unknown:
-        raise ValueError(
-            f"{cls.__name__} has no argument {unknown[0]!r}. Check its spelling. "
-            f"Received: {', '.join(f'{name}={arguments[name]!r}' for name in unknown)}"
-        )
+    names = [name for name in inspect.signature(cls).parameters if name not in arguments]
+    check_argument_names(cls.__name__, arguments, [*names[:-1], "name", "trainable"], ValueError)
 
 
 def check_range(policy: Any, config: GemmaConfig) -> None:
@@ -272,11 +270,8 @@ class GemmaBackbone(Presettable, TrainableModel):
         Raises:
             ValueError, TypeError: Same as in `GemmaCausalLM.quantize`.
         """
-        quantize(
-            self,
-            read_mode(mode, group_size, zero_points if zeros is None else zeros, embedding),
-            calibration,
-        )
+        config = read_mode(mode, group_size, zero_points, embedding, zeros)
+        quantize(self, config, calibration)
 
     def enable_lora(
         self,
@@ -339,7 +334,7 @@ class GemmaBackbone(Presettable, TrainableModel):
     def save_lora_weights(self, filepath: str | Path) -> None:
         """Writes the active adapter in KerasHub's format.
 
-        `GemmaCausalLM.save_lora` writes peft's format. KerasHub's rank may be larger, because
+        `GemmaCausalLM.save_lora` writes PEFT's format. KerasHub's rank may be larger, because
         KerasHub stores one A per head and one rank for all matrices.
 
         Args:

@@ -19,7 +19,12 @@ def to_logits(x: Any, packed: Any, cap: float | None) -> Any:
     return soft_cap(ops.cast(backend.matmul(x, packed), "float32"), cap)
 
 
+def final_norm(x: Any, weights: dict[str, Any], config: GemmaConfig) -> Any:
+    """Normalizes the output of the last block `[..., D]`, for the head with these `weights`."""
+    return rms_normalize(x, weights["final_norm"], config.layer_norm_epsilon)
+
+
 def head(x: Any, weights: dict[str, Any], config: GemmaConfig) -> Any:
     """Converts the output of the last block `[..., D]` to logits, float32 `[..., V]`."""
-    x = rms_normalize(x, weights["final_norm"], config.layer_norm_epsilon)
+    x = final_norm(x, weights, config)
     return to_logits(x, weights["token_embedding"], config.final_logit_soft_cap)

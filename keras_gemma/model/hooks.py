@@ -10,17 +10,17 @@ from typing import Any
 Hooks = Mapping[str, Callable[[Any], Any]] | None
 
 BLOCK_HOOK_POINTS = {
-    "residual.before": "[B, T, D], what the block reads",
+    "residual.before": "[B, T, D], input of the block",
     "attention.queries": "[B, T, N, H], rotated",
     "attention.keys": "[B, T, K, H], rotated",
     "attention.values": "[B, T, K, H]",
     "attention.weights": "float32 [B, N, T, S], rows that sum to 1",
     "attention.heads": "[B, T, N, H], the weighted values",
-    "attention.output": "[B, T, D], what the first half adds",
+    "attention.output": "[B, T, D], output of the attention half",
     "residual.middle": "[B, T, D], between the halves",
     "feed_forward.gate": "[B, T, F], after its GELU",
-    "feed_forward.output": "[B, T, D], what the second half adds",
-    "residual.after": "[B, T, D], what the next block reads",
+    "feed_forward.output": "[B, T, D], output of the feed-forward half",
+    "residual.after": "[B, T, D], output of the block",
 }
 """Activation at each hook point of a block, in the order of the data."""
 

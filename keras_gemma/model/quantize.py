@@ -11,8 +11,11 @@ from keras_gemma.quantization import QuantizationConfig, to_config
 from keras_gemma.quantization.calibration import mean_squares, read_rows
 
 
-def read_mode(mode: Any, group_size: int, zero_points: bool, embedding: str) -> QuantizationConfig:
+def read_mode(
+    mode: Any, group_size: int, zero_points: bool, embedding: str, zeros: bool | None
+) -> QuantizationConfig:
     """Returns the configuration that the arguments of `GemmaCausalLM.quantize` describe."""
+    zero_points = zero_points if zeros is None else zeros
     if not isinstance(mode, QuantizationConfig | Mapping):
         return QuantizationConfig(mode, group_size, zero_points, embedding)
     config = to_config(mode)

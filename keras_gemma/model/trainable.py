@@ -1,4 +1,4 @@
-"""Base class of the models with and without a head: what it takes to train them.
+"""Base class of `GemmaBackbone` and `GemmaCausalLM`: their state in training.
 
 Weights change their dtype when a model is quantized, and adapters come and go. Keras keeps compiled
 functions and optimizer slots for the variables that it saw first. This file keeps both up to date.
@@ -14,17 +14,17 @@ from keras_gemma.backend import keras_internals
 class TrainableModel(keras.Model):
     """Keras model that is a Gemma backbone, or has one as its `backbone`."""
 
-    in_fit = False
+    _in_fit = False
     """True if `fit` is running."""
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """Same as `keras.Model.fit`, but checks first that the model is trainable."""
         check_trainable(self)
-        self.in_fit = True
+        self._in_fit = True
         try:
             return super().fit(*args, **kwargs)
         finally:
-            self.in_fit = False
+            self._in_fit = False
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Same as `keras.Model.train_on_batch`, but checks first that the model is trainable."""
@@ -72,7 +72,7 @@ def check_trainable(model: Any) -> None:
 
 def check_not_in_fit(backbone: Any, verb: str) -> None:
     """Raises a ValueError if `backbone`, or a model that wraps it, is being trained."""
-    if any(model.in_fit for model in (backbone, *backbone.wrapping_models)):
+    if any(model._in_fit for model in (backbone, *backbone.wrapping_models)):
         raise ValueError(f"The model is being trained: {verb} when `fit` has returned.")
 
 

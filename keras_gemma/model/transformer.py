@@ -17,9 +17,8 @@ from keras_gemma.model.attention import causal_mask
 from keras_gemma.model.block import decoder_block
 from keras_gemma.model.cache import Cache, cache_mask, slot_of
 from keras_gemma.model.embedding import scale_embeddings
-from keras_gemma.model.head import head
+from keras_gemma.model.head import final_norm, head
 from keras_gemma.model.hooks import Hooks, apply_hook
-from keras_gemma.model.normalization import rms_normalize
 from keras_gemma.model.rope import rotary_angles
 
 
@@ -78,8 +77,8 @@ def run_blocks(
             angles[rope] = rotary_angles(positions, config.head_dim, *rope)
         keys_and_values = None if cache is None else cache[i]
         if kind not in shared:
-            slots = None if keys_and_values is None else ops.shape(keys_and_values[0])[1]
-            shared[kind] = mask_of(kind, slots), slots_of and slots_of(slots)
+            size = None if keys_and_values is None else ops.shape(keys_and_values[0])[1]
+            shared[kind] = mask_of(kind, size), slots_of and slots_of(size)
         mask, slots = shared[kind]
         prefix = f"block.{first + i}."
         names = [name for name in hooks or () if name.startswith(prefix)]
@@ -140,5 +139,5 @@ def hidden_states(
         lambda kind, slots: causal_mask(attended, kind.window),
         hooks=hooks,
     )
-    x = rms_normalize(x, weights["head"]["final_norm"], config.layer_norm_epsilon)
+    x = final_norm(x, weights["head"], config)
     return apply_hook(hooks, "final_norm", x)

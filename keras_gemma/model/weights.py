@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -10,6 +11,13 @@ import numpy as np
 from keras_gemma import backend
 from keras_gemma.backend import quantized
 from keras_gemma.model.matrix import MatrixLayer
+
+
+def stop_gradients(tensors: Any) -> Any:
+    """Returns nested tensors as constants, for which no gradients are computed."""
+    return keras.tree.map_structure(
+        lambda x: None if x is None else keras.ops.stop_gradient(x), tensors
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 For each group, the best of a few clipping ranges gives a first scale. Least squares fits the scale
 to the resulting values, and the scale is rounded to its stored dtype. Only then are the values
-chosen. Threads work on slabs that stay in the processor's cache. Knows arrays. Knows nothing about
+chosen. Threads work on chunks that stay in the processor's cache. Knows arrays. Knows nothing about
 layers and files.
 """
 
@@ -23,11 +23,11 @@ SHARES = {8: (1.0, 0.8), 4: (1.0, 1.06, 1.12, 0.94, 0.88, 0.8)}
 SHARES_WITH_ZERO_POINTS = (1.0, 0.94, 0.88, 0.82)
 """Candidate ranges with zero points, as shares of the largest minus the smallest number."""
 
-CHUNK = 1 << 17
+MAX_CHUNK_ELEMENTS = 1 << 17
 """Numbers that are processed at a time. More numbers leave the processor's cache; with fewer, the
 threads mostly wait for Python."""
 
-TASK = 1 << 19
+MAX_TASK_ELEMENTS = 1 << 19
 """Numbers that a thread takes at a time."""
 
 MAX_ABS = 1e16
@@ -109,7 +109,7 @@ def quantize_rows(
     result = spec._replace(values=((out, length), "int8")).map(lambda entry: np.empty(*entry))
     if importance is not None:
         importance = np.asarray(importance, "float32").reshape(-1, group_size)
-    rows = max(1, TASK // length)
+    rows = max(1, MAX_TASK_ELEMENTS // length)
 
     def part(start: int) -> tuple[float, float]:
         part_rows = slice(start, start + rows)
@@ -130,31 +130,31 @@ def _fill(
     """Fills `target`; returns the sums of the squared errors and of the squares."""
     out, length = array.shape
     groups = length // group_size
-    step = max(1, CHUNK // length)
+    step = max(1, MAX_CHUNK_ELEMENTS // length)
     size = (step * groups, group_size)
     # Short groups are reduced along the first axis, because NumPy is slow at many short sums.
     axis = 1 if bits == 8 else 0
     work = [np.empty(size if axis else size[::-1], "float32") for _ in range(4)]
     errors = squares = 0.0
     for start in range(0, out, step):
-        slab = slice(start, min(out, start + step))
-        count = (slab.stop - start) * groups
+        chunk = slice(start, min(out, start + step))
+        count = (chunk.stop - start) * groups
         x, *spare = (w[:count] if axis else w[:, :count] for w in work)
-        rows = to_float32(array[slab]).reshape(count, group_size)
+        rows = to_float32(array[chunk]).reshape(count, group_size)
         x[...] = rows if axis else rows.T
         weight = None
         if importance is not None:
             weight = np.tile(importance, (count // groups, 1))
             weight = weight if axis else np.ascontiguousarray(weight.T)
-        slab_groups = _Groups(x, axis, bits, weight, spare)
-        fit = slab_groups.fit if target.zero_points is None else slab_groups.fit_zero_points
+        chunk_groups = _Groups(x, axis, bits, weight, spare)
+        fit = chunk_groups.fit if target.zero_points is None else chunk_groups.fit_zero_points
         scales, zero_points = fit(target.scales.dtype)
-        q, e = slab_groups.values(scales, zero_points)
-        values = target.values[slab].reshape(count, group_size)
+        q, e = chunk_groups.values(scales, zero_points)
+        values = target.values[chunk].reshape(count, group_size)
         values[...] = q if axis else q.T
-        target.scales[slab] = scales.reshape(target.scales[slab].shape)
+        target.scales[chunk] = scales.reshape(target.scales[chunk].shape)
         if zero_points is not None:
-            target.zero_points[slab] = zero_points.reshape(target.zero_points[slab].shape)
+            target.zero_points[chunk] = zero_points.reshape(target.zero_points[chunk].shape)
         # Sums within a group are float32, sums over groups float64.
         errors += float(np.dot(np.square(e, out=e).sum(axis).astype("float64"), scales**2.0))
         squares += float(np.square(x, out=e).sum(axis).sum(dtype="float64"))
@@ -169,7 +169,7 @@ def to_float32(array: np.ndarray) -> np.ndarray:
 
 
 class _Groups(NamedTuple):
-    """Groups of a slab, each along `axis` of `x`."""
+    """Groups of a chunk, each along `axis` of `x`."""
 
     x: np.ndarray
     axis: int
@@ -269,13 +269,13 @@ def dequantize_array(plain: Quantized, dtype: Any) -> np.ndarray:
     values, scales, zero_points = plain
     out, length = values.shape
     result = np.empty((out, length), dtype)
-    step = max(1, CHUNK // length)
+    step = max(1, MAX_CHUNK_ELEMENTS // length)
     for start in range(0, out, step):
-        slab = slice(start, start + step)
-        numbers = values[slab].astype("float32")
-        groups = numbers.reshape(len(numbers), scales[slab].size // len(numbers), -1)
+        chunk = slice(start, start + step)
+        numbers = values[chunk].astype("float32")
+        groups = numbers.reshape(len(numbers), scales[chunk].size // len(numbers), -1)
         if zero_points is not None:
-            groups -= to_float32(zero_points[slab])[..., None]
-        groups *= to_float32(scales[slab]).reshape(groups.shape[:2])[..., None]
-        result[slab] = numbers
+            groups -= to_float32(zero_points[chunk])[..., None]
+        groups *= to_float32(scales[chunk]).reshape(groups.shape[:2])[..., None]
+        result[chunk] = numbers
     return result

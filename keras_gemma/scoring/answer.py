@@ -10,6 +10,7 @@ from keras_gemma.model.hooks import Hooks
 from keras_gemma.model.transformer import hidden_states
 from keras_gemma.scoring.forward import constant_weights, logits_of
 from keras_gemma.scoring.inputs import read_integer, tokens_of
+from keras_gemma.text.preprocessor import require_preprocessor
 
 
 def log_probability(lm: Any, texts: np.ndarray, answer_id: int, hooks: Hooks = None) -> Any:
@@ -35,10 +36,7 @@ def read_answer(lm: Any, answer: Any) -> int:
     if not isinstance(answer, str):
         last = lm.backbone.config.vocabulary_size - 1
         return read_integer("answer", answer, 0, last, "It may also be a string of one token.")
-    if lm.preprocessor is None:
-        raise ValueError(
-            f"This model has no preprocessor: pass `answer` as an id. Received: answer={answer!r}"
-        )
+    require_preprocessor(lm.preprocessor, f"answer={answer!r}", "Pass the id of the token")
     ids = lm.preprocessor.tokenizer.tokenize(answer, parse_special=False)
     if len(ids) != 1:
         raise ValueError(

@@ -2,12 +2,11 @@
 
 from typing import Any
 
-from keras import ops, tree
-
 from keras_gemma.config import GemmaConfig
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.model.head import to_logits
 from keras_gemma.model.hooks import Hooks, apply_hook
+from keras_gemma.model.weights import stop_gradients
 
 
 def constant_weights(backbone: GemmaBackbone) -> dict[str, Any]:
@@ -15,9 +14,7 @@ def constant_weights(backbone: GemmaBackbone) -> dict[str, Any]:
 
     Only gradients of activations are needed here, so none are computed for weights.
     """
-    return tree.map_structure(
-        lambda x: None if x is None else ops.stop_gradient(x), backbone.tensors()
-    )
+    return stop_gradients(backbone.tensors())
 
 
 def logits_of(x: Any, weights: dict[str, Any], config: GemmaConfig, hooks: Hooks = None) -> Any:

@@ -9,9 +9,9 @@ import numpy as np
 
 from keras_gemma.checks import check_integer
 from keras_gemma.config import GemmaConfig
-from keras_gemma.text.batches import is_text
+from keras_gemma.text.batches import holds_strings, is_text
 from keras_gemma.text.inputs import pad_rows, to_ids, to_numpy
-from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
+from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor, require_preprocessor
 
 
 class Inputs(NamedTuple):
@@ -36,7 +36,7 @@ def read_inputs(
         ValueError: If an argument has an invalid value or shape.
         TypeError: If an argument has an invalid type.
     """
-    if holds_text(token_ids):
+    if is_text(token_ids) or holds_strings(token_ids):
         if padding_mask is not None or target_ids is not None:
             raise ValueError(
                 "`padding_mask` and `target_ids` are derived from strings: leave both out, or pass "
@@ -97,24 +97,12 @@ def check_length(name: str, longest: int, config: GemmaConfig) -> None:
         )
 
 
-def holds_text(x: Any) -> bool:
-    """Returns True if `x` is a string, or a list or an array of strings."""
-    if is_text(x):
-        return True
-    is_sequence = isinstance(x, list | tuple) or getattr(x, "ndim", None) == 1
-    return is_sequence and len(x) > 0 and is_text(x[0])
-
-
 def encode(texts: Any, preprocessor: GemmaCausalLMPreprocessor | None) -> Inputs:
     """Tokenizes one string or several, with `<bos>`, and pads them on the right.
 
     The target of each token is the next token; the last token has no target.
     """
-    if preprocessor is None:
-        raise ValueError(
-            "This model has no preprocessor: pass `token_ids` as ids [batch, tokens], or create "
-            f"the model with `GemmaCausalLM(backbone, preprocessor)`. Received: {texts!r:.80}"
-        )
+    require_preprocessor(preprocessor)
     rows = preprocessor.tokenize_prompts([texts] if is_text(texts) else list(texts))
     pad_id = preprocessor.tokenizer.pad_token_id
     token_ids, mask = pad_rows(rows, max(map(len, rows)), pad_id)
@@ -137,7 +125,7 @@ def encode_one(lm: Any, text: Any, name: str = "text") -> np.ndarray:
     """
     if is_text(text):
         return encode(text, lm.preprocessor).token_ids[0]
-    if holds_text(text):
+    if holds_strings(text):
         raise TypeError(f"`{name}` must be one string, or token ids. Received: {text!r:.80}")
     ids = to_ids(name, text, 1, lm.backbone.config.vocabulary_size)
     if not ids.size:

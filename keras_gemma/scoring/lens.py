@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from keras_gemma.losses import cross_entropy
-from keras_gemma.model.normalization import rms_normalize
+from keras_gemma.model.head import final_norm
 from keras_gemma.scoring.forward import logits_of
 from keras_gemma.scoring.inputs import encode_short, read_integer, tokens_of
 from keras_gemma.scoring.tracing import trace
@@ -63,7 +63,7 @@ def logit_lens(lm: Any, text: Any) -> LogitLens:
     predictions, probabilities, losses = [], [], []
     targets = ops.convert_to_tensor(ids[1:])
     for x in residuals.values():
-        x = rms_normalize(x[0], weights["head"]["final_norm"], config.layer_norm_epsilon)
+        x = final_norm(x[0], weights["head"], config)
         logits = ops.stop_gradient(logits_of(x, weights, config))
         best = ops.argmax(logits, axis=-1)
         predictions.append(ops.convert_to_numpy(best))

@@ -32,7 +32,7 @@ class Patching:
     """The T tokens of the corrupted prompt."""
     answer: str
     """Token whose log-probability after the prompt was measured."""
-    place: str
+    hook_point: str
     """Hook point that was patched in each block."""
     scores: np.ndarray
     """Log-probabilities of the answer with each patch, float32 `[L, T]`, in nats."""
@@ -42,13 +42,24 @@ class Patching:
     """Log-probability of the answer after the corrupted prompt, in nats."""
 
     @property
+    def place(self) -> str:
+        """Earlier name of `hook_point`."""
+        return self.hook_point
+
+    @property
     def recovered(self) -> np.ndarray:
         """Recovered fraction `[L, T]`: 0 if the patch has no effect, 1 if it is complete."""
         return (self.scores - self.corrupted) / (self.clean - self.corrupted)
 
 
 def activation_patching(
-    lm: Any, clean: Any, corrupted: Any, answer: str | int, place: str = "residual.after"
+    lm: Any,
+    clean: Any,
+    corrupted: Any,
+    answer: str | int,
+    hook_point: str = "residual.after",
+    *,
+    place: str | None = None,
 ) -> Patching:
     """Patches each position of each block in turn.
 
@@ -57,15 +68,16 @@ def activation_patching(
         clean: Prompt after which `answer` is likely: a string, or a list of token ids.
         corrupted: Prompt of the same number of tokens, after which `answer` is less likely.
         answer: The next token, as a string of one token or as an id.
-        place: Hook point to patch: `"residual.after"`, `"attention.output"`,
+        hook_point: Hook point to patch: `"residual.after"`, `"attention.output"`,
             `"feed_forward.output"`, or any other hook point of a block that has a position axis.
+        place: Earlier name of `hook_point`.
 
     Returns:
         A `Patching` with one log-probability for each block and position.
 
     Raises:
         ValueError: If the prompts differ in length or are equal, the answer has several tokens,
-            or `place` is unknown.
+            or `hook_point` is unknown.
 
     Example:
 
@@ -78,10 +90,11 @@ def activation_patching(
     print(grid.recovered.round(2))
     ```
     """
-    if place not in HOOK_POINTS:
+    hook_point = hook_point if place is None else place
+    if hook_point not in HOOK_POINTS:
         raise ValueError(
-            f"`place` must be one of {', '.join(HOOK_POINTS)}: the hook points of a block that "
-            f"have a position axis. Received: place={place!r}"
+            f"`hook_point` must be one of {', '.join(HOOK_POINTS)}: the hook points of a block "
+            f"that have a position axis. Received: hook_point={hook_point!r}"
         )
     ids, other = encode_short(lm, clean, "clean"), encode_short(lm, corrupted, "corrupted")
     if len(ids) != len(other):
@@ -103,10 +116,10 @@ def activation_patching(
         scores = log_probability(lm, np.repeat(row[None], count, axis=0), answer_id, hooks)
         return ops.convert_to_numpy(ops.stop_gradient(scores))
 
-    clean_activations = trace(lm, ids, f"block.*.{place}")
+    clean_activations = trace(lm, ids, f"block.*.{hook_point}")
     scores = np.zeros((layers, length), "float32")
     for layer in range(layers):
-        name = f"block.{layer}.{place}"
+        name = f"block.{layer}.{hook_point}"
         for start in range(0, length, MAX_BATCH_SIZE):
             positions = np.arange(start, min(start + MAX_BATCH_SIZE, length))
             mask = positions[:, None] == np.arange(length)  # each row patches one position
@@ -120,7 +133,7 @@ def activation_patching(
         tokens_of(lm, ids),
         tokens_of(lm, other),
         tokens_of(lm, np.array([answer_id]))[0],
-        place,
+        hook_point,
         scores,
         float(ask(ids, 1)[0]),
         float(ask(other, 1)[0]),

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_gemma.scoring.inputs import encode_one, holds_text, read_integer, tokens_of
-from keras_gemma.text.batches import is_text
+from keras_gemma.scoring.inputs import encode_one, read_integer, tokens_of
+from keras_gemma.text.batches import holds_strings, is_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,11 +123,11 @@ def _score(lm: Any, ids: np.ndarray, stride: int, window: int) -> TokenScores:
 def perplexity(
     lm: Any, texts: Any, stride: int | None = None, window: int | None = None
 ) -> float | np.ndarray:
-    """See `GemmaCausalLM.perplexity`."""
+    """Implements `GemmaCausalLM.perplexity`."""
     sizes = _sizes(lm, stride, window)
     if is_text(texts):
         return _score(lm, _read(lm, texts, "texts"), *sizes).perplexity
-    if not holds_text(texts) and not isinstance(texts, list | tuple | np.ndarray):
+    if not holds_strings(texts) and not isinstance(texts, list | tuple | np.ndarray):
         raise TypeError(
             "`texts` must be a string, or a list of strings or of lists of token ids. "
             f"Received: {texts!r:.80}"

@@ -179,7 +179,7 @@ def patching(grid: Patching) -> Any:
     image = axes.imshow(
         percent, cmap=DIVERGING, vmin=-largest, vmax=largest, aspect="auto", origin="lower"
     )
-    axes.set_title(f"log p(“{label(grid.answer)}”) recovered by a clean {grid.place}")
+    axes.set_title(f"log p(“{label(grid.answer)}”) recovered by a clean {grid.hook_point}")
     axes.set_yticks(range(rows), [str(row) for row in range(rows)])
     axes.set_ylabel("block")
     pairs = zip(grid.tokens, grid.corrupted_tokens, strict=True)

@@ -43,7 +43,7 @@ class Scorer:
         hooks: Mapping[str, Hook] | None = None,
         preprocessor: Any = None,
     ) -> Any:
-        """See `GemmaCausalLM.score`."""
+        """Implements `GemmaCausalLM.score`."""
         if scoring_mode not in ("logits", "loss"):
             raise ValueError(
                 "`scoring_mode` must be 'logits' or 'loss'. "

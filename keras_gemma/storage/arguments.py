@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from keras_gemma.config import GemmaConfig
+from keras_gemma.checks import check_argument_names
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.model.quantize import check_policy
 from keras_gemma.quantization import to_config
@@ -25,25 +25,10 @@ def check_arguments(cls: type, load_weights: bool, dtype: Any, kwargs: dict[str,
         )
     _check_dtype(cls, dtype)
     accepted = set().union(*map(_arguments, _parts(cls)))
-    unknown = sorted(set(kwargs) - accepted)
-    if unknown:
-        raise ValueError(
-            f"`{cls.__name__}.from_preset` received unknown arguments: "
-            f"{', '.join(unknown)}. It accepts {', '.join(sorted(accepted))}."
-        )
+    check_argument_names(f"{cls.__name__}.from_preset", kwargs, sorted(accepted), ValueError)
     if "quantization" in kwargs and "quantization" in accepted:
         to_config(kwargs["quantization"])
     _check_parts(cls, dtype, kwargs)
-
-
-def check_vocabulary(tokenizer: GemmaTokenizer, config: GemmaConfig) -> None:
-    """Checks that the embedding has a row for each token."""
-    size, rows = tokenizer.vocabulary_size(), config.vocabulary_size
-    if size > rows:
-        raise ValueError(
-            f"The tokenizer has {size} tokens, but the backbone embeds {rows}. Use the "
-            "backbone's original vocabulary."
-        )
 
 
 def kind_of(cls: type) -> str:

@@ -1,7 +1,9 @@
 """List of all formats of model folders, and what is the same for all of them.
 
 To add a format, write a package with a `Format`, next to `keras_preset/`, and add it to `FORMATS`.
-`from_preset`, `upload_preset`, saves and `keras-gemma convert` use this list.
+`from_preset`, `upload_preset` and saves use this list. Other modules have lists of their own:
+`hub_caches.py` is on a lower floor, `hub/downloads.py` fetches files before their format is known,
+`hub/upload.py` knows which files are weights, and `cli/convert.py` is imported before Keras.
 """
 
 import contextlib

@@ -20,7 +20,9 @@ from keras_gemma.storage.keras_preset import layout, writer
 from keras_gemma.storage.sharding import parse_size
 from keras_gemma.storage.tensor_streaming import stream
 
-READ_SUFFIXES = (".json", ".h5", ".safetensors", ".msgpack", ".model", ".spm")
+READ_SUFFIXES = {
+    Path(pattern).suffix for format in formats.FORMATS.values() for pattern in format.files
+} | {".msgpack"}
 """Suffixes of the files of a preset that may be read."""
 
 

@@ -13,13 +13,14 @@ def is_text(x: Any) -> bool:
     """Returns True if `x` is one string: a Python or NumPy string, or a scalar string tensor."""
     if isinstance(x, str | bytes):
         return True
-    return getattr(x, "ndim", None) == 0 and _holds_strings(x)
+    return getattr(x, "ndim", None) == 0 and holds_strings(x)
 
 
-def _holds_strings(x: Any) -> bool:
+def holds_strings(x: Any) -> bool:
+    """Returns True if `x` is a list, tuple, array or tensor of strings."""
     dtype = getattr(x, "dtype", None)
     if dtype is None:
-        return isinstance(x, list | tuple) and bool(x) and isinstance(x[0], str | bytes)
+        return isinstance(x, list | tuple) and bool(x) and is_text(x[0])
     kind = getattr(dtype, "kind", "")
     if kind == "O":
         return bool(x.size) and isinstance(x.flat[0], str | bytes)
@@ -41,7 +42,7 @@ def encode_inputs(
         raise ValueError(
             f"Texts must be in a batch. Pass a list of strings. Received: one string, {x!r:.60}"
         )
-    if _holds_strings(x):
+    if holds_strings(x):
         return preprocessor(x, y, sample_weight)
     if tf_data.is_dataset(x):
         return tf_data.map_strings(preprocessor, x), y, sample_weight
@@ -61,7 +62,7 @@ def has_fixed_order(x: Any) -> bool:
 
 def _encode_batch(preprocessor: GemmaCausalLMPreprocessor, batch: Any) -> Any:
     texts = batch[0] if isinstance(batch, tuple) and len(batch) == 1 else batch
-    return preprocessor(texts) if _holds_strings(texts) else batch
+    return preprocessor(texts) if holds_strings(texts) else batch
 
 
 class _EncodedDataset(keras.utils.PyDataset):

@@ -1,7 +1,8 @@
 """SentencePiece vocabulary: text to ids and back, with and without control tokens.
 
 Adds two things to SentencePiece: the names of control tokens can be read as plain text, and a
-literal `▁` is preserved. Knows nothing about arrays and padding.
+literal `▁` is preserved. `export/graph/text.py` is the same in TensorFlow. Knows nothing about
+arrays and padding.
 """
 
 import base64

@@ -251,6 +251,23 @@ class GemmaCausalLMPreprocessor(GemmaPreprocessor):
         return [self.tokenizer.detokenize(row[keep]) for row, keep in zip(ids, mask, strict=True)]
 
 
+def require_preprocessor(
+    preprocessor: Any, purpose: str = "text", alternative: str | None = "Pass token ids"
+) -> None:
+    """Raises a ValueError if the model has no preprocessor.
+
+    Args:
+        purpose: Feature that needs the preprocessor.
+        alternative: Advice that avoids the preprocessor, if there is one.
+    """
+    if preprocessor is None:
+        remedy = "Create" if alternative is None else f"{alternative}, or create"
+        raise ValueError(
+            f"This model has no preprocessor, which {purpose} requires. {remedy} the model with "
+            "`GemmaCausalLM(backbone, preprocessor)`."
+        )
+
+
 def _map(function: Any, x: Any, length: int) -> dict[str, Any]:
     signature = {
         "token_ids": keras.KerasTensor((length,), "int32"),

@@ -355,6 +355,16 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
         self.load_assets(Path(preset_dir, "assets", "tokenizer"))
 
 
+def check_vocabulary_size(tokenizer: GemmaTokenizer, rows: int) -> None:
+    """Raises a ValueError if an embedding with this number of rows lacks one for a token."""
+    size = tokenizer.vocabulary_size()
+    if size > rows:
+        raise ValueError(
+            f"The tokenizer has {size} ids, but the backbone's vocabulary_size is {rows}. Use the "
+            "tokenizer of the backbone's preset, or a backbone with a larger `vocabulary_size`."
+        )
+
+
 def _check_flag(name: str, value: bool) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"`{name}` must be True or False. Received: {name}={value!r}")

@@ -13,6 +13,7 @@ from keras import ops
 
 from keras_gemma.causal_lm.model import GemmaCausalLM
 from keras_gemma.checks import check_integer
+from keras_gemma.text.preprocessor import require_preprocessor
 from keras_gemma.training.documents import Document, fit_to_length, make_document
 from keras_gemma.training.jsonl import parse, read_samples
 from keras_gemma.training.preferences import answer_log_probabilities
@@ -72,8 +73,7 @@ def preference_dataset(
     """
     check_integer("sequence_length", sequence_length)
     check_integer("batch_size", batch_size)
-    if lm.preprocessor is None:
-        raise ValueError("`lm` must have a preprocessor, which tokenizes the samples.")
+    require_preprocessor(lm.preprocessor, "training", None)
     pairs = []
     for place, sample in read_samples(source):
         try:

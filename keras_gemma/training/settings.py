@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from keras_gemma.checks import check_integer, check_number
+from keras_gemma.checks import check_argument_names, check_integer, check_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +65,5 @@ def read_settings(arguments: dict[str, Any]) -> FinetuneSettings:
         TypeError: If a setting is unknown.
         ValueError: If a setting is out of range.
     """
-    fields = FinetuneSettings.__dataclass_fields__
-    unknown = sorted(arguments.keys() - fields.keys())
-    if unknown:
-        raise TypeError(
-            f"`finetune` has no setting {unknown[0]!r}. The settings are {', '.join(fields)}."
-        )
+    check_argument_names("finetune", arguments, FinetuneSettings.__dataclass_fields__)
     return FinetuneSettings(**arguments)

@@ -17,6 +17,7 @@ import numpy as np
 from keras import ops
 
 from keras_gemma.causal_lm.model import GemmaCausalLM
+from keras_gemma.text.preprocessor import require_preprocessor
 from keras_gemma.training.chat_dataset import ChatDataset
 from keras_gemma.training.checkpoint import read_metadata, read_variables, write_checkpoint
 from keras_gemma.training.log import Log
@@ -50,8 +51,7 @@ class TrainingRun:
     ) -> None:
         self.lm, self.data, self.output = lm, data, output
         self.validation_data, self.settings = validation_data, settings
-        if lm.preprocessor is None:
-            raise ValueError("`lm` must have a preprocessor, which tokenizes the samples.")
+        require_preprocessor(lm.preprocessor, "training", None)
         lm.adapters.check_trainable()
         if not lm.trainable_variables:
             raise ValueError(
@@ -224,7 +224,7 @@ class TrainingRun:
 
     def _stop_diverged(self, step: int, reason: str) -> None:
         path = self.output / LAST
-        state = "There is no checkpoint yet"
+        state = "No checkpoint has been written yet"
         if path.exists():
             state = f"The checkpoint {path} of step {read_metadata(path)['step']} is intact"
         raise FloatingPointError(

@@ -12,7 +12,7 @@ from tests.backend.arrays import assert_close, normal, tensor
 
 NAME = keras.config.backend()
 
-# One slab, several slabs, and blocks of whole groups; groups of 32.
+# One chunk, several chunks, and blocks of whole groups; groups of 32.
 SHAPES = [(48, 96), (2064, 128), (16, 2560)]
 FORMS = {"int8": (8, False), "int4": (4, False), "int4_zeros": (4, True)}
 

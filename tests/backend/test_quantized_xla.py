@@ -13,7 +13,7 @@ from tests.backend.arrays import normal, tensor, to_numpy
 
 pytestmark = pytest.mark.skipif(keras.config.backend() == "torch", reason="XLA's layout")
 
-# One slab, several slabs, four blocks, and blocks of whole groups.
+# One chunk, several chunks, four blocks, and blocks of whole groups.
 SHAPES = [(6, 64), (2050, 128), (5, 9216), (3, 2560)]
 FORMS = {"int8": (8, False), "int4": (4, False), "int4_zeros": (4, True)}
 GROUP_SIZE = 32

@@ -71,7 +71,7 @@ def test_masks_and_hooks_of_score(lm):
         lm.score(ids, layer_intercept_fn=3)
 
 
-def test_misspelt_arguments():
+def test_misspelled_arguments():
     with pytest.raises(ValueError, match="sliding_window"):
         GemmaBackbone(**GEMMA1, sliding_window=4)
     with pytest.raises(ValueError, match="preprocesor"):

@@ -109,7 +109,7 @@ def test_gradients_through_quantized_bases(mode):
             np.testing.assert_allclose(part, expected, atol=1e-3 * np.abs(expected).max())
 
 
-def test_the_optimizer_follows(tiny_proto):
+def test_optimizer_follows_the_adapter(tiny_proto):
     lm = make_lm(proto=tiny_proto, sequence_length=16, num_layers=1)
     lm.compile(optimizer=keras.optimizers.Adam(1e-3))
     options = {"batch_size": 2, "verbose": 0}

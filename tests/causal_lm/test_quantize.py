@@ -117,7 +117,7 @@ def test_quantizing_only_the_backbone():
         lm.generate(PROMPTS[:1], max_new_tokens=4, prefix=prefix)
 
 
-def test_the_backbone_calibrates_with_ids():
+def test_backbone_calibrates_with_ids():
     lm, backbone = make_lm(), make_lm().backbone
     lm.quantize(FOUR, calibration=PROMPTS)
     backbone.quantize(FOUR, calibration=PROMPTS)
@@ -193,7 +193,7 @@ def test_frozen_weights_stay_frozen_after_loading(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["int8", "int4"])
-def test_the_built_in_model_hardly_changes(mode):
+def test_built_in_model_hardly_changes(mode):
     """KL divergence in nats per token, on a text in the style of the training data."""
     text = (
         "DUKE:\nCome hither, gentle sir; what news from Rome?\n\n"

@@ -10,7 +10,8 @@ import pytest
 from keras_gemma import catalogue
 from keras_gemma.causal_lm.model import GemmaCausalLM
 from keras_gemma.cli import main
-from keras_gemma.cli.loading import Choice, bytes_of_fit, choose, weight_bytes
+from keras_gemma.cli.convert import Format
+from keras_gemma.cli.loading import Choice, bytes_of_fit, choose
 from keras_gemma.cli.options import Fit, check_device, choose_device
 from keras_gemma.config import GemmaConfig
 from keras_gemma.quantization import QuantizationConfig, report
@@ -108,6 +109,7 @@ def test_quantize(tmp_path, capsys):
         (["convert", "x", "y.gguf", "--to", "keras"], "ends in .gguf"),
         (["convert", "x", "y", "--to", "gguf"], "ends in .gguf"),
         (["convert", "x", "y.gguf", "--max-shard-size", "1GB"], "one file"),
+        (["quantize", "x", "y", "--bits", "int8", "--zero-points"], "require mode='int4'"),
         (["quantize", "x", "y", "--bits", "int8", "--zeros"], "require mode='int4'"),
         (["generate", "x", "--fit", "memory", "--quantization", "int8"], "not both"),
         (["generate", "x", "--preset", "memory", "--quantization", "int8"], "not both"),
@@ -180,6 +182,12 @@ def test_fit_option_and_its_alias(option, monkeypatch):
             main([command, "x", option, "speed"])
 
 
+def test_convert_knows_all_formats():
+    from keras_gemma.storage.formats import FORMATS
+
+    assert set(get_args(Format)) == {*FORMATS, "gguf"}
+
+
 def test_requested_precision():
     assert bits(choose("x", "speed", None)) == QuantizationConfig("int8").describe()
     choice = choose("x", "auto", "bfloat16", "int4")
@@ -197,7 +205,7 @@ def test_int4_weight_bytes():
         quantization = QuantizationConfig("int4", embedding=embedding)
         backbone = GemmaBackbone(**sizes, dtype="bfloat16", quantization=quantization)
         expected = sum(weight.bytes for weight in backbone.named_weights().values())
-        estimate = weight_bytes(config, quantization, "bfloat16")
+        estimate = config.weight_bytes("int4", embedding)
         assert estimate == pytest.approx(expected, rel=0.01)
 
 

@@ -24,7 +24,7 @@ def commands():
     return sorted(set(re.findall(r"(?m)(?:^|\| )keras-gemma (.*?)(?: \||$)", "\n".join(lines))))
 
 
-def test_there_are_commands():
+def test_commands_exist():
     assert len(commands()) > 10
 
 

@@ -11,7 +11,7 @@ from keras import ops, saving
 import keras_gemma
 from keras_gemma import samplers
 from keras_gemma.causal_lm.model import GemmaCausalLM
-from keras_gemma.generation import buckets
+from keras_gemma.generation import prefill
 from keras_gemma.generation.strategies import beam
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.samplers import BeamSampler
@@ -111,7 +111,7 @@ def test_rings_and_growing_caches(grouped, monkeypatch):
     actual = search(grouped, sampler, new=14)
     for prompt, texts in zip(PROMPTS, actual, strict=True):
         assert_same(texts, reference_search(grouped, prompt, 3, room=14))
-    monkeypatch.setattr(buckets, "MIN_CACHE_SLOTS", 8)
+    monkeypatch.setattr(prefill, "MIN_CACHE_SLOTS", 8)
     for texts, again in zip(actual, search(grouped, sampler, new=14), strict=True):
         assert_same(again, texts)
 

@@ -6,7 +6,7 @@ from keras import ops
 
 from keras_gemma import backend
 from keras_gemma.config import GemmaConfig
-from keras_gemma.generation import buckets
+from keras_gemma.generation import prefill, programs
 from keras_gemma.generation.prefill import read_chunk, to_rings
 from keras_gemma.model.cache import make_cache
 from keras_gemma.model.head import head
@@ -106,18 +106,18 @@ def test_cache_growth_and_chunks_do_not_change_the_text(lm, monkeypatch):
     """A cache that grows from 8 slots, and a prefill in chunks of 16 tokens."""
     prompts = [LONG, LONG[:3], LONG[5:38]]
     expected = lm.generate(prompts, max_new_tokens=25, stop_token_ids=None)
-    monkeypatch.setattr(buckets, "MIN_CACHE_SLOTS", 8)
-    monkeypatch.setattr(buckets, "MAX_CHUNK_TOKENS", 16)
+    monkeypatch.setattr(prefill, "MIN_CACHE_SLOTS", 8)
+    monkeypatch.setattr(prefill, "MAX_CHUNK_TOKENS", 16)
     assert lm.generate(prompts, max_new_tokens=25, stop_token_ids=None) == expected
     for prompt, text in zip(prompts, expected, strict=True):
         assert lm.generate([prompt], max_new_tokens=25, stop_token_ids=None) == [text]
 
 
 def test_chunks_are_buckets_and_bounded():
-    assert buckets.chunks(0, 5, 1) == [(0, 16)]
-    assert buckets.chunks(0, 1100, 1) == [(0, 512), (512, 512), (1024, 128)]
-    assert buckets.chunks(30, 200, 4) == [(30, 128), (158, 64)]
-    assert buckets.chunks(0, 40, 1000) == [(0, 16), (16, 16), (32, 16)]
+    assert prefill.chunks(0, 5, 1) == [(0, 16)]
+    assert prefill.chunks(0, 1100, 1) == [(0, 512), (512, 512), (1024, 128)]
+    assert prefill.chunks(30, 200, 4) == [(30, 128), (158, 64)]
+    assert prefill.chunks(0, 40, 1000) == [(0, 16), (16, 16), (32, 16)]
 
 
 def test_prefix_does_not_change_the_text(lm):
@@ -135,9 +135,9 @@ def test_prefix_does_not_change_the_text(lm):
 def test_shared_tokens_are_not_prefilled_again(lm, monkeypatch):
     prefix = lm.prefill(LONG[:20])
     spans = []
-    chunks = buckets.chunks
+    chunks = programs.chunks
     monkeypatch.setattr(
-        buckets,
+        programs,
         "chunks",
         lambda start, end, batch: spans.append((start, end)) or chunks(start, end, batch),
     )

@@ -9,7 +9,7 @@ from keras import ops
 
 import keras_gemma
 from keras_gemma import samplers
-from keras_gemma.generation import buckets
+from keras_gemma.generation import prefill
 from keras_gemma.generation.strategies import contrastive
 from keras_gemma.samplers import ContrastiveSampler
 from tests.models import compile_lm, make_lm, on_torch
@@ -90,8 +90,8 @@ def test_rings_chunks_and_growing_caches(grouped, monkeypatch):
     prompts = [list(range(30, 48)), [2, 7]]
     actual = search(grouped, ContrastiveSampler(k=3), prompts, new=12)
     assert actual == [reference_search(grouped, prompt, 3, 0.6, room=12) for prompt in prompts]
-    monkeypatch.setattr(buckets, "MIN_CACHE_SLOTS", 8)
-    monkeypatch.setattr(buckets, "MAX_CHUNK_TOKENS", 16)
+    monkeypatch.setattr(prefill, "MIN_CACHE_SLOTS", 8)
+    monkeypatch.setattr(prefill, "MAX_CHUNK_TOKENS", 16)
     assert search(grouped, ContrastiveSampler(k=3), prompts, new=12) == actual
     for prompt, row in zip(prompts, actual, strict=True):
         assert search(grouped, ContrastiveSampler(k=3), [prompt], new=12) == [row]

@@ -17,7 +17,7 @@ from keras_gemma.generation.samplers import (
     Sampler,
     TopKSampler,
     TopPSampler,
-    filters,
+    random,
 )
 from keras_gemma.generation.samplers.override import override
 
@@ -211,10 +211,10 @@ def test_settings_per_row():
     mixed = RandomSampler(temperature=temperatures, top_k=ks, top_p=ps)
     for _ in range(20):
         seeds = [seed + 5 for seed in seeds]
-        together, _ = mixed(logits, mixed.init(3, seeds, copies=[0, 0, 1]))
+        together, _ = mixed(logits, mixed.init(3, seeds, sequence_indices=[0, 0, 1]))
         for i in range(3):
             one = RandomSampler(temperature=temperatures[i], top_k=ks[i], top_p=ps[i])
-            single, _ = one(logits[:1], one.init(1, seeds[i], copies=[int(i == 2)]))
+            single, _ = one(logits[:1], one.init(1, seeds[i], sequence_indices=[int(i == 2)]))
             assert int(single[0]) == int(together[i])
     # Copies of a prompt are adjacent.
     state = mixed.init(6)
@@ -225,18 +225,17 @@ def test_settings_per_row():
 
 def test_filters_are_exact():
     """Filters equal a sort, on a vocabulary with many ties and small probabilities."""
-    random = np.random.default_rng(0)
-    logits = np.round(random.normal(0, 4, (5, 300)), 1).astype("float32")
+    logits = np.round(np.random.default_rng(0).normal(0, 4, (5, 300)), 1).astype("float32")
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     ordered = -np.sort(-weights, axis=-1)
     k, p = (
         np.array([1, 7, 100, 299, 300], "int32"),
         np.array([0.1, 0.5, 0.9, 0.99, 0.999], "float32"),
     )
-    filtered = filters.keep_top_k(ops.convert_to_tensor(logits), ops.convert_to_tensor(k))
+    filtered = random.keep_top_k(ops.convert_to_tensor(logits), ops.convert_to_tensor(k))
     expected = weights >= ordered[np.arange(5), k - 1][:, None]
     np.testing.assert_array_equal(ops.convert_to_numpy(filtered) > -1e30, expected)
-    filtered = filters.keep_top_p(ops.convert_to_tensor(logits), ops.convert_to_tensor(p))
+    filtered = random.keep_top_p(ops.convert_to_tensor(logits), ops.convert_to_tensor(p))
     sums = np.cumsum(ordered.astype("float64"), axis=-1)
     count = (sums < (p * sums[:, -1])[:, None]).sum(-1)
     expected = weights >= ordered[np.arange(5), count][:, None]
@@ -274,7 +273,7 @@ def test_get():
     [
         (
             lambda: RandomSampler(temperature=-0.1),
-            r">= 0, or a list .* temperature=-0.1",
+            r"in \[0, 1e9\), or a list .* temperature=-0.1",
         ),
         (lambda: GreedySampler(temperature=-1), "temperature=-1"),
         (lambda: Second(2, temperature=-1.0), "temperature=-1.0"),
@@ -284,7 +283,7 @@ def test_get():
         (lambda: RandomSampler(temperature=True), "temperature=True"),
         (lambda: RandomSampler(seed=1.5), "seed=1.5"),
         (lambda: RandomSampler(seed="1"), "seed='1'"),
-        (lambda: TopKSampler(k=0), r">= 1, or a list .* k=0"),
+        (lambda: TopKSampler(k=0), r"integer in \[1, 2147483647\], or a list .* k=0"),
         (lambda: TopKSampler(k=-2), "k=-2"),
         (lambda: TopKSampler(k=2.0), r"k=2\.0"),
         (lambda: TopKSampler(k=None), "k=None"),

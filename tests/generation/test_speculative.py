@@ -8,7 +8,7 @@ import pytest
 
 from keras_gemma import samplers
 from keras_gemma.causal_lm.model import GemmaCausalLM
-from keras_gemma.generation import buckets
+from keras_gemma.generation import prefill
 from keras_gemma.generation.request import Draft
 from keras_gemma.generation.strategies import draft as drafting
 from keras_gemma.generation.strategies import speculative
@@ -121,7 +121,7 @@ def test_good_draft_needs_fewer_rounds(lm, drafts, monkeypatch):
 def test_caches_grow(lm, drafts, name, monkeypatch):
     prompts = [*PROMPTS[:2], PROMPTS[2][:7]]  # all accepted, the fifth round ends with the buffer
     expected = generate(lm, prompts, max_new_tokens=40)
-    monkeypatch.setattr(buckets, "MIN_CACHE_SLOTS", 32)
+    monkeypatch.setattr(prefill, "MIN_CACHE_SLOTS", 32)
     assert generate(lm, prompts, max_new_tokens=40, draft=drafts[name]) == expected
 
 
@@ -266,7 +266,7 @@ def small_drafts(small):
 @pytest.fixture
 def small_caches(monkeypatch):
     """Small caches, which allow thousands of rows."""
-    monkeypatch.setattr(buckets, "MIN_CACHE_SLOTS", 16)
+    monkeypatch.setattr(prefill, "MIN_CACHE_SLOTS", 16)
 
 
 def distribution(lm, prompt, temperature, top_k):

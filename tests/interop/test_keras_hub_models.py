@@ -308,7 +308,7 @@ def test_models_with_lora_are_refused(tmp_path):
     assert_close(outputs(ours), outputs(theirs))
 
 
-@pytest.mark.filterwarnings("ignore")  # Keras tells which layers it does not quantise
+@pytest.mark.filterwarnings("ignore")  # Keras lists layers that it does not quantize
 @pytest.mark.parametrize("mode", ["int8", "int4", "float8"])
 def test_quantized_models_are_refused(mode):
     theirs = make_keras_hub_backbone(GEMMA1 | {"num_layers": 1})

@@ -115,11 +115,11 @@ def test_result_is_independent_of_dtype_and_memory_layout(kind, bits, zero_point
 
 @BOTH
 @pytest.mark.parametrize("bits", [8, 4])
-def test_result_is_independent_of_slabs_and_threads(bits, zero_points, monkeypatch):
+def test_result_is_independent_of_chunks_and_threads(bits, zero_points, monkeypatch):
     weight = normal(50, 96)
     expected = quantize_array(weight, bits, 32, zero_points)
-    monkeypatch.setattr(module, "CHUNK", 96 * 7)
-    monkeypatch.setattr(module, "TASK", 96 * 11)
+    monkeypatch.setattr(module, "MAX_CHUNK_ELEMENTS", 96 * 7)
+    monkeypatch.setattr(module, "MAX_TASK_ELEMENTS", 96 * 11)
     actual = quantize_array(weight, bits, 32, zero_points)
     assert actual[1] == pytest.approx(expected[1])
     for one, other in zip(actual[0], expected[0], strict=True):

@@ -128,7 +128,7 @@ def test_text_of_one_token(lm):
 def test_patching_matches_single_patches(lm, ids):
     other = ids.copy()
     other[3] = (other[3] + 7) % 512
-    grid = scoring.activation_patching(lm, ids, other, 40, place="attention.output")
+    grid = scoring.activation_patching(lm, ids, other, 40, hook_point="attention.output")
     assert grid.clean == pytest.approx(log_softmax(numpy(lm.score(ids[None]))[0, -1])[40], abs=1e-4)
     for layer, position in ((0, 3), (2, len(ids) - 1), (3, 5)):
         name = f"block.{layer}.attention.output"
@@ -163,7 +163,8 @@ def test_patching_the_last_residual_recovers_everything(lm, ids):
         ({"answer": ["a"]}, r"integer from 0 to 511.*a string of one token.*answer=\['a'\]"),
         ({"answer": 512}, "answer=512"),
         ({}, "must differ in at least one token"),
-        ({"place": "attention.weights"}, "place='attention.weights'"),
+        ({"hook_point": "attention.weights"}, "hook_point='attention.weights'"),
+        ({"place": "attention.weights"}, "hook_point='attention.weights'"),
         ({"clean": [600]}, r"`clean` must be in \[0, 511\]"),
     ],
 )

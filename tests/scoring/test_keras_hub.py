@@ -52,7 +52,7 @@ def test_layer_intercept_fn(pair):
 
 @leaves_a_file_open
 @pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="The example uses TensorFlow.")
-def test_the_documented_example(tmp_path, monkeypatch):
+def test_documented_example(tmp_path, monkeypatch):
     """Runs the example in a function, because it uses `nonlocal`."""
     import keras_hub
     import tensorflow as tf

@@ -54,14 +54,14 @@ def test_layer_intercept_fn_is_called_for_every_layer_in_order(lm):
     assert seen == [(layer, (2, 7, 32)) for layer in layers]
 
 
-def test_the_embeddings_can_be_replaced(lm):
+def test_embeddings_can_be_replaced(lm):
     other = (IDS + 100) % 512
     vectors = lm.backbone.token_embedding(ops.convert_to_tensor(other))
     patched = lm.score(IDS, MASK, layer_intercept_fn=lambda x, i: vectors if i == -1 else x)
     close(numpy(patched), numpy(lm.score(other, MASK)))
 
 
-def test_the_output_of_every_block_can_be_replaced(lm):
+def test_output_of_every_block_can_be_replaced(lm):
     """With a block output of another text, the scores equal those of the other text."""
     other = (IDS + 100) % 512
     outputs = {}

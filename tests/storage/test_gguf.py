@@ -18,7 +18,7 @@ from tests.storage.conftest import IDS, Task, make_backbone, make_task
 
 gguf = pytest.importorskip("gguf", reason="the package gguf writes these files")
 
-# llama.cpp's gemma2 scales queries as 27B does where it has as many layers.
+# llama.cpp scales queries of gemma2 like the 27B model if there are as many layers.
 DEEP = CONFIGURATIONS["gemma2_27b_scale"] | {"num_layers": 46}
 CAN = {
     "gemma": ["gemma1_multi_query", "gemma1_multi_head", "gemma1_wide_heads"],
@@ -202,7 +202,7 @@ def test_llama_cpp_accepts_more_rows_than_tokens(tiny_proto, llama, tmp_path):
     )
 
 
-# What lies in the file.
+# Content of the file.
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_embedding_of_q4_0_file_is_q8_0(tiny_proto, tmp_path):
     assert stored["blk.0.attn_q.weight"].tensor_type.name == "Q4_0"
 
 
-def test_the_context(tiny, tmp_path):
+def test_context_length_in_config(tiny, tmp_path):
     save_to_gguf(tiny, tmp_path / "tiny.gguf")
     fields = gguf.GGUFReader(tmp_path / "tiny.gguf").fields
     assert fields["gemma2.context_length"].contents() == 256
@@ -364,7 +364,7 @@ def test_bad_arguments(tiny_proto, tmp_path):
     with pytest.raises(ValueError, match="no preprocessor"):
         save_to_gguf(Task(task.backbone), tmp_path / "tiny.gguf")
     small = make_backbone(GEMMA1 | {"vocabulary_size": VOCABULARY_SIZE - 1})
-    with pytest.raises(ValueError, match="512 tokens, but the backbone embeds 511"):
+    with pytest.raises(ValueError, match="512 ids, but the backbone's vocabulary_size is 511"):
         save_to_gguf(Task(small, task.preprocessor), tmp_path / "tiny.gguf")
     empty = Task(task.backbone, GemmaCausalLMPreprocessor(GemmaTokenizer()))
     with pytest.raises(ValueError, match="no vocabulary"):

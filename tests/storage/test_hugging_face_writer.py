@@ -81,7 +81,7 @@ def test_config_round_trip(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["gemma1_multi_head", "gemma2_grouped", "vaultgemma"])
-def test_the_context(name, tiny_proto, tmp_path):
+def test_context_length_in_config(name, tiny_proto, tmp_path):
     import transformers
 
     task = make_task(CONFIGURATIONS[name] | {"context_length": 48}, tiny_proto)
@@ -313,7 +313,7 @@ def test_bad_arguments(tiny_proto, tmp_path):
     with pytest.raises(ValueError, match="is a file"):
         save_to_hugging_face(task, tmp_path / "file")
     task = make_task(GEMMA1 | {"vocabulary_size": 500}, tiny_proto)
-    with pytest.raises(ValueError, match="has 512 tokens, but the backbone embeds 500"):
+    with pytest.raises(ValueError, match="has 512 ids, but the backbone's vocabulary_size is 500"):
         save_to_hugging_face(task, tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

@@ -169,7 +169,7 @@ def test_all_wrong_tensors_are_listed_and_nothing_is_built(preset, monkeypatch):
         assert text in str(error.value)
 
 
-def test_tensors_that_are_no_floats(preset):
+def test_tensors_of_non_float_dtype(preset):
     with h5py.File(preset / "model.weights.h5", "a") as file:
         group = file["layers/rms_normalization/vars"]
         del group["0"]
@@ -226,7 +226,7 @@ def test_shards_that_are_missing_or_elsewhere(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "preprocessor.json"])
-def test_json_that_is_none(name, preset):
+def test_invalid_json(name, preset):
     (preset / name).write_text("{'single quotes'}")
     with pytest.raises(ValueError, match=rf"{name} is not valid JSON"):
         Task.from_preset(preset)

@@ -75,7 +75,7 @@ def test_bfloat16_and_shards_in_both_directions(sharded, tmp_path):
 
 
 @leaves_a_file_open
-def test_the_whole_task_in_both_directions(tiny_proto, tmp_path):
+def test_task_round_trip_with_keras_hub(tiny_proto, tmp_path):
     import keras_hub
 
     ours = make_task(GEMMA2, tiny_proto)
@@ -98,7 +98,7 @@ def test_the_whole_task_in_both_directions(tiny_proto, tmp_path):
 
 
 @leaves_a_file_open
-def test_the_files_have_keras_hubs_keys(tiny_proto, tmp_path):
+def test_files_have_the_keys_of_keras_hub(tiny_proto, tmp_path):
     import keras_hub
 
     make_task(GEMMA2, tiny_proto).save_to_preset(tmp_path / "ours")
@@ -118,7 +118,7 @@ def test_the_files_have_keras_hubs_keys(tiny_proto, tmp_path):
         assert ours.get("module") == expected.get("module")
 
 
-def test_the_context_travels_beside_what_keras_hub_reads(tmp_path):
+def test_context_length_is_in_metadata(tmp_path):
     import keras_hub
 
     ours = make_backbone(GEMMA1 | {"context_length": 48})

@@ -17,7 +17,7 @@ peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*is_gradient_checkpointing.*:FutureWarning"  # peft's own
+    "ignore:.*is_gradient_checkpointing.*:FutureWarning"  # raised inside PEFT
 )
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -72,7 +72,7 @@ def test_reads_adapter_of_peft(name, tmp_path):
     assert np.abs(base - expected).max() > 100 * TOLERANCE * np.abs(expected).max()
     settings = ADAPTERS[name]
     assert lm.adapters.configs["default"].dropout == settings.get("lora_dropout", 0.0)
-    # And out again: what is written here, peft reads as what it wrote itself.
+    # PEFT reads a file written here like its own.
     lm.save_lora(tmp_path / "again")
     model = peft.PeftModel.from_pretrained(make_theirs(GEMMA2), tmp_path / "again").eval()
     assert_same(run_theirs(model.base_model.model, FULL)["logits"], expected)

@@ -111,7 +111,7 @@ def test_parts_can_be_saved_one_by_one(preset, tmp_path, tiny_proto):
 
 @pytest.mark.parametrize("cls", [GemmaBackbone, GemmaTokenizer, GemmaCausalLMPreprocessor, Task])
 def test_unknown_arguments(cls, preset):
-    with pytest.raises(ValueError, match=r"unknown arguments: nonsense, rubbish\. It accepts"):
+    with pytest.raises(ValueError, match=r"has no argument `rubbish`\. Valid: "):
         cls.from_preset(preset, rubbish=1, nonsense=2)
 
 
@@ -172,7 +172,7 @@ def test_built_in_weights_need_no_hub():
         (Task, {"preprocessor": None, "sequence_length": 3}, ValueError, "sequence_length cannot"),
         (Task, {"backbone": None, "dropout": 0.1}, ValueError, "so dropout cannot apply"),
         (Task, {"backbone": None, "dtype": "float32"}, ValueError, "so dtype cannot apply"),
-        (Task, {"nonsense": 1}, ValueError, "unknown arguments: nonsense"),
+        (Task, {"nonsense": 1}, ValueError, "Task.from_preset` has no argument `nonsense`"),
     ],
 )
 def test_arguments_are_checked_first(cls, arguments, error, message):

@@ -97,7 +97,7 @@ def test_peak_memory(large, command_environment):
     assert (folder / "h5_shards" / "model.weights.json").is_file()
     assert (folder / "safetensors_shards" / "model.safetensors.index.json").is_file()
 
-    # How a file is read does not depend on the backend, so JAX alone tests every pair.
+    # Reading a file does not depend on the backend, so only JAX tests every pair.
     loads = list(itertools.product(FORMS, DTYPES))
     loads = loads if keras.config.backend() == "jax" else [loads[0], loads[3], loads[5], loads[6]]
     with ThreadPoolExecutor(2) as pool:
@@ -213,6 +213,14 @@ def test_progress_bar_of_slow_load(patience, shown, monkeypatch):
         for _ in range(4):
             advance(1)
     assert ("Loading" in screen.getvalue()) == shown
+
+
+def test_hidden_progress_bar(monkeypatch):
+    monkeypatch.setattr(progress, "PATIENCE", 0)
+    monkeypatch.setattr(sys, "stderr", screen := Screen())
+    with progress.hidden(), progress.bar("Loading", 1) as advance:
+        advance(1)
+    assert screen.getvalue() == ""
 
 
 def test_no_progress_bar_in_a_pipe(monkeypatch):

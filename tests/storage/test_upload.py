@@ -255,7 +255,7 @@ def test_folders_that_from_preset_cannot_load(sent, preset, tmp_path, tiny_proto
         FileNotFoundError, "an existing folder, as written by `save_to_preset`. Received: preset="
     )
     make_task(GEMMA1 | {"vocabulary_size": 400}, tiny_proto).save_to_preset(preset)
-    refused(ValueError, "has 512 tokens, but the backbone embeds 400")
+    refused(ValueError, "has 512 ids, but the backbone's vocabulary_size is 400")
     assert sent == []
 
 

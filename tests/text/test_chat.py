@@ -73,6 +73,6 @@ def test_invalid_flags_and_vocabularies(tokenizer, proto):
         GemmaTokenizer(nameless).apply_chat_template([USER])
 
 
-def test_other_roles_are_accepted_where_the_published_template_accepts_them():
+def test_accepts_the_roles_of_the_published_template():
     turns = read_turns([USER, {"role": "tool", "content": " 4 "}])
     assert [(turn.role, turn.text) for turn in turns] == [("user", "To be?"), ("tool", "4")]

@@ -119,7 +119,7 @@ def test_control_tokens_of_other_models(proto):
         assert pieces.decode(plain) == name
 
 
-def test_the_longest_control_token_is_matched(proto):
+def test_longest_control_token_is_matched(proto):
     pieces = Pieces(changed(proto, {"<pad>": "<s", "<eos>": "<s>"}))
     assert pieces.encode(["<s><s"]) == [[1, 0]]
 

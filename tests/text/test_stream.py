@@ -37,7 +37,7 @@ def test_pieces_join_to_the_text_with_whole_characters(text, sizes):
     text=st.text("ab", max_size=12),
     stops=st.lists(st.text("ab", min_size=1, max_size=4), max_size=3),
 )
-def test_the_first_complete_stop_string_ends_the_text(text, stops):
+def test_first_complete_stop_string_ends_the_text(text, stops):
     stream = TextStream(decode_utf8, stops)
     released = ""
     for i, id in enumerate(text.encode()):

@@ -359,7 +359,7 @@ def test_bad_options_are_refused(proto):
 
 
 @pytest.mark.parametrize("text", [5, None, 1.5, ["a", 5], [["a"]], np.array([1, 2])])
-def test_anything_but_strings_is_refused(tokenizer, text):
+def test_only_strings_are_accepted(tokenizer, text):
     with pytest.raises(TypeError, match="must be a string"):
         tokenizer(text)
 

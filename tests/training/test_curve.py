@@ -1,4 +1,4 @@
-"""Losses of `finetune` at each step, compared with a training loop of transformers and peft."""
+"""Losses of `finetune` at each step, compared with a training loop of transformers and PEFT."""
 
 import math
 
@@ -16,7 +16,7 @@ from tests.parity.pairs import make_ours, make_theirs
 peft = pytest.importorskip("peft")
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*is_gradient_checkpointing.*:FutureWarning"  # raised inside peft
+    "ignore:.*is_gradient_checkpointing.*:FutureWarning"  # raised inside PEFT
 )
 
 PAIRS = [{"prompt": f"to be {i}", "completion": f"or not {i % 3}"} for i in range(10)]

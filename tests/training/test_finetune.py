@@ -139,7 +139,7 @@ def test_nan_stops_training(tiny_proto, data, tmp_path):
     with pytest.raises(FloatingPointError, match=r"step 4, batch 3 of epoch 0: .* of step 2 is"):
         finetune(make(tiny_proto), Poisoned(data, 3), tmp_path, **SETTINGS)
     assert checkpoint.read_metadata(tmp_path / "last.safetensors")["step"] == 2
-    with pytest.raises(FloatingPointError, match="There is no checkpoint yet"):
+    with pytest.raises(FloatingPointError, match="No checkpoint has been written yet"):
         finetune(make(tiny_proto), Poisoned(data, 0), tmp_path / "new", **SETTINGS)
 
 
@@ -229,7 +229,7 @@ def test_stream(tiny_proto, tokenizer, tmp_path):
         ({"learning_rate": 0}, ValueError, "learning_rate=0"),
         ({"warmup": 1.0}, ValueError, "warmup=1.0"),
         ({"weight_decay": -1}, ValueError, "weight_decay=-1"),
-        ({"lr": 1}, TypeError, "has no setting 'lr'. The settings are epochs, steps"),
+        ({"lr": 1}, TypeError, "`finetune` has no argument `lr`. Valid: epochs, steps"),
     ],
 )
 def test_bad_settings(settings, error, message, data, tmp_path):
@@ -251,7 +251,7 @@ def test_no_trainable_variables(tiny_proto, data, tmp_path):
     lm.trainable = False
     with pytest.raises(ValueError, match=r"Call `lm.enable_lora"):
         finetune(lm, data, tmp_path, **SETTINGS)
-    with pytest.raises(ValueError, match="must have a preprocessor"):
+    with pytest.raises(ValueError, match="no preprocessor, which training requires"):
         finetune(make_lm(), data, tmp_path, **SETTINGS)
 
 

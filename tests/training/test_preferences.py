@@ -107,5 +107,5 @@ def test_bad_pairs(tokenizer, tiny_proto, tmp_path):
         preference_dataset(lm, tmp_path / "nowhere", 64)
     with pytest.raises(ValueError, match="batch_size=0"):
         preference_dataset(lm, PAIRS, 64, batch_size=0)
-    with pytest.raises(ValueError, match="must have a preprocessor"):
+    with pytest.raises(ValueError, match="no preprocessor, which training requires"):
         preference_dataset(make_lm(), PAIRS, 64)

@@ -131,16 +131,16 @@ def quantized_matmul(x: Array, packed: Quantized) -> Array:
 
 
 def quantized_matmul_transposed(dy: Array, packed: Quantized) -> Array:
-    """Multiplies `dy [rows, out]` by the transposed weight -> `[rows, in]`, slab by slab."""
+    """Multiplies `dy [rows, out]` by the transposed weight -> `[rows, in]`, chunk by chunk."""
     dtype, (rows, out) = dy.dtype, dy.shape
-    slab = xla_quantized.slab_size(out)
+    chunk = xla_quantized.chunk_size(out)
     stored = [array for array in packed if array is not None]
     in_8_bits = packed.values.dtype == jnp.int8
     if in_8_bits:
         dy, stored = (dy * packed.scales).astype(dtype), [packed.values]
 
-    def by_slab(array: Array) -> Array:
-        return array.reshape(-1, out // slab, slab, array.shape[-1]).swapaxes(0, 1)
+    def by_chunk(array: Array) -> Array:
+        return array.reshape(-1, out // chunk, chunk, array.shape[-1]).swapaxes(0, 1)
 
     def add(totals: list[Array], elements: tuple[Array, ...]) -> tuple[list[Array], None]:
         dy, values, *groups = elements
@@ -150,8 +150,8 @@ def quantized_matmul_transposed(dy: Array, packed: Quantized) -> Array:
 
     length = packed.values.shape[-1]
     zeros = jnp.zeros((packed.values.size // (out * length), rows, length), jnp.float32)
-    dy = dy.reshape(rows, out // slab, slab).swapaxes(0, 1)
-    parts, _ = jax.lax.scan(add, [zeros] * (1 if in_8_bits else 2), (dy, *map(by_slab, stored)))
+    dy = dy.reshape(rows, out // chunk, chunk).swapaxes(0, 1)
+    parts, _ = jax.lax.scan(add, [zeros] * (1 if in_8_bits else 2), (dy, *map(by_chunk, stored)))
     return xla_quantized.join(parts, packed).astype(dtype)
 
 

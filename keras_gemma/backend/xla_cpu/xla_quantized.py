@@ -1,4 +1,4 @@
-"""Int8 and int4 weights for XLA on CPU: one row as one loop, many rows slab by slab.
+"""Int8 and int4 weights for XLA on CPU: one row as one loop, many rows chunk by chunk.
 
 XLA on CPU fuses an operand of a product into one parallel loop, which LLVM vectorizes only if the
 other operand is a single row. A one-row product is therefore written as that operand, times a row
@@ -20,8 +20,8 @@ A matrix whose rows are longer than a few thousand is stored in blocks along `in
 bytes on JAX at a bandwidth of 50 and 2304 x 9216: 43 against 32 without blocks in 8 bits, 28
 against 11 in 4 bits; on TensorFlow 35 and 22.
 
-More rows use the library's bfloat16 product, one slab of the weight at a time, so that the
-dequantized slab is read back from the cache. Knows no framework, only `keras.ops`.
+More rows use the library's bfloat16 product, one chunk of the weight at a time, so that the
+dequantized chunk is read back from the cache. Knows no framework, only `keras.ops`.
 `backend/quantized.py` documents `spec`, `pack`, `unpack` and `embed`.
 """
 
@@ -44,7 +44,7 @@ MAX_ROW_PASSES = 4
 weights per second, and 4 billion if the weight is dequantized first, which XLA vectorizes
 poorly."""
 
-MAX_SLAB_ROWS = 1024
+MAX_CHUNK_ROWS = 1024
 """Maximum rows of a weight that are dequantized at a time: 4.7 MB of bfloat16 at 2304 columns."""
 
 
@@ -218,9 +218,9 @@ def join(parts: list[Any], packed: Quantized) -> Any:
     return ops.reshape(ops.transpose(x, (2, 1, 4, 0, 3)), (-1, 2 * blocks * length))
 
 
-def slab_size(out: int) -> int:
-    """Returns the rows of a slab: the largest divisor of `out` up to `MAX_SLAB_ROWS`."""
-    return next(size for size in range(min(MAX_SLAB_ROWS, out), 0, -1) if out % size == 0)
+def chunk_size(out: int) -> int:
+    """Returns the rows of a chunk: the largest divisor of `out` up to `MAX_CHUNK_ROWS`."""
+    return next(size for size in range(min(MAX_CHUNK_ROWS, out), 0, -1) if out % size == 0)
 
 
 def many_rows(
@@ -230,35 +230,35 @@ def many_rows(
     each: Callable[..., Any],
     weight_first: bool,
 ) -> Any:
-    """Multiplies `x [rows, in]` -> `[rows, out]`, dequantizing one slab of the weight at a time.
+    """Multiplies `x [rows, in]` -> `[rows, out]`, dequantizing one chunk of the weight at a time.
 
-    `product` multiplies `x [rows, length]` by a slab `[slab, length]` -> float32 `[slab, rows]` if
-    `weight_first`, otherwise `[rows, slab]`. `each` applies a function to the elements of a tuple
-    of arrays, in order.
+    `product` multiplies `x [rows, length]` by a chunk `[chunk, length]` -> float32 `[chunk, rows]`
+    if `weight_first`, otherwise `[rows, chunk]`. `each` applies a function to the elements of a
+    tuple of arrays, in order.
     """
     dtype = keras.backend.standardize_dtype(x.dtype)
     rows, out = ops.shape(x)[0], packed.values.shape[-2]
-    slab = slab_size(out)
+    chunk = chunk_size(out)
     parts = split(x, packed)
-    blocks, slabs = parts[0].shape[0], out // slab
+    blocks, chunks = parts[0].shape[0], out // chunk
     in_8_bits = _in_8_bits(packed)
 
-    def by_slab(array: Any) -> Any:
-        return ops.reshape(array, (blocks * slabs, slab, array.shape[-1]))
+    def by_chunk(array: Any) -> Any:
+        return ops.reshape(array, (blocks * chunks, chunk, array.shape[-1]))
 
     def one(elements: tuple[Any, ...]) -> Any:
         block, values, *groups = elements
-        slab = Quantized(values, *(groups or (None,)))
-        both = zip(parts, dequantize(slab, dtype), strict=True)
+        chunk = Quantized(values, *(groups or (None,)))
+        both = zip(parts, dequantize(chunk, dtype), strict=True)
         return sum(product(part[block], weight) for part, weight in both)
 
-    block_of = ops.convert_to_tensor(np.repeat(np.arange(blocks, dtype="int32"), slabs))
+    block_of = ops.convert_to_tensor(np.repeat(np.arange(blocks, dtype="int32"), chunks))
     stored = packed[:1] if in_8_bits else [array for array in packed if array is not None]
-    y = each(one, (block_of, *map(by_slab, stored)))
+    y = each(one, (block_of, *map(by_chunk, stored)))
     if weight_first:
         y = ops.transpose(ops.sum(ops.reshape(y, (blocks, out, rows)), axis=0))
     else:
-        y = ops.sum(ops.reshape(y, (blocks, slabs, rows, slab)), axis=0)
+        y = ops.sum(ops.reshape(y, (blocks, chunks, rows, chunk)), axis=0)
         y = ops.reshape(ops.swapaxes(y, 0, 1), (rows, out))
     return ops.cast(y * packed.scales if in_8_bits else y, dtype)
 

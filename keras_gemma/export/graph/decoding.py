@@ -19,7 +19,7 @@ from keras_gemma.export.graph.text import GraphText
 from keras_gemma.export.serving_options import OFF
 from keras_gemma.generation.decode import DecodeState, append_tokens, next_logits
 from keras_gemma.generation.samplers import Sampler
-from keras_gemma.generation.samplers.filters import FILTERS
+from keras_gemma.generation.samplers.random import FILTERS
 from keras_gemma.generation.samplers.sampler import draw, first_argmax, tempered
 from keras_gemma.model.cache import Cache, fill_ring
 
@@ -62,7 +62,7 @@ class Decoder:
     vocabulary: GraphText
     """The vocabulary, which may be smaller than the model's."""
     sizes: list[int | None]
-    """Batch sizes with a graph of their own, because small batches use other matrix products.
+    """Batch sizes that have a separate graph, because small batches use other matrix products.
     `None` is the graph of all other sizes."""
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ from keras_gemma.export.graph.prefill import model_of
 from keras_gemma.export.graph.scoring import score
 from keras_gemma.export.graph.settings import Settings, check, check_settings, checked
 from keras_gemma.export.graph.text import GraphText, rstrip
-from keras_gemma.export.serving_options import ServingOptions
+from keras_gemma.export.serving_options import OFF, ServingOptions
 from keras_gemma.generation.stopping import is_stop_token, stop_array
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
@@ -33,9 +33,10 @@ INPUTS = {
     "token_ids": tf.TensorSpec([None, None], tf.int32),
     "max_new_tokens": tf.TensorSpec([], tf.int32),
     "temperature": tf.TensorSpec([], tf.float32),
-    "top_k": tf.TensorSpec([], tf.int32),
-    "top_p": tf.TensorSpec([], tf.float32),
-    "min_p": tf.TensorSpec([], tf.float32),
+    **{
+        name: tf.TensorSpec([], tf.int32 if isinstance(value, int) else tf.float32)
+        for name, value in OFF.items()
+    },
     "seed": tf.TensorSpec([], tf.int32),
     "stop": TEXTS,
 }

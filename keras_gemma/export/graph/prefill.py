@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from keras_gemma import backend
+from keras_gemma.buckets import bucket
 from keras_gemma.config import GemmaConfig
-from keras_gemma.generation.buckets import MAX_CHUNK_TOKENS, MIN_CACHE_SLOTS, bucket
+from keras_gemma.generation.prefill import MAX_CHUNK_TOKENS, MIN_CACHE_SLOTS
 from keras_gemma.model.block import decoder_block
 from keras_gemma.model.cache import Cache
 from keras_gemma.model.head import head
@@ -34,7 +35,7 @@ def model_of(config: GemmaConfig, dtype: str) -> Model:
 
 
 def capacity_for(length: tf.Tensor, config: GemmaConfig) -> tf.Tensor:
-    """Returns the smallest capacity of a cache for `length` tokens, as in `buckets.py`."""
+    """Returns the capacity of a cache for `length` tokens, as in `generation/prefill.py`."""
     sizes, largest = [MIN_CACHE_SLOTS], bucket(config.context_length, MIN_CACHE_SLOTS)
     while sizes[-1] < largest:
         sizes.append(2 * sizes[-1])

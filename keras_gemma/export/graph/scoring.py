@@ -5,7 +5,7 @@ from typing import Any
 import tensorflow as tf
 
 from keras_gemma.export.graph.prefill import Model, capacity_for, prefill
-from keras_gemma.losses import MAX_SCORED_LOGITS
+from keras_gemma.losses import MAX_SCORED_LOGITS, losses_and_hits
 from keras_gemma.model.head import head
 
 
@@ -31,9 +31,7 @@ def score(
         is_scored = tf.logical_and(index >= start[:, None], index < lengths[:, None])
         targets = next_ids[:, chunk_start : chunk_start + size]
         logits = head(x, weights["head"], config)
-        target_logits = tf.gather(logits, targets, axis=-1, batch_dims=2)
-        loss = tf.reduce_logsumexp(logits, axis=-1) - target_logits
-        most_likely = target_logits >= tf.reduce_max(logits, axis=-1)
+        loss, most_likely = losses_and_hits(logits, targets)
         total -= tf.reduce_sum(tf.where(is_scored, loss, 0.0), axis=1)
         return total, greedy & tf.reduce_all(most_likely | ~is_scored, axis=1)
 

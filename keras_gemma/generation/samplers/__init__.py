@@ -2,11 +2,10 @@
 
     sampler.py        base class, for custom samplers too
     greedy.py         most likely token
-    random.py         random sampling, with filters or without
+    random.py         random sampling, and the filters top-k, top-p and min-p
     top_k.py          top-k sampling
     top_p.py          nucleus sampling
     min_p.py          min-p sampling
-    filters.py        top-k, top-p and min-p filters of logits
     noise.py          counter-based random numbers
     borrowed.py       KerasHub's samplers and their subclasses
     override.py       settings of one call

@@ -8,8 +8,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_gemma.checks import check_bool, check_integer
-from keras_gemma.generation.samplers.sampler import Numbers, Sampler, Seeds, check_numbers
+from keras_gemma.checks import check_bool, check_integer, check_numbers
+from keras_gemma.generation.samplers.sampler import Numbers, Sampler, Seeds
 
 
 @keras.saving.register_keras_serializable(package="keras_gemma")
@@ -61,7 +61,7 @@ class BeamSampler(Sampler):
         super().check()
         check_integer("num_beams", self.num_beams, advice="It is the same for all prompts.")
         check_bool("return_all_beams", self.return_all_beams)
-        check_numbers("length_penalty", self.length_penalty, "a number", lambda x: abs(x) < 1e3)
+        check_numbers("length_penalty", self.length_penalty, "(-1000, 1000)")
 
     def rule(self) -> Hashable:
         return "beam", self.num_beams
@@ -70,14 +70,13 @@ class BeamSampler(Sampler):
         return super().settings() | {"length_penalty": self.length_penalty}
 
     @property
-    def sequences(self) -> int:
-        """Number of sequences per prompt if `num_return_sequences` is `None`."""
+    def num_return_sequences(self) -> int:
         return self.num_beams if self.return_all_beams else 1
 
-    def init(self, batch: int, seed: Seeds = None, copies: Any = None) -> dict[str, Any]:
+    def init(self, batch: int, seed: Seeds = None, sequence_indices: Any = None) -> dict[str, Any]:
         # The beams of a prompt are equal at first, so all but one begin with the score -inf.
         first = np.arange(batch) % self.num_beams == 0
-        return super().init(batch, seed, copies) | {
+        return super().init(batch, seed, sequence_indices) | {
             "total": ops.convert_to_tensor(np.where(first, 0.0, -np.inf).astype("float32")),
             "count": ops.zeros(batch, dtype="int32"),
         }

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 import keras
 
-from keras_gemma.checks import check_integer
-from keras_gemma.generation.samplers.sampler import Numbers, Sampler, check_numbers
+from keras_gemma.checks import check_integer, check_numbers
+from keras_gemma.generation.samplers.sampler import Numbers, Sampler
 
 
 @keras.saving.register_keras_serializable(package="keras_gemma")
@@ -55,7 +55,7 @@ class ContrastiveSampler(Sampler):
     def check(self) -> None:
         super().check()
         check_integer("k", self.k, advice="It is the same for all prompts.")
-        check_numbers("alpha", self.alpha, "a number in [0, 1]", lambda x: 0 <= x <= 1)
+        check_numbers("alpha", self.alpha, "[0, 1]")
 
     def rule(self) -> Hashable:
         return "contrastive", self.k

@@ -3,8 +3,7 @@
 import dataclasses
 from typing import Any
 
-from keras_gemma.generation.samplers.greedy import GreedySampler
-from keras_gemma.generation.samplers.random import DrawingSampler, RandomSampler
+from keras_gemma.generation.samplers.random import RandomSampler
 from keras_gemma.generation.samplers.sampler import Sampler
 
 
@@ -17,9 +16,9 @@ def override(sampler: Sampler, settings: dict[str, Any]) -> Sampler:
     """
     if not settings:
         return sampler
-    if isinstance(sampler, GreedySampler) and not sampler.is_own():
+    if sampler.is_greedy:
         return RandomSampler(seed=sampler.seed, **settings)
-    if isinstance(sampler, DrawingSampler) and not sampler.is_own():
+    if sampler.has_known_probabilities:
         return RandomSampler(seed=sampler.seed, **(sampler.settings() | settings))
     if settings.keys() <= _fields(sampler):
         return dataclasses.replace(sampler, **settings)

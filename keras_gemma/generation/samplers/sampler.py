@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_gemma.checks import is_integer, is_number
+from keras_gemma.checks import check_numbers
 from keras_gemma.generation.samplers.noise import gumbel
 
 Numbers = float | Sequence[float]
@@ -62,7 +62,7 @@ class Sampler:
     """Decoding strategy: `"sample"`, `"beam"` or `"contrastive"`."""
     temperature: Numbers = 1.0
     seed: Seeds = None
-    written: ClassVar[dict[str, str]] = {}
+    _argument_names: ClassVar[dict[str, str]] = {}
     """Names of constructor arguments, by the settings that have another name."""
 
     def __init__(self, temperature: Numbers = 1.0, seed: Seeds = None) -> None:
@@ -79,7 +79,7 @@ class Sampler:
         Raises:
             ValueError: If a setting is out of range.
         """
-        check_numbers("temperature", self.temperature, "a number >= 0", lambda x: 0 <= x < 1e9)
+        check_numbers("temperature", self.temperature, "[0, 1e9)")
         check_seed(self.seed)
 
     def get_config(self) -> dict[str, Any]:
@@ -97,11 +97,28 @@ class Sampler:
 
         A custom sampler is compiled in as a whole, and must not change after its first use.
         """
-        return self if self.is_own() else self.rule()
+        return self if self.is_custom else self.rule()
 
-    def is_own(self) -> bool:
-        """Returns True if the class is defined outside this package."""
+    @property
+    def is_custom(self) -> bool:
+        """True if the class is defined outside this package."""
         return not type(self).__module__.startswith(__package__)
+
+    @property
+    def is_greedy(self) -> bool:
+        """True if the sampler always takes the most likely token."""
+        return self.structure() == "greedy"
+
+    @property
+    def has_known_probabilities(self) -> bool:
+        """True if the sampler is greedy, or draws from a distribution that it filters."""
+        structure = self.structure()
+        return self.is_greedy or (isinstance(structure, tuple) and structure[0] == "draw")
+
+    @property
+    def num_return_sequences(self) -> int:
+        """Default number of sequences per prompt."""
+        return 1
 
     def rule(self) -> Hashable:
         """Returns the compiled-in part of a sampler of this package."""
@@ -118,16 +135,16 @@ class Sampler:
             ValueError: If a list has another length.
         """
         for name, value in self.settings().items():
-            check_rows(self.written.get(name, name), value, prompts)
+            check_rows(self._argument_names.get(name, name), value, prompts)
 
-    def init(self, batch: int, seed: Seeds = None, copies: Any = None) -> dict[str, Any]:
+    def init(self, batch: int, seed: Seeds = None, sequence_indices: Any = None) -> dict[str, Any]:
         """Returns the initial state of `batch` rows: arrays `[B]` by name.
 
         Args:
             batch: Number of rows, B.
             seed: Random seed of this call. `None` uses the seed of the sampler.
-            copies: Numbers that distinguish rows with the same seed, integers `[B]`. `None` numbers
-                the rows.
+            sequence_indices: Numbers that distinguish rows with the same seed, integers `[B]`.
+                `None` numbers the rows.
         """
         state = {name: _by_row(name, value, batch) for name, value in self.settings().items()}
         seeds = self.seed if seed is None else seed
@@ -135,7 +152,8 @@ class Sampler:
             seeds = random.getrandbits(32)
         words = [int(value) % 2**32 for value in np.ravel(np.array(seeds, object))]
         state["seed"] = _by_row("seed", np.array(words, "uint32"), batch).view("int32")
-        state["rows"] = np.array(range(batch) if copies is None else copies, "int32")
+        rows = range(batch) if sequence_indices is None else sequence_indices
+        state["rows"] = np.array(rows, "int32")
         state["step"] = np.zeros(batch, dtype="int32")
         state = {name: ops.convert_to_tensor(value) for name, value in state.items()}
         generators = self._seed_generators()
@@ -218,7 +236,7 @@ def first_argmax(logits: Any) -> Any:
 
 
 def _by_row(name: str, value: Any, batch: int) -> np.ndarray:
-    """Returns `value` as an array `[B]`. A value per prompt is repeated for its copies."""
+    """Returns `value` as an array `[B]`. A value per prompt is repeated for its sequences."""
     value = np.ravel(np.asarray(value))
     if name != "seed":
         value = value.astype("int32" if name == "top_k" else "float32")
@@ -239,23 +257,7 @@ def check_rows(name: str, value: Any, prompts: int) -> None:
         )
 
 
-def check_numbers(
-    name: str, value: Any, what: str, fits: Callable[[Any], bool], whole: bool = False
-) -> None:
-    """Raises a ValueError if `value` is neither a number that `fits` nor a list of them.
-
-    `what` describes such a number in the message. If `whole`, it must be an integer.
-    """
-    is_valid = is_integer if whole else is_number
-    many = isinstance(value, list | tuple | np.ndarray) and np.shape(value) != ()
-    values = value if many else [np.asarray(value)[()] if isinstance(value, np.ndarray) else value]
-    if not len(values) or not all(is_valid(number) and fits(number) for number in values):
-        raise ValueError(
-            f"`{name}` must be {what}, or a list of one for each row. Received: {name}={value!r}"
-        )
-
-
 def check_seed(seed: Any) -> None:
     """Raises a ValueError if `seed` is not an integer, a list of integers or `None`."""
     if seed is not None:
-        check_numbers("seed", seed, "an integer", lambda value: True, whole=True)
+        check_numbers("seed", seed, whole=True)

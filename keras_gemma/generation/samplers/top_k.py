@@ -41,7 +41,7 @@ class TopKSampler(DrawingSampler):
     k: int | Sequence[int] = 5
     seed: Seeds = None
     temperature: Numbers = 1.0
-    written: ClassVar[dict[str, str]] = {"top_k": "k"}
+    _argument_names: ClassVar[dict[str, str]] = {"top_k": "k"}
 
     def settings(self) -> dict[str, Numbers]:
         return super().settings() | {"top_k": self.k}

@@ -45,7 +45,7 @@ class TopPSampler(DrawingSampler):
     k: int | Sequence[int] | None = None
     seed: Seeds = None
     temperature: Numbers = 1.0
-    written: ClassVar[dict[str, str]] = {"top_p": "p", "top_k": "k"}
+    _argument_names: ClassVar[dict[str, str]] = {"top_p": "p", "top_k": "k"}
 
     def settings(self) -> dict[str, Numbers]:
         limits = {"top_p": self.p} if self.k is None else {"top_p": self.p, "top_k": self.k}

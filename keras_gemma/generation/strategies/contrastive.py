@@ -29,7 +29,7 @@ from keras_gemma.generation.request import Request, SequenceOutput
 from keras_gemma.generation.samplers.sampler import LogitsProcessor, tempered
 from keras_gemma.generation.session import DecodingSession
 from keras_gemma.model.cache import Cache, repeat_rows, slot_of
-from keras_gemma.model.normalization import rms_normalize
+from keras_gemma.model.head import final_norm
 from keras_gemma.model.transformer import EAGER, BlockFunctions, forward_with_cache
 
 
@@ -63,7 +63,11 @@ class ContrastiveSession(DecodingSession):
         # Without the prefix cache, because it has no hidden states.
         prompts = self.request.prompts
         hidden, cache = self.programs.prefill(prompts, None, self.weights, all_tokens=True)
-        config, parts, candidates = self.programs.config, self.programs.parts, self.candidates
+        config, functions, candidates = (
+            self.programs.config,
+            self.programs.functions,
+            self.candidates,
+        )
 
         def begin(weights: Any, hidden: Any, state: DecodeState) -> DecodeState:
             cache = to_rings(state.cache, state.length, config, state.text.shape[1])
@@ -71,7 +75,7 @@ class ContrastiveSession(DecodingSession):
             return state._replace(
                 cache=repeat_cache(cache, candidates),
                 directions=direction(hidden, weights["head"], config)[:, :, None],
-                logits=parts.head(last, weights["head"], config),
+                logits=functions.head(last, weights["head"], config),
             )
 
         key = "begin", *self.static_key()
@@ -80,9 +84,9 @@ class ContrastiveSession(DecodingSession):
 
     def _decode_function(self) -> Callable[[Any, DecodeState], DecodeState]:
         programs, processors = self.programs, self.request.logits_processors
-        config, parts, candidates = programs.config, programs.parts, self.candidates
+        config, functions, candidates = programs.config, programs.functions, self.candidates
         return lambda weights, state: take_best(
-            weights, state, config, candidates, processors, parts
+            weights, state, config, candidates, processors, functions
         )
 
 
@@ -92,7 +96,7 @@ def take_best(
     config: GemmaConfig,
     candidates: int,
     processors: tuple[LogitsProcessor, ...] = (),
-    parts: BlockFunctions = EAGER,
+    functions: BlockFunctions = EAGER,
 ) -> DecodeState:
     """Reads the candidates of each unfinished row and appends the best one."""
     settings, batch = state.sampler, state.logits.shape[0]
@@ -102,7 +106,7 @@ def take_best(
 
     positions = repeat_rows(state.length, candidates)[:, None]
     token_ids = ops.reshape(ids, (batch * candidates, 1))
-    x, cache = forward_with_cache(weights, token_ids, positions, state.cache, config, parts)
+    x, cache = forward_with_cache(weights, token_ids, positions, state.cache, config, functions)
     new = ops.reshape(direction(x, weights["head"], config), (batch, candidates, -1))
 
     similarity = ops.matmul(new, ops.transpose(state.directions[:, :, 0], (0, 2, 1)))  # [B, k, S]
@@ -120,7 +124,7 @@ def take_best(
     return write_tokens(state, state.logits, ids)._replace(
         cache=cache,
         directions=backend.write_cache(state.directions, new, slots),
-        logits=parts.head(ops.take(x[:, 0], best, axis=0), weights["head"], config),
+        logits=functions.head(ops.take(x[:, 0], best, axis=0), weights["head"], config),
     )
 
 
@@ -139,7 +143,6 @@ def share(cache: Cache, positions: Any, source: Any) -> Cache:
 def direction(x: Any, weights: dict[str, Any], config: GemmaConfig) -> Any:
     """Returns the last block's output `[..., D]` after the final norm, divided by its L2 norm:
     float32. `weights` are those of the output head."""
-    x = rms_normalize(x, weights["final_norm"], config.layer_norm_epsilon)
-    x = ops.cast(x, "float32")
+    x = ops.cast(final_norm(x, weights, config), "float32")
     squared = ops.sum(ops.square(x), axis=-1, keepdims=True)
     return x * ops.rsqrt(ops.maximum(squared, 1e-12))

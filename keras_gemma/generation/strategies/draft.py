@@ -20,7 +20,7 @@ from keras_gemma.generation.programs import Programs, repeat_cache
 from keras_gemma.generation.samplers.random import limit
 from keras_gemma.generation.samplers.sampler import draw, first_argmax
 from keras_gemma.generation.session import DecodingSession
-from keras_gemma.generation.strategies.verify import DRAFT_STREAM, DraftTokens, is_greedy
+from keras_gemma.generation.strategies.verify import DRAFT_STREAM, DraftTokens
 from keras_gemma.model.cache import Cache, grow_cache, slots_of_layers
 
 MIN_MATCH_TOKENS, MAX_MATCH_TOKENS = 2, 8
@@ -99,12 +99,12 @@ class ModelProposer:
         return DraftTokens(tuple(ids[:-1]), tuple(logits[:-1]))
 
     def _propose_program(self, session: DecodingSession) -> Any:
-        config, parts = self.programs.config, self.programs.parts
-        greedy = is_greedy(session.request.sampler)
+        config, functions = self.programs.config, self.programs.functions
+        greedy = session.request.sampler.is_greedy
         processors = session.request.logits_processors
 
         def propose(weights: Any, cache: Cache, state: DecodeState) -> tuple[Any, ...]:
-            logits, state = next_logits(weights, state._replace(cache=cache), config, parts)
+            logits, state = next_logits(weights, state._replace(cache=cache), config, functions)
             processed = apply_logits_processors(logits, state, processors)
             settings = state.sampler
             if greedy:

@@ -28,7 +28,7 @@ from keras_gemma.generation.programs import Programs
 from keras_gemma.generation.request import Request, SequenceOutput
 from keras_gemma.generation.session import DecodingSession
 from keras_gemma.generation.strategies.draft import ModelProposer, PromptLookupProposer
-from keras_gemma.generation.strategies.verify import DraftTokens, is_greedy, verify
+from keras_gemma.generation.strategies.verify import DraftTokens, verify
 from keras_gemma.model.cache import Cache
 from keras_gemma.model.transformer import forward_with_cache
 
@@ -79,8 +79,8 @@ class SpeculativeSession(DecodingSession):
         self.num_verified += ops.convert_to_numpy(verified)
 
     def _verify_program(self) -> Any:
-        config, parts = self.programs.config, self.programs.parts
-        greedy = is_greedy(self.request.sampler)
+        config, functions = self.programs.config, self.programs.functions
+        greedy = self.request.sampler.is_greedy
         processors = self.request.logits_processors
 
         def verify_drafts(
@@ -91,8 +91,8 @@ class SpeculativeSession(DecodingSession):
             token_ids = ops.concatenate([last, *drafted], axis=1)
             offsets = ops.arange(token_ids.shape[1], dtype="int32")[None]
             positions = (state.length - 1)[:, None] + offsets
-            x, cache = forward_with_cache(weights, token_ids, positions, cache, config, parts)
-            logits = parts.head(x, weights["head"], config)
+            x, cache = forward_with_cache(weights, token_ids, positions, cache, config, functions)
+            logits = functions.head(x, weights["head"], config)
             state, accepted, verified = verify(state, logits, drafts, greedy, processors)
             return cache, state, accepted, verified
 

@@ -10,7 +10,6 @@ from keras import ops
 
 from keras_gemma.backend.reference import LOWEST
 from keras_gemma.generation.decode import DecodeState, apply_logits_processors, write_tokens
-from keras_gemma.generation.samplers import Sampler
 from keras_gemma.generation.samplers.noise import gumbel
 from keras_gemma.generation.samplers.random import limit
 from keras_gemma.generation.samplers.sampler import LogitsProcessor, draw, first_argmax
@@ -124,8 +123,3 @@ def probabilities(limited: Any, settings: dict[str, Any]) -> Any:
     tokens = ops.arange(limited.shape[-1], dtype="int32")[None]
     one_hot = ops.cast(tokens == first_argmax(limited)[:, None], "float32")
     return ops.where(settings["temperature"][:, None] > 0, ops.softmax(limited, axis=-1), one_hot)
-
-
-def is_greedy(sampler: Sampler) -> bool:
-    """Returns True if the sampler always takes the most likely token."""
-    return sampler.structure() == "greedy"

@@ -15,7 +15,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from keras_gemma.lora.adapters import Arrays, check_finite
-from keras_gemma.lora.config import Lora, check_numbers, target_names
+from keras_gemma.lora.config import Lora, check_lora_numbers, target_names
 from keras_gemma.storage.files import check_types, local_path, read_json, replacing, write_json
 from keras_gemma.storage.hugging_face.layout import tensor_name
 from keras_gemma.storage.hugging_face.safetensors import tensors
@@ -184,7 +184,7 @@ def _read_values(path: Path) -> dict[str, Any]:
             "PEFT's `save_pretrained(..., path_initial_model_for_weight_conversion=...)`."
         )
     try:
-        check_numbers(values["r"], values["lora_alpha"], values.get("lora_dropout", 0.0))
+        check_lora_numbers(values["r"], values["lora_alpha"], values.get("lora_dropout", 0.0))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return values

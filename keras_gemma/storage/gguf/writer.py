@@ -16,7 +16,6 @@ import numpy as np
 from keras_gemma import progress
 from keras_gemma.checks import check_one_of
 from keras_gemma.config import GemmaConfig
-from keras_gemma.storage.arguments import check_vocabulary
 from keras_gemma.storage.files import local_path, scratch_folder
 from keras_gemma.storage.gguf.layout import (
     LOCAL_ROPE_THETA_GEMMA3,
@@ -26,6 +25,8 @@ from keras_gemma.storage.gguf.layout import (
 )
 from keras_gemma.text.chat_template import CHAT_TEMPLATE
 from keras_gemma.text.pieces import SPACE, Pieces
+from keras_gemma.text.preprocessor import require_preprocessor
+from keras_gemma.text.tokenizer import check_vocabulary_size
 
 FILE_TYPES = {
     "bf16": "MOSTLY_BF16",
@@ -63,13 +64,9 @@ def save_to_gguf(lm: Any, path: str | Path, dtype: str = "bf16") -> None:
         )
     config = lm.backbone.config
     architecture = architecture_of(config)
-    if lm.preprocessor is None:
-        raise ValueError(
-            "A GGUF file needs the vocabulary, but this model has no preprocessor. Create it with "
-            "`GemmaCausalLM(backbone, preprocessor)`."
-        )
+    require_preprocessor(lm.preprocessor, "a GGUF file", None)
     tokenizer = lm.preprocessor.tokenizer
-    check_vocabulary(tokenizer, config)
+    check_vocabulary_size(tokenizer, config.vocabulary_size)
     gguf = _import_gguf()
 
     with scratch_folder(path, "path") as work:

@@ -11,11 +11,10 @@ from pathlib import Path
 
 from keras_gemma.config import GemmaConfig
 from keras_gemma.quantization import to_config
-from keras_gemma.storage.arguments import check_vocabulary
 from keras_gemma.storage.files import within
 from keras_gemma.storage.formats import CONFIG, Format, format_of, open_checked
 from keras_gemma.storage.hub.errors import HUGGING_FACE_TOKEN, KAGGLE_TOKEN, UPLOAD, advice
-from keras_gemma.text.tokenizer import GemmaTokenizer
+from keras_gemma.text.tokenizer import GemmaTokenizer, check_vocabulary_size
 
 WEIGHTS = ("*.h5", "*.safetensors", "*.index.json", "model.weights.json")
 VOCABULARIES = ("assets/tokenizer/*", "tokenizer.model", "tokenizer.json")
@@ -108,7 +107,8 @@ def check_preset(folder: Path, allow_incomplete: bool = False) -> tuple[Format, 
         with open_checked(format, folder, config, to_config(arguments.get("quantization"))):
             pass
     if _has(folder, VOCABULARIES) or not allow_incomplete:
-        check_vocabulary(GemmaTokenizer(**format.read_tokenizer(folder)), config)
+        tokenizer = GemmaTokenizer(**format.read_tokenizer(folder))
+        check_vocabulary_size(tokenizer, config.vocabulary_size)
     return format, config
 
 

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from keras_gemma import progress
-from keras_gemma.storage.arguments import check_vocabulary
 from keras_gemma.storage.files import write_json
 from keras_gemma.storage.hugging_face import config_json, layout
 from keras_gemma.storage.hugging_face.tokenizer_json import SPECIAL, TURNS, write_tokenizer_json
 from keras_gemma.storage.sharding import plan_shards
 from keras_gemma.text.chat_template import CHAT_TEMPLATE
+from keras_gemma.text.tokenizer import check_vocabulary_size
 
 _DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
@@ -37,7 +37,7 @@ def write(task: Any, folder: Path, max_shard_bytes: int) -> None:
     files: dict[str, Any] = {layout.CONFIG: config}
     if preprocessor is not None:
         tokenizer = preprocessor.tokenizer
-        check_vocabulary(tokenizer, backbone.config)
+        check_vocabulary_size(tokenizer, backbone.config.vocabulary_size)
         config |= _ids(tokenizer)
         tokenizer_json = write_tokenizer_json(tokenizer.proto, preprocessor.add_start_token)
         added = tokenizer_json["added_tokens"]

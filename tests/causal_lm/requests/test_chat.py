@@ -43,7 +43,7 @@ def local(tiny_proto):
     return lm
 
 
-def test_the_ids_are_those_of_transformers(lm, tmp_path):
+def test_ids_equal_those_of_transformers(lm, tmp_path):
     import transformers
 
     lm.save_to_hugging_face(tmp_path / "model")
@@ -61,7 +61,7 @@ def test_the_ids_are_those_of_transformers(lm, tmp_path):
             assert ours.apply_chat_template(chat, prompt, tokenize=False) == text
 
 
-def test_turns_prefill_only_their_own_tokens(local):
+def test_turns_prefill_only_their_tokens(local):
     """The replies equal those without a cache, also beyond the window."""
     tokenizer = local.preprocessor.tokenizer
     chat = local.chat(system="Be brief.")

@@ -102,19 +102,19 @@ def test_sampler_lists_have_one_value_per_prompt(lm, sampler, name, prompts):
         lm.generate(IDS[:1] * prompts, sampler=sampler, **SETTINGS)
 
 
-def test_prefix_is_valid_for_this_model_and_its_weights_only(lm):
+def test_prefix_is_valid_only_for_this_model_and_its_weights(lm):
     other = make_lm()
     prefix = lm.prefill(IDS[0])
     expected = lm.generate(IDS[:1], **SETTINGS)
     assert lm.generate(IDS[:1], prefix=prefix, **SETTINGS) == expected
-    with pytest.raises(ValueError, match="`prefix` was read by another model"):
+    with pytest.raises(ValueError, match="`prefix` was computed by another model"):
         other.generate(IDS[:1], prefix=prefix, **SETTINGS)
     with pytest.raises(TypeError, match="`prefix` must be a prefix cache returned by `prefill`"):
         lm.generate(IDS[:1], prefix="To be", **SETTINGS)
     prefix = other.prefill(IDS[0])
     norm = other.backbone.layer_norm.scale
     norm.assign(norm.value * 2)
-    with pytest.raises(ValueError, match="`prefix` was read with other weights"):
+    with pytest.raises(ValueError, match="`prefix` was computed with other weights"):
         other.generate(IDS[:1], prefix=prefix, **SETTINGS)
     other.generate(IDS[:1], prefix=other.prefill(IDS[0]), **SETTINGS)
 

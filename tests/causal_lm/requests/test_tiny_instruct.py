@@ -31,7 +31,7 @@ def ask(question):
     return [{"role": "user", "content": question}]
 
 
-def test_it_answers_and_stops_by_itself(lm):
+def test_answers_and_stops(lm):
     replies = lm.generate_chat([ask(question) for question in ANSWERS], return_logprobs=1)
     answers = {question: reply.text for question, reply in zip(ANSWERS, replies, strict=True)}
     assert answers == ANSWERS
