@@ -13,11 +13,11 @@ import numpy as np
 
 from keras_gemma import progress
 from keras_gemma.config import GemmaConfig
-from keras_gemma.storage.arguments import check_vocabulary
 from keras_gemma.storage.files import write_json
 from keras_gemma.storage.orbax import layout
 from keras_gemma.storage.orbax.arrays import import_tensorstore
 from keras_gemma.storage.tensor_streaming import TensorSpec
+from keras_gemma.text.tokenizer import check_vocabulary_size
 
 MAX_CHUNK_BYTES = 64 << 20
 """Maximum size of a chunk of an array."""
@@ -39,7 +39,7 @@ def write(task: Any, folder: Path, max_shard_bytes: int) -> None:
     tensorstore = import_tensorstore("Writing")
     if task.preprocessor is not None:
         tokenizer = task.preprocessor.tokenizer
-        check_vocabulary(tokenizer, config)
+        check_vocabulary_size(tokenizer, config.vocabulary_size)
         (folder / layout.VOCABULARY).write_bytes(tokenizer.proto)
     # The arrays do not tell the settings. `keras_preset` reads this file.
     write_json(folder / layout.CONFIG, {"class_name": "GemmaBackbone", "config": config.to_dict()})
