@@ -81,7 +81,7 @@ def test_supported_models():
     """The table of models in the README has the sizes of the catalogue."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| [^|]+ \| `(\w+)`[^|]* \| (.+) \|$", text, re.MULTILINE)
-    assert len(rows) == 7
+    assert len(rows) == 11
     for name, cells in rows:
         config = presets()[name].config
         sizes = [config.weight_bytes(dtype) for dtype in ("bfloat16", "int8", "int4")]

@@ -25,6 +25,7 @@ FLOORS = (
     ("storage", "generation", "scoring"),
     ("export",),
     ("causal_lm",),
+    ("gemma3",),
     ("training", "serving", "evaluation", "distribution", "interop", "benchmark"),
     ("cli",),
     ("public names",),

@@ -38,6 +38,7 @@ def test_round_trip_of_the_config():
 
 
 @leaves_a_file_open
+@pytest.mark.filterwarnings(r"ignore:`build\(\)` was called on layer 'task':UserWarning")
 @pytest.mark.parametrize("name", ["gemma3", "gemma3_27b_scale"])
 def test_task_round_trip_with_keras_hub(name, tiny_proto, tmp_path):
     import keras_hub
