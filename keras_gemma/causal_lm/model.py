@@ -26,7 +26,8 @@ from keras_gemma.lora.adapters import DEFAULT_NAME, Adapters
 from keras_gemma.model.backbone import GemmaBackbone, check_layer_arguments
 from keras_gemma.model.quantize import quantize, read_mode
 from keras_gemma.presettable import Presettable
-from keras_gemma.scoring.hooks import Hook, Intercept
+from keras_gemma.scoring.hooks import Hook, Intercept, read_hooks
+from keras_gemma.scoring.inputs import read_inputs
 from keras_gemma.scoring.perplexity import perplexity
 from keras_gemma.scoring.score import Scorer
 from keras_gemma.storage.adapters import peft
@@ -474,15 +475,10 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         """
         if self._scorer is None:
             self._scorer = Scorer(self.backbone)
-        return self._scorer.score(
-            token_ids,
-            padding_mask,
-            scoring_mode,
-            layer_intercept_fn,
-            target_ids,
-            hooks,
-            self.preprocessor,
-        )
+        config = self.backbone.config
+        active_hooks = read_hooks(hooks, layer_intercept_fn, config.num_layers)
+        inputs = read_inputs(token_ids, padding_mask, target_ids, self.preprocessor, config)
+        return self._scorer.score(inputs, active_hooks, scoring_mode)
 
     def perplexity(
         self, texts: Any, stride: int | None = None, window: int | None = None
