@@ -80,18 +80,16 @@ def strings(tree: ast.Module) -> dict[ast.AST, str]:
 
 
 def comments(source: str) -> Iterator[tuple[int, str]]:
-    """Yields first line and text of each block of comments."""
-    block: list[str] = []
-    start = last = -1
+    """Yields first line and text of each comment, which may have several lines."""
+    lines: dict[int, str] = {}
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
-            line = token.start[0]
-            if line != last + 1:
-                yield start, " ".join(block)
-                block, start = [], line
-            block.append(token.string.lstrip("# "))
-            last = line
-    yield start, " ".join(block)
+            line, is_alone = token.start[0], token.line.lstrip().startswith("#")
+            if not (is_alone and line - 1 in lines):
+                yield min(lines, default=0), " ".join(lines.values())
+                lines = {}
+            lines[line] = token.string.lstrip("# ")
+    yield min(lines, default=0), " ".join(lines.values())
 
 
 def matches(text: str, is_docstring: bool = False) -> list[tuple[str, str]]:

@@ -1,10 +1,27 @@
-"""Measurement in a subprocess, and memory of a process (Linux). Imports no other library."""
+"""Measurement in a subprocess, memory of a process (Linux), and options of several scripts.
 
+Imports no other library.
+"""
+
+import argparse
 import json
 import os
 import subprocess
 from pathlib import Path
 from typing import Any
+
+
+def add_common_arguments(
+    parser: argparse.ArgumentParser, layers: int, libraries: list[str]
+) -> None:
+    """Adds the options that compare.py and finetune.py share, with these defaults."""
+    parser.add_argument("--shape", default="gemma2_2b_en")
+    parser.add_argument("--layers", type=int, default=layers)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--libraries", nargs="+", default=libraries, choices=libraries)
+    parser.add_argument("--backends", nargs="+", default=["jax", "torch", "tensorflow"])
+    parser.add_argument("--limit", type=int, default=600, help="time limit of a line, in seconds")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
 
 
 def memory(name: str) -> float:

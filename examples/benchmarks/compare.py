@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from child import memory, reset_peak, run_command
+from child import add_common_arguments, memory, reset_peak, run_command
 
 NEEDS = {
     "keras_gemma": "keras_gemma",
@@ -341,10 +341,8 @@ def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shape", default="gemma2_2b_en")
-    parser.add_argument("--layers", type=int, default=6)
+    add_common_arguments(parser, 6, list(NEEDS))
     parser.add_argument("--tiny", action="store_true", help="use --shape gemma_tiny_en")
-    parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--quantization", choices=list(GGML_KINDS))
     parser.add_argument(
         "--embedding",
@@ -356,13 +354,9 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--new", type=int, default=32)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--calls", type=int, default=3)
-    parser.add_argument("--libraries", nargs="+", default=list(NEEDS), choices=list(NEEDS))
-    parser.add_argument("--backends", nargs="+", default=["jax", "torch", "tensorflow"])
     parser.add_argument(
         "--folder", type=Path, help="folder of the weights, which is kept  [default: temporary]"
     )
-    parser.add_argument("--limit", type=int, default=600, help="time limit of a line, in seconds")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.calls < 3:
         parser.error(f"--calls must be at least 3. Received: {options.calls}")

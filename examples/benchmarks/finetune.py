@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from child import memory, reset_peak, run_command
+from child import add_common_arguments, memory, reset_peak, run_command
 
 ON_KERAS = ("keras_gemma", "keras_hub")
 
@@ -147,19 +147,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shape", default="gemma2_2b_en")
-    parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--dtype", default="bfloat16")
+    add_common_arguments(parser, 2, list(MAKERS))
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=3, help="the first does not count")
     parser.add_argument(
         "--remat", action="store_true", help="keras_gemma: rematerialize the blocks"
     )
     parser.add_argument("--jit", default="auto", choices=["auto", "yes", "no"])
-    parser.add_argument("--libraries", nargs="+", default=list(MAKERS), choices=list(MAKERS))
-    parser.add_argument("--backends", nargs="+", default=["jax", "torch", "tensorflow"])
-    parser.add_argument("--limit", type=int, default=600, help="time limit of a line, in seconds")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.steps < 2:
         parser.error(f"--steps must be at least 2. Received: {options.steps}")

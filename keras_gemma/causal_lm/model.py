@@ -26,7 +26,8 @@ from keras_gemma.lora.adapters import DEFAULT_NAME, Adapters
 from keras_gemma.model.backbone import GemmaBackbone, check_layer_arguments
 from keras_gemma.model.quantize import quantize, read_mode
 from keras_gemma.presettable import Presettable
-from keras_gemma.scoring.hooks import Hook, Intercept
+from keras_gemma.scoring.hooks import Hook, Intercept, read_hooks
+from keras_gemma.scoring.inputs import read_inputs
 from keras_gemma.scoring.perplexity import perplexity
 from keras_gemma.scoring.score import Scorer
 from keras_gemma.storage.adapters import peft
@@ -474,15 +475,10 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         """
         if self._scorer is None:
             self._scorer = Scorer(self.backbone)
-        return self._scorer.score(
-            token_ids,
-            padding_mask,
-            scoring_mode,
-            layer_intercept_fn,
-            target_ids,
-            hooks,
-            self.preprocessor,
-        )
+        config = self.backbone.config
+        active_hooks = read_hooks(hooks, layer_intercept_fn, config.num_layers)
+        inputs = read_inputs(token_ids, padding_mask, target_ids, self.preprocessor, config)
+        return self._scorer.score(inputs, active_hooks, scoring_mode)
 
     def perplexity(
         self, texts: Any, stride: int | None = None, window: int | None = None
@@ -573,19 +569,27 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         lm.save_lora("my_adapter")
         ```
         """
-        targets = targets if target_layer_names is None else target_layer_names
-        alpha = 16 if alpha is None else alpha
-        self.adapters.enable(name, seed, rank, targets, alpha, dropout, use_rslora, dtype)
+        self.backbone.enable_lora(
+            rank,
+            targets,
+            16 if alpha is None else alpha,
+            dropout,
+            name=name,
+            use_rslora=use_rslora,
+            dtype=dtype,
+            seed=seed,
+            target_layer_names=target_layer_names,
+        )
 
     @property
     def lora_adapters(self) -> list[str]:
         """Names of all adapters."""
-        return list(self.adapters.configs)
+        return self.backbone.lora_adapters
 
     @property
     def active_adapter(self) -> str | None:
         """Name of the active adapter, merged or not, or `None`."""
-        return self.adapters.active
+        return self.backbone.active_adapter
 
     def set_adapter(self, name: str | None) -> None:
         """Activates an adapter. Loads and copies nothing.
@@ -611,7 +615,7 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         lm.set_adapter(None)
         ```
         """
-        self.adapters.activate(name)
+        self.backbone.set_adapter(name)
 
     def delete_adapter(self, name: str) -> None:
         """Deletes an adapter.
@@ -634,7 +638,7 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         lm.delete_adapter("default")
         ```
         """
-        self.adapters.delete(name)
+        self.backbone.delete_adapter(name)
 
     def merge_lora(self, keep_base: bool = True) -> None:
         """Merges the active adapter into the base model, which removes its runtime cost.
@@ -661,7 +665,7 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         lm.unmerge_lora()
         ```
         """
-        self.adapters.merge(keep_base)
+        self.backbone.merge_lora(keep_base)
 
     def unmerge_lora(self) -> None:
         """Restores the exact matrices from before `merge_lora`.
@@ -669,7 +673,7 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         Raises:
             ValueError: If no adapter is merged.
         """
-        self.adapters.unmerge()
+        self.backbone.unmerge_lora()
 
     def save_lora(
         self, directory: str | Path, name: str | None = None, base_model: str | None = None

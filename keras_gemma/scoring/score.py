@@ -1,7 +1,7 @@
 """Logits or losses at every position of texts: compiled, or eager if there are hooks."""
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,7 @@ from keras_gemma.losses import cross_entropy, token_losses
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.model.transformer import hidden_states
 from keras_gemma.scoring.forward import constant_weights, logits_of
-from keras_gemma.scoring.hooks import Hook, Intercept, read_hooks
-from keras_gemma.scoring.inputs import Inputs, read_inputs
+from keras_gemma.scoring.inputs import Inputs
 
 MAX_BUCKET_STEP = 256
 """Largest step between two length buckets, in tokens."""
@@ -34,23 +33,14 @@ class Scorer:
         self.lock = threading.Lock()
 
     def score(
-        self,
-        token_ids: Any,
-        padding_mask: Any = None,
-        scoring_mode: str = "logits",
-        layer_intercept_fn: Intercept | None = None,
-        target_ids: Any = None,
-        hooks: Mapping[str, Hook] | None = None,
-        preprocessor: Any = None,
+        self, inputs: Inputs, hooks: dict[str, Callable[[Any], Any]], scoring_mode: str
     ) -> Any:
-        """Implements `GemmaCausalLM.score`."""
+        """Implements `GemmaCausalLM.score`, for inputs and hooks that have been checked."""
         if scoring_mode not in ("logits", "loss"):
             raise ValueError(
                 "`scoring_mode` must be 'logits' or 'loss'. "
                 f"Received: scoring_mode={scoring_mode!r}"
             )
-        active_hooks = read_hooks(hooks, layer_intercept_fn, self.config.num_layers)
-        inputs = read_inputs(token_ids, padding_mask, target_ids, preprocessor, self.config)
         if scoring_mode == "loss" and inputs.target_ids is None:
             raise ValueError(
                 "scoring_mode='loss' needs `target_ids`: the id that each position should predict, "
@@ -58,8 +48,7 @@ class Scorer:
             )
         if scoring_mode == "logits":
             inputs = inputs._replace(target_ids=None)
-        run = self.run_hooked if active_hooks else self.run_compiled
-        scores = run(inputs, active_hooks)
+        scores = self.run_hooked(inputs, hooks) if hooks else self.run_compiled(inputs)
         if inputs.counted is None or scoring_mode == "logits":
             return scores
         return ops.where(ops.convert_to_tensor(inputs.counted), scores, 0.0)
@@ -77,7 +66,7 @@ class Scorer:
             return cross_entropy(logits_of(x, weights, config, hooks), target_ids)
         return token_losses(x, target_ids, weights["head"]["token_embedding"], config)
 
-    def run_compiled(self, inputs: Inputs, hooks: Any = None) -> Any:
+    def run_compiled(self, inputs: Inputs) -> Any:
         """Same as `run_hooked` without hooks, with compiled programs."""
         weights, length = constant_weights(self.backbone), inputs.token_ids.shape[1]
         padding = ((0, 0), (0, bucket(length, max_step=MAX_BUCKET_STEP) - length))

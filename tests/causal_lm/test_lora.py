@@ -48,7 +48,7 @@ def test_switching(pair):
     prefix = lm.prefill(PROMPTS[0])
     lm.set_adapter(None)
     base = lm.generate(PROMPTS[:1], **options)
-    with pytest.raises(ValueError, match="read with other weights"):
+    with pytest.raises(ValueError, match="computed with other weights"):
         lm.generate(PROMPTS[:1], prefix=prefix, **options)
     lm.set_adapter("other")
     other = lm.generate(PROMPTS[:1], **options)

@@ -15,9 +15,9 @@ from keras_gemma.generation import prefill
 from keras_gemma.generation.strategies import beam
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.samplers import BeamSampler
-from keras_gemma.storage.hugging_face.reader import tensor_specs
 from tests.configurations import CONFIGURATIONS
 from tests.models import compile_lm, logits_of, make_lm, on_torch
+from tests.parity.pairs import load_into_transformers
 from tests.storage.transformers_models import make_transformers_model
 
 PROMPTS = [[2, 9, 31], [2, 400, 3, 17, 60, 5, 6]]
@@ -211,16 +211,9 @@ def test_enough_beams_are_exhaustive(small, length_penalty):
 
 
 def make_theirs(lm, configuration):
-    import torch
-
     model = make_transformers_model(configuration)
-    places = tensor_specs(lm.backbone.config)
-    state = {
-        places[key].name: torch.from_numpy(np.array(weight.numpy()))
-        for key, weight in lm.backbone.named_weights().items()
-    }
-    problems = model.load_state_dict(state, strict=False)
-    assert problems.unexpected_keys == []
+    arrays = {name: weight.numpy() for name, weight in lm.backbone.named_weights().items()}
+    load_into_transformers(model, arrays, lm.backbone.config)
     return model
 
 

@@ -77,15 +77,9 @@ def tensor_name(name: str, config: GemmaConfig) -> str:
     return f"model.layers.{layer}.{tensor}.weight"
 
 
-def make_theirs(
-    configuration: dict[str, Any], seed: int = 0, **changes: Any
-) -> "transformers.PreTrainedModel":
-    """Returns a transformers model with `random_weights` and `changes` to its config."""
-    import torch
-    import transformers
-
-    config = GemmaConfig(**configuration)
-    values = {
+def transformers_sizes(config: GemmaConfig) -> dict[str, Any]:
+    """Returns the arguments of all of transformers' configs for Gemma."""
+    return {
         "vocab_size": config.vocabulary_size,
         "hidden_size": config.hidden_dim,
         "intermediate_size": config.feed_forward_dim,
@@ -94,8 +88,33 @@ def make_theirs(
         "num_key_value_heads": config.num_key_value_heads,
         "head_dim": config.head_dim,
         "rms_norm_eps": config.layer_norm_epsilon,
+        "max_position_embeddings": config.context_length,
         "attn_implementation": "eager",
     }
+
+
+def load_into_transformers(
+    model: "transformers.PreTrainedModel", arrays: dict[str, np.ndarray], config: GemmaConfig
+) -> None:
+    """Assigns all weights, by their names in `config.weight_shapes()`, to a transformers model."""
+    import torch
+
+    tensors = {
+        tensor_name(name, config): torch.from_numpy(np.array(array))
+        for name, array in arrays.items()
+    }
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    assert not unexpected and set(missing) <= {"lm_head.weight"}  # tied
+
+
+def make_theirs(
+    configuration: dict[str, Any], seed: int = 0, **changes: Any
+) -> "transformers.PreTrainedModel":
+    """Returns a transformers model with `random_weights` and `changes` to its config."""
+    import transformers
+
+    config = GemmaConfig(**configuration)
+    values = transformers_sizes(config)
     if config.use_sliding_window_attention:
         scalar = config.head_dim
         if not config.query_head_dim_normalize:
@@ -124,12 +143,7 @@ def make_theirs(
     config_name = "Gemma3TextConfig" if family == "Gemma3" else f"{family}Config"
     theirs = getattr(transformers, config_name)(**{**values, **changes})
     model = getattr(transformers, f"{family}ForCausalLM")(theirs).eval()
-    tensors = {
-        tensor_name(name, config): torch.from_numpy(array)
-        for name, array in random_weights(config, seed).items()
-    }
-    missing, unexpected = model.load_state_dict(tensors, strict=False)
-    assert not unexpected and set(missing) <= {"lm_head.weight"}
+    load_into_transformers(model, random_weights(config, seed), config)
     return model
 
 

@@ -1,5 +1,7 @@
 """Models of KerasHub and of this package with random weights, and comparisons."""
 
+import shutil
+
 import keras
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from keras_gemma.presettable import Presettable
 from keras_gemma.storage.formats import save_as
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
 from keras_gemma.text.tokenizer import GemmaTokenizer
+from tests.configurations import GEMMA1
 
 IDS = np.array([[2, 9, 31, 8, 300, 77, 5, 140, 11, 12], [2, 400, 3, 17, 17, 60, 211, 4, 90, 1]])
 """Token ids, longer than any window of `configurations.py`, without padding."""
@@ -84,6 +87,20 @@ def assert_same_weights(actual, expected):
             expected[name].numpy().astype("float32"),
             err_msg=name,
         )
+
+
+@pytest.fixture(scope="session")
+def saved_preset(tmp_path_factory, tiny_proto):
+    """A Keras preset with the sizes of `GEMMA1`. Tests must not change it."""
+    folder = tmp_path_factory.mktemp("saved") / "preset"
+    make_task(GEMMA1, tiny_proto).save_to_preset(folder)
+    return folder
+
+
+@pytest.fixture
+def preset(saved_preset, tmp_path):
+    """A copy of `saved_preset`."""
+    return shutil.copytree(saved_preset, tmp_path / "preset")
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,6 @@ from tests.storage.conftest import (
     assert_same_weights,
     make_backbone,
     make_keras_hub_backbone,
-    make_task,
     outputs,
 )
 from tests.storage.keras_hub_weights import KERAS_HUB_IS_WRONG, assert_same_as_keras_hub
@@ -110,18 +109,6 @@ def edit(path, remove=(), registered_name=None, class_name=None, module=None, **
     for key in remove:
         del content["config"][key]
     path.write_text(json.dumps(content))
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory, tiny_proto):
-    folder = tmp_path_factory.mktemp("saved") / "preset"
-    make_task(GEMMA1, tiny_proto).save_to_preset(folder)
-    return folder
-
-
-@pytest.fixture
-def preset(saved, tmp_path):
-    return shutil.copytree(saved, tmp_path / "preset")
 
 
 @pytest.mark.parametrize(

@@ -33,12 +33,6 @@ from tests.storage.keras_hub_weights import (
 )
 
 
-@pytest.fixture
-def preset(tiny_proto, tmp_path):
-    make_task(GEMMA1, tiny_proto).save_to_preset(tmp_path / "preset")
-    return tmp_path / "preset"
-
-
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_keras_hub_reads_what_we_write(name, tmp_path):
     import keras_hub

@@ -1,7 +1,5 @@
 """Names and folders of presets, and the objects built from them."""
 
-import shutil
-
 import keras
 import pytest
 
@@ -11,15 +9,8 @@ from keras_gemma.storage import resolve
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor, GemmaPreprocessor
 from keras_gemma.text.tokenizer import GemmaTokenizer
 from tests.configurations import GEMMA1
-from tests.storage.conftest import Task, assert_same_weights, make_backbone, make_task
+from tests.storage.conftest import Task, assert_same_weights, make_backbone
 from tests.storage.hubs import lay_out_kaggle
-
-
-@pytest.fixture(scope="module")
-def preset(tmp_path_factory, tiny_proto):
-    folder = tmp_path_factory.mktemp("presets") / "preset"
-    make_task(GEMMA1, tiny_proto).save_to_preset(folder)
-    return folder
 
 
 class MyBackbone(GemmaBackbone):
@@ -189,19 +180,15 @@ def test_dtypes(preset):
 @pytest.mark.parametrize("name", ["config.json", "assets/tokenizer/vocabulary.spm", "assets"])
 def test_links_out_of_the_folder_are_refused(name, preset, tmp_path):
     """Refused even if the link's target is a valid file."""
-    folder = tmp_path / "preset"
-    shutil.copytree(preset, folder)
-    (folder / name).rename(tmp_path / "elsewhere")
-    (folder / name).symlink_to(tmp_path / "elsewhere")
+    (preset / name).rename(tmp_path / "elsewhere")
+    (preset / name).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match=r"is a link to .*elsewhere.* is outside its folder"):
-        Task.from_preset(folder)
+        Task.from_preset(preset)
 
 
 def test_links_within_the_folder_and_to_it_are_followed(preset, tmp_path):
-    folder = tmp_path / "preset"
-    shutil.copytree(preset, folder)
-    (folder / "model.weights.h5").rename(folder / "same.h5")
-    (folder / "model.weights.h5").symlink_to("same.h5")
-    (tmp_path / "link").symlink_to(folder)
+    (preset / "model.weights.h5").rename(preset / "same.h5")
+    (preset / "model.weights.h5").symlink_to("same.h5")
+    (tmp_path / "link").symlink_to(preset)
     backbone = GemmaBackbone.from_preset(tmp_path / "link")
     assert_same_weights(backbone, make_backbone(GEMMA1))

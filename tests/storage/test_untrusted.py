@@ -1,7 +1,6 @@
 """Damaged and malicious folders: one message that names the file."""
 
 import json
-import shutil
 
 import h5py
 import numpy as np
@@ -29,23 +28,10 @@ def save_as(task, format, folder, **arguments):
     (save if format == "keras" else save_to_hugging_face)(task, folder, **arguments)
 
 
-@pytest.fixture(scope="module")
-def wholes(tmp_path_factory, tiny_proto):
-    """A model in one file, in each format."""
-    root = tmp_path_factory.mktemp("whole")
-    for format in INDICES:
-        save_as(make_task(GEMMA1, tiny_proto), format, root / format)
-    return root
-
-
 @pytest.fixture
-def preset(wholes, tmp_path):
-    return shutil.copytree(wholes / "keras", tmp_path / "preset")
-
-
-@pytest.fixture
-def checkpoint(wholes, tmp_path):
-    return shutil.copytree(wholes / "hugging_face", tmp_path / "checkpoint")
+def checkpoint(tiny_proto, tmp_path):
+    save_to_hugging_face(make_task(GEMMA1, tiny_proto), tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
 
 
 @pytest.fixture(params=INDICES)

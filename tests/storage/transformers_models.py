@@ -1,6 +1,7 @@
 """Models of transformers with random weights."""
 
 from keras_gemma.config import GemmaConfig
+from tests.parity.pairs import transformers_sizes
 
 
 def make_transformers_model(configuration, model_type=None):
@@ -14,18 +15,7 @@ def make_transformers_model(configuration, model_type=None):
     import transformers
 
     config = GemmaConfig(**configuration)
-    sizes = {
-        "vocab_size": config.vocabulary_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_query_heads,
-        "num_key_value_heads": config.num_key_value_heads,
-        "hidden_size": config.hidden_dim,
-        "intermediate_size": config.feed_forward_dim,
-        "head_dim": config.head_dim,
-        "rms_norm_eps": config.layer_norm_epsilon,
-        "max_position_embeddings": config.context_length,
-        "attn_implementation": "eager",
-    }
+    sizes = transformers_sizes(config)
     layers = range(config.num_layers)
     kinds = ["sliding_attention" if config.is_local(i) else "full_attention" for i in layers]
     attention = {
