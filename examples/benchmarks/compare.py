@@ -3,10 +3,11 @@
     python examples/benchmarks/compare.py --backends jax torch tensorflow
     python examples/benchmarks/compare.py --tiny --libraries keras_gemma transformers
     python examples/benchmarks/compare.py --quantization int4
+    python examples/benchmarks/compare.py --model gemma3_270m_q4_k_m --prompt 32 --new 128
 
-Writes random weights in the sizes of a preset, cut to a few layers, to a folder that all libraries
-read. Each line of the table is measured in its own process. The third call counts or, with more
-`--calls`, the fastest from the third on:
+Writes random weights in the sizes of a preset, cut to a few layers, or the weights of `--model`, to
+a folder that all libraries read. Each line of the table is measured in its own process. The third
+call counts or, with more `--calls`, the fastest from the third on:
 
     tokens/s     new tokens of the whole batch per second, including the prefill
     loading,     peak memory in addition to that before loading, as a multiple of the weights
@@ -18,7 +19,9 @@ read. Each line of the table is measured in its own process. The third call coun
     x BACKEND    speed of this package on that backend, relative to the line
 
 With `--quantization`, each library quantizes the same weights in its own format: KerasHub to int8,
-llama.cpp to Q8_0 or Q4_0, with an embedding of 6 bits. KerasHub on PyTorch then takes minutes.
+llama.cpp to Q8_0 or Q4_0, with an embedding of 6 bits. KerasHub on PyTorch then takes minutes. With
+`--quantization as_stored`, this package and llama.cpp compute with the numbers of `--model`'s GGUF
+file.
 """
 
 import argparse
@@ -50,7 +53,11 @@ NEEDS = {
 ON_KERAS = ("keras_gemma", "keras_hub")
 KERAS, HUGGING_FACE, GGUF = "keras", "hugging_face", "model.gguf"
 GGML_KINDS = {"int8": "q8_0", "int4": "q4_0"}
-QUANTIZED = {"keras_gemma": ("int8", "int4"), "keras_hub": ("int8",), "llama_cpp": ("int8", "int4")}
+QUANTIZED = {
+    "keras_gemma": ("int8", "int4", "as_stored"),
+    "keras_hub": ("int8",),
+    "llama_cpp": ("int8", "int4", "as_stored"),
+}
 """Library to its quantization modes that are fast enough on a CPU."""
 
 Generate = Callable[[list[list[int]], int], list[int]]
@@ -70,12 +77,16 @@ def write_checkpoints(folder: Path, options: argparse.Namespace) -> None:
     Raises:
         ValueError: If the folder has other weights.
     """
-    from keras_gemma import GemmaCausalLMPreprocessor
+    from keras_gemma import GemmaCausalLM, GemmaCausalLMPreprocessor
     from keras_gemma.benchmark.random_model import random_model
     from keras_gemma.catalogue import presets
 
-    config = dataclasses.replace(presets()[options.shape].config, num_layers=options.layers)
+    if options.model:
+        config = GemmaCausalLM.from_preset(options.model, load_weights=False).backbone.config
+    else:
+        config = dataclasses.replace(presets()[options.shape].config, num_layers=options.layers)
     sizes = {
+        "model": options.model,
         "config": config.to_dict(),
         "dtype": options.dtype,
         "weight_bytes": config.weight_bytes(options.dtype),
@@ -84,11 +95,13 @@ def write_checkpoints(folder: Path, options: argparse.Namespace) -> None:
     sizes_path = folder / "sizes.json"
     if sizes_path.exists() and json.loads(sizes_path.read_text()) != sizes:
         raise ValueError(f"{folder} has other weights: pass another --folder, or delete it")
-    # The prompts are ids, but llama.cpp needs a vocabulary.
-    preprocessor = GemmaCausalLMPreprocessor.from_preset("gemma_tiny_en")
 
     @cache
     def lm() -> Any:
+        if options.model:
+            return GemmaCausalLM.from_preset(options.model, dtype=options.dtype)
+        # The prompts are ids, but llama.cpp needs a vocabulary.
+        preprocessor = GemmaCausalLMPreprocessor.from_preset("gemma_tiny_en")
         return random_model(config, options.dtype, preprocessor)
 
     names = " ".join(options.libraries)
@@ -96,6 +109,9 @@ def write_checkpoints(folder: Path, options: argparse.Namespace) -> None:
         lm().save_to_preset(folder / KERAS)
     if "transformers" in names and not (folder / HUGGING_FACE).exists():
         lm().save_to_hugging_face(folder / HUGGING_FACE)
+    if options.quantization == "as_stored":
+        sizes_path.write_text(json.dumps(sizes))
+        return
     if "llama_cpp" in names and not (folder / GGUF).exists():
         lm().save_to_gguf(folder / GGUF, dtype="bf16")
     if "llama_cpp" in names and not (folder / gguf).exists():
@@ -104,7 +120,8 @@ def write_checkpoints(folder: Path, options: argparse.Namespace) -> None:
 
 
 def gguf_name(options: argparse.Namespace) -> str:
-    return f"{GGML_KINDS[options.quantization]}.gguf" if options.quantization else GGUF
+    kind = GGML_KINDS.get(options.quantization)
+    return f"{kind}.gguf" if kind else GGUF
 
 
 def quantize_gguf(source: Path, target: Path, quantization: str) -> None:
@@ -126,8 +143,9 @@ def load_keras_gemma(folder: Path, options: argparse.Namespace) -> Loaded:
     quantization = options.quantization
     if quantization == "int4":
         quantization = QuantizationConfig("int4", embedding=options.embedding)
+    source = options.model if quantization == "as_stored" else folder / KERAS
     lm = GemmaCausalLM.from_preset(
-        folder / KERAS, dtype=options.dtype, preprocessor=None, quantization=quantization
+        source, dtype=options.dtype, preprocessor=None, quantization=quantization
     )
 
     def generate(prompts: list[list[int]], new: int) -> list[int]:
@@ -139,10 +157,12 @@ def load_keras_gemma(folder: Path, options: argparse.Namespace) -> Loaded:
 def load_keras_hub(folder: Path, options: argparse.Namespace) -> Loaded:
     import keras_hub
 
-    backbone = keras_hub.models.GemmaBackbone.from_preset(str(folder / KERAS), dtype=options.dtype)
+    lm = keras_hub.models.CausalLM.from_preset(
+        str(folder / KERAS), dtype=options.dtype, preprocessor=None
+    )
+    backbone = lm.backbone
     if options.quantization:
         backbone.quantize(options.quantization)
-    lm = keras_hub.models.GemmaCausalLM(backbone, None)
     lm.compile(sampler="greedy")
 
     def generate(prompts: list[list[int]], new: int) -> list[int]:
@@ -150,7 +170,8 @@ def load_keras_hub(folder: Path, options: argparse.Namespace) -> Loaded:
         mask = np.zeros_like(ids)
         mask[:, :-new] = 1
         inputs = {"token_ids": ids, "padding_mask": mask}
-        return np.array(lm.generate(inputs, stop_token_ids=None)["token_ids"])[0, -new:].tolist()
+        outputs = lm.make_generate_function()(inputs, None)
+        return np.array(outputs["token_ids"])[0, -new:].tolist()
 
     return Loaded(generate, keras_bytes(backbone))
 
@@ -209,6 +230,10 @@ def load_llama_cpp(folder: Path, options: argparse.Namespace) -> Loaded:
         raise NotImplementedError("llama-cpp-python's generate takes one prompt at a time")
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     path = folder / gguf_name(options)
+    if options.quantization == "as_stored":
+        from keras_gemma.storage.hub.locate import resolve
+
+        path = resolve(options.model)
     model = llama_cpp.Llama(
         str(path),
         n_ctx=options.prompt + options.new,
@@ -342,8 +367,9 @@ def read_options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_common_arguments(parser, 6, list(NEEDS))
+    parser.add_argument("--model", help="preset or GGUF file with real weights, instead of --shape")
     parser.add_argument("--tiny", action="store_true", help="use --shape gemma_tiny_en")
-    parser.add_argument("--quantization", choices=list(GGML_KINDS))
+    parser.add_argument("--quantization", choices=[*GGML_KINDS, "as_stored"])
     parser.add_argument(
         "--embedding",
         default="int8",
@@ -360,6 +386,8 @@ def read_options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.calls < 3:
         parser.error(f"--calls must be at least 3. Received: {options.calls}")
+    if options.quantization == "as_stored" and not options.model:
+        parser.error("--quantization as_stored needs --model with a GGUF file")
     if options.tiny:
         options.shape = "gemma_tiny_en"
     return options
