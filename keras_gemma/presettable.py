@@ -46,7 +46,7 @@ class Presettable:
 
         Args:
             preset: A built-in name from `presets` (such as `"gemma_tiny_en"`), a local directory
-                with a Keras preset or a Hugging Face checkpoint, or a handle:
+                with a Keras preset, a Hugging Face or an Orbax checkpoint, a GGUF file, or a handle:
                 `kaggle://owner/model/framework/variation[/version]`,
                 `hf://owner/model[@revision]`, or `hf://` and a built-in name for its Hugging Face
                 counterpart. Missing files are downloaded, but only those that the class needs. A

@@ -12,7 +12,7 @@ hub/                 names and handles to folders; downloads and uploads
 keras_preset/        KerasHub's folder
 hugging_face/        Hugging Face's folder
 adapters/            LoRA adapters of PEFT and KerasHub
-gguf/                a .gguf file for llama.cpp
+gguf/                llama.cpp's .gguf file
 """
 
 from keras_gemma.storage.hub.locate import resolve
