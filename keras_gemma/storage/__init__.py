@@ -13,6 +13,7 @@ keras_preset/        KerasHub's folder
 hugging_face/        Hugging Face's folder
 adapters/            LoRA adapters of PEFT and KerasHub
 gguf/                llama.cpp's .gguf file
+orbax/               DeepMind's folder for JAX
 """
 
 from keras_gemma.storage.hub.locate import resolve
