@@ -7,15 +7,17 @@ import keras
 
 from keras_gemma.model.matrix import MatrixLayer
 from keras_gemma.model.trainable import release_variables, reset_training
-from keras_gemma.quantization import QuantizationConfig, to_config
+from keras_gemma.quantization import AS_STORED, QuantizationConfig, to_config
 from keras_gemma.quantization.calibration import mean_squares, read_rows
 
 
 def read_mode(mode: Any, group_size: int, zero_points: bool, embedding: str) -> QuantizationConfig:
     """Returns the configuration that the arguments of `GemmaCausalLM.quantize` describe."""
     if not isinstance(mode, QuantizationConfig | Mapping):
+        _check_mode(mode)
         return QuantizationConfig(mode, group_size, zero_points, embedding)
     config = to_config(mode)
+    _check_mode(config.mode)
     if (group_size, zero_points, embedding) != (32, False, "int8"):
         raise ValueError(
             "`mode` is a config or a dictionary with all settings: set `group_size`, "
@@ -23,6 +25,15 @@ def read_mode(mode: Any, group_size: int, zero_points: bool, embedding: str) -> 
             f"zero_points={zero_points!r}, embedding={embedding!r}, mode={config}"
         )
     return config
+
+
+def _check_mode(mode: Any) -> None:
+    if mode == AS_STORED:
+        raise ValueError(
+            "`mode` must be 'int8' or 'int4' for a model in memory. To keep the numbers of a GGUF "
+            "file, load it with `from_preset('model.gguf', quantization='as_stored')`. "
+            f"Received: mode={mode!r}"
+        )
 
 
 def quantize(backbone: Any, config: QuantizationConfig, calibration: Any = None) -> None:
@@ -45,15 +56,17 @@ def quantize(backbone: Any, config: QuantizationConfig, calibration: Any = None)
     release_variables(backbone)
     for name, layer in matrices.items():
         layer.quantize_matrix(name, config, importance.get(name))
-    freeze_norms(backbone)
+    freeze_floats(backbone)
     reset_training(backbone)
 
 
-def freeze_norms(backbone: Any) -> None:
-    """Freezes all weights of a quantized backbone that are not matrices."""
+def freeze_floats(backbone: Any) -> None:
+    """Freezes all weights of a quantized backbone that are not quantized."""
     for layer in backbone.weight_layers().values():
         if not isinstance(layer, MatrixLayer):
             layer.trainable = False
+        elif layer.quantization is None:
+            layer.variables_of_matrix.trainable = False
 
 
 def check_policy(policy: Any) -> None:

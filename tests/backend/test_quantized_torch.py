@@ -73,7 +73,7 @@ def stored(plain, bits):
 def test_unpack_inverts_pack(shape, bits, zero_points):
     plain = plain_weight(*shape, bits, zero_points)
     packed = backend.quantized_pack(plain, "matrix", bits)
-    specified = backend.quantized_spec(shape[:2], "matrix", bits, shape[2], zero_points)
+    specified = backend.quantized_spec(shape[:2], "matrix", layout(bits, shape[2], zero_points))
     unpacked = backend.quantized_unpack(packed, shape[:2])
     for array, spec, before, after in zip(packed, specified, plain, unpacked, strict=True):
         if before is None:
@@ -87,7 +87,7 @@ def test_unpack_inverts_pack(shape, bits, zero_points):
 
 def test_group_size_must_be_a_multiple_of_8():
     with pytest.raises(ValueError, match=r"`group_size` must be a multiple of 8.*group_size=20"):
-        backend.quantized_spec((16, 40), "matrix", 4, 20)
+        backend.quantized_spec((16, 40), "matrix", Layout(4, 20))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
