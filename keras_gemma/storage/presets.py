@@ -11,6 +11,7 @@ from typing import Any
 from keras_gemma.backend import uninitialized
 from keras_gemma.catalogue import find
 from keras_gemma.config import GemmaConfig
+from keras_gemma.model.weights import QuantizedWeight
 from keras_gemma.quantization import AS_STORED, QuantizationConfig, to_config
 from keras_gemma.storage import formats
 from keras_gemma.storage.arguments import check_arguments, kind_of, pop_arguments
@@ -124,7 +125,7 @@ class PresetParts:
         if quantization is not None:
             errors = format.read_errors(folder)
             for name, weight in weights.items():
-                if weight.kind != "norm":
+                if isinstance(weight, QuantizedWeight):
                     weight.layer.relative_error = errors.get(name)
         return backbone
 

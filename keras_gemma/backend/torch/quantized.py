@@ -34,6 +34,9 @@ from keras_gemma.backend import quantized
 from keras_gemma.backend.quantized import Layout, Quantized
 from keras_gemma.backend.torch.cpu import materialize
 
+# Inductor warns when a loop reads both: here float16 scales and bfloat16 activations.
+warnings.filterwarnings("ignore", "bf16 and fp16 are mixed", UserWarning)
+
 NOT_COMPILED = (BackendCompilerFailed, InternalTorchDynamoError, Unsupported)
 """Exceptions of a failed compilation. Errors of the compiled function have other types."""
 
