@@ -5,9 +5,10 @@ from typing import Any
 
 import keras
 
+from keras_gemma.checks import check_one_of
 from keras_gemma.model.matrix import MatrixLayer
 from keras_gemma.model.trainable import release_variables, reset_training
-from keras_gemma.quantization import AS_STORED, QuantizationConfig, to_config
+from keras_gemma.quantization import AS_STORED, MODES, QuantizationConfig, to_config
 from keras_gemma.quantization.calibration import mean_squares, read_rows
 
 
@@ -34,6 +35,7 @@ def _check_mode(mode: Any) -> None:
             "file, load it with `from_preset('model.gguf', quantization='as_stored')`. "
             f"Received: mode={mode!r}"
         )
+    check_one_of("mode", mode, MODES)
 
 
 def quantize(backbone: Any, config: QuantizationConfig, calibration: Any = None) -> None:

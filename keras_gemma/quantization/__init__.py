@@ -16,6 +16,7 @@ from keras_gemma.quantization.array import (
 )
 from keras_gemma.quantization.config import (
     AS_STORED,
+    MODES,
     STORED_TYPES,
     QuantizationConfig,
     join,
@@ -25,6 +26,7 @@ from keras_gemma.quantization.report import Report, WeightReport, report
 
 __all__ = [
     "AS_STORED",
+    "MODES",
     "STORED_TYPES",
     "QuantizationConfig",
     "Report",
