@@ -46,8 +46,8 @@ class Presettable:
 
         Args:
             preset: A built-in name from `presets` (such as `"gemma_tiny_en"`), a local directory
-                with a Keras preset, a Hugging Face or an Orbax checkpoint, a GGUF file, or a handle:
-                `kaggle://owner/model/framework/variation[/version]`,
+                with a Keras preset, a Hugging Face or an Orbax checkpoint, a GGUF file, or a
+                handle: `kaggle://owner/model/framework/variation[/version]`,
                 `hf://owner/model[@revision]`, or `hf://` and a built-in name for its Hugging Face
                 counterpart. Missing files are downloaded, but only those that the class needs. A
                 built-in name takes precedence over a directory of the same name, with a warning:

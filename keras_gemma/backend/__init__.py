@@ -52,7 +52,7 @@ from keras import ops
 
 from keras_gemma.backend import keras_internals, packing
 from keras_gemma.backend.packing import as_aligned, empty
-from keras_gemma.backend.quantized import Quantized
+from keras_gemma.backend.quantized import Layout, Quantized
 
 _name = keras.config.backend()
 
@@ -105,10 +105,8 @@ def pack(weight: np.ndarray, kind: str, dtype: Any = None) -> np.ndarray:
     return packing.pack(weight, kind, dtype) if _has_blocks() else as_aligned(weight, dtype)
 
 
-def quantized_spec(
-    shape: tuple[int, int], kind: str, bits: int, group_size: int, zero_points: bool = False
-) -> Quantized:
-    return _module.quantized_layout().spec(shape, kind, bits, group_size, zero_points)
+def quantized_spec(shape: tuple[int, int], kind: str, layout: Layout) -> Quantized:
+    return _module.quantized_layout().spec(shape, kind, layout)
 
 
 def quantized_pack(plain: Quantized, kind: str, bits: int) -> Quantized:
@@ -118,20 +116,18 @@ def quantized_pack(plain: Quantized, kind: str, bits: int) -> Quantized:
 def quantized_pack_rows(
     shape: tuple[int, int],
     kind: str,
-    bits: int,
-    group_size: int,
-    zero_points: bool,
+    layout: Layout,
     plain_rows: Callable[[slice], Quantized],
 ) -> Quantized:
     """Packs a weight `[out, in]` in chunks. `plain_rows` returns the plain form of some rows."""
     out, length = shape
     rows = max(1, MAX_CHUNK_ELEMENTS // length // ROW_ALIGNMENT) * ROW_ALIGNMENT
     if out <= rows or out % ROW_ALIGNMENT:
-        return quantized_pack(plain_rows(slice(None)), kind, bits)
-    spec = quantized_spec(shape, kind, bits, group_size, zero_points)
+        return quantized_pack(plain_rows(slice(None)), kind, layout.bits)
+    spec = quantized_spec(shape, kind, layout)
     packed = spec.map(lambda entry: empty(*entry))
     for start in range(0, out, rows):
-        chunk = quantized_pack(plain_rows(slice(start, start + rows)), kind, bits)
+        chunk = quantized_pack(plain_rows(slice(start, start + rows)), kind, layout.bits)
         for whole, part in zip(packed, chunk, strict=True):
             if part is not None:
                 # `out` is the only axis that is longer in the whole.

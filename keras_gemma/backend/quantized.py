@@ -1,7 +1,8 @@
 """Reference implementation of int8 and int4 weights in plain `keras.ops`.
 
-`weight[o, i] = scales[o, g] * (values[o, i] - zero_points[o, g])` with `g = i // group_size`. In
-8 bits, each row is one group. A backend may have its own layout and faster functions.
+`weight[o, i] = scales[o, g] * (values[o, i] - zero_points[o, g]) + minimums[o, g]` with
+`g = i // group_size`. Without groups, each row has one scale `[out]`. A weight has zero points,
+minimums or neither. A backend may have its own layout and faster functions.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,21 +12,32 @@ import keras
 import numpy as np
 from keras import ops
 
-FILE_NAMES = ("values", "scales", "zeros")
+FILE_NAMES = ("values", "scales", "zeros", "minimums")
 """Names of the arrays of a `Quantized` in files."""
 
 
 class Quantized(NamedTuple):
     """Quantized weight `[out, in]`. A stored weight has 8 bits if `values` is int8, otherwise 4.
 
-    A backend may store 4 bits in its own layout, such as words of eight numbers. In the plain form,
-    which files use, `values` is int8 `[out, in]`: -127 to 127 in 8 bits, -8 to 7 in 4 bits, or 0
-    to 15 with zero points.
+    A backend may store groups in its own layout, such as words of eight 4-bit numbers. In the plain
+    form, which files use, `values` is int8 `[out, in]`: -128 to 127 in 8 bits, -8 to 7 in 4 bits,
+    or 0 to 15 with zero points or minimums.
     """
 
     values: Any  # int8 [out, in]; uint8 [out, in / 2], low half bytes are the first half of a row
-    scales: Any  # float32 [out] in 8 bits; bfloat16 [out, in / group_size] in 4
-    zero_points: Any = None  # like the scales of 4 bits; None if all zero points are 0
+    scales: Any  # float32 [out], or [out, in / group_size] with groups
+    zero_points: Any = None  # like the scales of groups; None if all zero points are 0
+    minimums: Any = None  # like the scales of groups; None if all minimums are 0
+
+    @property
+    def has_groups(self) -> bool:
+        """True if the numbers of a row have several scales."""
+        return len(self.scales.shape) > 1
+
+    @property
+    def is_signed(self) -> bool:
+        """True if 4-bit values are -8 to 7."""
+        return self.zero_points is None and self.minimums is None
 
     def by_file_name(self) -> dict[str, Any]:
         """Returns the arrays that are not `None` by their names in files."""
@@ -42,15 +54,31 @@ class Quantized(NamedTuple):
         return cls(*(arrays.get(name) for name in FILE_NAMES))
 
 
-def spec(
-    shape: tuple[int, int], kind: str, bits: int, group_size: int, zero_points: bool = False
-) -> Quantized:
+class Layout(NamedTuple):
+    """Precision of a quantized weight."""
+
+    bits: int
+    group_size: int | None
+    """Numbers of a row that share a scale. `None` means the whole row, with a float32 scale."""
+    zero_points: bool = False
+    minimums: bool = False
+    scale_dtype: str = "bfloat16"
+    """Dtype of the scales, zero points and minimums of groups."""
+
+    def with_groups(self, values: Any, shape: tuple[int, ...]) -> Quantized:
+        """Returns shape and dtype of each array, if the arrays of groups have this shape."""
+        entry = (shape, self.scale_dtype)
+        zero_points, minimums = (entry if has else None for has in self[2:4])
+        return Quantized(values, entry, zero_points, minimums)
+
+
+def spec(shape: tuple[int, int], kind: str, layout: Layout) -> Quantized:
     """Returns shape and dtype of each array of a stored weight `[out, in]`."""
     out, length = shape
-    if bits == 8:
-        return Quantized((shape, "int8"), ((out,), "float32"))
-    groups = ((out, length // group_size), "bfloat16")
-    return Quantized(((out, length // 2), "uint8"), groups, groups if zero_points else None)
+    values = (shape, "int8") if layout.bits == 8 else ((out, length // 2), "uint8")
+    if layout.group_size is None:
+        return Quantized(values, ((out,), "float32"))
+    return layout.with_groups(values, (out, length // layout.group_size))
 
 
 def pack(plain: Quantized, kind: str, bits: int) -> Quantized:
@@ -66,25 +94,33 @@ def unpack(packed: Quantized, shape: tuple[int, int]) -> Quantized:
     if packed.values.dtype == np.int8:
         return packed
     values = np.concatenate([packed.values & 15, packed.values >> 4], axis=1).view("int8")
-    if packed.zero_points is None:
+    if packed.is_signed:
         values = (values ^ 8) - 8  # 15 is -1
     return packed._replace(values=values)
 
 
 def dequantize(packed: Quantized, dtype: str) -> Any:
     """Returns rows of a stored weight, `[..., in]` in `dtype`."""
-    values, scales, zero_points = packed
+    values, scales, zero_points, minimums = packed
     if keras.backend.standardize_dtype(values.dtype) == "int8":
-        return ops.cast(ops.cast(values, "float32") * scales[..., None], dtype)
-    low, high = ops.bitwise_and(values, 15), ops.right_shift(values, 4)
-    numbers = ops.cast(ops.concatenate([low, high], axis=-1), "float32")
-    if zero_points is None:
-        numbers = ops.where(numbers > 7, numbers - 16, numbers)
-    rows, groups = ops.shape(numbers)[:-1], scales.shape[-1]
+        numbers = ops.cast(values, "float32")
+    else:
+        low, high = ops.bitwise_and(values, 15), ops.right_shift(values, 4)
+        numbers = ops.cast(ops.concatenate([low, high], axis=-1), "float32")
+        if packed.is_signed:
+            numbers = ops.where(numbers > 7, numbers - 16, numbers)
+    rows = ops.shape(numbers)[:-1]
+    groups = scales.shape[-1] if len(scales.shape) == len(numbers.shape) else 1
+
+    def of_groups(array: Any) -> Any:
+        return ops.reshape(ops.cast(array, "float32"), (*rows, groups, 1))
+
     numbers = ops.reshape(numbers, (*rows, groups, numbers.shape[-1] // groups))
     if zero_points is not None:
-        numbers = numbers - ops.cast(zero_points, "float32")[..., None]
-    numbers = numbers * ops.cast(scales, "float32")[..., None]
+        numbers = numbers - of_groups(zero_points)
+    numbers = numbers * of_groups(scales)
+    if minimums is not None:
+        numbers = numbers + of_groups(minimums)
     return ops.cast(ops.reshape(numbers, (*rows, groups * numbers.shape[-1])), dtype)
 
 

@@ -152,7 +152,8 @@ def check_memory(
     text = work.prompt + work.new
     needed = bytes_needed(Workload(work.batch, 1, work.prompt, text), config, dtype)
     needed += work.batch * (work.prompt * BYTES_PER_PROMPT_ID + text * 4)
-    weights = config.weight_bytes(quantization or dtype)
+    is_quantized = quantization in ("int8", "int4")  # as stored: at most those in `dtype`
+    weights = config.weight_bytes(quantization if is_quantized else dtype)
     if free is not None and weights + needed > free:
         raise ValueError(
             f"The weights need {weights / 1e9:.1f} GB and the work about {needed / 1e9:.1f} GB, "

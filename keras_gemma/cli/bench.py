@@ -15,7 +15,7 @@ from keras_gemma.cli.options import (
     DebugOption,
     DtypeOption,
     JsonOption,
-    Quantization,
+    LoadedQuantization,
     start,
 )
 from keras_gemma.cli.printing import make_console, make_table
@@ -33,7 +33,7 @@ def bench(
         None, min=1, help="Number of layers of --shape.", show_default="all"
     ),
     dtype: DtypeOption = None,
-    quantization: Quantization | None = Option(
+    quantization: LoadedQuantization | None = Option(
         None, help="Precision of the matrices.", show_default="as stored"
     ),
     prompt: int = Option(32, min=1, help="Tokens per prompt."),

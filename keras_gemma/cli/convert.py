@@ -12,6 +12,7 @@ from keras_gemma.cli.options import (
     Dtype,
     DtypeOption,
     JsonOption,
+    LoadedQuantization,
     LoraOption,
     Quantization,
     full_name,
@@ -40,6 +41,9 @@ def convert(
     ),
     lora: LoraOption = None,
     dtype: DtypeOption = None,
+    quantization: LoadedQuantization | None = Option(
+        None, help="Precision of the matrices. as_stored: that of a GGUF file."
+    ),
     gguf_type: GgufType = Option("bf16", help="Number format of a GGUF file."),
     max_shard_size: str | None = Option(None, help="Maximum size of a weights file, such as 2GB."),
     backend: BackendOption = None,
@@ -65,7 +69,7 @@ def convert(
 
     check_target(target)
     name = full_name(source)
-    lm = load(choose(name, "exact", dtype), name, lora=lora)  # The writers merge it.
+    lm = load(choose(name, "exact", dtype, quantization), name, lora=lora)  # The writers merge it.
     if is_gguf:
         lm.save_to_gguf(target, gguf_type)
     else:

@@ -12,7 +12,7 @@ from keras_gemma.cli.options import (
     BackendOption,
     DebugOption,
     DtypeOption,
-    Quantization,
+    LoadedQuantization,
     drop_none,
     full_name,
     start,
@@ -39,7 +39,7 @@ def export(
     format: Format = Option(
         "tf_saved_model", help="tf_saved_model maps text to text, the others ids to logits."
     ),
-    quantization: Quantization | None = Option(
+    quantization: LoadedQuantization | None = Option(
         None, help="Precision of the matrices; not for onnx."
     ),
     max_new_tokens: int | None = Option(

@@ -13,8 +13,8 @@ from keras_gemma.cli.options import (
     DebugOption,
     DeviceOption,
     DtypeOption,
+    LoadedQuantization,
     ModelOption,
-    Quantization,
     full_name,
     start,
 )
@@ -41,7 +41,7 @@ def finetune(
         [], help="Matrix to adapt, or all-linear. Can be repeated.", show_default="query, value"
     ),
     dropout: float = Option(0.0, min=0, max=0.99, help="Dropout of the adapter."),
-    quantization: Quantization | None = Option(
+    quantization: LoadedQuantization | None = Option(
         None, help="Precision of the frozen matrices (QLoRA)."
     ),
     dtype: DtypeOption = None,

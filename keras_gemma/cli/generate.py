@@ -11,9 +11,9 @@ from keras_gemma.cli.options import (
     DEFAULT_MODEL,
     MODES,
     BenchmarkOption,
+    LoadedQuantization,
     Mode,
     ModelOptions,
-    Quantization,
     SeedOption,
     SilentOption,
     drop_none,
@@ -72,7 +72,7 @@ def generate(
     stop: list[str] = Option([], help="Stop string. Can be repeated."),
     seed: SeedOption = None,
     strip_prompt: bool = Option(False, "--strip-prompt", help="Print only the continuation."),
-    quantization: Quantization | None = Option(
+    quantization: LoadedQuantization | None = Option(
         None, help="Precision of the matrices, instead of --fit."
     ),
     silent: SilentOption = False,

@@ -11,7 +11,7 @@ from typing import Any
 
 from keras_gemma import backend, catalogue, progress
 from keras_gemma.causal_lm.model import GemmaCausalLM
-from keras_gemma.cli.options import Dtype, Fit, ModelOptions, Quantization, drop_none
+from keras_gemma.cli.options import Dtype, Fit, LoadedQuantization, ModelOptions, drop_none
 from keras_gemma.config import GemmaConfig
 from keras_gemma.generation.memory import Workload, bytes_needed
 from keras_gemma.quantization import QuantizationConfig
@@ -49,7 +49,7 @@ class Choice:
 def load_model(
     options: ModelOptions,
     name: str,
-    quantization: Quantization | None = None,
+    quantization: LoadedQuantization | None = None,
     silent: bool = False,
     explain: bool = False,
 ) -> GemmaCausalLM:
@@ -77,7 +77,7 @@ def load(
 
 
 def choose(
-    model: str, fit: Fit, dtype: Dtype | None, quantization: Quantization | None = None
+    model: str, fit: Fit, dtype: Dtype | None, quantization: LoadedQuantization | None = None
 ) -> Choice:
     """Chooses the precision of `model`. If `fit` is `auto` and none fits, raises a ValueError."""
     arguments: dict[str, Any] = {"dtype": dtype}

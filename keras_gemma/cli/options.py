@@ -30,6 +30,9 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Quantization = Literal["int8", "int4"]
 """Precision of quantized matrices."""
 
+LoadedQuantization = Literal["int8", "int4", "as_stored"]
+"""Precision of the matrices of a model that is loaded. `as_stored` keeps those of a GGUF file."""
+
 Fit = Literal["auto", "exact", "speed", "memory", "memory_extreme"]
 """Trade-off between precision and memory. `loading.py` defines each."""
 

@@ -70,7 +70,7 @@ def forward(
 def named_arrays(backbone: Any) -> dict[str, Any]:
     """Returns the packed weights of a `GemmaBackbone` by name, such as `layers.0.query`.
 
-    The arrays of a quantized matrix end in `.values`, `.scales` and `.zeros`.
+    The arrays of a quantized matrix end in `.values`, `.scales`, `.zeros` and `.minimums`.
     """
     weights = backbone.tensors()
     named = dict(weights["head"])

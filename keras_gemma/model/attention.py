@@ -17,6 +17,7 @@ from keras_gemma.model.linear import Linear
 from keras_gemma.model.matrix import matmul
 from keras_gemma.model.normalization import RMSNormalization, rms_normalize
 from keras_gemma.model.rope import rotate
+from keras_gemma.quantization import to_config
 
 MAX_CHUNK_QUERIES = 512
 """Maximum queries per sequence that are processed at a time; logits are `[B, N, 512, S]`."""
@@ -138,16 +139,21 @@ class GemmaAttention(keras.layers.Layer):
         super().__init__(**kwargs)
         queries = config.num_query_heads * config.head_dim
         keys = config.num_key_value_heads * config.head_dim
-        options = {"quantization": quantization, "dtype": self.dtype_policy}
-        self.query_dense = Linear(queries, **options, name="query")
-        self.key_dense = Linear(keys, **options, name="key")
-        self.value_dense = Linear(keys, **options, name="value")
+        quantization = to_config(quantization)
+
+        def linear(kind: str, out_dim: int, name: str) -> Linear:
+            options = {"dtype": self.dtype_policy, "name": name}
+            return Linear(out_dim, quantization and quantization.within(kind), **options)
+
+        self.query_dense = linear("query", queries, "query")
+        self.key_dense = linear("key", keys, "key")
+        self.value_dense = linear("value", keys, "value")
         if config.use_query_key_norm:
             epsilon, dtype = config.layer_norm_epsilon, self.dtype_policy
             self.query_norm = RMSNormalization(epsilon, dtype=dtype, name="query_norm")
             self.key_norm = RMSNormalization(epsilon, dtype=dtype, name="key_norm")
         self.head_dim = config.head_dim
-        self.output_dense = Linear(config.hidden_dim, **options, name="attention_output")
+        self.output_dense = linear("output", config.hidden_dim, "attention_output")
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         for layer in (self.query_dense, self.key_dense, self.value_dense):

@@ -16,11 +16,11 @@ from keras_gemma.model.decoder_block import GemmaDecoderBlock
 from keras_gemma.model.embedding import ReversibleEmbedding, scale_embeddings
 from keras_gemma.model.matrix import MatrixLayer
 from keras_gemma.model.normalization import RMSNormalization
-from keras_gemma.model.quantize import check_policy, freeze_norms, quantize, read_mode
+from keras_gemma.model.quantize import check_policy, freeze_floats, quantize, read_mode
 from keras_gemma.model.trainable import TrainableModel, reset_training
 from keras_gemma.model.weights import NamedWeight, QuantizedWeight
 from keras_gemma.presettable import Presettable
-from keras_gemma.quantization import QuantizationConfig, to_config
+from keras_gemma.quantization import QuantizationConfig, join, to_config
 
 
 def check_layer_arguments(cls: type, arguments: dict[str, Any]) -> None:
@@ -76,8 +76,9 @@ class GemmaBackbone(Presettable, TrainableModel):
         context_length: Maximum number of tokens in prompt and answer together. No weight depends
             on it.
         quantization: `"int8"`, `"int4"`, a `QuantizationConfig` or its dictionary. Quantized
-            matrices are zero until they are loaded. They and the norms are frozen. `None` keeps
-            floating point; `quantize` can convert the model later.
+            matrices are zero until they are loaded. All weights are frozen. `None` keeps floating
+            point; `quantize` can convert the model later. `from_preset` of a GGUF file also
+            accepts `"as_stored"`, which keeps the numbers of the file exactly.
 
     Raises:
         ValueError: If the sizes are inconsistent, or incompatible with the quantization or dtype.
@@ -134,17 +135,21 @@ class GemmaBackbone(Presettable, TrainableModel):
         quantization = to_config(quantization)
         if quantization is not None:
             quantization.check_shapes(config.weight_shapes())
+
+        def of(name: str) -> QuantizationConfig | None:
+            return quantization and quantization.within(name)
+
         embedding = ReversibleEmbedding(
             vocabulary_size,
             hidden_dim,
             final_logit_soft_cap,
-            quantization,
+            of("token_embedding"),
             dtype=policy,
             name="token_embedding",
         )
         blocks = [
             GemmaDecoderBlock(
-                config, layer, quantization, dtype=policy, name=f"decoder_block_{layer}"
+                config, layer, of(f"layers.{layer}"), dtype=policy, name=f"decoder_block_{layer}"
             )
             for layer in range(num_layers)
         ]
@@ -166,7 +171,7 @@ class GemmaBackbone(Presettable, TrainableModel):
         self.adapters = Adapters(self)
         keras_internals.restore_quantize(self)
         if quantization is not None:
-            freeze_norms(self)
+            freeze_floats(self)
 
     @classmethod
     def arguments_of(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -181,7 +186,8 @@ class GemmaBackbone(Presettable, TrainableModel):
     @property
     def quantization(self) -> QuantizationConfig | None:
         """Quantization of the matrices, or `None` in floating point."""
-        return self.token_embedding.quantization
+        layers = self.weight_layers().items()
+        return join({n: one.quantization for n, one in layers if isinstance(one, MatrixLayer)})
 
     @property
     def rematerialize(self) -> bool:

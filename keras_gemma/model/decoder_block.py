@@ -16,6 +16,7 @@ from keras_gemma.model.block import decoder_block
 from keras_gemma.model.linear import Linear
 from keras_gemma.model.normalization import RMSNormalization
 from keras_gemma.model.transformer import run_blocks
+from keras_gemma.quantization import join, to_config
 
 
 def rematerialized(compute: Callable[[Any, Any], Any], x: Any, weights: dict[str, Any]) -> Any:
@@ -48,19 +49,24 @@ class GemmaDecoderBlock(keras.layers.Layer):
         self.config = config
         self.layer = layer
         policy = self.dtype_policy
-        options = {"quantization": quantization, "dtype": policy}
+        quantization = to_config(quantization)
+
+        def linear(kind: str, out_dim: int, name: str) -> Linear:
+            return Linear(
+                out_dim, quantization and quantization.within(kind), dtype=policy, name=name
+            )
 
         def norm(name: str) -> RMSNormalization:
             return RMSNormalization(config.layer_norm_epsilon, dtype=policy, name=name)
 
         self.pre_attention_norm = norm("pre_attention_norm")
-        self.attention = GemmaAttention(config, **options, name="attention")
+        self.attention = GemmaAttention(config, quantization, dtype=policy, name="attention")
         if config.use_post_attention_norm:
             self.post_attention_norm = norm("post_attention_norm")
         self.pre_ffw_norm = norm("pre_ffw_norm")
-        self.gating_ffw = Linear(config.feed_forward_dim, **options, name="ffw_gating")
-        self.gating_ffw_2 = Linear(config.feed_forward_dim, **options, name="ffw_gating_2")
-        self.ffw_linear = Linear(config.hidden_dim, **options, name="ffw_linear")
+        self.gating_ffw = linear("gate", config.feed_forward_dim, "ffw_gating")
+        self.gating_ffw_2 = linear("up", config.feed_forward_dim, "ffw_gating_2")
+        self.ffw_linear = linear("down", config.hidden_dim, "ffw_linear")
         if config.use_post_ffw_norm:
             self.post_ffw_norm = norm("post_ffw_norm")
         self.dropout = keras.layers.Dropout(config.dropout, dtype=policy, name="dropout")
@@ -140,7 +146,8 @@ class GemmaDecoderBlock(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         config = {**super().get_config(), "config": self.config.to_dict(), "layer": self.layer}
-        quantization = self.ffw_linear.quantization
+        layers = self.weight_layers().items()
+        quantization = join({n: one.quantization for n, one in layers if isinstance(one, Linear)})
         if quantization is not None:
             config["quantization"] = quantization.to_dict()
         return config

@@ -14,6 +14,7 @@ from keras_gemma import backend
 from keras_gemma.backend import keras_internals, quantized
 from keras_gemma.lora.low_rank import LoraWeight, low_rank_product
 from keras_gemma.quantization import (
+    AS_STORED,
     QuantizationConfig,
     dequantize_array,
     quantize_rows,
@@ -46,8 +47,8 @@ def matmul(x: Any, weight: Any) -> Any:
 class MatrixLayer(keras.layers.Layer):
     """Base class of layers with one matrix.
 
-    A quantized layer has the frozen variables `values`, `scales` and, with zero points,
-    `zero_points`. In a new layer they are zero until they are loaded.
+    A quantized layer has the frozen variables `values`, `scales` and, if the quantization has them,
+    `zero_points` or `minimums`. In a new layer they are zero until they are loaded.
     """
 
     kind = "matrix"
@@ -78,15 +79,19 @@ class MatrixLayer(keras.layers.Layer):
             setattr(self, name, variable)
 
     def _spec(self, config: QuantizationConfig) -> backend.Quantized:
-        options = config.array_options(self.kind)
-        return backend.quantized_spec(self.logical_shape, self.kind, *options)
+        return backend.quantized_spec(self.logical_shape, self.kind, config.layout(self.kind))
+
+    @property
+    def layout(self) -> backend.Layout:
+        """Layout of the quantized matrix."""
+        return self.quantization.layout(self.kind)
 
     @property
     def variables_of_matrix(self) -> backend.Quantized | keras.Variable:
         """Plain variable, or variables of the quantized matrix."""
         if self.quantization is None:
             return getattr(self, self.variable_name)
-        return backend.Quantized(self.values, self.scales, self.zero_points)
+        return backend.Quantized(self.values, self.scales, self.zero_points, self.minimums)
 
     @property
     def tensor(self) -> Any:
@@ -116,16 +121,25 @@ class MatrixLayer(keras.layers.Layer):
         self, array: np.ndarray, name: str, importance: np.ndarray | None = None
     ) -> tuple[backend.Quantized, float]:
         """Quantizes `array [out, in]` to the backend's layout; also returns its relative error."""
-        options = self.quantization.array_options(self.kind)
+        if self.quantization.mode == AS_STORED:
+            raise ValueError(
+                f"{name} keeps the numbers of a GGUF file ({self.quantization.describe()}), and "
+                "other numbers do not fit: load the model without `quantization='as_stored'` to "
+                "assign weights."
+            )
+        layout = self.layout
+        group_size = layout.group_size or array.shape[1]
         sums = np.zeros(2)
 
         def quantize(rows: slice) -> backend.Quantized:
-            plain, sums_of_rows = quantize_rows(array[rows], *options, importance)
+            plain, sums_of_rows = quantize_rows(
+                array[rows], layout.bits, group_size, layout.zero_points, importance
+            )
             sums[:] += sums_of_rows
             return plain
 
         try:
-            packed = backend.quantized_pack_rows(array.shape, self.kind, *options, quantize)
+            packed = backend.quantized_pack_rows(array.shape, self.kind, layout, quantize)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         return packed, relative_error(sums)
@@ -175,8 +189,7 @@ class MatrixLayer(keras.layers.Layer):
             # Another shape of the matrix raises when it is assigned.
             expected = {"0": stored.get("0", self.logical_shape)}
         else:
-            options = self.quantization.array_options(self.kind)
-            spec = quantized.spec(self.logical_shape, self.kind, *options)
+            spec = quantized.spec(self.logical_shape, self.kind, self.layout)
             shapes = {name: entry[0] for name, entry in spec.by_file_name().items()}
             expected = shapes | {"values": self.logical_shape}
         if stored != expected:
@@ -191,8 +204,7 @@ class MatrixLayer(keras.layers.Layer):
             backend.assign(variable, backend.pack(np.array(store["0"]), self.kind, variable.dtype))
             return
         plain = backend.Quantized.from_file_names({name: np.array(store[name]) for name in stored})
-        bits = self.quantization.bits(self.kind)
-        self.take_quantized(backend.quantized_pack(plain, self.kind, bits), None)
+        self.take_quantized(backend.quantized_pack(plain, self.kind, self.layout.bits), None)
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()

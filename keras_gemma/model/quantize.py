@@ -5,9 +5,10 @@ from typing import Any
 
 import keras
 
+from keras_gemma.checks import check_one_of
 from keras_gemma.model.matrix import MatrixLayer
 from keras_gemma.model.trainable import release_variables, reset_training
-from keras_gemma.quantization import QuantizationConfig, to_config
+from keras_gemma.quantization import AS_STORED, MODES, QuantizationConfig, to_config
 from keras_gemma.quantization.calibration import mean_squares, read_rows
 
 
@@ -17,8 +18,10 @@ def read_mode(
     """Returns the configuration that the arguments of `GemmaCausalLM.quantize` describe."""
     zero_points = zero_points if zeros is None else zeros
     if not isinstance(mode, QuantizationConfig | Mapping):
+        _check_mode(mode)
         return QuantizationConfig(mode, group_size, zero_points, embedding)
     config = to_config(mode)
+    _check_mode(config.mode)
     if (group_size, zero_points, embedding) != (32, False, "int8"):
         raise ValueError(
             "`mode` is a config or a dictionary with all settings: set `group_size`, "
@@ -26,6 +29,16 @@ def read_mode(
             f"zero_points={zero_points!r}, embedding={embedding!r}, mode={config}"
         )
     return config
+
+
+def _check_mode(mode: Any) -> None:
+    if mode == AS_STORED:
+        raise ValueError(
+            "`mode` must be 'int8' or 'int4' for a model in memory. To keep the numbers of a GGUF "
+            "file, load it with `from_preset('model.gguf', quantization='as_stored')`. "
+            f"Received: mode={mode!r}"
+        )
+    check_one_of("mode", mode, MODES)
 
 
 def quantize(backbone: Any, config: QuantizationConfig, calibration: Any = None) -> None:
@@ -48,15 +61,17 @@ def quantize(backbone: Any, config: QuantizationConfig, calibration: Any = None)
     release_variables(backbone)
     for name, layer in matrices.items():
         layer.quantize_matrix(name, config, importance.get(name))
-    freeze_norms(backbone)
+    freeze_floats(backbone)
     reset_training(backbone)
 
 
-def freeze_norms(backbone: Any) -> None:
-    """Freezes all weights of a quantized backbone that are not matrices."""
+def freeze_floats(backbone: Any) -> None:
+    """Freezes all weights of a quantized backbone that are not quantized."""
     for layer in backbone.weight_layers().values():
         if not isinstance(layer, MatrixLayer):
             layer.trainable = False
+        elif layer.quantization is None:
+            layer.variables_of_matrix.trainable = False
 
 
 def check_policy(policy: Any) -> None:

@@ -81,7 +81,7 @@ class QuantizedWeight:
 
     @property
     def bits(self) -> int:
-        return self.layer.quantization.bits(self.kind)
+        return self.layer.layout.bits
 
     @property
     def dtype(self) -> str:
@@ -116,8 +116,14 @@ class QuantizedWeight:
         def plain_rows(rows: slice) -> backend.Quantized:
             return quantized.unpack(plain.map(lambda part: part[rows]), self.shape)
 
-        options = self.layer.quantization.array_options(self.kind)
-        return backend.quantized_pack_rows(self.shape, self.kind, *options, plain_rows), None
+        return self.pack_plain_rows(plain_rows)
+
+    def pack_plain_rows(
+        self, plain_rows: Callable[[slice], backend.Quantized]
+    ) -> tuple[backend.Quantized, None]:
+        """Packs the weight in chunks. `plain_rows` returns the plain form of some rows."""
+        layout = self.layer.layout
+        return backend.quantized_pack_rows(self.shape, self.kind, layout, plain_rows), None
 
     def take(self, packed: tuple[backend.Quantized, float | None]) -> None:
         """Assigns the result of `pack` or `pack_plain_form`."""

@@ -14,14 +14,25 @@ from keras_gemma.quantization.array import (
     quantize_rows,
     relative_error,
 )
-from keras_gemma.quantization.config import QuantizationConfig, to_config
+from keras_gemma.quantization.config import (
+    AS_STORED,
+    MODES,
+    STORED_TYPES,
+    QuantizationConfig,
+    join,
+    to_config,
+)
 from keras_gemma.quantization.report import Report, WeightReport, report
 
 __all__ = [
+    "AS_STORED",
+    "MODES",
+    "STORED_TYPES",
     "QuantizationConfig",
     "Report",
     "WeightReport",
     "dequantize_array",
+    "join",
     "quantize_array",
     "quantize_rows",
     "relative_error",

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from keras_gemma.backend import Quantized, quantized
+from keras_gemma.backend import Layout, Quantized, quantized
 
 SHARES = {8: (1.0, 0.8), 4: (1.0, 1.06, 1.12, 0.94, 0.88, 0.8)}
 """Candidate clipping ranges by bits, as shares of the largest number. In 4 bits the range ends at
@@ -105,7 +105,8 @@ def quantize_rows(
             f"`group_size` must divide the length of a row, {length}. "
             f"Received: group_size={group_size}"
         )
-    spec = quantized.spec(array.shape, "matrix", bits, group_size, zero_points)
+    layout = Layout(8, None) if bits == 8 else Layout(4, group_size, zero_points)
+    spec = quantized.spec(array.shape, "matrix", layout)
     result = spec._replace(values=((out, length), "int8")).map(lambda entry: np.empty(*entry))
     if importance is not None:
         importance = np.asarray(importance, "float32").reshape(-1, group_size)
@@ -266,7 +267,7 @@ def _store(numbers: np.ndarray, dtype: Any) -> np.ndarray:
 
 def dequantize_array(plain: Quantized, dtype: Any) -> np.ndarray:
     """Returns the matrix `[out, in]` of a plain form in `dtype`, rounded from float32."""
-    values, scales, zero_points = plain
+    values, scales, zero_points, minimums = plain
     out, length = values.shape
     result = np.empty((out, length), dtype)
     step = max(1, MAX_CHUNK_ELEMENTS // length)
@@ -277,5 +278,7 @@ def dequantize_array(plain: Quantized, dtype: Any) -> np.ndarray:
         if zero_points is not None:
             groups -= to_float32(zero_points[chunk])[..., None]
         groups *= to_float32(scales[chunk]).reshape(groups.shape[:2])[..., None]
+        if minimums is not None:
+            groups += to_float32(minimums[chunk])[..., None]
         result[chunk] = numbers
     return result

@@ -9,6 +9,7 @@ from typing import Any
 
 NORM = "norm weights are small and sensitive"
 PLAIN = "the model is not quantized"
+FLOATS = "stored in floating point"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,11 +108,10 @@ def report(model: Any) -> Report:
         raise TypeError(
             f"`model` must be a GemmaCausalLM or a GemmaBackbone. Received: model={model!r:.100}"
         )
-    weights = []
+    config, weights = backbone.quantization, []
     for name, weight in backbone.named_weights().items():
         quantized = weight.dtype in ("int8", "int4")
-        kept = None if quantized else NORM if weight.kind == "norm" else PLAIN
+        kept = None if quantized else NORM if weight.kind == "norm" else FLOATS if config else PLAIN
         sizes, error = (weight.plain_bytes, weight.bytes), weight.relative_error
         weights.append(WeightReport(name, weight.shape, weight.dtype, *sizes, error, kept))
-    config = backbone.quantization
     return Report(config.describe() if config else "not quantized", tuple(weights))

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from keras_gemma.config import GemmaConfig
 from keras_gemma.storage.tensor_streaming import Specs, StoredTensor
 
 
@@ -33,6 +34,8 @@ class Reader:
     """
     read_errors: Callable[[Path], dict[str, float]] = lambda folder: {}
     """Returns the known relative errors of quantized weights, by logical name."""
+    read_stored_types: Callable[[Path, GemmaConfig], dict[str, str]] | None = None
+    """Returns the ggml types of weights that can be kept as stored, by logical name."""
     ignored_tensors: tuple[str, ...] = ()
     """Tensors in weights files that a model does not need."""
     requires_config: bool = True

@@ -10,7 +10,9 @@ from typing import Any
 
 from keras_gemma.backend import uninitialized
 from keras_gemma.catalogue import find
-from keras_gemma.quantization import QuantizationConfig, to_config
+from keras_gemma.config import GemmaConfig
+from keras_gemma.model.weights import QuantizedWeight
+from keras_gemma.quantization import AS_STORED, QuantizationConfig, to_config
 from keras_gemma.storage import formats
 from keras_gemma.storage.arguments import check_arguments, kind_of, pop_arguments
 from keras_gemma.storage.files import local_path, replacing, within
@@ -115,11 +117,14 @@ class PresetParts:
         arguments = {**cls.arguments_of(stored_arguments), **kwargs}
         arguments = _with_dtype(arguments, dtype)
         _check_complete(arguments, format, folder)
-        quantization = to_config(stored_arguments.get("quantization"))
-        if quantization is not None:
-            _check_same(quantization, to_config(kwargs.get("quantization")), folder)
-            arguments["quantization"] = quantization
         config = cls.config_of(arguments)
+        quantization = to_config(stored_arguments.get("quantization"))
+        requested = to_config(kwargs.get("quantization"))
+        if quantization is not None:
+            _check_same(quantization, requested, folder)
+            arguments["quantization"] = quantization
+        elif requested is not None and requested.mode == AS_STORED:
+            arguments["quantization"] = quantization = _as_stored(format, folder, config)
         if not self.load_weights:
             return cls(**arguments)
         with formats.open_checked(format, folder, config, quantization) as (stored, specs):
@@ -130,7 +135,7 @@ class PresetParts:
         if quantization is not None:
             errors = format.read_errors(folder)
             for name, weight in weights.items():
-                if weight.kind != "norm":
+                if isinstance(weight, QuantizedWeight):
                     weight.layer.relative_error = errors.get(name)
         return backbone
 
@@ -176,9 +181,21 @@ def _check_same(
     stored: QuantizationConfig, requested: QuantizationConfig | None, folder: Path
 ) -> None:
     """Raises if a quantized preset would be quantized again in another way."""
-    if requested is not None and requested != stored:
+    keeps = stored.mode == AS_STORED and requested == QuantizationConfig(AS_STORED)
+    if requested is not None and requested != stored and not keeps:
         raise ValueError(
             f"{folder} is quantized already ({stored.describe()}), and quantizing again loses "
             "precision: omit `quantization`, or load the original preset. "
             f"Received: quantization={requested.describe()!r}"
         )
+
+
+def _as_stored(format: Reader, path: Path, config: GemmaConfig) -> QuantizationConfig | None:
+    """Returns the quantization of a file that keeps its numbers; `None` if it has only floats."""
+    if format.read_stored_types is None:
+        raise ValueError(
+            "`quantization='as_stored'` keeps the numbers of a GGUF file, but "
+            f"{path} is a {format.title}. Pass a GGUF file, or quantization='int8' or 'int4'."
+        )
+    types = format.read_stored_types(path, config)
+    return QuantizationConfig(AS_STORED, types=types) if types else None

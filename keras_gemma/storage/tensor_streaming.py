@@ -42,6 +42,8 @@ class StoredTensor:
     read: Callable[..., np.ndarray]
     reads_as: bool = False
     """True if `read` takes the dtype that the array shall have, which saves memory."""
+    plain_rows: Callable[[slice], backend.Quantized] | None = None
+    """Returns the plain form of some rows, if the tensor is quantized in a known type."""
 
 
 def in_file(path: Path, offset: int, shape: tuple[int, ...], dtype: str) -> StoredTensor:
@@ -89,6 +91,8 @@ class TensorSpec:
     """Maximum number of rows that the stored tensor may have beyond `shape`; not read."""
     dtypes: tuple[str, ...] = FLOAT_DTYPES
     """Dtypes that the stored tensor may have."""
+    as_stored: bool = False
+    """True if the weight keeps the quantized numbers of the tensor, read by `plain_rows`."""
 
     @property
     def tensors(self) -> tuple["TensorSpec", ...]:
@@ -213,6 +217,8 @@ def stream(stored: Mapping[str, StoredTensor], specs: Specs, weights: Mapping[st
             arrays = (None if part is None else stored[part.name].read() for part in spec.parts)
             return weights[name].pack_plain_form(backend.Quantized(*arrays))
         tensor = stored[spec.name]
+        if spec.as_stored:
+            return weights[name].pack_plain_rows(tensor.plain_rows)
         array = tensor.read(weights[name].dtype) if tensor.reads_as else tensor.read()
         if spec.padding_rows:
             array = array[: spec.shape[0]]

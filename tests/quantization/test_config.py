@@ -6,14 +6,17 @@ import json
 import pytest
 
 from keras_gemma import GemmaConfig, QuantizationConfig
-from keras_gemma.quantization import to_config
+from keras_gemma.quantization import join, to_config
 from tests.configurations import GEMMA2
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"mode": "int2"}, "`mode` must be one of 'int8', 'int4'. Received: mode='int2'"),
+        (
+            {"mode": "int2"},
+            "`mode` must be one of 'int8', 'int4', 'as_stored'. Received: mode='int2'",
+        ),
         ({"mode": "int4", "group_size": 0}, "group_size=0"),
         ({"mode": "int4", "group_size": True}, "group_size=True"),
         ({"mode": "int4", "zero_points": 1}, "zero_points=1"),
@@ -35,8 +38,26 @@ def test_to_and_from_a_dictionary():
     assert to_config(None) is None and to_config(config) is config
     with pytest.raises(ValueError, match=r"requires `mode` and accepts.*group_size.*bits"):
         to_config({"mode": "int4", "bits": 4})
-    with pytest.raises(TypeError, match=r"`quantization` must be 'int8' or 'int4'.*Received: 8"):
+    with pytest.raises(
+        TypeError, match=r"`quantization` must be 'int8' or 'int4' or 'as_stored'.*Received: 8"
+    ):
         to_config(8)
+
+
+def test_types_of_weights_as_stored():
+    types = {"token_embedding": "Q8_0", "layers.1.query": "Q4_K", "layers.10.query": "Q5_0"}
+    config = QuantizationConfig("as_stored", types=types)
+    assert to_config(json.loads(json.dumps(config.to_dict()))) == config
+    block = config.within("layers.1")
+    assert block.types == {"query": "Q4_K"} and config.within("layers.2") is None
+    assert block.within("query").layout("matrix").bits == 4 and block.within("key") is None
+    names = ("token_embedding", "layers.0", "layers.1", "layers.10", "final_norm")
+    assert join({name: config.within(name) for name in names}) == config
+    assert join({"query": block.within("query"), "key": None}) == block
+    int8 = QuantizationConfig("int8")
+    assert int8.within("layers.0") is int8 and join({"a": int8, "b": int8}) is int8
+    assert join({"a": None}) is None
+    assert hash(config) == hash(QuantizationConfig("as_stored", types=types))
 
 
 def test_zeros_is_an_alias_of_zero_points():

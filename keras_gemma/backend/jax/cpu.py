@@ -117,8 +117,8 @@ def _one_row_in_8_bits(x: Array, packed: Quantized) -> Array:
 
 def quantized_matmul(x: Array, packed: Quantized) -> Array:
     """Multiplies `x [rows, in]` by a quantized weight -> `[rows, out]`."""
-    in_8_bits = packed.values.dtype == jnp.int8
-    if x.shape[0] == 1 and in_8_bits and packed.values.shape[-1] <= packing.MAX_BLOCK_LENGTH:
+    by_row = not packed.has_groups
+    if x.shape[0] == 1 and by_row and packed.values.shape[-1] <= packing.MAX_BLOCK_LENGTH:
         return _one_row_in_8_bits(x, packed)
     if xla_quantized.prefers_row_passes(x.shape[0], packed):
         return xla_quantized.few_rows(x, packed, _ones)
@@ -134,24 +134,24 @@ def quantized_matmul_transposed(dy: Array, packed: Quantized) -> Array:
     """Multiplies `dy [rows, out]` by the transposed weight -> `[rows, in]`, chunk by chunk."""
     dtype, (rows, out) = dy.dtype, dy.shape
     chunk = xla_quantized.chunk_size(out)
-    stored = [array for array in packed if array is not None]
-    in_8_bits = packed.values.dtype == jnp.int8
-    if in_8_bits:
-        dy, stored = (dy * packed.scales).astype(dtype), [packed.values]
+    stored = xla_quantized.chunk_arrays(packed)
+    if not packed.has_groups:
+        dy = (dy * packed.scales).astype(dtype)
 
     def by_chunk(array: Array) -> Array:
         return array.reshape(-1, out // chunk, chunk, array.shape[-1]).swapaxes(0, 1)
 
     def add(totals: list[Array], elements: tuple[Array, ...]) -> tuple[list[Array], None]:
-        dy, values, *groups = elements
-        weight = Quantized(values, *(groups or (None,)))
+        dy, *arrays = elements
+        weight = Quantized.from_file_names(dict(zip(stored, arrays, strict=True)))
         parts = zip(totals, xla_quantized.dequantize(weight, dtype.name), strict=True)
         return [total + product("rs,bsl->brl", dy, part) for total, part in parts], None
 
     length = packed.values.shape[-1]
     zeros = jnp.zeros((packed.values.size // (out * length), rows, length), jnp.float32)
     dy = dy.reshape(rows, out // chunk, chunk).swapaxes(0, 1)
-    parts, _ = jax.lax.scan(add, [zeros] * (1 if in_8_bits else 2), (dy, *map(by_chunk, stored)))
+    totals = [zeros] * (1 if packed.values.dtype == jnp.int8 else 2)
+    parts, _ = jax.lax.scan(add, totals, (dy, *map(by_chunk, stored.values())))
     return xla_quantized.join(parts, packed).astype(dtype)
 
 

@@ -50,7 +50,8 @@ _few_rows_compiled = tf.function(_few_rows_quantized, jit_compile=True, autograp
 
 @tf.function(jit_compile=True, autograph=False)
 def _dequantized(x: Tensor, packed: Quantized) -> list[Tensor]:
-    return xla_quantized.dequantize(packed, x.dtype.name)
+    arrays = xla_quantized.chunk_arrays(packed)
+    return xla_quantized.dequantize(Quantized.from_file_names(arrays), x.dtype.name)
 
 
 def _rows_quantized_in_xla(x: Tensor, packed: Quantized) -> Tensor:
@@ -75,7 +76,7 @@ def _rows_quantized(x: Tensor, packed: Quantized) -> Tensor:
     for part, weight in zip(xla_quantized.split(x, packed), weights, strict=True):
         products = tf.matmul(part, weight, transpose_b=True)
         y += tf.reduce_sum(tf.cast(products, tf.float32), axis=0)
-    if packed.values.dtype == tf.int8:
+    if not packed.has_groups:
         y *= packed.scales
     return tf.cast(y, x.dtype)
 
@@ -89,7 +90,7 @@ def quantized_matmul(x: Tensor, packed: Quantized, in_xla: bool) -> Tensor:
 
 def quantized_matmul_transposed(dy: Tensor, packed: Quantized) -> Tensor:
     """Multiplies `dy [rows, out]` by the transposed weight -> `[rows, in]`, in a plain graph."""
-    if packed.values.dtype == tf.int8:
+    if not packed.has_groups:
         dy = tf.cast(tf.cast(dy, tf.float32) * packed.scales, dy.dtype)
     parts = [tf.matmul(dy, weight) for weight in _dequantized_blocks(dy, packed)]
     return xla_quantized.join(parts, packed)

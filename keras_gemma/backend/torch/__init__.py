@@ -158,7 +158,7 @@ def _let_grow(args: tuple[Any, ...]) -> None:
 
 def jit_part(function: Callable[..., Any]) -> Callable[..., Any]:
     @cache  # created on first use, because the compiler takes seconds to load
-    def compiled(in_4_bits: bool) -> Callable[..., Any]:
+    def compiled(has_groups: bool) -> Callable[..., Any]:
         # Beyond the limit, 8 shapes by default, new batch sizes run uncompiled; with
         # `fullgraph=True` they would raise.
         return torch.compile(
@@ -167,7 +167,7 @@ def jit_part(function: Callable[..., Any]) -> Callable[..., Any]:
             recompile_limit=64,
             options={
                 "guard_filter_fn": torch.compiler.skip_guard_on_globals_unsafe,
-                **(torch_quantized.ONE_LOOP if in_4_bits else {}),
+                **(torch_quantized.ONE_LOOP if has_groups else {}),
             },
         )
 
@@ -179,10 +179,10 @@ def jit_part(function: Callable[..., Any]) -> Callable[..., Any]:
         arrays = [array for array in tree_leaves(weights) if array is not None]
         if works and sum(array.nbytes for array in arrays) >= MIN_COMPILED_BYTES:
             _let_grow(args)
-            in_4_bits = any(array.dtype == torch.int32 for array in arrays)
+            has_groups = any(array.ndim == 4 for array in arrays)
             try:
                 with _compile_lock:
-                    return compiled(in_4_bits)(x, weights, *args)
+                    return compiled(has_groups)(x, weights, *args)
             except NOT_COMPILED:
                 works = False
                 _warn_once()

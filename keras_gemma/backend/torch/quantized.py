@@ -1,13 +1,14 @@
 """Int8 and int4 weights on PyTorch.
 
-An int8 weight is stored as `[out, in]`. In int4 each lane of a vector is a row, so memory is read
-sequentially and no vector is summed across its lanes:
+An int8 weight with one scale per row is stored as `[out, in]`. With groups, each lane of a vector
+is a row, so memory is read sequentially and no vector is summed across its lanes:
 
-    values  int32     [out / 16, groups, words, 16]    a word is 8 numbers of a row, first lowest
-    scales  bfloat16  [out / 16, groups, 16]           zero points have the same layout
+    values  int32  [out / 16, groups, words, 16]    4 bits: a word is 8 numbers, the first lowest
+            int8   [out / 16, groups, numbers, 16]  8 bits
+    scales         [out / 16, groups, 16]           also zero points and minimums
 
-Numbers are stored as 0 to 15; without zero points, 8 represents zero. The highest number of a word
-has its top bit inverted, because it is read with its sign and all others without.
+4-bit numbers are stored as 0 to 15; 8 represents zero if they are signed. The highest number of a
+word has its top bit inverted, because it is read with its sign and all others without.
 
 In compiled parts, a few rows are products and sums that Inductor turns into one loop. For more
 rows, one slice of the weight at a time is dequantized, and the library multiplies. In GB/s of
@@ -19,6 +20,7 @@ stored bytes, for one row and a matrix 9216 x 2304 on two cores with a bandwidth
 import math
 import threading
 import warnings
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -29,8 +31,11 @@ from torch import Tensor
 from torch._dynamo.exc import BackendCompilerFailed, InternalTorchDynamoError, Unsupported
 
 from keras_gemma.backend import quantized
-from keras_gemma.backend.quantized import Quantized
+from keras_gemma.backend.quantized import Layout, Quantized
 from keras_gemma.backend.torch.cpu import materialize
+
+# Inductor warns when a loop reads both: here float16 scales and bfloat16 activations.
+warnings.filterwarnings("ignore", "bf16 and fp16 are mixed", UserWarning)
 
 NOT_COMPILED = (BackendCompilerFailed, InternalTorchDynamoError, Unsupported)
 """Exceptions of a failed compilation. Errors of the compiled function have other types."""
@@ -57,11 +62,10 @@ TOP = -(1 << 31)
 """Bit of a word that is stored inverted."""
 
 
-def spec(
-    shape: tuple[int, int], kind: str, bits: int, group_size: int, zero_points: bool = False
-) -> Quantized:
-    if bits == 8:
-        return quantized.spec(shape, kind, bits, group_size, zero_points)
+def spec(shape: tuple[int, int], kind: str, layout: Layout) -> Quantized:
+    group_size = layout.group_size
+    if group_size is None:
+        return quantized.spec(shape, kind, layout)
     if group_size % 8:
         raise ValueError(
             "`group_size` must be a multiple of 8, such as 32, on PyTorch, which stores int4 "
@@ -69,56 +73,89 @@ def spec(
         )
     out, length = shape
     lanes = math.gcd(out, LANES)
-    groups = ((out // lanes, length // group_size, lanes), "bfloat16")
-    words = (out // lanes, length // group_size, group_size // 8, lanes)
-    return Quantized((words, "int32"), groups, groups if zero_points else None)
+    groups = (out // lanes, length // group_size)
+    if layout.bits == 8:
+        values = ((*groups, group_size, lanes), "int8")
+    else:
+        values = ((*groups, group_size // 8, lanes), "int32")
+    return layout.with_groups(values, (*groups, lanes))
 
 
 def pack(plain: Quantized, kind: str, bits: int) -> Quantized:
-    if bits == 8:
+    if not plain.has_groups:
         return plain
     out = len(plain.values)
     lanes, groups = math.gcd(out, LANES), plain.scales.shape[1]
-    pairs = np.ascontiguousarray(plain.values).view("<u2")
-    words = ((pairs & 15) | (pairs >> 4 & 240)).astype("uint8").view("<u4")
-    words ^= np.uint32(0x08888888 if plain.zero_points is None else 0x80000000)
-    words = words.view("int32").reshape(out // lanes, lanes, groups, -1)
+    numbers = np.ascontiguousarray(plain.values)
+    if bits == 4:
+        pairs = numbers.view("<u2")
+        words = ((pairs & 15) | (pairs >> 4 & 240)).astype("uint8").view("<u4")
+        words ^= np.uint32(0x08888888 if plain.is_signed else 0x80000000)
+        numbers = words.view("int32")
+    numbers = numbers.reshape(out // lanes, lanes, groups, -1).transpose(0, 2, 3, 1)
 
-    scales, zero_points = (
-        None if a is None else np.ascontiguousarray(a.reshape(-1, lanes, groups).swapaxes(1, 2))
-        for a in plain[1:]
+    def by_lanes(array: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(array.reshape(-1, lanes, groups).swapaxes(1, 2))
+
+    return Quantized(numbers, *plain[1:]).map(
+        lambda array: np.ascontiguousarray(array) if array is numbers else by_lanes(array)
     )
-    return Quantized(np.ascontiguousarray(words.transpose(0, 2, 3, 1)), scales, zero_points)
 
 
 def unpack(packed: Quantized, shape: tuple[int, int]) -> Quantized:
-    if packed.values.dtype == np.int8:
+    if not packed.has_groups:
         return packed
-    words = np.ascontiguousarray(packed.values.transpose(0, 3, 1, 2)).view("uint32")
-    words ^= np.uint32(0x08888888 if packed.zero_points is None else 0x80000000)
-    halves = words.view("uint8").reshape(shape[0], -1, 1)
-    values = np.concatenate([halves & 15, halves >> 4], axis=-1).reshape(shape).view("int8")
-    if packed.zero_points is None:
-        values = (values ^ 8) - 8  # 15 is -1
-    scales, zero_points = (
-        None if a is None else a.swapaxes(1, 2).reshape(shape[0], -1) for a in packed[1:]
-    )
-    return Quantized(values, scales, zero_points)
+    values = np.ascontiguousarray(packed.values.transpose(0, 3, 1, 2))
+    if values.dtype == np.int8:
+        values = values.reshape(shape)
+    else:
+        words = values.view("uint32") ^ np.uint32(0x08888888 if packed.is_signed else 0x80000000)
+        halves = words.view("uint8").reshape(shape[0], -1, 1)
+        values = np.concatenate([halves & 15, halves >> 4], axis=-1).reshape(shape).view("int8")
+        if packed.is_signed:
+            values = (values ^ 8) - 8  # 15 is -1
+    of_groups = packed._replace(values=None).map(lambda a: a.swapaxes(1, 2).reshape(shape[0], -1))
+    return of_groups._replace(values=values)
+
+
+def _numbers(values: Tensor, axes_after: int) -> Tensor:
+    """Returns the numbers of groups in float32; in 4 bits 0 to 15.
+
+    `values` has an axis of length 1, with `axes_after` axes after it, for the numbers of a word.
+    """
+    if values.dtype == torch.int8:
+        return values.float()
+    shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=values.device)
+    return (((values ^ TOP) >> shifts.view(8, *[1] * axes_after)) & 15).float()
 
 
 def embed(ids: Tensor, packed: Quantized, dtype: str) -> Tensor:
-    if packed.values.dtype == torch.int8:
+    if not packed.has_groups:
         return quantized.embed(ids, packed, dtype)
     ids, lanes = ids.long(), packed.values.shape[-1]
     block, lane = ids // lanes, ids % lanes
-    words = packed.values.permute(0, 3, 1, 2)[block, lane]  # [..., groups, words]
-    scales, zero_points = (
-        8 if array is None else array.transpose(1, 2)[block, lane].float()[..., None, None]
+    values = packed.values.permute(0, 3, 1, 2)[block, lane]  # [..., groups, words]
+    arrays = (
+        None if array is None else array.transpose(1, 2)[block, lane].float()[..., None, None]
         for array in packed[1:]
     )
-    shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=words.device)
-    numbers = ((words ^ TOP)[..., None] >> shifts) & 15
-    return ((numbers.float() - zero_points) * scales).flatten(-3).to(getattr(torch, dtype))
+    numbers = _scale(_numbers(values[..., None], 0), values.dtype, *arrays)
+    return numbers.flatten(-3).to(getattr(torch, dtype))
+
+
+def _scale(
+    numbers: Tensor,
+    dtype: torch.dtype,
+    scales: Tensor,
+    zero_points: Tensor | None,
+    minimums: Tensor | None,
+) -> Tensor:
+    """Returns float32 weights from the numbers of groups, stored as `dtype`."""
+    if zero_points is not None:
+        numbers = numbers - zero_points
+    elif minimums is None and dtype == torch.int32:
+        numbers = numbers - 8
+    return numbers * scales if minimums is None else numbers * scales + minimums
 
 
 def _few_rows_8(rows: Tensor, values: Tensor, scales: Tensor) -> Tensor:
@@ -139,56 +176,72 @@ def _few_rows_8(rows: Tensor, values: Tensor, scales: Tensor) -> Tensor:
     return torch.stack(products) * scales
 
 
-def _few_rows_4(rows: Tensor, values: Tensor, scales: Tensor, zero_points: Tensor | None) -> Tensor:
-    """Multiplies `rows [R, in]` by an int4 weight -> float32 `[R, out]`, one loop in Inductor.
+def _few_rows_of_groups(
+    rows: Tensor,
+    values: Tensor,
+    scales: Tensor,
+    zero_points: Tensor | None,
+    minimums: Tensor | None,
+) -> Tensor:
+    """Multiplies `rows [R, in]` by a weight with groups -> float32 `[R, out]`, one Inductor loop.
 
-    Numbers are masked but not shifted, so each place of a word is 16 times too large; `rows` is
-    scaled down accordingly. Four independent sums keep the processor busy.
+    4-bit numbers are masked but not shifted, so each place of a word is 16 times too large; `rows`
+    is scaled down accordingly. Four independent sums keep the processor busy.
     """
     blocks, groups, words, lanes = values.shape
-    together = math.gcd(words, 4)  # unrolled words: all of a group of 32
+    in_4_bits = values.dtype == torch.int32
+    together = math.gcd(words, 4 if in_4_bits else 32)  # unrolled: all of a group of 32
     count = groups * words // together
     values = values.view(blocks, count, together, lanes)
-    scales, zero_points = (
+    scales, zero_points, minimums = (
         None
         if array is None
         else array.float().repeat_interleave(count // groups, dim=1)
         if count > groups
         else array.float()
-        for array in (scales, zero_points)
+        for array in (scales, zero_points, minimums)
     )
-    weights = [
-        (values[:, :, i] & (15 << 4 * j if j < 7 else -(1 << 28))).float()
-        for i in range(together)
-        for j in range(8)
-    ]
-    places = 16.0 ** -torch.arange(8, dtype=torch.float32, device=rows.device)
+    places: Any = 1.0
+    if in_4_bits:
+        weights = [
+            (values[:, :, i] & (15 << 4 * j if j < 7 else -(1 << 28))).float()
+            for i in range(together)
+            for j in range(8)
+        ]
+        places = 16.0 ** -torch.arange(8, dtype=torch.float32, device=rows.device)
+    else:
+        weights = [values[:, :, i].float() for i in range(together)]
     products = []
-    for row in rows.view(-1, count, together, 8):
+    for row in rows.view(-1, count, together, 8 if in_4_bits else 1):
         placed = materialize(row * places).flatten(1)
-        highest, total = row[..., 7].sum(-1), row.sum((-1, -2))
-        if zero_points is None:
-            sums = [materialize(8 * (highest - total))[:, None]]
+        total = row.sum((-1, -2))
+        # What the inverted top bit takes away.
+        start = 8 * row[..., 7].sum(-1) if in_4_bits else None
+        if zero_points is not None:
+            sums = [-zero_points * materialize(total)[:, None], 0.0, 0.0, 0.0]
         else:
-            sums = [materialize(8 * highest)[:, None] - zero_points * materialize(total)[:, None]]
-        sums += [0.0] * 3
+            sums = [0.0] * 4
+        if in_4_bits and zero_points is None and minimums is None:
+            start = start - 8 * total
+        if start is not None:
+            sums[0] = sums[0] + materialize(start)[:, None]
         for i, weight in enumerate(weights):
             sums[i % 4] = sums[i % 4] + weight * placed[:, i, None]
         y = ((sums[0] + sums[1]) + (sums[2] + sums[3])) * scales
+        if minimums is not None:
+            y = y + minimums * materialize(total)[:, None]
         products.append(y.sum(1).view(-1))
     return torch.stack(products)
 
 
-def _dequantize_blocks(
-    values: Tensor, scales: Tensor, zero_points: Tensor | None, dtype: torch.dtype
-) -> Tensor:
-    """Dequantizes blocks of an int4 weight -> `[in, out]`, which keeps lanes adjacent."""
-    words = values.permute(1, 2, 0, 3)[:, :, None]
-    shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=values.device).view(8, 1, 1)
-    numbers = ((words ^ TOP) >> shifts) & 15
-    zero_points = 8 if zero_points is None else zero_points.float().transpose(0, 1)[:, None, None]
-    numbers = (numbers.float() - zero_points) * scales.float().transpose(0, 1)[:, None, None]
-    return numbers.to(dtype).flatten(3).flatten(0, 2)
+def _dequantize_blocks(dtype: torch.dtype, values: Tensor, *of_groups: Tensor | None) -> Tensor:
+    """Dequantizes blocks of a weight with groups -> `[in, out]`, which keeps lanes adjacent."""
+    numbers = _numbers(values.permute(1, 2, 0, 3)[:, :, None], 2)
+    arrays = (
+        None if array is None else array.float().transpose(0, 1)[:, None, None]
+        for array in of_groups
+    )
+    return _scale(numbers, values.dtype, *arrays).to(dtype).flatten(3).flatten(0, 2)
 
 
 _compile_lock = threading.Lock()
@@ -203,14 +256,14 @@ def _compiled_dequantize_blocks() -> Any:
 _can_compile = True
 
 
-def _dequantize_fast(values: Any, scales: Any, zero_points: Any, dtype: torch.dtype) -> Tensor:
+def _dequantize_fast(dtype: torch.dtype, values: Any, *of_groups: Any) -> Tensor:
     """Same as `_dequantize_blocks`, compiled if possible: 2 ms for a matrix instead of 10 to 40."""
     global _can_compile
     worth = values.device.type == "cpu" and values.nbytes >= 1 << 18
     if _can_compile and worth and not torch.compiler.is_exporting():
         try:
             with _compile_lock:
-                return _compiled_dequantize_blocks()(values, scales, zero_points, dtype)
+                return _compiled_dequantize_blocks()(dtype, values, *of_groups)
         except NOT_COMPILED:
             _can_compile = False
             warnings.warn(
@@ -219,31 +272,33 @@ def _dequantize_fast(values: Any, scales: Any, zero_points: Any, dtype: torch.dt
                 "g++, or set the environment variable CXX. Set TORCH_LOGS=dynamo to see the cause.",
                 stacklevel=2,
             )
-    return _dequantize_blocks(values, scales, zero_points, dtype)
+    return _dequantize_blocks(dtype, values, *of_groups)
 
 
-def _dequantize_slice(
-    start: int, values: Any, scales: Any, zero_points: Any, dtype: torch.dtype
+def _slices(dtype: torch.dtype, values: Any, *of_groups: Any) -> Iterator[Tensor]:
+    """Yields a weight with groups, dequantized in slices of `SLICE[4]` rows -> `[in, rows]`."""
+    step = SLICE[4] // values.shape[-1]
+    for start in range(0, len(values), step):
+        arrays = (None if a is None else a[start : start + step] for a in (values, *of_groups))
+        yield _dequantize_fast(dtype, *arrays)
+
+
+def _many_rows(
+    x: Tensor,
+    values: Tensor,
+    scales: Tensor,
+    zero_points: Tensor | None,
+    minimums: Tensor | None,
 ) -> Tensor:
-    """Dequantizes `SLICE` rows of an int4 weight from block `start` on -> `[in, rows]`."""
-    part = slice(start, start + SLICE[4] // values.shape[-1])
-    zero_points = None if zero_points is None else zero_points[part]
-    return _dequantize_fast(values[part], scales[part], zero_points, dtype)
-
-
-def _many_rows(x: Tensor, values: Tensor, scales: Tensor, zero_points: Tensor | None) -> Tensor:
     """Multiplies `x [R, in]` -> `[R, out]`, one slice of the weight at a time.
 
-    Only the result of int8 weights is scaled, because int8 values are exact in bfloat16.
+    Without groups, only the result is scaled, because int8 values are exact in bfloat16.
     """
-    products = []
-    if values.dtype == torch.int8:
-        for weight in values.split(SLICE[8]):
-            products.append(torch.mm(weight.to(x.dtype), x.T))
+    if scales.ndim == 1:
+        products = [torch.mm(weight.to(x.dtype), x.T) for weight in values.split(SLICE[8])]
         return (torch.cat(products).T * scales).to(x.dtype).contiguous()
-    for start in range(0, len(values), SLICE[4] // values.shape[-1]):
-        products.append(torch.mm(x, _dequantize_slice(start, values, scales, zero_points, x.dtype)))
-    return torch.cat(products, 1)
+    slices = _slices(x.dtype, values, scales, zero_points, minimums)
+    return torch.cat([torch.mm(x, weight) for weight in slices], 1)
 
 
 # One operation, because an embedding would add hundreds to a graph.
@@ -253,33 +308,36 @@ _opaque_many_rows = torch.library.custom_op(
 
 
 @_opaque_many_rows.register_fake
-def _(x: Any, values: Any, scales: Any, zero_points: Any) -> Tensor:
-    return x.new_empty(len(x), scales.numel() if scales.ndim == 1 else _out(values))
+def _(x: Any, values: Any, scales: Any, zero_points: Any, minimums: Any) -> Tensor:
+    return x.new_empty(len(x), _out(values))
 
 
 @torch.library.custom_op("keras_gemma::quantized_matmul_transposed", mutates_args=())
 def _matmul_transposed(
-    dy: Tensor, values: Tensor, scales: Tensor, zero_points: Tensor | None
+    dy: Tensor,
+    values: Tensor,
+    scales: Tensor,
+    zero_points: Tensor | None,
+    minimums: Tensor | None,
 ) -> Tensor:
     """Multiplies `dy [R, out]` by the transposed weight -> `[R, in]`, the gradient of `matmul`."""
     dtype = dy.dtype
     total: Any = 0
-    if values.dtype == torch.int8:
+    if scales.ndim == 1:
         dy = (dy * scales).to(dtype)
         for part, weight in zip(dy.split(SLICE[8], 1), values.split(SLICE[8]), strict=True):
             total = total + torch.mm(part, weight.to(dtype)).float()
     else:
-        starts = range(0, len(values), SLICE[4] // values.shape[-1])
-        for start, part in zip(starts, dy.split(SLICE[4], 1), strict=True):
-            weight = _dequantize_slice(start, values, scales, zero_points, dtype)
+        slices = _slices(dtype, values, scales, zero_points, minimums)
+        for part, weight in zip(dy.split(SLICE[4], 1), slices, strict=True):
             total = total + torch.mm(part, weight.T).float()
     return total.to(dtype)
 
 
 @_matmul_transposed.register_fake
-def _(dy: Any, values: Any, scales: Any, zero_points: Any) -> Tensor:
-    in_8_bits = values.dtype == torch.int8
-    return dy.new_empty(len(dy), values.shape[1] if in_8_bits else 8 * math.prod(values.shape[1:3]))
+def _(dy: Any, values: Any, scales: Any, zero_points: Any, minimums: Any) -> Tensor:
+    numbers = values.numel() * (8 if values.dtype == torch.int32 else 1)
+    return dy.new_empty(len(dy), numbers // _out(values))
 
 
 def _keep_packed(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -287,40 +345,38 @@ def _keep_packed(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[1:])
 
 
-def _gradient(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
-    return _matmul_transposed(dy.contiguous(), *ctx.saved_tensors), None, None, None
+def _gradient(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    return _matmul_transposed(dy.contiguous(), *ctx.saved_tensors), None, None, None, None
 
 
 _opaque_many_rows.register_autograd(_gradient, setup_context=_keep_packed)
 
 
 def _out(values: Tensor) -> int:
-    return values.shape[0] * values.shape[-1]
+    return len(values) if values.ndim == 2 else values.shape[0] * values.shape[-1]
 
 
 def matmul(x: Tensor, packed: Quantized) -> Tensor:
     """Multiplies `x [..., in]` by the weight -> `[..., out]`."""
-    values, scales, zero_points = packed
-    bits = 8 if values.dtype == torch.int8 else 4
-    out = len(values) if bits == 8 else _out(values)
+    has_groups = packed.has_groups
     rows = x.reshape(-1, x.shape[-1])
     # An exported program may run without Inductor and without this package's operations.
     compiling = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
     if x.requires_grad and torch.is_grad_enabled():
-        y = _opaque_many_rows(rows, values, scales, zero_points)
-    elif compiling and len(rows) <= MAX_ROWS_IN_LOOP[bits]:
+        y = _opaque_many_rows(rows, *packed)
+    elif compiling and len(rows) <= MAX_ROWS_IN_LOOP[4 if has_groups else 8]:
         floats = materialize(rows.float())
-        if bits == 8:
-            y = _few_rows_8(floats, values, scales)
+        if has_groups:
+            y = _few_rows_of_groups(floats, *packed)
         else:
-            y = _few_rows_4(floats, values, scales, zero_points)
+            y = _few_rows_8(floats, packed.values, packed.scales)
         y = y.to(x.dtype)
     elif x.device.type != "cpu":
-        if bits == 8:
-            weight = (values.float() * scales[:, None]).to(x.dtype)
+        if has_groups:
+            weight = _dequantize_blocks(x.dtype, *packed).T
         else:
-            weight = _dequantize_blocks(values, scales, zero_points, x.dtype).T
+            weight = (packed.values.float() * packed.scales[:, None]).to(x.dtype)
         y = F.linear(rows, weight)
     else:
-        y = (_opaque_many_rows if compiling else _many_rows)(rows, values, scales, zero_points)
-    return y.reshape(*x.shape[:-1], out)
+        y = (_opaque_many_rows if compiling else _many_rows)(rows, *packed)
+    return y.reshape(*x.shape[:-1], _out(packed.values))

@@ -42,8 +42,8 @@ INPUTS = {
 }
 """Inputs of all functions, by name."""
 
-MAX_SMALL_BATCH = {16: 1, 8: 1, 4: 4}
-"""Maximum batch size with a special matrix product (`backend/`), by bits of the weights."""
+MAX_SMALL_BATCH = {None: 1, "int8": 1, "int4": 4, "as_stored": 4}
+"""Maximum batch size with a special matrix product (`backend/`), by mode of quantization."""
 
 
 class ServedModel(tf.Module):
@@ -76,7 +76,7 @@ class ServingFunctions:
         self.add_start_token = lm.preprocessor.add_start_token
         self.model = model_of(self.config, lm.backbone.compute_dtype)
         quantization = lm.backbone.quantization
-        small = MAX_SMALL_BATCH[quantization.bits("matrix") if quantization else 16]
+        small = MAX_SMALL_BATCH[quantization and quantization.mode]
         limit = options.max_batch_size
         sizes: list[int | None] = [size for size in range(1, small + 1) if size <= (limit or size)]
         if limit is None or limit > small:

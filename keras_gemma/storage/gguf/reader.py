@@ -16,7 +16,7 @@ import numpy as np
 
 from keras_gemma import backend
 from keras_gemma.config import GemmaConfig
-from keras_gemma.quantization import QuantizationConfig
+from keras_gemma.quantization import STORED_TYPES, QuantizationConfig
 from keras_gemma.storage.format_interface import Reader
 from keras_gemma.storage.gguf.header import TensorInfo, read_header, size_of
 from keras_gemma.storage.gguf.layout import (
@@ -25,6 +25,7 @@ from keras_gemma.storage.gguf.layout import (
     PATTERN_GEMMA3,
     tensor_name,
 )
+from keras_gemma.storage.gguf.plain_forms import plain_form
 from keras_gemma.storage.hugging_face.tokenizer_json import serialize_pieces
 from keras_gemma.storage.tensor_streaming import StoredTensor, TensorSpec, check_layer_count
 from keras_gemma.text.pieces import SPACE
@@ -169,11 +170,25 @@ def read_tokenizer(path: Path) -> dict[str, Any]:
 def tensor_specs(
     config: GemmaConfig, path: Path | None = None, quantization: QuantizationConfig | None = None
 ) -> dict[str, TensorSpec]:
+    types = (quantization and quantization.types) or {}
     return {
         # llama.cpp stores the scale of a norm, this package stores w of the scale (1 + w).
-        name: TensorSpec(tensor_name(name), shape, _remove_one if len(shape) == 1 else _same)
+        name: TensorSpec(
+            tensor_name(name),
+            shape,
+            _remove_one if len(shape) == 1 else _same,
+            as_stored=name in types,
+        )
         for name, shape in config.weight_shapes().items()
     }
+
+
+def read_stored_types(path: Path, config: GemmaConfig) -> dict[str, str]:
+    gguf, tensors = _import_gguf(), read_header(path).tensors
+    matrices = [name for name, shape in config.weight_shapes().items() if len(shape) == 2]
+    infos = {name: tensors[tensor_name(name)] for name in matrices if tensor_name(name) in tensors}
+    types = {name: _kind(gguf, name, info, path).name for name, info in infos.items()}
+    return {name: type for name, type in types.items() if type in STORED_TYPES}
 
 
 def _remove_one(array: np.ndarray) -> np.ndarray:
@@ -216,6 +231,9 @@ def _tensor(gguf: ModuleType, path: Path, info: TensorInfo, kind: Any) -> Stored
     rows = math.prod(info.shape[:-1])
     row_bytes = length // block * block_bytes
 
+    def read_bytes(file: Any, count: int) -> np.ndarray:
+        return np.frombuffer(file.read(count * row_bytes), "uint8").reshape(count, row_bytes)
+
     def read(dtype: str = "float32") -> np.ndarray:
         dtype = dtype if dtype in ("bfloat16", "float16") else "float32"
         array = backend.empty((rows, length), dtype)
@@ -224,12 +242,17 @@ def _tensor(gguf: ModuleType, path: Path, info: TensorInfo, kind: Any) -> Stored
             file.seek(info.offset)
             for start in range(0, rows, step):
                 count = min(step, rows - start)
-                data = np.frombuffer(file.read(count * row_bytes), "uint8")
-                numbers = gguf.quants.dequantize(data.reshape(count, row_bytes), kind)
+                numbers = gguf.quants.dequantize(read_bytes(file, count), kind)
                 array[start : start + count] = numbers
         return array.reshape(info.shape)
 
-    return StoredTensor(info.shape, "float32", read, reads_as=True)
+    def plain_rows(part: slice) -> backend.Quantized:
+        start, stop, _ = part.indices(rows)
+        with open(path, "rb") as file:
+            file.seek(info.offset + start * row_bytes)
+            return plain_form(read_bytes(file, stop - start), kind.name, block_bytes)
+
+    return StoredTensor(info.shape, "float32", read, reads_as=True, plain_rows=plain_rows)
 
 
 def _import_gguf() -> ModuleType:
@@ -248,6 +271,7 @@ READER = Reader(
     read_tokenizer=read_tokenizer,
     tensor_specs=tensor_specs,
     open_weights=open_weights,
+    read_stored_types=read_stored_types,
     # A copy of the embedding, and frequencies that `GemmaConfig` computes.
     ignored_tensors=("output.weight", "rope_freqs.weight"),
 )

@@ -86,23 +86,26 @@ def tensor_specs(
 ) -> Specs:
     """Returns the specs of a model that may be quantized. They are the same for all folders.
 
-    KerasHub refuses a quantized model by its class. There, up to three datasets of the logical
+    KerasHub refuses a quantized model by its class. There, two or three datasets of the logical
     matrix `[out, in]` replace its `vars/0`:
 
         vars/values   int8 [out, in]; in 4 bits uint8 [out, in / 2], two values a byte: the low
                       half bytes are the first half of a row, the high ones the second
-        vars/scales   float32 [out]; in 4 bits bfloat16 [out, in / group_size]
+        vars/scales   float32 [out]; in 4 bits bfloat16 [out, in / group_size]; for a weight as
+                      stored in a GGUF file float16 or float32 [out, in / group_size]
         vars/zeros    same as the scales, if groups have a zero point
+        vars/minimums same as the scales, if groups have a minimum
 
-    A number is `scale * (value - zero)`. A 4-bit value is 0 to 15 with a zero point, and -8 to 7 in
-    two's complement without one.
+    A number is `scale * (value - zero) + minimum`. A 4-bit value is 0 to 15 with a zero point or a
+    minimum, and -8 to 7 in two's complement without one.
     """
     specs: dict[str, TensorSpec | QuantizedTensorSpec] = dict(h5_specs(config))
     for name, shape in config.weight_shapes().items():
-        if quantization is not None and len(shape) == 2:
+        of_weight = quantization and quantization.within(name)
+        if of_weight is not None and len(shape) == 2:
             kind = "embedding" if name == "token_embedding" else "matrix"
             path = specs[name].name.removesuffix("/0")
-            spec = quantized.spec(shape, "matrix", *quantization.array_options(kind))
+            spec = quantized.spec(shape, "matrix", of_weight.layout(kind))
             parts = {
                 part: TensorSpec(f"{path}/{part}", entry[0], dtypes=(entry[1],))
                 for part, entry in spec.by_file_name().items()

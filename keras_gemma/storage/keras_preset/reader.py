@@ -102,7 +102,7 @@ def read_backbone(folder: Path) -> dict[str, Any]:
         try:
             quantization = QuantizationConfig.from_dict(values["quantization"])
             quantization.check_shapes(config.weight_shapes())
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise ValueError(f"{path}: {error}. Fetch or save the preset again.") from error
     return values
 
