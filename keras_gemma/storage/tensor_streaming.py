@@ -108,6 +108,28 @@ class TensorSpec:
         )
 
 
+def per_head_spec(name: str, shape: tuple[int, int], kind: str, head_dim: int) -> TensorSpec:
+    """Returns the spec of a matrix that is stored with an axis of heads, as in JAX and KerasHub.
+
+    query [N·H, D] <-> [N, D, H], key and value with K for N, output [D, N·H] <-> [N, H, D].
+    """
+    if kind == "output":
+        d, heads = shape
+        return TensorSpec(
+            name,
+            (heads // head_dim, head_dim, d),
+            to_logical=lambda array: array.reshape(-1, d).T,
+            to_stored=lambda array: array.T.reshape(-1, head_dim, d),
+        )
+    heads, d = shape
+    return TensorSpec(
+        name,
+        (heads // head_dim, d, head_dim),
+        to_logical=lambda array: backend.as_aligned(array.transpose(0, 2, 1)).reshape(-1, d),
+        to_stored=lambda array: array.reshape(-1, head_dim, d).transpose(0, 2, 1),
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class QuantizedTensorSpec:
     """Names and shapes of the arrays of a quantized weight, in their plain form."""

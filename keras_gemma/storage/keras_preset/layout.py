@@ -11,7 +11,12 @@ from keras_gemma import backend
 from keras_gemma.backend import quantized
 from keras_gemma.config import GemmaConfig
 from keras_gemma.quantization import QuantizationConfig
-from keras_gemma.storage.tensor_streaming import QuantizedTensorSpec, Specs, TensorSpec
+from keras_gemma.storage.tensor_streaming import (
+    QuantizedTensorSpec,
+    Specs,
+    TensorSpec,
+    per_head_spec,
+)
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
@@ -125,21 +130,8 @@ def _h5_spec(name: str, shape: tuple[int, ...], config: GemmaConfig) -> TensorSp
     # Keras derives the path of a block from the name of its class.
     block = f"layers/{config.family.lower()}_decoder_block" + (f"_{index}" if index != "0" else "")
     path = f"{block}/{layer_path(kind)}/vars/0"
-    h, d = config.head_dim, config.hidden_dim
-    if kind in ("query", "key", "value"):
-        return TensorSpec(
-            path,
-            (shape[0] // h, d, h),
-            to_logical=lambda array: backend.as_aligned(array.transpose(0, 2, 1)).reshape(-1, d),
-            to_stored=lambda array: array.reshape(-1, h, d).transpose(0, 2, 1),
-        )
-    if kind == "output":
-        return TensorSpec(
-            path,
-            (shape[1] // h, h, d),
-            to_logical=lambda array: array.reshape(-1, d).T,
-            to_stored=lambda array: array.T.reshape(-1, h, d),
-        )
+    if kind in ("query", "key", "value", "output"):
+        return per_head_spec(path, shape, kind, config.head_dim)
     if kind in _FEED_FORWARD:
         return TensorSpec(path, shape[::-1], np.transpose, np.transpose)
     return TensorSpec(path, shape)

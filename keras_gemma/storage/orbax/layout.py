@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_gemma import backend
 from keras_gemma.config import GemmaConfig
-from keras_gemma.storage.tensor_streaming import TensorSpec
+from keras_gemma.storage.tensor_streaming import TensorSpec, per_head_spec
 
 CONFIG = "config.json"
 VOCABULARY = "tokenizer.model"
@@ -214,21 +213,8 @@ def _spec(name: str, shape: tuple[int, ...], config: GemmaConfig, transposed: bo
     _, index, kind = name.split(".")
     attention = _ATTENTION[config.num_query_heads == config.num_key_value_heads]
     array = f"layer_{index}/{(_LAYER_ARRAYS | attention)[kind]}"
-    h, d = config.head_dim, config.hidden_dim
-    if kind in attention:
-        return TensorSpec(
-            array,
-            (shape[0] // h, d, h),
-            to_logical=lambda stored: backend.as_aligned(stored.transpose(0, 2, 1)).reshape(-1, d),
-            to_stored=lambda logical: logical.reshape(-1, h, d).transpose(0, 2, 1),
-        )
-    if kind == "output":
-        return TensorSpec(
-            array,
-            (shape[1] // h, h, d),
-            to_logical=lambda stored: stored.reshape(-1, d).T,
-            to_stored=lambda logical: logical.T.reshape(-1, h, d),
-        )
+    if kind in ("query", "key", "value", "output"):
+        return per_head_spec(array, shape, kind, config.head_dim)
     if kind == "down" or (kind in ("gate", "up") and not transposed):
         return TensorSpec(array, shape[::-1], np.transpose, np.transpose)
     return TensorSpec(array, shape)
