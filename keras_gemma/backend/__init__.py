@@ -137,8 +137,13 @@ def quantized_pack_rows(
     return packed
 
 
-def quantized_unpack(packed: Quantized, shape: tuple[int, int]) -> Quantized:
-    return _module.quantized_layout().unpack(packed, shape)
+def quantized_unpack(packed: Quantized, shape: tuple[int, int], layout: Layout) -> Quantized:
+    plain = _module.quantized_layout().unpack(packed, shape)
+    if not plain.has_groups:
+        return plain
+    # A layout may store the arrays of groups in a wider dtype.
+    of_groups = plain._replace(values=None).map(lambda array: array.astype(layout.scale_dtype))
+    return of_groups._replace(values=plain.values)
 
 
 def matmul(x: Any, packed: Any) -> Any:

@@ -115,7 +115,7 @@ class MatrixLayer(keras.layers.Layer):
     def plain_form(self) -> backend.Quantized:
         """Returns the quantized matrix in the plain form of files."""
         packed = self.variables_of_matrix.map(lambda v: ops.convert_to_numpy(v.value))
-        return backend.quantized_unpack(packed, self.logical_shape)
+        return backend.quantized_unpack(packed, self.logical_shape, self.layout)
 
     def pack_quantized(
         self, array: np.ndarray, name: str, importance: np.ndarray | None = None

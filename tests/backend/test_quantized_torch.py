@@ -50,7 +50,7 @@ def test_unpack_inverts_pack(shape, form):
     layout = with_size(form, shape[2])
     packed = backend.quantized_pack(plain, "matrix", layout.bits)
     specified = backend.quantized_spec(shape[:2], "matrix", layout)
-    unpacked = backend.quantized_unpack(packed, shape[:2])
+    unpacked = backend.quantized_unpack(packed, shape[:2], layout)
     for array, spec, before, after in zip(packed, specified, plain, unpacked, strict=True):
         if before is None:
             assert array is spec is after is None

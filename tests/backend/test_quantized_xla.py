@@ -13,8 +13,8 @@ from tests.backend.quantized_weights import FORMS, dequantized, random_plain, wi
 
 pytestmark = pytest.mark.skipif(keras.config.backend() == "torch", reason="XLA's layout")
 
-# One chunk, several chunks, four blocks, and blocks of whole groups.
-SHAPES = [(6, 64), (2050, 128), (5, 9216), (3, 2560)]
+# One chunk, several chunks, four blocks, blocks of whole groups, and eight groups in 8 bits.
+SHAPES = [(6, 64), (2050, 128), (5, 9216), (3, 2560), (4, 256)]
 
 
 def stored(plain: Quantized, kind: str, form: str) -> Quantized:
@@ -54,9 +54,10 @@ def test_layout(form, shape, kind, group_size):
         if array is not None:
             assert (array.shape, array.dtype.name) == described
             assert array.flags.c_contiguous
-    back = backend.quantized_unpack(packed, shape)
+    back = backend.quantized_unpack(packed, shape, layout)
     for array, expected in zip(back, plain, strict=True):
         np.testing.assert_array_equal(array, expected)
+        assert array is None or array.dtype == expected.dtype
 
 
 def test_odd_group_size_is_an_error():

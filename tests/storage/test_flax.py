@@ -7,7 +7,7 @@ import pytest
 
 from keras_gemma import GemmaBackbone
 from keras_gemma.config import GemmaConfig
-from keras_gemma.storage.hugging_face import layout
+from keras_gemma.storage.hugging_face import config_json
 from tests.configurations import CONFIGURATIONS
 from tests.storage.conftest import (
     Task,
@@ -75,7 +75,7 @@ def encode(value, chunk_bytes=1 << 30):
 
 def write_config(folder, configuration):
     folder.mkdir(exist_ok=True)
-    values = layout.to_values(GemmaConfig(**configuration))
+    values = config_json.to_values(GemmaConfig(**configuration))
     (folder / "config.json").write_text(json.dumps(values))
 
 
