@@ -36,7 +36,8 @@ class Gemma3Backbone(GemmaBackbone):
             `GemmaBackbone`. KerasHub has no such arguments.
         image_size, vision_encoder, use_bidirectional_attention, is_embedding_model,
             pooling_intermediate_dim, embedding_dim: Must keep their defaults: images and
-            embedding models are not supported.
+            embedding models are not supported. Pass them by name: KerasHub's positional order
+            begins with `vocabulary_size, image_size`.
 
     Raises:
         ValueError: If the sizes are inconsistent, or the model reads images or is an embedding
@@ -92,7 +93,10 @@ class Gemma3Backbone(GemmaBackbone):
         global_rope_wavelength: float = _FIXED["global_rope_wavelength"],
         **kwargs: Any,
     ) -> None:
+        _check_text_only("image_size", image_size)
         _check_text_only("vision_encoder", vision_encoder)
+        _check_text_only("pooling_intermediate_dim", pooling_intermediate_dim)
+        _check_text_only("embedding_dim", embedding_dim)
         config = self.config_of(locals())
         super().__init__(**config.to_dict(), dtype=dtype, quantization=quantization, **kwargs)
 
@@ -170,7 +174,24 @@ class Gemma3CausalLM(GemmaCausalLM):
     Args:
         backbone: A `Gemma3Backbone`, or a `GemmaBackbone` of Gemma 3.
         preprocessor: A `Gemma3CausalLMPreprocessor` or `GemmaCausalLMPreprocessor`. `None`
-            restricts the model to token ids.
+            restricts the model to token ids. KerasHub's positional order is the reverse, so pass
+            both by name.
+
+    Example:
+
+    ```python
+    import keras_gemma
+
+    tokenizer = keras_gemma.GemmaTokenizer.from_preset("gemma_tiny_en")
+    lm = keras_gemma.models.Gemma3CausalLM(
+        backbone=keras_gemma.models.Gemma3Backbone(
+            vocabulary_size=tokenizer.vocabulary_size(), num_layers=6, num_query_heads=4,
+            num_key_value_heads=1, hidden_dim=64, intermediate_dim=128, head_dim=16,
+        ),
+        preprocessor=keras_gemma.models.Gemma3CausalLMPreprocessor(tokenizer),
+    )
+    lm.generate("ROMEO:", max_new_tokens=4)
+    ```
     """
 
     backbone_cls = Gemma3Backbone

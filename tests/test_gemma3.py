@@ -89,7 +89,8 @@ def test_generates_the_ids_of_keras_hub(tiny_proto):
     np.testing.assert_array_equal(ours, keras.ops.convert_to_numpy(expected))
 
 
-def test_text_part_of_a_model_with_images(tmp_path):
+@pytest.mark.parametrize("shard_bytes", [10**9, 120_000])
+def test_text_part_of_a_model_with_images(shard_bytes, tmp_path):
     import keras_hub
 
     vision = keras_hub.models.Gemma3VisionEncoder(
@@ -97,7 +98,8 @@ def test_text_part_of_a_model_with_images(tmp_path):
         intermediate_dim=16, output_dim=SIZES["hidden_dim"], pool_size=2,
     )  # fmt: skip
     theirs = keras_hub.models.Gemma3Backbone(**SIZES | {"image_size": 16, "vision_encoder": vision})
-    theirs.save_to_preset(str(tmp_path / "preset"))
+    theirs.save_to_preset(str(tmp_path / "preset"), max_shard_size=shard_bytes / 2**30)
+    assert (tmp_path / "preset/model_00001.weights.h5").is_file() == (shard_bytes < 10**9)
     ours = models.Gemma3Backbone.from_preset(tmp_path / "preset")
     assert_same_as_keras_hub(ours, theirs)
     with pytest.raises(ValueError, match=r"reads images.*from_preset"):

@@ -25,7 +25,7 @@ from keras_gemma.version import __version__
 
 def bench(
     model: str | None = Option(
-        None, help="Preset name, handle, or folder.", show_default=DEFAULT_MODEL
+        None, help="Preset name, handle, folder or GGUF file.", show_default=DEFAULT_MODEL
     ),
     preset: str | None = Option(None, hidden=True, help="Earlier name of --model."),
     shape: str | None = Option(None, help="Use random weights in the sizes of this preset."),

@@ -20,7 +20,8 @@ from keras_gemma.cli.options import (
 )
 
 SourceArgument = Annotated[
-    str, Argument(help="Preset name, kaggle:// or hf:// handle, or folder, in any format.")
+    str,
+    Argument(help="Preset name, kaggle:// or hf:// handle, folder in any format, or GGUF file."),
 ]
 
 

@@ -26,7 +26,7 @@ def installed_version(package: str) -> str | None:
 
 def info(
     model: str | None = Argument(
-        None, help="Preset name, handle or folder to describe.", show_default=False
+        None, help="Preset name, handle, folder or GGUF file to describe.", show_default=False
     ),
     as_json: JsonOption = False,
 ) -> None:

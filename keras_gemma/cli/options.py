@@ -46,7 +46,7 @@ MODES: dict[Mode, dict[str, Any]] = {
 }
 """Generation settings of each mode."""
 
-MODEL_HELP = "Preset name, 2b, 9b, 27b, kaggle:// or hf:// handle, or folder."
+MODEL_HELP = "Preset name, 2b, 9b, 27b, kaggle:// or hf:// handle, folder or GGUF file."
 
 ModelOption = Annotated[str, Option(help=MODEL_HELP)]
 DtypeOption = Annotated[

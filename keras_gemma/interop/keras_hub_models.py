@@ -28,7 +28,8 @@ def to_keras_hub(item: Any) -> Any:
     Emits a `UserWarning` about anything that KerasHub computes differently.
 
     Args:
-        item: A `GemmaCausalLM`, `GemmaBackbone`, `GemmaCausalLMPreprocessor` or `GemmaTokenizer`.
+        item: A `GemmaCausalLM`, `GemmaBackbone`, `GemmaCausalLMPreprocessor` or `GemmaTokenizer`,
+            or their Gemma 3 counterpart.
 
     Returns:
         An object of the class with that name in `keras_hub.models`. A `GemmaCausalLM` is compiled
@@ -37,7 +38,7 @@ def to_keras_hub(item: Any) -> Any:
     Raises:
         ImportError: If KerasHub is not installed.
         TypeError: If `item` is of another class.
-        ValueError: If the model is quantized.
+        ValueError: If the model is quantized, or KerasHub cannot express it.
 
     Example:
 
@@ -88,7 +89,7 @@ def from_keras_hub(item: Any) -> Any:
 
     Args:
         item: A `GemmaCausalLM`, `GemmaBackbone`, `GemmaCausalLMPreprocessor` or `GemmaTokenizer`
-            of `keras_hub.models`, or an object of a subclass.
+            of `keras_hub.models`, their Gemma 3 counterpart, or an object of a subclass.
 
     Returns:
         An object of the class with that name in `keras_gemma.models`. A `GemmaCausalLM` is compiled
@@ -97,7 +98,7 @@ def from_keras_hub(item: Any) -> Any:
     Raises:
         ImportError: If KerasHub is not installed.
         TypeError: If `item` is of another class.
-        ValueError: If the model has LoRA, is quantized or has several dtypes.
+        ValueError: If the model has LoRA, is quantized, has several dtypes or reads images.
 
     Example:
 

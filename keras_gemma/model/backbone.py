@@ -63,14 +63,17 @@ class GemmaBackbone(Presettable, TrainableModel):
             normalized before the residual addition (Gemma 2).
         attention_logit_soft_cap, final_logit_soft_cap: `c` in `c * tanh(x / c)`.
             `None` disables capping.
-        use_sliding_window_attention: If True, even layers attend only to the last
+        use_sliding_window_attention: If True, local layers attend only to the last
             `sliding_window_size` positions.
         layer_norm_epsilon: Epsilon of every norm.
         dropout: Dropout rate for the output of each half block in training.
         use_query_key_norm: If True, each head of queries and keys is normalized (Gemma 3).
         sliding_window_pattern: The last of this many layers is global, the others are local.
-        local_rope_wavelength, global_rope_wavelength: Base of the rotary frequencies.
-        local_rope_scaling_factor, global_rope_scaling_factor: Divisor of the positions.
+            Defaults to 2; 6 in Gemma 3.
+        local_rope_wavelength, global_rope_wavelength: Base of the rotary frequencies of local and
+            global layers. Default to 10,000; Gemma 3's global layers have 1,000,000.
+        local_rope_scaling_factor, global_rope_scaling_factor: Divisor of the positions in local
+            and global layers. Default to 1; 8 in the global layers of Gemma 3 from 4B on.
         dtype: Dtype or dtype policy, such as `"bfloat16"` or `"mixed_bfloat16"`. Gemma 3 exceeds
             the range of float16.
         context_length: Maximum number of tokens in prompt and answer together. No weight depends

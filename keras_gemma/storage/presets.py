@@ -23,7 +23,10 @@ from keras_gemma.storage.sharding import parse_size
 from keras_gemma.storage.tensor_streaming import stream
 
 READ_SUFFIXES = {
-    Path(pattern).suffix for format in formats.FORMATS.values() for pattern in format.files
+    suffix
+    for format in formats.FORMATS.values()
+    for pattern in format.files
+    if (suffix := Path(pattern).suffix)
 } | {".msgpack"}
 """Suffixes of the files of a preset that may be read."""
 
@@ -171,7 +174,7 @@ def _check_complete(arguments: dict[str, Any], format: Reader, folder: Path) -> 
     missing = [name for name in format.required_arguments if name not in arguments]
     if missing:
         raise ValueError(
-            f"{folder} does not tell {', '.join(missing)}, and its sizes are not those of a "
+            f"{folder} does not specify {', '.join(missing)}, and its sizes are not those of a "
             f"published model. Pass them to `from_preset`, such as {missing[0]}=..., or add the "
             f"model's {formats.CONFIG} to the folder."
         )

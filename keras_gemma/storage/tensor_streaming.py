@@ -165,8 +165,8 @@ def check(
     """
     report_problems(
         compare(stored, [spec for whole in specs.values() for spec in whole.tensors], ignored),
-        f"The tensors in {source} do not fit its config.json",
-        "Use the config.json that these weights were saved with, or save them again",
+        f"The tensors in {source} do not fit the sizes of the model",
+        "Use the config.json that these weights were saved with, or fetch them again",
     )
 
 

@@ -24,6 +24,7 @@ CONTROL_NAMES = re.compile(
     r"|<unused[0-9]+>"
     r"|<(start|end)_[a-z_]+>"  # <start_of_turn>, <end_of_image>
     r"|<[a-z_]+_soft_token>"  # <image_soft_token>
+    r"|<escape>"  # FunctionGemma
     r"|<\|[a-z_]+\|>"  # CodeGemma: <|fim_prefix|>, <|file_separator|>
 )
 """Pattern of the control tokens that Gemma's vocabularies have as "user defined" pieces.

@@ -20,6 +20,8 @@ from keras_gemma.text.inputs import as_str, pad_rows, read_ids, read_texts
 from keras_gemma.text.pieces import Pieces, decode_base64, read_proto
 
 VOCABULARY_FILE = "vocabulary.spm"
+STOP_TOKENS = ("<end_of_turn>", "<start_function_response>")
+"""Tokens that end an answer, besides `<eos>`. FunctionGemma writes the second after a call."""
 
 
 @keras.saving.register_keras_serializable(package="keras_gemma")
@@ -156,9 +158,8 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
 
     @property
     def stop_token_ids(self) -> list[int]:
-        """Default stop tokens: ids of `<eos>` and, if the vocabulary has it, `<end_of_turn>`."""
-        self._check_vocabulary()
-        ids = [self.end_token_id, self.end_of_turn_token_id]
+        """Ids of `<eos>`, and of those in `STOP_TOKENS` that the vocabulary has."""
+        ids = [self.end_token_id, *map(self.pieces.id_or_none, STOP_TOKENS)]
         return [id for id in ids if id is not None]
 
     def __call__(self, inputs: Any, parse_special: bool = True) -> Any:

@@ -5,11 +5,11 @@ import pytest
 from keras import ops
 
 from keras_gemma import from_keras_hub, to_keras_hub
-from tests.configurations import GEMMA1, GEMMA2
+from tests.configurations import GEMMA1, GEMMA2, GEMMA3
 from tests.lora_values import fill
 from tests.storage.conftest import assert_close, make_backbone, make_keras_hub_backbone, outputs
 
-CONFIGURATIONS = [GEMMA1 | {"num_key_value_heads": 1}, GEMMA2]
+CONFIGURATIONS = [GEMMA1 | {"num_key_value_heads": 1}, GEMMA2, GEMMA3]
 TARGETS = ["query", "value", "attention_output", "ffw_gating_2", "ffw_linear"]
 
 

@@ -119,7 +119,7 @@ def stacked_tree(tree, pattern):
 
 
 def settings(configuration):
-    """Returns the arguments that the arrays of a tiny model do not tell."""
+    """Returns the arguments that the arrays of a tiny model do not hold."""
     config = GemmaConfig(**configuration)
     required = {name: getattr(config, name) for name in layout.REQUIRED_ARGUMENTS}
     return required | {name: v for name, v in configuration.items() if name not in SIZES}
@@ -333,7 +333,9 @@ def model(whole, tmp_path):
 def test_settings_that_arrays_do_not_tell(tmp_path):
     path = tmp_path / "model"
     expected = save_tiny(path)
-    with pytest.raises(ValueError, match=r"does not tell query_head_dim_normalize, sliding_window"):
+    with pytest.raises(
+        ValueError, match=r"does not specify query_head_dim_normalize, sliding_window"
+    ):
         GemmaBackbone.from_preset(path)
     arguments = settings(GEMMA3)
     del arguments["context_length"]
@@ -356,7 +358,7 @@ def test_config_next_to_the_arrays(tmp_path):
     content = json.loads((tmp_path / "keras/config.json").read_text())
     content["config"]["hidden_dim"] = 16
     (tmp_path / "model/config.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"do not fit its config\.json"):
+    with pytest.raises(ValueError, match=r"do not fit the sizes of the model"):
         GemmaBackbone.from_preset(tmp_path / "model")
 
 

@@ -86,7 +86,8 @@ def _numbers(config: GemmaConfig) -> dict[str, int]:
     """Returns KerasHub's number of each matrix. It counts the layers of a block from its end."""
     block = ["block", "down", "up", "gate"]
     block += ["norm"] * (1 + config.use_post_ffw_norm)
-    block += ["attention", "output", "value", "key", "query"]
+    block += ["attention", "output", *["norm"] * (2 * config.use_query_key_norm)]
+    block += ["value", "key", "query"]
     block += ["norm"] * (1 + config.use_post_attention_norm)
     return {
         f"layers.{layer}.{part}": 1 + layer * len(block) + i

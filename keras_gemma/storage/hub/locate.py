@@ -22,7 +22,7 @@ HUGGING_FACE = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revis
 
 
 def resolve(preset: str | Path, *, text: bool = True, weights: bool = True) -> Path:
-    """Returns the folder of a built-in name, a handle or a path.
+    """Returns the folder or GGUF file of a built-in name, a handle or a path.
 
     `text` and `weights` say if a load needs the files of the tokenizer and preprocessor, and the
     weights. Missing ones are downloaded.
@@ -56,14 +56,15 @@ def resolve(preset: str | Path, *, text: bool = True, weights: bool = True) -> P
         raise ValueError(
             f"`preset` must be a folder or a GGUF file. Received: preset={name!r}, another file"
         )
-    if isinstance(preset, Path) or "/" in name or "\\" in name or name.startswith((".", "~")):
+    is_path = "/" in name or "\\" in name or name.startswith((".", "~")) or path.suffix == ".gguf"
+    if isinstance(preset, Path) or is_path:
         raise FileNotFoundError(
-            f"`preset` names a folder that does not exist. Received: preset={name!r}"
+            f"`preset` names a folder or file that does not exist. Received: preset={name!r}"
         )
     near = difflib.get_close_matches(name, presets(), n=3, cutoff=0.5) or list(presets())[:3]
     raise ValueError(
         f"Unknown preset {name!r}. Similar names are {', '.join(map(repr, near))}. "
-        "A kaggle:// or hf:// handle or the path of a folder is accepted too. "
+        "A kaggle:// or hf:// handle, or the path of a folder or GGUF file, is accepted too. "
         f"Received: preset={name!r}"
     )
 

@@ -161,6 +161,7 @@ def open_weights(folder: Path) -> Iterator[dict[str, StoredTensor]]:
         tensors = {path.name: _tensors(stack.enter_context(_open(path)), path) for path in paths}
         if index:
             index = {_group(entry): files for entry, files in index.items()}
+            index = {n: f for n, f in index.items() if not n.startswith(layout.VISION_WEIGHTS)}
             source = folder / layout.WEIGHTS_INDEX
             yield join_shards(tensors, index, source, lambda name: name.rpartition("/")[0])
         else:

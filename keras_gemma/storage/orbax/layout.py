@@ -66,7 +66,7 @@ _PART = re.compile(r"(.*)\[(\d)\]")
 
 
 class Sizes(NamedTuple):
-    """Sizes that tell the published models apart."""
+    """Sizes that distinguish the published models."""
 
     num_layers: int
     hidden_dim: int
@@ -80,7 +80,7 @@ REQUIRED_ARGUMENTS = (
     *("query_head_dim_normalize", "sliding_window_size", "global_rope_scaling_factor"),
     "context_length",
 )
-"""Settings in which published models of one generation differ, and that shapes do not tell."""
+"""Settings in which published models of one generation differ, and that shapes do not determine."""
 
 _POST_NORMS = {"use_post_attention_norm": True, "use_post_ffw_norm": True}
 _GEMMA1 = {

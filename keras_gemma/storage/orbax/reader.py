@@ -1,6 +1,6 @@
 """Reads an Orbax checkpoint of DeepMind's package `gemma`: sizes, vocabulary and weights.
 
-A checkpoint holds arrays only. Their shapes tell the sizes and the generation, `layout.py` the
+A checkpoint holds arrays only. Their shapes determine the sizes and the generation, `layout.py` the
 other settings of the published models. A config.json of KerasHub or Hugging Face next to the
 arrays has precedence. `Format` describes the functions.
 """
@@ -39,7 +39,7 @@ def matches(folder: Path) -> bool:
 def read_backbone(folder: Path) -> dict[str, Any]:
     """Returns `GemmaBackbone`'s arguments, without `dtype`, as for a Hugging Face checkpoint.
 
-    Settings that neither a config.json nor a published model of these sizes tells are absent.
+    Settings that neither a config.json nor a published model of these sizes has are absent.
     """
     if (folder / layout.CONFIG).is_file():
         described = keras_preset if keras_preset.matches(folder) else hugging_face
@@ -115,7 +115,7 @@ def tensor_specs(
 ) -> dict[str, TensorSpec]:
     """Returns the spec of each weight, by logical name.
 
-    The gate and up projections are stored in one of two orders, which their shape tells unless F
+    The gate and up projections are stored in one of two orders, which their shape shows unless F
     equals D. `quantization` is unused: this format stores no quantized weights.
     """
     transposed = layout.transposes_gating(config)

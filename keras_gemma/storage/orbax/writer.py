@@ -41,7 +41,7 @@ def write(task: Any, folder: Path, max_shard_bytes: int) -> None:
         tokenizer = task.preprocessor.tokenizer
         check_vocabulary_size(tokenizer, config.vocabulary_size)
         (folder / layout.VOCABULARY).write_bytes(tokenizer.proto)
-    # The arrays do not tell the settings. `keras_preset` reads this file.
+    # The arrays do not hold the settings. `keras_preset` reads this file.
     write_json(folder / layout.CONFIG, {"class_name": "GemmaBackbone", "config": config.to_dict()})
     weights = task.backbone.named_weights()
     specs = layout.tensor_specs(config, layout.transposes_gating(config))
