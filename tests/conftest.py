@@ -1,5 +1,6 @@
 """What every test may count on: a chosen backend, a seed, and a small vocabulary."""
 
+import gc
 import os
 import random
 import types
@@ -65,6 +66,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         once = {item for item in items if is_backend_free(item)}
         config.hook.pytest_deselected(items=list(once))
         items[:] = [item for item in items if item not in once]
+
+
+def pytest_collection_finish() -> None:
+    """Leaves all that is imported out of garbage collections, which then take a tenth of a second.
+
+    Keras and JAX start some themselves.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def is_backend_free(item: pytest.Item) -> bool:
