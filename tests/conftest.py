@@ -1,5 +1,6 @@
 """Fixtures of all tests: backend, seed and a small vocabulary."""
 
+import gc
 import os
 import random
 import types
@@ -67,6 +68,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in once]
 
 
+def leave_out_of_collections() -> None:
+    """Collects garbage, and never looks at the objects that survive again.
+
+    Imported modules and compiled programs are millions of objects. Keras starts collections by the
+    dozen, and Python does for a long list.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_collection_finish() -> None:
+    leave_out_of_collections()
+
+
 def is_backend_free(item: pytest.Item) -> bool:
     return file_name(item) in BACKEND_FREE or item.get_closest_marker("once") is not None
 
@@ -80,6 +95,12 @@ def quick() -> Iterator[None]:
     """Compiles with few optimizations. Modules that test compiled programs override it."""
     with quickly():
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_objects_to_collect() -> Iterator[None]:
+    yield
+    leave_out_of_collections()
 
 
 def seed_tensorflow(seed: int) -> None:

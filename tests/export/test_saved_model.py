@@ -94,7 +94,7 @@ def test_long_prompt_outgrows_its_cache(lm, served, on_tensorflow):
 
 
 def test_quantized_export(tiny_proto, tmp_path, on_tensorflow):
-    lm = make_lm("gemma1_wide_heads", tiny_proto)
+    lm = make_lm("gemma1_wide_heads", tiny_proto, num_layers=1)
     lm.export(tmp_path / "served", max_batch_size=1, quantization="int8")
     lm.quantize("int8")
     served = tf.saved_model.load(str(tmp_path / "served"))

@@ -63,6 +63,8 @@ def caches(tmp_path, monkeypatch):
     monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path / "nowhere"))
     monkeypatch.setattr(kagglehub.config, "get_kaggle_credentials", lambda: None)
     monkeypatch.setattr(kagglehub.clients, "get_kaggle_credentials", lambda: None)
+    # For every request, it searches the call stack and all imported modules for Keras.
+    monkeypatch.setattr(kagglehub.clients, "get_user_agent", lambda: "kagglehub")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
     def no_route(self, request, **kwargs):
