@@ -1,7 +1,6 @@
 """Runs every example of the README, the pages and the docstrings without changes."""
 
 import ast
-import json
 import re
 import subprocess
 import warnings
@@ -10,7 +9,7 @@ from pathlib import Path
 import keras
 import pytest
 
-from tests.notebooks import execute
+from tests.notebooks import REAL_MODEL, execute, printed, read_notebook
 
 ROOT = Path(__file__).parents[1]
 COMMITS = int(
@@ -87,36 +86,6 @@ def test_training_from_scratch(tmp_path, monkeypatch, capsys):
     assert keras.backend.standardize_dtype(lm.backbone.token_embedding.tensor.dtype) == "float32"
 
 
-@in_turn(1)
-def test_looking_inside(monkeypatch):
-    pytest.importorskip("matplotlib")
-    monkeypatch.setenv("MPLBACKEND", "agg")
-    notebook = read_notebook("look_inside")
-    saved = [data for cell in notebook["cells"] for data in kinds(cell)]
-    assert saved.count("image/png") == 6 and saved.count("text/html") == 2
-    shown = execute(notebook)
-    assert [data for cell in notebook["cells"] for data in kinds(cell)] == saved
-    assert sum(hasattr(value, "savefig") for value in shown) == 6
-    assert sum(hasattr(value, "_repr_html_") for value in shown) >= 2
-
-
-@in_turn(2)
-def test_fine_tuning(monkeypatch, capsys):
-    pytest.importorskip("matplotlib")
-    monkeypatch.setenv("MPLBACKEND", "agg")
-    notebook = read_notebook("finetune_lora")
-    saved = [data for cell in notebook["cells"] for data in kinds(cell)]
-    execute(notebook)
-    assert [data for cell in notebook["cells"] for data in kinds(cell)] == saved
-    assert saved.count("image/png") == 1
-    text = "".join(printed(notebook))
-    right, of = re.search(r"(\d+) of (\d+) are answers", text).groups()
-    assert right == of == "6"
-    source = "".join("".join(cell["source"]) for cell in notebook["cells"])
-    for answer in re.findall("(?:bits|merged): (.*)", text):
-        assert f'"{answer}"' in source
-
-
 @pytest.mark.parametrize(
     ("name", "packages"),
     [
@@ -140,7 +109,10 @@ def test_three_backends(tmp_path, monkeypatch):
 
 
 def check_notebook(name, packages, tmp_path, monkeypatch):
-    """Runs a notebook on any backend and compares the printed text with the saved one."""
+    """Runs a notebook on any backend and compares the printed text with the saved one.
+
+    Cells of the real model are left out: `test_real_notebooks.py` runs them.
+    """
     for package in packages:
         pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
@@ -151,23 +123,8 @@ def check_notebook(name, packages, tmp_path, monkeypatch):
     with warnings.catch_warnings():
         if packages:
             warnings.simplefilter("ignore")  # those of the libraries that are compared
-        execute(notebook)
+        execute(notebook, leave_out=REAL_MODEL)
     assert printed(notebook) == saved
-
-
-def read_notebook(name):
-    return json.loads((ROOT / "examples" / f"{name}.ipynb").read_text(encoding="utf-8"))
-
-
-def printed(notebook):
-    """Returns the texts that the cells of a notebook print."""
-    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
-    return ["".join(output["text"]) for output in outputs if "text" in output]
-
-
-def kinds(cell):
-    """Returns the MIME types of a cell's outputs."""
-    return [kind for output in cell.get("outputs", []) for kind in output.get("data", {})]
 
 
 @in_turn(2)

@@ -31,6 +31,9 @@ BLUE, ORANGE = "#0072B2", "#D55E00"
 MAX_LABEL_CHARS = 12
 """Maximum length of a token's label on an axis, in characters."""
 
+MAX_CELL_CHARS = 8
+"""Maximum length of a token's label in a cell of the logit lens, in characters."""
+
 MAX_WIDTH_INCHES = 10.0
 """Maximum width of the attention maps of several heads; a notebook shrinks wider figures."""
 
@@ -94,7 +97,7 @@ def logit_lens(lens: LogitLens) -> Any:
     """
     check_result(lens, LogitLens, "`logit_lens`")
     rows, columns = lens.probabilities.shape
-    figure, axes = _figure(_width(columns, 0.46), 1.8 + 0.36 * rows)
+    figure, axes = _figure(_width(columns, 0.6), 1.8 + 0.36 * rows)
     image = axes.imshow(
         lens.probabilities, cmap=SEQUENTIAL, vmin=0, vmax=1, aspect="auto", origin="lower"
     )
@@ -103,7 +106,7 @@ def logit_lens(lens: LogitLens) -> Any:
             axes.text(
                 column,
                 row,
-                label(lens.predictions[row][column], 6),
+                label(lens.predictions[row][column], MAX_CELL_CHARS),
                 ha="center",
                 va="center",
                 fontsize=8,
@@ -143,6 +146,7 @@ def attention(maps: AttentionMaps, heads: Sequence[int] | None = None) -> Any:
     columns = min(len(heads), max(1, int(MAX_WIDTH_INCHES // side)))
     rows = -(-len(heads) // columns)
     figure, grid = _figures(side * columns + 1.6, side * rows + 0.9, rows, columns)
+    figure.set_layout_engine("compressed")  # squares leave room, which would separate the titles
     cells = list(grid.flat)
     for axes in cells[len(heads) :]:
         axes.set_visible(False)
@@ -157,7 +161,7 @@ def attention(maps: AttentionMaps, heads: Sequence[int] | None = None) -> Any:
             axes.set_ylabel("query")
         else:
             axes.set_yticks([])
-    figure.suptitle(f"Attention of each head in block {maps.layer}")
+    figure.suptitle(f"Attention in block {maps.layer}")
     figure.colorbar(image, ax=cells, label="attention weight (a row sums to 1)")
     return figure
 

