@@ -48,7 +48,7 @@ ALL = ["preset", "parameters", "context", *DTYPES, "weights", "license"]
 @pytest.mark.parametrize(
     ("width", "columns"),
     [
-        (140, ALL),
+        (160, ALL),
         (120, ALL[:-1]),
         (110, [name for name in ALL[:-1] if name != "float32"]),
         (92, [name for name in ALL[:-1] if name not in ("float32", "int8")]),
