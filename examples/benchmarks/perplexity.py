@@ -1,7 +1,7 @@
 """Perplexity of a text with this package, transformers and llama.cpp, on the same GGUF file.
 
     python examples/benchmarks/perplexity.py test.txt --backends jax torch tensorflow
-    python examples/benchmarks/perplexity.py test.txt --windows 16 --precisions bfloat16 int8 int4
+    python examples/benchmarks/perplexity.py test.txt --windows 16 --precisions bfloat16 as_stored
 
 The text is cut into windows that do not overlap. Each begins with `<bos>`, which is not counted.
 All libraries score the same tokens. Each line is measured in its own process:
@@ -24,6 +24,7 @@ import numpy as np
 from child import run_command
 
 FLOATS = ("float32", "bfloat16")
+PRECISIONS = ["bfloat16", "int8", "int4", "as_stored"]
 HEAD_ROWS = 256
 """Number of tokens whose logits are computed together: 0.3 GB for a vocabulary of 262,144."""
 
@@ -162,7 +163,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, help="number of windows, default: all")
     parser.add_argument("--libraries", nargs="+", choices=LOADERS, default=list(LOADERS))
     parser.add_argument("--backends", nargs="+", default=["jax"])
-    parser.add_argument("--precisions", nargs="+", default=["bfloat16", "int8", "int4"])
+    parser.add_argument("--precisions", nargs="+", default=PRECISIONS)
     parser.add_argument("--limit", type=float, default=7200, help="seconds per line")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()

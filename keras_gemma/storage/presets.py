@@ -47,8 +47,11 @@ def load(
     if model and (published := find(preset)) is not None:
         if dtype is None and preset == published.name:
             dtype = published.dtype  # the same for both hubs
-        # Not in KerasHub's files.
+        # Not in KerasHub's files: the context, and in early ones of Gemma 3 the scaling.
         kwargs.setdefault("context_length", published.config.context_length)
+        factor = published.config.global_rope_scaling_factor
+        if factor != 1.0:
+            kwargs.setdefault("global_rope_scaling_factor", factor)
     _check_links(folder)
     parts = PresetParts(folder, formats.format_of(folder), load_weights)
     return getattr(parts, kind)(cls, kwargs, dtype)
