@@ -13,9 +13,16 @@ def is_integer(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Returns True if `value` is a finite Python or NumPy number. A bool is not a number here."""
-    is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return is_real and math.isfinite(value)
+    """Returns True if `value` is a finite Python or NumPy number. A bool is not a number here.
+
+    Integers beyond the range of a float are not finite here, such as `10**400`.
+    """
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def check_integer(

@@ -31,7 +31,7 @@ def test_integers_in_a_range():
 def test_numbers_in_an_interval():
     checks.check_number("dropout", 0, "[0, 1)")
     checks.check_number("dropout", np.float32(0.5), "[0, 1)")
-    for value in (1, 1.0, -0.1, float("nan"), "0", None, True):
+    for value in (1, 1.0, -0.1, 10**400, float("nan"), "0", None, True):
         with pytest.raises(ValueError, match=r"`dropout` must be in \[0, 1\)\. Received: dropout="):
             checks.check_number("dropout", value, "[0, 1)")
 

@@ -36,8 +36,8 @@ class Reader:
     """Returns the known relative errors of quantized weights, by logical name."""
     read_stored_types: Callable[[Path, GemmaConfig], dict[str, str]] | None = None
     """Returns the ggml types of weights that can be kept as stored, by logical name."""
-    ignored_tensors: tuple[str, ...] = ()
-    """Tensors in weights files that a model does not need."""
+    find_ignored_part: Callable[[Path], str | None] = lambda folder: None
+    """Returns a warning about a part of the text processing that is not used, if there is one."""
     requires_config: bool = True
     """True if a folder without config.json holds no model."""
     required_arguments: tuple[str, ...] = ()

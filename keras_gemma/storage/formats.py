@@ -60,7 +60,7 @@ def open_checked(
     """Yields the tensors in `folder` and the specs of the weights, after comparing both."""
     specs = format.tensor_specs(config, folder, quantization)
     with format.open_weights(folder) as stored:
-        check(stored, specs, folder, format.ignored_tensors)
+        check(stored, specs, folder)
         yield stored, specs
 
 

@@ -5,6 +5,7 @@ are passed in.
 """
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ def load(
             kwargs.setdefault("global_rope_scaling_factor", factor)
     _check_links(folder)
     parts = PresetParts(folder, formats.format_of(folder), load_weights)
+    if text and (message := parts.format.find_ignored_part(folder)) is not None:
+        warnings.warn(message, stacklevel=3)  # the caller of `from_preset`
     return getattr(parts, kind)(cls, kwargs, dtype)
 
 

@@ -44,6 +44,22 @@ class StoredTensor:
     """True if `read` takes the dtype that the array shall have, which saves memory."""
     plain_rows: Callable[[slice], backend.Quantized] | None = None
     """Returns the plain form of some rows, if the tensor is quantized in a known type."""
+    float_rows: Callable[[slice], np.ndarray] | None = None
+    """Returns some rows in float32, if a large matrix should be quantized in chunks.
+
+    Only for tensors with the layout of their weight, because `TensorSpec.to_logical` is not called.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class _MatrixInFile:
+    """Matrix whose rows are read when they are indexed."""
+
+    shape: tuple[int, ...]
+    read_rows: Callable[[slice], np.ndarray]
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return self.read_rows(rows)
 
 
 def in_file(path: Path, offset: int, shape: tuple[int, ...], dtype: str) -> StoredTensor:
@@ -156,23 +172,16 @@ def check_layer_count(count: Any, source: Path) -> None:
         )
 
 
-def check(
-    stored: Mapping[str, StoredTensor], specs: Specs, source: Any, ignored: Collection[str] = ()
-) -> None:
-    """Compares the tensors of a checkpoint with those the model needs, without reading any.
-
-    `ignored` names tensors of the checkpoint that are not weights of the model but harmless.
-    """
+def check(stored: Mapping[str, StoredTensor], specs: Specs, source: Any) -> None:
+    """Compares the tensors of a checkpoint with those the model needs, without reading any."""
     report_problems(
-        compare(stored, [spec for whole in specs.values() for spec in whole.tensors], ignored),
+        compare(stored, [spec for whole in specs.values() for spec in whole.tensors]),
         f"The tensors in {source} do not fit the sizes of the model",
         "Use the config.json that these weights were saved with, or fetch them again",
     )
 
 
-def compare(
-    stored: Mapping[str, StoredTensor], specs: Sequence[TensorSpec], ignored: Collection[str] = ()
-) -> list[str]:
+def compare(stored: Mapping[str, StoredTensor], specs: Sequence[TensorSpec]) -> list[str]:
     """Returns the stored tensors that are missing, unexpected, or of another shape or dtype."""
     problems = []
     for spec in specs:
@@ -184,7 +193,7 @@ def compare(
         elif tensor.dtype not in spec.dtypes:
             kind = "a float" if spec.dtypes == FLOAT_DTYPES else " or ".join(spec.dtypes)
             problems.append(f"dtype: {spec.name} is {tensor.dtype}, expected {kind}")
-    names = {spec.name for spec in specs} | set(ignored)
+    names = {spec.name for spec in specs}
     return problems + [f"unexpected: {n} {t.shape}" for n, t in stored.items() if n not in names]
 
 
@@ -241,6 +250,8 @@ def stream(stored: Mapping[str, StoredTensor], specs: Specs, weights: Mapping[st
         tensor = stored[spec.name]
         if spec.as_stored:
             return weights[name].pack_plain_rows(tensor.plain_rows)
+        if tensor.float_rows is not None and weights[name].dtype not in FLOAT_DTYPES:
+            return weights[name].pack(_MatrixInFile(tensor.shape, tensor.float_rows))
         array = tensor.read(weights[name].dtype) if tensor.reads_as else tensor.read()
         if spec.padding_rows:
             array = array[: spec.shape[0]]

@@ -36,6 +36,9 @@ pieces are plain text: runs of newlines and spaces, and HTML tags such as `<h1>`
 SPACE = "▁"
 """Character that replaces the space in SentencePiece's pieces."""
 
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = PIECE_TYPES = range(1, 7)
+"""Types of SentencePiece's pieces. GGUF has the same numbers."""
+
 
 class Pieces:
     """Vocabulary of a SentencePiece model, in bytes."""

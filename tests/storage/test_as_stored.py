@@ -1,18 +1,18 @@
 """GGUF files whose quantized numbers are kept: equal bit for bit to the package gguf's."""
 
 import json
-import os
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 
 from keras_gemma import GemmaBackbone, GemmaCausalLM, QuantizationConfig
+from keras_gemma.catalogue import presets
 from keras_gemma.cli import main
 from keras_gemma.quantization import STORED_TYPES, dequantize_array, report
 from keras_gemma.storage.gguf.layout import tensor_name
 from keras_gemma.storage.gguf.writer import save_to_gguf
+from keras_gemma.storage.hub.locate import resolve
 from tests.configurations import GEMMA3
 from tests.models import on_torch
 from tests.storage.conftest import IDS, make_task, outputs
@@ -22,7 +22,7 @@ gguf = pytest.importorskip("gguf", reason="the package gguf writes and dequantiz
 # PyTorch's own, when it compiles.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 
-REAL_FILE = Path(os.environ.get("GEMMA3_GGUF", "/tmp/gemma-3-270m-q4_k_m.gguf"))
+REAL_PRESET = "gemma3_270m_q4_k_m"
 
 SIZES = GEMMA3 | {
     "num_layers": 2,
@@ -197,15 +197,19 @@ def test_a_file_of_floats_is_not_quantized(tmp_path, tiny_proto):
 
 
 def test_damaged_files(mixed, tmp_path):
-    content, path = mixed[0].read_bytes(), tmp_path / "model.gguf"
+    content = mixed[0].read_bytes()
     name = b"blk.0.attn_q.weight"
     info = content.index(name) + len(name)  # dimensions, two lengths, type, offset
-    for edited, says in [
-        (content[: len(content) // 2], "cut short"),
-        (content[:-1], "cut short"),
-        (content[: info + 20] + b"\x63\0\0\0" + content[info + 24 :], "unknown type 99"),
-        (content[: info + 24] + b"\xff" * 8 + content[info + 32 :], "cut short|damaged"),
-    ]:
+    for i, (edited, says) in enumerate(
+        [
+            (content[: len(content) // 2], "cut short"),
+            (content[:-1], "cut short"),
+            (content[: info + 20] + b"\x63\0\0\0" + content[info + 24 :], "unknown type 99"),
+            (content[: info + 24] + b"\xff" * 8 + content[info + 32 :], "cut short|damaged"),
+            (content[: info + 20] + b"\x09\0\0\0" + content[info + 24 :], "does not dequantize"),
+        ]
+    ):
+        path = tmp_path / f"{i}.gguf"
         path.write_bytes(edited)
         with pytest.raises(ValueError, match=says):
             GemmaBackbone.from_preset(path, quantization="as_stored")
@@ -260,11 +264,14 @@ def test_command_line(mixed, tmp_path, capsys):
     assert one == other
 
 
-@pytest.mark.skipif(not REAL_FILE.is_file(), reason=f"{REAL_FILE} is not on this machine")
+@pytest.mark.skipif(
+    presets()[REAL_PRESET].package.find_parts() is None, reason="the extra is not installed"
+)
 def test_real_file():
     """The real 270M, which has four types: exact numbers, and the known logits."""
-    backbone = GemmaBackbone.from_preset(REAL_FILE, dtype="float32", quantization="as_stored")
-    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(REAL_FILE).tensors}
+    path = resolve(REAL_PRESET)
+    backbone = GemmaBackbone.from_preset(path, dtype="float32", quantization="as_stored")
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     weights, types = backbone.named_weights(), backbone.quantization.types
     assert set(types.values()) == {"Q4_K", "Q5_0", "Q6_K", "Q8_0"}
     for name in (name for name in types if name.startswith(("layers.0.", "layers.17."))):

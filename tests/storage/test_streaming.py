@@ -14,6 +14,9 @@ import pytest
 from keras_gemma import backend, progress
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.storage import tensor_streaming as checkpoint
+from keras_gemma.storage.gguf.writer import save_to_gguf
+from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
+from keras_gemma.text.tokenizer import GemmaTokenizer
 from tests.configurations import GEMMA2
 from tests.storage.conftest import Task, assert_same_weights, make_backbone, save_to_hugging_face
 
@@ -112,8 +115,8 @@ def test_peak_memory(large, command_environment):
 
 
 @needs_linux
-def test_peak_memory_of_quantizing(tmp_path, command_environment):
-    """Covers quantization while loading, in both formats, and loading of a quantized preset."""
+def test_peak_memory_of_quantizing(tmp_path, tiny_proto, command_environment):
+    """Covers quantization while loading, in all formats, and loading of a quantized preset."""
     sizes = LARGE | {"vocabulary_size": 98304, "num_layers": 2}  # the embedding is most of it
     with backend.uninitialized():
         backbone = GemmaBackbone(**sizes, dtype="bfloat16")
@@ -122,11 +125,14 @@ def test_peak_memory_of_quantizing(tmp_path, command_environment):
         weight.assign(np.resize(numbers, weight.shape))
     backbone.save_to_preset(tmp_path / "h5")
     save_to_hugging_face(Task(backbone), tmp_path / "safetensors")
+    preprocessor = GemmaCausalLMPreprocessor(GemmaTokenizer(tiny_proto))
+    save_to_gguf(Task(backbone, preprocessor), tmp_path / "model.gguf", "q8_0")
     backbone.quantize("int4", embedding="int4")
     backbone.save_to_preset(tmp_path / "quantized")
     largest, weights = 2 * 98304 * 512, {"int4": sum_bytes(backbone)}
     weights["int8"] = backbone.config.weight_bytes("int8")
     loads = [("h5", "int8"), ("h5", "int4"), ("safetensors", "int4"), ("quantized", "none")]
+    loads.append(("model.gguf", "int8"))
     with ThreadPoolExecutor(2) as pool:
         peaks = pool.map(
             lambda load: measure_peak(tmp_path / load[0], "bfloat16", load[1], command_environment),
@@ -134,7 +140,7 @@ def test_peak_memory_of_quantizing(tmp_path, command_environment):
         )
         for (form, mode), measured in zip(loads, peaks, strict=True):
             size = weights["int4" if mode == "none" else mode]
-            room = largest if form != "quantized" else largest / 4
+            room = {"quantized": largest / 4, "model.gguf": 0}.get(form, largest)
             assert 0.9 * size < measured <= 1.2 * size + room + QUANTIZING_SLACK, (
                 form,
                 mode,

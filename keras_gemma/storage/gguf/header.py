@@ -6,13 +6,17 @@ Knows nothing about models.
 """
 
 import dataclasses
+import functools
 import math
 import mmap
+import reprlib
 import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from keras_gemma.checks import is_integer
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -60,13 +64,20 @@ def is_gguf(path: Path) -> bool:
 
 
 def read_header(path: Path) -> Header:
-    """Returns the header of a GGUF file.
+    """Returns the header of a GGUF file, which callers must not modify.
 
     Raises:
         ValueError: If the file is damaged, cut short or of another version.
     """
+    status = path.stat()
+    return _read_header(path, status.st_ino, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=1)
+def _read_header(path: Path, inode: int, mtime_ns: int, size: int) -> Header:
+    """Parses a header. The last one is cached, because a load needs it for each part."""
     with open(path, "rb") as file:
-        if path.stat().st_size < 24 or file.read(4) != MAGIC:
+        if size < 24 or file.read(4) != MAGIC:
             raise ValueError(f"{path} is not a GGUF file. Download it again.")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _Cursor(data, path).header()
@@ -94,8 +105,8 @@ class _Cursor:
             metadata[key] = self.value(self.number("<u4"))
         infos = [self.tensor_info() for _ in range(num_tensors)]
         alignment = metadata.get("general.alignment", ALIGNMENT)
-        if not isinstance(alignment, int) or alignment < 1:
-            raise self.damaged(f"has the alignment {alignment!r}")
+        if not is_integer(alignment) or alignment < 1:
+            raise self.damaged(f"has the alignment {reprlib.repr(alignment)}")
         start = -(-self.position // alignment) * alignment
         tensors = {
             name: dataclasses.replace(info, offset=start + info.offset) for name, info in infos

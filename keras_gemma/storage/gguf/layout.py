@@ -6,6 +6,11 @@ NUM_LAYERS_27B = {"gemma2": 46, "gemma3": 62}
 PATTERN_GEMMA3, LOCAL_ROPE_THETA_GEMMA3 = 6, 10_000.0
 """Pattern of layers and rotary base of local layers, which are not in the file."""
 
+WINDOW_GEMMA2 = 4096
+"""Sliding window of Gemma 2 if the file has none."""
+
+EMBEDDING = "token_embd.weight"
+
 _MODEL_TENSORS = {"token_embedding": "token_embd", "final_norm": "output_norm"}
 _LAYER_TENSORS = {
     "pre_attention_norm": "attn_norm",

@@ -13,14 +13,12 @@ from types import ModuleType
 from typing import Any
 
 from keras_gemma.storage.files import read_json
-from keras_gemma.text.pieces import SPACE
+from keras_gemma.text.pieces import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED
 
 SPECIAL = {"unk": "<unk>", "bos": "<bos>", "eos": "<eos>", "pad": "<pad>"}
 TURNS = ("<start_of_turn>", "<end_of_turn>")
 """Additional special tokens in Hugging Face's files, if the vocabulary has them."""
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
-"""Types of SentencePiece's pieces."""
 BPE = 2
 """SentencePiece's `model_type` of byte-pair encoding."""
 
