@@ -330,7 +330,7 @@ def model(whole, tmp_path):
     return shutil.copytree(whole, tmp_path / "model")
 
 
-def test_settings_that_arrays_do_not_tell(tmp_path):
+def test_settings_that_arrays_do_not_hold(tmp_path):
     path = tmp_path / "model"
     expected = save_tiny(path)
     with pytest.raises(
@@ -339,7 +339,7 @@ def test_settings_that_arrays_do_not_tell(tmp_path):
         GemmaBackbone.from_preset(path)
     arguments = settings(GEMMA3)
     del arguments["context_length"]
-    with pytest.raises(ValueError, match=r"tell context_length, .*context_length=\.\.\.,.*config"):
+    with pytest.raises(ValueError, match=r"specify context_length, .*context_length=\.\.\.,.*config"):
         GemmaBackbone.from_preset(path, **arguments)
     assert_same_weights(GemmaBackbone.from_preset(path, **settings(GEMMA3)), expected)
     lm = GemmaCausalLM.from_preset(path, preprocessor=None, **settings(GEMMA3))
