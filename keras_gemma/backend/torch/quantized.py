@@ -41,22 +41,21 @@ NOT_COMPILED = (BackendCompilerFailed, InternalTorchDynamoError, Unsupported)
 """Exceptions of a failed compilation. Errors of the compiled function have other types."""
 
 LANES = 16
-"""Interleaved rows in 4 bits: one cache line, and one vector of AVX-512."""
+"""Interleaved rows of a weight with groups: in 4 bits one cache line and vector of AVX-512."""
 
-MAX_ROWS_IN_LOOP = {8: 8, 4: 4}
-"""Maximum rows by bits for which products and sums beat dequantization. Milliseconds in 8 and 4
-bits for a matrix 9216 x 2304: 0.7 and 1.0 for 4 rows (bf16 1.3), 1.4 and 2.1 for 8 rows (bf16
-1.4)."""
+MAX_ROWS_IN_LOOP, MAX_ROWS_IN_LOOP_OF_GROUPS = 8, 4
+"""Maximum rows for which products and sums beat dequantization. Milliseconds in int8 and int4 for a
+matrix 9216 x 2304: 0.7 and 1.0 for 4 rows (bf16 1.3), 1.4 and 2.1 for 8 rows (bf16 1.4)."""
 
-SLICE = {8: 1536, 4: 512}
-"""Rows of a weight by bits that are dequantized at a time, 7 or 2 MB of bf16. Memory of that size
-is reused. A whole matrix needs new memory each time and takes 7 to 20 ms instead of 2. In 4 bits,
-32 rows times a matrix 9216 x 2304 take 5.4 ms, and 6.9 ms with slices of 1536."""
+SLICE, SLICE_OF_GROUPS = 1536, 512
+"""Rows of a weight that are dequantized at a time, 7 or 2 MB of bf16. Memory of that size is
+reused. A whole matrix needs new memory each time and takes 7 to 20 ms instead of 2. In int4, 32
+rows times a matrix 9216 x 2304 take 5.4 ms, and 6.9 ms with slices of 1536."""
 
 ONE_LOOP = {"realize_acc_reads_threshold": 1000, "realize_opcount_threshold": 1000}
-"""Inductor options for int4 weights. By default Inductor splits a sum with so many operands into
-two loops and stores the sums of groups: 11 ms instead of 7 for six layers of Gemma 2 2B, 36 instead
-of 8 for an embedding of 256,000 rows."""
+"""Inductor options for weights with groups. By default Inductor splits a sum with so many operands
+into two loops and stores the sums of groups. In int4 that takes 11 ms instead of 7 for six layers
+of Gemma 2 2B, and 36 instead of 8 for an embedding of 256,000 rows."""
 
 TOP = -(1 << 31)
 """Bit of a word that is stored inverted."""
@@ -68,8 +67,8 @@ def spec(shape: tuple[int, int], kind: str, layout: Layout) -> Quantized:
         return quantized.spec(shape, kind, layout)
     if group_size % 8:
         raise ValueError(
-            "`group_size` must be a multiple of 8, such as 32, on PyTorch, which stores int4 "
-            f"weights in words of 8. Received: group_size={group_size}"
+            "`group_size` must be a multiple of 8, such as 32, on PyTorch, which stores weights "
+            f"in words of 8 numbers. Received: group_size={group_size}"
         )
     out, length = shape
     lanes = math.gcd(out, LANES)
@@ -276,8 +275,8 @@ def _dequantize_fast(dtype: torch.dtype, values: Any, *of_groups: Any) -> Tensor
 
 
 def _slices(dtype: torch.dtype, values: Any, *of_groups: Any) -> Iterator[Tensor]:
-    """Yields a weight with groups, dequantized in slices of `SLICE[4]` rows -> `[in, rows]`."""
-    step = SLICE[4] // values.shape[-1]
+    """Yields a weight with groups, dequantized `SLICE_OF_GROUPS` rows at a time -> `[in, rows]`."""
+    step = SLICE_OF_GROUPS // values.shape[-1]
     for start in range(0, len(values), step):
         arrays = (None if a is None else a[start : start + step] for a in (values, *of_groups))
         yield _dequantize_fast(dtype, *arrays)
@@ -295,7 +294,7 @@ def _many_rows(
     Without groups, only the result is scaled, because int8 values are exact in bfloat16.
     """
     if scales.ndim == 1:
-        products = [torch.mm(weight.to(x.dtype), x.T) for weight in values.split(SLICE[8])]
+        products = [torch.mm(weight.to(x.dtype), x.T) for weight in values.split(SLICE)]
         return (torch.cat(products).T * scales).to(x.dtype).contiguous()
     slices = _slices(x.dtype, values, scales, zero_points, minimums)
     return torch.cat([torch.mm(x, weight) for weight in slices], 1)
@@ -325,11 +324,11 @@ def _matmul_transposed(
     total: Any = 0
     if scales.ndim == 1:
         dy = (dy * scales).to(dtype)
-        for part, weight in zip(dy.split(SLICE[8], 1), values.split(SLICE[8]), strict=True):
+        for part, weight in zip(dy.split(SLICE, 1), values.split(SLICE), strict=True):
             total = total + torch.mm(part, weight.to(dtype)).float()
     else:
         slices = _slices(dtype, values, scales, zero_points, minimums)
-        for part, weight in zip(dy.split(SLICE[4], 1), slices, strict=True):
+        for part, weight in zip(dy.split(SLICE_OF_GROUPS, 1), slices, strict=True):
             total = total + torch.mm(part, weight.T).float()
     return total.to(dtype)
 
@@ -364,7 +363,9 @@ def matmul(x: Tensor, packed: Quantized) -> Tensor:
     compiling = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
     if x.requires_grad and torch.is_grad_enabled():
         y = _opaque_many_rows(rows, *packed)
-    elif compiling and len(rows) <= MAX_ROWS_IN_LOOP[4 if has_groups else 8]:
+    elif compiling and len(rows) <= (
+        MAX_ROWS_IN_LOOP_OF_GROUPS if has_groups else MAX_ROWS_IN_LOOP
+    ):
         floats = materialize(rows.float())
         if has_groups:
             y = _few_rows_of_groups(floats, *packed)
