@@ -377,3 +377,12 @@ def test_header_equals_that_of_the_package(path):
 def test_scores_are_computed(path):
     lm = GemmaCausalLM.from_preset(path)
     assert np.isfinite(ops.convert_to_numpy(lm.score(IDS))).all()
+
+
+def test_numbers_beyond_float16_are_refused(tmp_path, tiny_proto):
+    task = make_task(CONFIGURATIONS["gemma2_grouped"], tiny_proto)
+    weight = task.backbone.named_weights()["layers.0.query"]
+    weight.assign(np.full(weight.shape, 1e5, "float32"))
+    save_to_gguf(task, tmp_path / "model.gguf", "bf16")
+    with pytest.raises(ValueError, match=r"attn_q.*beyond float16.*dtype='bfloat16'"):
+        GemmaBackbone.from_preset(tmp_path / "model.gguf", dtype="float16")

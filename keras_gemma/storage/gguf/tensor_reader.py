@@ -117,8 +117,8 @@ def _tensor(gguf: ModuleType, path: Path, info: TensorInfo, kind: Any) -> Stored
         return plain_form(read_bytes(part), kind.name, block_bytes)
 
     def read(dtype: str = "float32") -> np.ndarray:
-        dtype = dtype if dtype in ("bfloat16", "float16") else "float32"
-        array = backend.empty((rows, length), dtype)
+        # Not float16, so that `stream` finds numbers beyond its range.
+        array = backend.empty((rows, length), "bfloat16" if dtype == "bfloat16" else "float32")
         step = max(1, CHUNK_ELEMENTS // length)
         for start in range(0, rows, step):
             part = slice(start, start + step)
