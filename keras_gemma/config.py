@@ -18,7 +18,13 @@ from keras_gemma.checks import check_integer, check_number
 BYTES_PER_ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 ROPE_THETA = 10_000.0
-"""Base of the rotary frequencies of Gemma 1 and Gemma 2."""
+"""Base of the rotary frequencies of Gemma 1 and Gemma 2, and of Gemma 3's local layers."""
+
+ROPE_THETA_GEMMA3 = 1_000_000.0
+"""Base of the rotary frequencies of Gemma 3's global layers."""
+
+PATTERN_GEMMA3 = 6
+"""`sliding_window_pattern` of Gemma 3."""
 
 FIXED_BY_KERAS_HUB = {
     "Gemma": {
@@ -30,9 +36,9 @@ FIXED_BY_KERAS_HUB = {
         "global_rope_scaling_factor": 1.0,
     },
     "Gemma3": {
-        "sliding_window_pattern": 6,
+        "sliding_window_pattern": PATTERN_GEMMA3,
         "local_rope_wavelength": ROPE_THETA,
-        "global_rope_wavelength": 1_000_000.0,
+        "global_rope_wavelength": ROPE_THETA_GEMMA3,
     },
 }
 """Fields of `GemmaConfig` that KerasHub's classes do not have, and their values, by family."""
@@ -161,8 +167,9 @@ class GemmaConfig:
         The last layer of each `sliding_window_pattern` layers is global: every second layer of
         Gemma 2, and every sixth layer of Gemma 3.
         """
-        pattern = self.sliding_window_pattern
-        return self.use_sliding_window_attention and layer % pattern < pattern - 1
+        return self.use_sliding_window_attention and in_local_part(
+            layer, self.sliding_window_pattern
+        )
 
     def layer_kind(self, layer: int) -> LayerKind:
         """Returns the kind of `layer` (0-based): its window, and its rotary base and scaling."""
@@ -290,6 +297,11 @@ class GemmaConfig:
         """Returns the config with the fields in `values`; other keys are ignored."""
         names = {field.name for field in dataclasses.fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in names})
+
+
+def in_local_part(layer: int, pattern: int) -> bool:
+    """Returns True if `layer` (0-based) is not the last of its `pattern` layers."""
+    return layer % pattern < pattern - 1
 
 
 def _listed(values: dict[str, Any]) -> str:

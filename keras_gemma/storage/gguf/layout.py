@@ -3,9 +3,6 @@
 NUM_LAYERS_27B = {"gemma2": 46, "gemma3": 62}
 """Depth at which llama.cpp scales queries by 1/sqrt(D/N) instead of 1/sqrt(H)."""
 
-PATTERN_GEMMA3, LOCAL_ROPE_THETA_GEMMA3 = 6, 10_000.0
-"""Pattern of layers and rotary base of local layers, which are not in the file."""
-
 WINDOW_GEMMA2 = 4096
 """Sliding window of Gemma 2 if the file has none."""
 

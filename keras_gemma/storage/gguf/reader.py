@@ -13,15 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keras_gemma.checks import is_integer, is_number
-from keras_gemma.config import GemmaConfig
+from keras_gemma.config import PATTERN_GEMMA3, ROPE_THETA, GemmaConfig
 from keras_gemma.quantization import STORED_TYPES, QuantizationConfig
 from keras_gemma.storage.format_interface import Reader
 from keras_gemma.storage.gguf.header import read_header
 from keras_gemma.storage.gguf.layout import (
     EMBEDDING,
-    LOCAL_ROPE_THETA_GEMMA3,
     NUM_LAYERS_27B,
-    PATTERN_GEMMA3,
     WINDOW_GEMMA2,
     tensor_name,
 )
@@ -143,9 +141,7 @@ def _architecture_arguments(architecture: str, metadata: _Metadata) -> dict[str,
         "sliding_window_pattern": metadata.integer(
             "attention.sliding_window_pattern", PATTERN_GEMMA3
         ),
-        "local_rope_wavelength": float(
-            metadata.number("rope.freq_base_swa", LOCAL_ROPE_THETA_GEMMA3)
-        ),
+        "local_rope_wavelength": float(metadata.number("rope.freq_base_swa", ROPE_THETA)),
         "global_rope_scaling_factor": factor,
     }
 

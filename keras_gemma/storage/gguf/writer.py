@@ -15,12 +15,10 @@ import numpy as np
 
 from keras_gemma import progress
 from keras_gemma.checks import check_one_of
-from keras_gemma.config import GemmaConfig
+from keras_gemma.config import PATTERN_GEMMA3, ROPE_THETA, GemmaConfig
 from keras_gemma.storage.files import local_path, scratch_folder
 from keras_gemma.storage.gguf.layout import (
-    LOCAL_ROPE_THETA_GEMMA3,
     NUM_LAYERS_27B,
-    PATTERN_GEMMA3,
     tensor_name,
 )
 from keras_gemma.text.chat_template import CHAT_TEMPLATE
@@ -99,9 +97,7 @@ def architecture_of(config: GemmaConfig) -> str:
             f"sliding_window_pattern={PATTERN_GEMMA3}": (
                 config.sliding_window_pattern == PATTERN_GEMMA3
             ),
-            f"local_rope_wavelength={LOCAL_ROPE_THETA_GEMMA3:g}": (
-                local.rope_theta == LOCAL_ROPE_THETA_GEMMA3
-            ),
+            f"local_rope_wavelength={ROPE_THETA:g}": (local.rope_theta == ROPE_THETA),
             "local_rope_scaling_factor=1": local.rope_scaling == 1.0,
         }
     elif config.use_post_attention_norm or config.use_post_ffw_norm:

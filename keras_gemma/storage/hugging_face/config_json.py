@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from keras_gemma.checks import is_integer, is_number
-from keras_gemma.config import ROPE_THETA, GemmaConfig
+from keras_gemma.config import (
+    PATTERN_GEMMA3,
+    ROPE_THETA,
+    ROPE_THETA_GEMMA3,
+    GemmaConfig,
+    in_local_part,
+)
 from keras_gemma.storage.files import check_types
 from keras_gemma.storage.tensor_streaming import check_layer_count
 
@@ -30,9 +36,6 @@ NESTED = {"gemma3": "gemma3_text"}
 
 ACTIVATION = "gelu_pytorch_tanh"
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
-ROPE_THETA_GEMMA3 = 1_000_000.0
-"""Base of the rotary frequencies of Gemma 3's global layers."""
-
 VOCABULARY_SIZE_GEMMA3, PADDED_VOCABULARY_SIZE_GEMMA3 = 262_144, 262_208
 """Number of tokens, and of embedding rows in multimodal checkpoints.
 
@@ -303,7 +306,7 @@ def _window_arguments(values: dict[str, Any], problems: list[str]) -> dict[str, 
     pattern = 2
     if is_gemma3:
         declared = (values.get(f"{mark}sliding_window_pattern") for mark in ("", "_"))
-        pattern = next((number for number in declared if number is not None), 6)
+        pattern = next((number for number in declared if number is not None), PATTERN_GEMMA3)
         if pattern < 1:
             problems.append(f"sliding_window_pattern={pattern}: must be positive")
             return {}
@@ -325,7 +328,7 @@ def _window_arguments(values: dict[str, Any], problems: list[str]) -> dict[str, 
 
 
 def _layer_types(pattern: int, layers: int) -> list[str]:
-    return [LOCAL if i % pattern < pattern - 1 else GLOBAL for i in range(layers)]
+    return [LOCAL if in_local_part(i, pattern) else GLOBAL for i in range(layers)]
 
 
 def _scales_by_head_dim(values: dict[str, Any], path: Path) -> bool:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_gemma.config import GemmaConfig
+from keras_gemma.catalogue import presets
+from keras_gemma.config import PATTERN_GEMMA3, ROPE_THETA_GEMMA3, GemmaConfig
 from keras_gemma.storage.tensor_streaming import TensorSpec, per_head_spec
 
 CONFIG = "config.json"
@@ -75,6 +76,10 @@ class Sizes(NamedTuple):
     num_key_value_heads: int
     head_dim: int
 
+    @classmethod
+    def of(cls, config: GemmaConfig) -> "Sizes":
+        return cls(*(getattr(config, name) for name in cls._fields))
+
 
 REQUIRED_ARGUMENTS = (
     *("query_head_dim_normalize", "sliding_window_size", "global_rope_scaling_factor"),
@@ -100,33 +105,9 @@ _GEMMA2 = _POST_NORMS | {
 _GEMMA3 = _POST_NORMS | {
     "use_query_key_norm": True,
     "use_sliding_window_attention": True,
-    "sliding_window_pattern": 6,
-    "global_rope_wavelength": 1_000_000.0,
+    "sliding_window_pattern": PATTERN_GEMMA3,
+    "global_rope_wavelength": ROPE_THETA_GEMMA3,
 }
-_GEMMA3_SMALL = {
-    "query_head_dim_normalize": True,
-    "sliding_window_size": 512,
-    "global_rope_scaling_factor": 1.0,
-    "context_length": 32_768,
-}
-_GEMMA3_LARGE = {
-    "query_head_dim_normalize": True,
-    "sliding_window_size": 1024,
-    "global_rope_scaling_factor": 8.0,
-    "context_length": 131_072,
-}
-
-_PUBLISHED = {
-    Sizes(26, 2304, 9216, 8, 4, 256): {"query_head_dim_normalize": True},
-    Sizes(42, 3584, 14336, 16, 8, 256): {"query_head_dim_normalize": True},
-    Sizes(46, 4608, 36864, 32, 16, 128): {"query_head_dim_normalize": False},
-    Sizes(18, 640, 2048, 4, 1, 256): _GEMMA3_SMALL,
-    Sizes(26, 1152, 6912, 4, 1, 256): _GEMMA3_SMALL,
-    Sizes(34, 2560, 10240, 8, 4, 256): _GEMMA3_LARGE,
-    Sizes(48, 3840, 15360, 16, 8, 256): _GEMMA3_LARGE,
-    Sizes(62, 5376, 21504, 32, 16, 128): _GEMMA3_LARGE | {"query_head_dim_normalize": False},
-}
-"""Settings of the published models of Gemma 2 and 3 by their sizes."""
 
 _GATING_AS_IN_GEMMA3 = (3584, 4608)
 """Hidden dims of the models of Gemma 2 whose gate and up projections are stored as `[F, D]`."""
@@ -139,7 +120,12 @@ def settings(sizes: Sizes, query_key_norm: bool, post_norms: bool) -> dict[str, 
     """
     if not query_key_norm and not post_norms:
         return _GEMMA1
-    return (_GEMMA3 if query_key_norm else _GEMMA2) | _PUBLISHED.get(sizes, {})
+    arguments = _GEMMA3 if query_key_norm else _GEMMA2
+    for preset in presets().values():
+        config = preset.config
+        if config.use_query_key_norm == query_key_norm and Sizes.of(config) == sizes:
+            return arguments | {name: getattr(config, name) for name in REQUIRED_ARGUMENTS}
+    return arguments
 
 
 def canonical_name(key: str) -> str | None:
