@@ -126,6 +126,8 @@ class Gemma3Tokenizer(GemmaTokenizer):
         **kwargs: Arguments of `GemmaTokenizer`.
     """
 
+    family = "Gemma3"
+
     def __init__(
         self,
         proto: str | Path | bytes | None = None,

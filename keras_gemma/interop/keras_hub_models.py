@@ -14,7 +14,7 @@ from keras import ops
 from keras_gemma.backend import assign, uninitialized
 from keras_gemma.causal_lm.model import GemmaCausalLM
 from keras_gemma.config import GemmaConfig
-from keras_gemma.gemma3 import Gemma3CausalLM, Gemma3CausalLMPreprocessor, Gemma3Tokenizer
+from keras_gemma.gemma3 import Gemma3CausalLM
 from keras_gemma.interop.keras_hub_samplers import convert_sampler, keras_hub, set_sampler
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.storage.keras_preset.layout import h5_specs, layer_path
@@ -70,11 +70,10 @@ def to_keras_hub(item: Any) -> Any:
         _warn_where_keras_hub_differs(item.config)
         return _backbone_to(item)
     if isinstance(item, GemmaCausalLMPreprocessor):
-        family = "Gemma3" if isinstance(item, Gemma3CausalLMPreprocessor) else "Gemma"
+        family = item.tokenizer_cls.family
         return _convert_preprocessor(item, _theirs(family, "CausalLMPreprocessor"))
     if isinstance(item, GemmaTokenizer):
-        family = "Gemma3" if isinstance(item, Gemma3Tokenizer) else "Gemma"
-        return _convert_tokenizer(item, _theirs(family, "Tokenizer"))
+        return _convert_tokenizer(item, _theirs(item.family, "Tokenizer"))
     raise TypeError(
         "`item` must be a GemmaCausalLM, GemmaBackbone, GemmaCausalLMPreprocessor or "
         f"GemmaTokenizer of keras_gemma. Received: {_class_of(item)}"

@@ -82,14 +82,9 @@ def save(item: Any, preset_dir: str | Path, max_shard_size: int | str = "10GB") 
         if kind == "backbone":
             writer.write_backbone(folder, item, max_shard_bytes)
         elif kind == "preprocessor":
-            writer.write_preprocessor(folder, item, _family(item.tokenizer))
+            writer.write_preprocessor(folder, item, item.tokenizer_cls.family)
         else:
-            writer.write_tokenizer(folder, item, _family(item))
-
-
-def _family(tokenizer: Any) -> str:
-    """Returns the family of a tokenizer that is saved without a backbone, from its class."""
-    return "Gemma3" if type(tokenizer).__name__.startswith("Gemma3") else "Gemma"
+            writer.write_tokenizer(folder, item, item.family)
 
 
 def _check_links(folder: Path) -> None:

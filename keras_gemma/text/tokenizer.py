@@ -63,6 +63,9 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
     ```
     """
 
+    family = "Gemma"
+    """Prefix of KerasHub's class names."""
+
     start_token = "<bos>"
     end_token = "<eos>"
     pad_token = "<pad>"
