@@ -15,7 +15,7 @@ from keras_gemma.causal_lm.prompts import Prompts
 from keras_gemma.causal_lm.settings import GenerationSettings, read_settings
 from keras_gemma.causal_lm.text_request import TextRequest
 from keras_gemma.generation.request import Draft, PrefixCache
-from keras_gemma.text.chat import Message, read_turns
+from keras_gemma.text.chat import Message, message_text, read_turns
 
 MIN_REPLY_DIVISOR = 8
 """Divisor of the context length: with less than 1/8 free for a reply, turns are dropped."""
@@ -230,7 +230,7 @@ class Chat:
     ) -> None:
         self.history += [message, {"role": "assistant", "content": reply}]
         ids = request.new_ids()
-        texts = {message["content"].strip() for message in self.history}
+        texts = {message_text(message) for message in self.history}
         self._replies = {text: ids for text, ids in self._replies.items() if text in texts}
         if request.text_of(ids) == reply:  # False if it was cut at a stop string.
             self._replies[reply.strip()] = ids

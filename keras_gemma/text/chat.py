@@ -13,8 +13,8 @@ A conversation of a system message, two user messages and a reply:
     <start_of_turn>model
 
 Gemma has no system role, so a system message is prepended to the first user turn. As in Gemma 3's
-published template, it keeps its white space, and all other messages are trimmed. Knows nothing
-about models and context lengths.
+published template, it keeps its white space, and all other messages are trimmed, as are the parts
+of a content that is a list. Knows nothing about models and context lengths.
 """
 
 import dataclasses
@@ -25,8 +25,11 @@ from keras_gemma.text.pieces import Pieces
 
 START, END = "<start_of_turn>", "<end_of_turn>"
 
-Message = Mapping[str, str]
-"""`{"role", "content"}`. Roles are `"user"`, `"assistant"` or `"model"`, and a first `"system"`."""
+Message = Mapping[str, Any]
+"""`{"role", "content"}`. Roles are `"user"`, `"assistant"` or `"model"`, and a first `"system"`.
+
+Content is a string or a list of parts `{"type": "text", "text": ...}`.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +61,7 @@ def read_turns(messages: Sequence[Message]) -> list[Turn]:
     for i, message in enumerate(messages):
         _check_message(i, message)
     has_system = bool(messages) and messages[0]["role"] == "system"
-    preface = f"{messages[0]['content']}\n\n" if has_system else ""
+    preface = "".join(_parts(messages[0]["content"])) + "\n\n" if has_system else ""
     rest = messages[has_system:]
     if not rest:
         raise ValueError(
@@ -67,17 +70,26 @@ def read_turns(messages: Sequence[Message]) -> list[Turn]:
         )
     turns = []
     for i, message in enumerate(rest):
-        role, content = message["role"], message["content"]
+        role, text = message["role"], message_text(message)
         expected = "assistant" if i % 2 else "user"
         if (role == "user") != (expected == "user"):
             raise ValueError(
                 "The roles of `messages` must alternate: user, assistant, user, ..., after an "
                 f"optional system message. Message {i + has_system} must have the role "
-                f"{expected!r}. Received: role={role!r}, content={content!r:.60}"
+                f"{expected!r}. Received: role={role!r}, content={message['content']!r:.60}"
             )
         role = "model" if role == "assistant" else role
-        turns.append(Turn(role, content.strip() if i else preface + content.strip()))
+        turns.append(Turn(role, text if i else preface + text))
     return turns
+
+
+def message_text(message: Message) -> str:
+    """Returns the text of a message's turn: its content without white space around each part."""
+    return "".join(part.strip() for part in _parts(message["content"]))
+
+
+def _parts(content: str | Sequence[Mapping[str, str]]) -> list[str]:
+    return [content] if isinstance(content, str) else [part["text"] for part in content]
 
 
 def render(turns: Sequence[Turn], start: str, prompt: bool) -> str:
@@ -148,9 +160,23 @@ def _check_message(i: int, message: Any) -> None:
             'A message must have a "role" and a "content". '
             f"Message {i} has no {' and no '.join(missing)}. Received: {dict(message)!r:.80}"
         )
-    for name in ("role", "content"):
-        if not isinstance(message[name], str):
-            raise TypeError(
-                f"The {name} of a message must be a string. "
-                f"Received: messages[{i}][{name!r}]={message[name]!r:.80}"
+    role, content = message["role"], message["content"]
+    if not isinstance(role, str):
+        raise TypeError(
+            f"The role of a message must be a string. Received: messages[{i}]['role']={role!r:.80}"
+        )
+    if isinstance(content, str):
+        return
+    if not isinstance(content, Sequence) or isinstance(content, bytes):
+        raise TypeError(
+            "The content of a message must be a string or a list of parts "
+            '{"type": "text", "text": ...}. '
+            f"Received: messages[{i}]['content']={content!r:.80}"
+        )
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise ValueError(
+                'Each part of a message must be {"type": "text", "text": ...}, because the models '
+                f"read text only. Received in messages[{i}]['content']: {part!r:.80}"
             )

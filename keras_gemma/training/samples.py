@@ -11,7 +11,7 @@ Knows nothing about tokens and files.
 from collections.abc import Mapping
 from typing import Any
 
-from keras_gemma.text.chat import Turn, read_turns
+from keras_gemma.text.chat import Turn, message_text, read_turns
 
 FORMATS = "messages; prompt and completion; instruction, context and response; or text"
 
@@ -78,7 +78,7 @@ def _read_conversation(messages: Any) -> list[Turn]:
     except (TypeError, ValueError) as error:
         raise BadSample(str(error)) from error
     for i, message in enumerate(messages):
-        if not message["content"].strip():
+        if not message_text(message):
             raise BadSample(f"message {i}, of the role {message['role']!r}, is empty")
     if len(turns) < 2:
         raise BadSample("a conversation needs a user turn and a model turn")

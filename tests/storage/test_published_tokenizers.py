@@ -143,6 +143,14 @@ def conversations(with_system):
         yield [{"role": role, "content": r.choice(CONTENTS)} for role in all_roles]
 
 
+def in_parts(message, number=1):
+    """Returns a message whose content is a list; that of a system message has one part."""
+    text = message["content"]
+    cut = len(text) if number == 1 or message["role"] == "system" else len(text) // 2
+    parts = [text[:cut], text[cut:]][:number]
+    return {**message, "content": [{"type": "text", "text": part} for part in parts]}
+
+
 def render(template, messages, prompt):
     """Renders a template as transformers does."""
     import transformers
@@ -162,6 +170,15 @@ def test_chat_template(folder, ours, theirs):
             continue  # refused
         for messages in conversations(with_system):
             text = render(published, messages, prompt)
+            parts = [in_parts(message) for message in messages]
+            assert ours.apply_chat_template(parts, prompt, tokenize=False) == text
+            assert render(CHAT_TEMPLATE, parts, prompt) == text
+            if folder.name == "gemma3":
+                assert render(published, parts, prompt) == text
+                halves = [in_parts(message, 2) for message in messages]
+                joined = render(published, halves, prompt)
+                assert ours.apply_chat_template(halves, prompt, tokenize=False) == joined
+                assert render(CHAT_TEMPLATE, halves, prompt) == joined
             assert ours.apply_chat_template(messages, prompt, tokenize=False) == text
             assert render(CHAT_TEMPLATE, messages, prompt) == text
             if "▁" not in text:
