@@ -196,7 +196,9 @@ def _with_head_gradient(chunks: Any, head: Any, config: GemmaConfig) -> tuple[An
         change = change * ops.cast(weights, change.dtype)[..., None]
         change = ops.reshape(change, (-1, config.vocabulary_size))
         added = ops.matmul(ops.transpose(change), ops.reshape(x, rows))
-        is_chunk = ops.expand_dims(ops.equal(ops.arange(chunks[0].shape[0]), i), (1, 2, 3))
+        is_chunk = ops.expand_dims(
+            ops.equal(ops.arange(chunks[0].shape[0], dtype="int32"), i), (1, 2, 3)
+        )
         return (
             total + sums,
             ops.where(is_chunk, chunk_gradient[None], x_gradient),

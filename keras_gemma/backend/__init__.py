@@ -172,6 +172,14 @@ def embed(ids: Any, packed: Any, dtype: str) -> Any:
     return _module.embed(ids, packed)
 
 
+def to_tensor(array: Any) -> Any:
+    """Converts an array to a tensor of the same dtype. A tensor is returned as it is.
+
+    By default, Keras converts integers to `keras.config.floatx()` if that is bfloat16, on JAX.
+    """
+    return ops.convert_to_tensor(array, keras.backend.standardize_dtype(array.dtype))
+
+
 def assign(variable: keras.Variable, packed: np.ndarray) -> None:
     """Assigns a packed weight of the variable's dtype. `packed` must not be modified afterwards."""
     keras_internals.assign(variable, _module.from_numpy(packed))

@@ -105,7 +105,7 @@ def dequantize(packed: Quantized, dtype: str) -> Any:
     if keras.backend.standardize_dtype(values.dtype) == "int8":
         numbers = ops.cast(values, "float32")
     else:
-        low, high = ops.bitwise_and(values, 15), ops.right_shift(values, 4)
+        low, high = values & 15, ops.right_shift(values, 4)
         numbers = ops.cast(ops.concatenate([low, high], axis=-1), "float32")
         if packed.is_signed:
             numbers = ops.where(numbers > 7, numbers - 16, numbers)

@@ -91,7 +91,7 @@ map = ops.map
 def write_cache(cache: Any, new: Any, slots: Any) -> Any:
     """Returns `cache [B, R, K, H]` with `new [B, T, K, H]` written to `slots [B, T]`."""
     for i in range(slots.shape[1]):
-        is_slot = ops.arange(ops.shape(cache)[1])[None, :] == slots[:, i : i + 1]
+        is_slot = ops.arange(ops.shape(cache)[1], dtype="int32")[None, :] == slots[:, i : i + 1]
         cache = ops.where(is_slot[:, :, None, None], new[:, i : i + 1], cache)
     return cache
 

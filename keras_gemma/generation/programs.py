@@ -94,9 +94,9 @@ class Programs:
                 weights,
                 cache,
                 hidden,
-                ops.convert_to_tensor(token_ids[:, start : start + size]),
-                ops.convert_to_tensor(np.int32(start)),
-                ops.convert_to_tensor(lengths),
+                backend.to_tensor(token_ids[:, start : start + size]),
+                backend.to_tensor(np.int32(start)),
+                backend.to_tensor(lengths),
             )
         return hidden, cache
 

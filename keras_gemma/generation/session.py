@@ -75,10 +75,11 @@ class DecodingSession:
             if seen is not None:
                 seen[row, prompt] = True
         if request.top_logprobs is not None:
-            tops = batch, capacity, request.top_logprobs
-            zeros = ops.zeros(tops[:2]), ops.zeros(tops, dtype="int32"), ops.zeros(tops)
-            logprobs = Logprobs(*zeros)
-        tensor = ops.convert_to_tensor
+            chosen, tops = (batch, capacity), (batch, capacity, request.top_logprobs)
+            logprobs = Logprobs(
+                ops.zeros(chosen, "float32"), ops.zeros(tops, "int32"), ops.zeros(tops, "float32")
+            )
+        tensor = backend.to_tensor
         return DecodeState(
             text=tensor(text),
             length=tensor(self.prompt_lengths.astype("int32")),
@@ -162,7 +163,7 @@ class DecodingSession:
 
     def stop(self, rows: np.ndarray) -> None:
         """Ends the rows that are True in `rows`, bool `[B]`."""
-        done = ops.logical_or(self.state.done, ops.convert_to_tensor(rows))
+        done = ops.logical_or(self.state.done, backend.to_tensor(rows))
         self.state = self.state._replace(done=done)
 
     def new_ids(self) -> list[np.ndarray]:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from keras_gemma import backend
 from keras_gemma.config import GemmaConfig
 
 Cache = list[tuple[Any, Any]]
@@ -24,13 +25,13 @@ Cache = list[tuple[Any, Any]]
 
 def slot_of(positions: Any, slots: int) -> Any:
     """Returns the slot of each position in a ring of `slots`."""
-    return ops.mod(positions, slots)
+    return positions % slots
 
 
 def position_in(slots: int, last: Any) -> Any:
     """Returns the position in each slot after `last [B]`: int32 `[B, R]`, negative if empty."""
     slot, last = ops.arange(slots, dtype="int32")[None], last[:, None]
-    return last - ops.mod(last - slot, slots)
+    return last - (last - slot) % slots
 
 
 def cache_mask(slots: int, positions: Any, window: int | None) -> Any:
@@ -77,7 +78,7 @@ def repeat_rows(array: Any, times: int) -> Any:
     """Repeats each row of `array [B, ...]` -> a new array `[B * times, ...]`."""
     # `ops.repeat` may return a view, in which the copies of a row share memory.
     rows = np.repeat(np.arange(array.shape[0]), times)
-    return ops.take(array, ops.convert_to_tensor(rows.astype("int32")), axis=0)
+    return ops.take(array, backend.to_tensor(rows.astype("int32")), axis=0)
 
 
 def fill_ring(fresh: Any, slots: int, lengths: Any) -> Any:
@@ -98,7 +99,7 @@ def unroll_ring(ring: Any, slots: int) -> Any:
     size = ring.shape[1]
     if size >= slots:
         return ring
-    source = ops.convert_to_tensor((np.arange(slots) % size).astype("int32"))
+    source = backend.to_tensor((np.arange(slots) % size).astype("int32"))
     return ops.take(ring, source, axis=1)
 
 

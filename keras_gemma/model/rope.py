@@ -22,7 +22,7 @@ def rotary_angles(
     """
     positions = ops.cast(positions, "float32") / scaling
     exponents = ops.arange(0, head_dim, 2, dtype="float32") / head_dim
-    frequencies = ops.power(theta, -exponents)
+    frequencies = theta**-exponents
     angles = positions[..., None, None] * frequencies
     cos, sin = ops.cos(angles), ops.sin(angles)
     return ops.concatenate([cos, cos], axis=-1), ops.concatenate([-sin, sin], axis=-1)

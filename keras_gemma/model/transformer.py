@@ -130,7 +130,7 @@ def hidden_states(
     """
     first = ops.argmax(ops.cast(attended, "int32"), axis=1)
     positions = ops.arange(token_ids.shape[1], dtype="int32")[None]
-    positions = ops.maximum(positions - ops.cast(first, "int32")[:, None], 0)
+    positions = ops.clip(positions - ops.cast(first, "int32")[:, None], 0, token_ids.shape[1])
     x, _ = run_blocks(
         embed_tokens(weights, token_ids, config, dtype, hooks),
         weights["layers"],

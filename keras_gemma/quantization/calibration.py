@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from keras_gemma import backend
 from keras_gemma.config import GemmaConfig
 from keras_gemma.model.matrix import Observed
 from keras_gemma.model.transformer import hidden_states
@@ -70,6 +71,6 @@ def mean_squares(backbone: Any, batches: Iterable[np.ndarray]) -> dict[str, np.n
     for ids in batches:
         rows += ids.size
         attended = ops.ones(ids.shape, dtype="bool")
-        ids = ops.convert_to_tensor(ids)
+        ids = backend.to_tensor(ids)
         hidden_states(weights, ids, attended, config, backbone.compute_dtype)
     return {name: total / rows for name, total in sums.items()}

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from keras_gemma import backend
 from keras_gemma.losses import cross_entropy
 from keras_gemma.model.hooks import Hooks
 from keras_gemma.model.transformer import hidden_states
@@ -21,7 +22,7 @@ def log_probability(lm: Any, texts: np.ndarray, answer_id: int, hooks: Hooks = N
     """
     config, weights = lm.backbone.config, constant_weights(lm.backbone)
     mask = ops.ones(texts.shape, dtype="bool")
-    texts = ops.convert_to_tensor(texts)
+    texts = backend.to_tensor(texts)
     x = hidden_states(weights, texts, mask, config, lm.backbone.compute_dtype, hooks)
     answers = ops.full(texts.shape[:1], answer_id, dtype="int32")
     return -cross_entropy(logits_of(x[:, -1], weights, config), answers)

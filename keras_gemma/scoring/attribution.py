@@ -141,12 +141,12 @@ def _question(lm: Any, ids: np.ndarray, answer: str | int) -> tuple[Callable[[An
 def _embed(lm: Any, ids: np.ndarray) -> np.ndarray:
     """Returns the embeddings of ids, float32 `[T, D]`."""
     table = lm.backbone.token_embedding.tensor
-    rows = backend.embed(ops.convert_to_tensor(ids), table, lm.backbone.compute_dtype)
+    rows = backend.embed(backend.to_tensor(ids), table, lm.backbone.compute_dtype)
     return ops.convert_to_numpy(ops.cast(rows, "float32"))
 
 
 def _values(function: Callable[[Any], Any], *points: np.ndarray) -> list[float]:
-    return ops.convert_to_numpy(function(ops.convert_to_tensor(np.stack(points)))).tolist()
+    return ops.convert_to_numpy(function(backend.to_tensor(np.stack(points)))).tolist()
 
 
 def _result(

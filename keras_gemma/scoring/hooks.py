@@ -20,6 +20,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_gemma import backend
 from keras_gemma.model.hooks import BLOCK_HOOK_POINTS
 
 Hook = Callable[[Any, str], Any]
@@ -134,7 +135,7 @@ def _checked(function: Callable[..., Any], argument: Any, who: str, x: Any) -> A
     y = function(x, argument)
     is_array = isinstance(y, np.ndarray | keras.Variable)
     if (is_array or ops.is_tensor(y)) and _describe(y) == _describe(x):
-        return ops.convert_to_tensor(y) if is_array else y
+        return backend.to_tensor(y) if is_array else y
     if y is None:
         remedy = "Return the activations unchanged if the hook only reads them"
     elif is_array or ops.is_tensor(y):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from keras_gemma import backend
 from keras_gemma.losses import cross_entropy
 from keras_gemma.model.head import final_norm
 from keras_gemma.scoring.forward import logits_of
@@ -61,7 +62,7 @@ def logit_lens(lm: Any, text: Any) -> LogitLens:
     config, weights = lm.backbone.config, lm.backbone.tensors()
     residuals = trace(lm, ids, ["block.0.residual.before", "block.*.residual.after"])
     predictions, probabilities, losses = [], [], []
-    targets = ops.convert_to_tensor(ids[1:])
+    targets = backend.to_tensor(ids[1:])
     for x in residuals.values():
         x = final_norm(x[0], weights["head"], config)
         logits = ops.stop_gradient(logits_of(x, weights, config))

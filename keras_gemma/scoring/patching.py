@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from keras_gemma import backend
 from keras_gemma.model.hooks import BLOCK_HOOK_POINTS
 from keras_gemma.scoring.answer import log_probability, read_answer
 from keras_gemma.scoring.inputs import encode_short, tokens_of
@@ -126,7 +127,7 @@ def activation_patching(
 
             def patch(x: Any, mask: np.ndarray = mask, name: str = name) -> Any:
                 mask = mask.reshape(mask.shape + (1,) * (len(x.shape) - 2))
-                return ops.where(ops.convert_to_tensor(mask), clean_activations[name], x)
+                return ops.where(backend.to_tensor(mask), clean_activations[name], x)
 
             scores[layer, positions] = ask(other, len(positions), {name: patch})
     return Patching(

@@ -51,7 +51,7 @@ class Scorer:
         scores = self.run_hooked(inputs, hooks) if hooks else self.run_compiled(inputs)
         if inputs.counted is None or scoring_mode == "logits":
             return scores
-        return ops.where(ops.convert_to_tensor(inputs.counted), scores, 0.0)
+        return ops.where(backend.to_tensor(inputs.counted), scores, 0.0)
 
     def run_hooked(self, inputs: Inputs, hooks: dict[str, Callable[[Any], Any]]) -> Any:
         """Returns logits `[B, T, V]`, or losses `[B, T]` if there are targets, computed eagerly."""
@@ -61,7 +61,7 @@ class Scorer:
         x = hidden_states(weights, *_tensors(inputs), config, self.backbone.compute_dtype, hooks)
         if inputs.target_ids is None:
             return logits_of(x, weights, config, hooks)
-        target_ids = ops.convert_to_tensor(inputs.target_ids)
+        target_ids = backend.to_tensor(inputs.target_ids)
         if "logits" in hooks:
             return cross_entropy(logits_of(x, weights, config, hooks), target_ids)
         return token_losses(x, target_ids, weights["head"]["token_embedding"], config)
@@ -77,7 +77,7 @@ class Scorer:
         if inputs.target_ids is None:
             scores = self.program("logits", self._logits)(weights["head"], x[:, :length])
         else:
-            target_ids = ops.convert_to_tensor(np.pad(inputs.target_ids, padding))
+            target_ids = backend.to_tensor(np.pad(inputs.target_ids, padding))
             scores = self.program("losses", self._losses)(weights["head"], x, target_ids)
         # Copied, because PyTorch refuses inference tensors in later gradient computations.
         return ops.copy(scores[:, :length])
@@ -100,4 +100,4 @@ class Scorer:
 
 
 def _tensors(inputs: Inputs) -> tuple[Any, Any]:
-    return ops.convert_to_tensor(inputs.token_ids), ops.convert_to_tensor(inputs.mask)
+    return backend.to_tensor(inputs.token_ids), backend.to_tensor(inputs.mask)

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_gemma import backend
 from keras_gemma.checks import check_number
 
 
@@ -61,9 +62,9 @@ def dpo_loss(
     """
     check_settings(beta, label_smoothing)
     reference = ops.stop_gradient(
-        ops.convert_to_tensor(reference_chosen) - ops.convert_to_tensor(reference_rejected)
+        backend.to_tensor(reference_chosen) - backend.to_tensor(reference_rejected)
     )
-    margin = beta * (ops.convert_to_tensor(chosen) - ops.convert_to_tensor(rejected) - reference)
+    margin = beta * (backend.to_tensor(chosen) - backend.to_tensor(rejected) - reference)
     agree, disagree = ops.softplus(-margin), ops.softplus(margin)
     return (1 - label_smoothing) * agree + label_smoothing * disagree
 
@@ -104,7 +105,7 @@ class PreferenceLoss(keras.losses.Loss):
         labels, reference = y_true[:, :-1], y_true[:, -1]
         learned = ops.cast(labels >= 0, "float32")
         losses = keras.losses.sparse_categorical_crossentropy(
-            ops.maximum(ops.cast(labels, "int32"), 0), y_pred, from_logits=True
+            ops.cast(ops.maximum(labels, 0.0), "int32"), y_pred, from_logits=True
         )
         answers = answer_log_probabilities(losses, learned)
         pairs = dpo_loss(

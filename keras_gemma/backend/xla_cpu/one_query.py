@@ -39,7 +39,7 @@ def attend(
     b, _, n, h = ops.shape(query)
     s, k = ops.shape(key)[1:3]
     groups = n // k
-    own = ops.arange(n)[:, None] // groups == ops.arange(k)[None]
+    own = ops.arange(n, dtype="int32")[:, None] // groups == ops.arange(k, dtype="int32")[None]
     own = own[None, :, :, None]  # (1, N, K, 1)
     spread = ops.reshape(ops.where(own, query[:, 0, :, None], 0), (b, n, k * h))
     logits = product(ops.reshape(key, (b, s, k * h)), spread, True) * scale

@@ -146,7 +146,7 @@ def _numbers(packed: Quantized, values: Any) -> list[Any]:
     if _halves_per_byte(packed) == 1:
         return [ops.cast(values, "float32")]
     values = ops.cast(values, "int32")
-    halves = ops.bitwise_and(values, 15), ops.right_shift(values, 4)
+    halves = values & 15, ops.right_shift(values, 4)
     return [ops.cast(half, "float32") for half in halves]
 
 
@@ -331,7 +331,7 @@ def many_rows(
         both = zip(parts, dequantize(chunk, dtype), strict=True)
         return sum(product(part[block], weight) for part, weight in both)
 
-    block_of = ops.convert_to_tensor(np.repeat(np.arange(blocks, dtype="int32"), chunks))
+    block_of = ops.repeat(ops.arange(blocks, dtype="int32"), chunks)
     stored = chunk_arrays(packed)
     y = each(one, (block_of, *map(by_chunk, stored.values())))
     if weight_first:

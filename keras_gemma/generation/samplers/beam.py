@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_gemma import backend
 from keras_gemma.checks import check_bool, check_integer, check_numbers
 from keras_gemma.generation.samplers.sampler import Numbers, Sampler, Seeds
 
@@ -77,6 +78,6 @@ class BeamSampler(Sampler):
         # The beams of a prompt are equal at first, so all but one begin with the score -inf.
         first = np.arange(batch) % self.num_beams == 0
         return super().init(batch, seed, sequence_indices) | {
-            "total": ops.convert_to_tensor(np.where(first, 0.0, -np.inf).astype("float32")),
+            "total": backend.to_tensor(np.where(first, 0.0, -np.inf).astype("float32")),
             "count": ops.zeros(batch, dtype="int32"),
         }

@@ -13,8 +13,8 @@ PARITY = 0x1BD11BDA
 
 
 def _rotate_left(x: Any, bits: Any) -> Any:
-    low = ops.bitwise_and(ops.right_shift(x, 32 - bits), ops.left_shift(1, bits) - 1)
-    return ops.bitwise_or(ops.left_shift(x, bits), low)
+    low = ops.right_shift(x, 32 - bits) & (ops.left_shift(ops.ones_like(bits), bits) - 1)
+    return ops.left_shift(x, bits) | low
 
 
 def threefry(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -23,7 +23,7 @@ def threefry(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[Any, Any]:
     All words are int32, have the bits of Threefry's unsigned words, and broadcast together. The
     five groups of rounds are a loop, because XLA takes minutes to compile them unrolled.
     """
-    keys = ops.stack([*key, ops.bitwise_xor(ops.bitwise_xor(key[0], key[1]), PARITY)])
+    keys = ops.stack([*key, key[0] ^ key[1] ^ PARITY])
     rotations = ops.convert_to_tensor(ROTATIONS, dtype="int32")
     zeros = ops.zeros_like(counter[0] + counter[1] + key[0])
 
@@ -31,7 +31,7 @@ def threefry(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[Any, Any]:
         x0, x1 = words
         for i in range(4):
             x0 = x0 + x1
-            x1 = ops.bitwise_xor(_rotate_left(x1, rotations[group % 2, i]), x0)
+            x1 = _rotate_left(x1, rotations[group % 2, i]) ^ x0
         x0 = x0 + keys[(group + 1) % 3]
         x1 = x1 + keys[(group + 2) % 3] + (group + 1)
         return x0, x1
@@ -47,7 +47,7 @@ def gumbel(seed: Any, rows: Any, step: Any, vocabulary_size: int) -> Any:
     """
     tokens = ops.arange(vocabulary_size, dtype="int32")[None, :]
     bits, _ = threefry((seed[:, None], rows[:, None]), (step[:, None], tokens))
-    bits = ops.bitwise_and(ops.right_shift(bits, 8), 0xFFFFFF)
+    bits = ops.right_shift(bits, 8) & 0xFFFFFF
     # In (0, 1), without the limits. The largest value needs 25 bits, one more than float32 has,
     # and would round to 1, whose noise is infinite.
     uniform = ops.minimum((ops.cast(bits, "float32") + 0.5) * 2.0**-24, 1 - 2.0**-24)

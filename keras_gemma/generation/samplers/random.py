@@ -54,7 +54,7 @@ def keep_top_k(logits: Any, k: Any) -> Any:
 
     Fan et al., 2018, arXiv:1805.04833.
     """
-    k = ops.minimum(k, logits.shape[-1])[:, None]
+    k = ops.clip(k, 1, logits.shape[-1])[:, None]
 
     def enough(kept: Any) -> Any:
         return ops.sum(ops.cast(kept, "int32"), axis=-1, keepdims=True) >= k

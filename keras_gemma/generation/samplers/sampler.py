@@ -13,6 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_gemma import backend
 from keras_gemma.checks import check_numbers
 from keras_gemma.generation.samplers.noise import gumbel
 
@@ -155,7 +156,7 @@ class Sampler:
         rows = range(batch) if sequence_indices is None else sequence_indices
         state["rows"] = np.array(rows, "int32")
         state["step"] = np.zeros(batch, dtype="int32")
-        state = {name: ops.convert_to_tensor(value) for name, value in state.items()}
+        state = {name: backend.to_tensor(value) for name, value in state.items()}
         generators = self._seed_generators()
         if generators:
             state["generators"] = _generator_states(generators, None if seed is None else words[0])

@@ -112,4 +112,4 @@ def reorder(state: DecodeState, parents: Any) -> DecodeState:
 def score(total: Any, count: Any, length_penalty: Any) -> Any:
     """Returns the scores of beams with `count` new tokens, whose log-probabilities sum to `total`;
     larger is better."""
-    return total / ops.cast(ops.maximum(count, 1), "float32") ** length_penalty
+    return total / ops.maximum(ops.cast(count, "float32"), 1.0) ** length_penalty

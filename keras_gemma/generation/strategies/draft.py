@@ -44,7 +44,7 @@ class PromptLookupProposer:
             ids[: len(continuation), row] = continuation
         if (ids < 0).all():  # The target model reads one token, as without a draft.
             return DraftTokens()
-        return DraftTokens(tuple(map(ops.convert_to_tensor, ids)))
+        return DraftTokens(tuple(map(backend.to_tensor, ids)))
 
 
 def find_continuation(text: np.ndarray, count: int) -> np.ndarray:
@@ -77,7 +77,7 @@ class ModelProposer:
         self.weights = self.programs.backbone.tensors()
         _, cache = self.programs.prefill(request.prompts, None, self.weights)
         cache = repeat_cache(cache, request.num_return_sequences)
-        lengths = ops.convert_to_tensor(session.prompt_lengths.astype("int32"))
+        lengths = backend.to_tensor(session.prompt_lengths.astype("int32"))
         config, slack = self.programs.config, self.num_tokens
 
         def rings(cache: Cache, lengths: Any) -> Cache:

@@ -87,7 +87,7 @@ class SpeculativeSession(DecodingSession):
             weights: Any, cache: Cache, state: DecodeState, drafts: DraftTokens
         ) -> tuple[Cache, DecodeState, Any, Any]:
             last = ops.take_along_axis(state.text, (state.length - 1)[:, None], axis=1)
-            drafted = [ops.maximum(ids, 0)[:, None] for ids in drafts.ids]
+            drafted = [ops.where(ids < 0, 0, ids)[:, None] for ids in drafts.ids]
             token_ids = ops.concatenate([last, *drafted], axis=1)
             offsets = ops.arange(token_ids.shape[1], dtype="int32")[None]
             positions = (state.length - 1)[:, None] + offsets
