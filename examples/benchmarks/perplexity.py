@@ -4,7 +4,8 @@
     python examples/benchmarks/perplexity.py test.txt --windows 16 --precisions bfloat16 as_stored
 
 The text is cut into windows that do not overlap. Each begins with `<bos>`, which is not counted.
-All libraries score the same tokens. Each line is measured in its own process:
+All libraries score the same tokens, which should not include the end of the text (`--windows`),
+because `int4_calibrated` is calibrated with it. Each line is measured in its own process:
 
     perplexity   e to the mean loss of a token
     of the first perplexity, relative to the first line
@@ -24,7 +25,10 @@ import numpy as np
 from child import run_command
 
 FLOATS = ("float32", "bfloat16")
-PRECISIONS = ["bfloat16", "int8", "int4", "as_stored"]
+CALIBRATED = "int4_calibrated"
+"""int4 with zero points, calibrated with the end of the text."""
+PRECISIONS = ["bfloat16", "int8", "int4", CALIBRATED, "as_stored"]
+CALIBRATION_CHARACTERS = 40_000
 HEAD_ROWS = 256
 """Number of tokens whose logits are computed together: 0.3 GB for a vocabulary of 262,144."""
 
@@ -55,7 +59,13 @@ def load_keras_gemma(precision: str, options: argparse.Namespace) -> Scorer:
     arguments = {"dtype": "bfloat16", "quantization": precision}
     if precision in FLOATS:
         arguments = {"dtype": precision}
+    elif precision == CALIBRATED:
+        arguments = {"dtype": "bfloat16"}
     lm = GemmaCausalLM.from_preset(options.model, **arguments)
+    if precision == CALIBRATED:
+        end = options.text.read_text(encoding="utf-8")[-CALIBRATION_CHARACTERS:]
+        samples = [end[i : i + 4000] for i in range(0, len(end), 4000)]
+        lm.quantize("int4", zero_points=True, calibration=samples)
 
     def losses(ids: np.ndarray) -> np.ndarray:
         targets = np.roll(ids, -1)[None]
