@@ -191,3 +191,18 @@ def test_half_precision(dtype, tiny_proto):
     texts = lm.generate(TEXTS, max_new_tokens=8)
     assert all(text.startswith(prompt) for text, prompt in zip(texts, TEXTS, strict=True))
     assert lm.generate(TEXTS, max_new_tokens=8) == texts
+
+
+def test_generate_functions_of_keras_hub(lm):
+    ids = np.array([[2, 300, 301, 0, 0, 0], [2, 300, 301, 302, 0, 0]])
+    batch = {"token_ids": ids, "padding_mask": ids > 0}
+    expected = lm.generate(batch, stop_token_ids=None)
+    lm.generate_function = None  # KerasHub's way to compile again
+    for function in (lm.generate_step, lm.generate_function, lm.make_generate_function()):
+        result = function(batch)
+        np.testing.assert_array_equal(result["token_ids"], expected["token_ids"])
+        assert result["padding_mask"].all()
+    stopped = lm.generate_step(batch, stop_token_ids=(int(expected["token_ids"][0, 3]),))
+    assert not stopped["padding_mask"][0].all()
+    with pytest.raises(ValueError, match="`generate_function` cannot be replaced"):
+        lm.generate_function = print

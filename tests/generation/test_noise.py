@@ -1,12 +1,12 @@
 """Random bits against published vectors and against JAX."""
 
 import numpy as np
+import pytest
 from keras import ops
 
 from keras_gemma import backend
-from keras_gemma.generation.samplers import noise
 from keras_gemma.generation.request import Request
-from keras_gemma.generation.samplers import RandomSampler
+from keras_gemma.generation.samplers import RandomSampler, noise
 from keras_gemma.generation.samplers.noise import gumbel, hash_ids, threefry
 
 
@@ -75,6 +75,7 @@ def test_largest_noise_is_finite(monkeypatch):
     np.testing.assert_allclose(largest, -np.log(2.0**-24), rtol=1e-3)
 
 
+@pytest.mark.once
 def test_hash_is_a_polynomial_of_the_ids():
     for ids in ([2], [0], [2, 0], [0, 2], [2, 255_999, 0, 7] * 3000):
         expected, factor = 0, 1
@@ -91,6 +92,7 @@ def row_keys(prompts, seed=None, sequences=1):
     return request.row_keys().tolist()
 
 
+@pytest.mark.once
 def test_rows_of_different_prompts_have_different_keys():
     prompts = [[2], [2, 0], [0, 2], [2, 9], [9, 2], [2, 9, 9]]
     keys = row_keys(prompts)
