@@ -12,6 +12,7 @@ import numpy as np
 
 from keras_gemma import export, tf_data
 from keras_gemma.backend import keras_internals
+from keras_gemma.causal_lm.call_with_cache import call_with_cache
 from keras_gemma.causal_lm.chat import Chat
 from keras_gemma.causal_lm.draft import read_draft
 from keras_gemma.causal_lm.prompts import Prompts, read_prompt, read_prompts
@@ -277,6 +278,22 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
             )
         draft = read_draft(draft, num_draft_tokens)
         return TextRequest(self, inputs, call_settings, prefix, draft).stream()
+
+    def call_with_cache(
+        self, token_ids: Any, cache: Any, cache_update_index: Any
+    ) -> tuple[Any, Any, Any]:
+        """Reads tokens after those in a KV cache, as in KerasHub, for custom decoding loops.
+
+        Args:
+            token_ids: int `[B, T]`, the tokens that follow the cached ones.
+            cache: Keys and values, `[B, L, 2, S, K, H]`, zeros at first. S is the maximum length.
+            cache_update_index: Position of the first of `token_ids`, the same in all rows.
+
+        Returns:
+            Logits, float32 `[B, T, V]`; hidden states after the final norm, `[B, T, D]`; and the
+            updated cache.
+        """
+        return call_with_cache(self.backbone, token_ids, cache, cache_update_index)
 
     def generate_step(self, inputs: dict[str, Any], stop_token_ids: Any = None) -> dict[str, Any]:
         """Generates for one batch of padded ids, as in KerasHub.

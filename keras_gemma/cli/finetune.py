@@ -40,7 +40,7 @@ def finetune(
     rank: int = Option(8, min=1, help="Rank of the adapter."),
     alpha: float = Option(16, help="The adapter is scaled by alpha / rank."),
     target: list[str] = Option(
-        [], help="Matrix to adapt, or all-linear. Can be repeated.", show_default="query, value"
+        [], help="Matrix to adapt, such as query. Can be repeated.", show_default="all-linear"
     ),
     dropout: float = Option(0.0, min=0, max=0.99, help="Dropout of the adapter."),
     quantization: LoadedQuantization | None = Option(
@@ -65,7 +65,7 @@ def finetune(
     ),
     skip_bad: bool = Option(False, "--skip-bad", help="Skip invalid lines, and count them."),
     epochs: int | None = Option(
-        None, min=1, help="Passes over the data.", show_default="enough for 100 updates"
+        None, min=1, help="Passes over the data.", show_default="enough for 200 updates"
     ),
     steps: int | None = Option(None, min=1, help="Number of steps, instead of --epochs."),
     learning_rate: float | None = Option(
@@ -156,7 +156,7 @@ def finetune(
     arguments = {"quantization": quantization} if quantization else {}
     lm = GemmaCausalLM.from_preset(model, dtype=policy, **arguments)
     if not full:
-        lm.enable_lora(rank, target or None, alpha, dropout, seed=seed)
+        lm.enable_lora(rank, target or "all-linear", alpha, dropout, seed=seed)
     try:
         result = training.finetune(
             lm,

@@ -49,7 +49,7 @@ def finetune(
 ) -> FinetuneResult:
     """Trains `lm` on `data` and saves the result in the folder `output`.
 
-    By default, small datasets are repeated until there are 100 updates of the weights. The folder
+    By default, small datasets are repeated until there are 200 updates of the weights. The folder
     gets `log.csv` with one line per step, `curves.png` if matplotlib is installed, and checkpoints.
     At the end it gets `adapter/` from `save_lora` if an adapter was trained, otherwise
     `model/` from `save_to_preset`.

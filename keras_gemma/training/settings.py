@@ -6,7 +6,7 @@ from typing import Any
 
 from keras_gemma.checks import check_argument_names, check_integer, check_number
 
-MIN_UPDATES = 100
+MIN_UPDATES = 200
 """Minimum number of updates of the weights, for which small datasets are repeated by default."""
 
 LEARNING_RATE, WIDTH = 2e-4, 2048
@@ -21,7 +21,7 @@ class FinetuneSettings:
     """Settings of a training run. An interrupted run can only continue with the same settings."""
 
     epochs: int | None = None
-    """Passes over the data. `None` takes as many as 100 updates of the weights need."""
+    """Passes over the data. `None` takes as many as 200 updates of the weights need."""
     steps: int | None = None
     """Total number of batches; overrides `epochs`. Required for data of unknown length."""
     learning_rate: float | None = None

@@ -4,6 +4,7 @@ import threading
 
 import numpy as np
 import pytest
+from keras import ops
 
 from keras_gemma import samplers
 from tests.models import compile_lm, make_lm
@@ -206,3 +207,22 @@ def test_generate_functions_of_keras_hub(lm):
     assert not stopped["padding_mask"][0].all()
     with pytest.raises(ValueError, match="`generate_function` cannot be replaced"):
         lm.generate_function = print
+
+
+@pytest.mark.parametrize("configuration", ["gemma2_grouped", "gemma3"])
+def test_call_with_cache(configuration):
+    """A prompt, padded as in KerasHub, and two steps equal the whole text, beyond the window."""
+    lm = make_lm(configuration)
+    config = lm.backbone.config
+    ids = np.random.default_rng(0).integers(3, 400, (2, 9))
+    expected = lm.predict_on_batch({"token_ids": ids, "padding_mask": np.ones_like(ids)})
+    shape = (2, config.num_layers, 2, 12, config.num_key_value_heads, config.head_dim)
+    prompt = np.pad(ids[:, :7], [(0, 0), (0, 5)])
+    cache = np.zeros(shape, "float32")
+    logits, hidden, cache = lm.call_with_cache(prompt, ops.convert_to_tensor(cache), 0)
+    assert hidden.shape == (2, 12, config.hidden_dim) and tuple(cache.shape) == shape
+    compare = {"rtol": 1e-4, "atol": 1e-4}
+    np.testing.assert_allclose(ops.convert_to_numpy(logits)[:, :7], expected[:, :7], **compare)
+    for i in (7, 8):
+        logits, _, cache = lm.call_with_cache(ids[:, i : i + 1], cache, i)
+        np.testing.assert_allclose(ops.convert_to_numpy(logits)[:, 0], expected[:, i], **compare)

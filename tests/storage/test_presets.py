@@ -197,7 +197,7 @@ def test_links_within_the_folder_and_to_it_are_followed(preset, tmp_path):
 @pytest.mark.once
 def test_models_know_their_preset(tmp_path, monkeypatch):
     backbone = GemmaBackbone.from_preset("gemma_tiny_en", load_weights=False, num_layers=1)
-    assert backbone.preset == "gemma_tiny_en" and make_backbone().preset is None
+    assert backbone.preset == "gemma_tiny_en" and make_backbone(GEMMA1).preset is None
     monkeypatch.chdir(tmp_path)
     backbone.save_to_preset("mine")
     assert GemmaBackbone.from_preset("mine").preset == str(tmp_path / "mine")

@@ -8,7 +8,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, numpy, safe_open
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file as write_file
 
 from keras_gemma.storage.tensor_streaming import StoredTensor, in_file
 
@@ -46,5 +47,5 @@ def save_file(arrays: dict[str, np.ndarray], path: Path, metadata: dict[str, str
     """
     path.touch()
     mode = path.stat().st_mode
-    numpy.save_file(arrays, path, metadata)
+    write_file(arrays, path, metadata)
     path.chmod(mode)
