@@ -100,6 +100,10 @@ class Chat:
         if self.history:
             read_turns(self.messages)
 
+    def __repr__(self) -> str:
+        last = f", last={self.history[-1]['content']!r:.60}" if self.history else ""
+        return f"Chat(system={self.system!r:.60}, {len(self.history)} messages{last})"
+
     @property
     def messages(self) -> list[dict[str, str]]:
         """Copy of the conversation, including the system message."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from keras_gemma import export, tf_data
 from keras_gemma.backend import keras_internals
+from keras_gemma.causal_lm.call_with_cache import call_with_cache
 from keras_gemma.causal_lm.chat import Chat
 from keras_gemma.causal_lm.draft import read_draft
 from keras_gemma.causal_lm.prompts import Prompts, read_prompt, read_prompts
@@ -277,6 +278,54 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
             )
         draft = read_draft(draft, num_draft_tokens)
         return TextRequest(self, inputs, call_settings, prefix, draft).stream()
+
+    def call_with_cache(
+        self, token_ids: Any, cache: Any, cache_update_index: Any
+    ) -> tuple[Any, Any, Any]:
+        """Reads tokens after those in a KV cache, as in KerasHub, for custom decoding loops.
+
+        Args:
+            token_ids: int `[B, T]`, the tokens that follow the cached ones.
+            cache: Keys and values, `[B, L, 2, S, K, H]`, zeros at first. S is the maximum length.
+            cache_update_index: Position of the first of `token_ids`, the same in all rows.
+
+        Returns:
+            Logits, float32 `[B, T, V]`; hidden states after the final norm, `[B, T, D]`; and the
+            updated cache.
+        """
+        return call_with_cache(self.backbone, token_ids, cache, cache_update_index)
+
+    def generate_step(self, inputs: dict[str, Any], stop_token_ids: Any = None) -> dict[str, Any]:
+        """Generates for one batch of padded ids, as in KerasHub.
+
+        Same as `generate` for a dict, but stop tokens are disabled unless they are passed. Programs
+        are compiled inside, so the method itself cannot be compiled.
+
+        Args:
+            inputs: `{"token_ids", "padding_mask"}`, arrays `[B, S]`.
+            stop_token_ids: Same as in `generate`.
+        """
+        return self.generate(inputs, stop_token_ids=stop_token_ids)
+
+    @property
+    def generate_function(self) -> Any:
+        """Function that generates for one batch, as in KerasHub: `generate_step`.
+
+        It can be set to `None`, which has no effect: programs follow the model by themselves.
+        """
+        return self.generate_step
+
+    @generate_function.setter
+    def generate_function(self, value: None) -> None:
+        if value is not None:
+            raise ValueError(
+                "`generate_function` cannot be replaced. Override `generate`, or pass `sampler` or "
+                f"`logits_processors` to it. Received: generate_function={value!r}"
+            )
+
+    def make_generate_function(self) -> Any:
+        """Returns `generate_function`, as in KerasHub."""
+        return self.generate_function
 
     def prefill(self, inputs: Any) -> PrefixCache:
         """Computes a prefix cache for prompts that begin with the same text.
@@ -686,7 +735,8 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         Args:
             directory: The folder, created if it does not exist. An adapter in it is replaced.
             name: Name of the adapter. Defaults to the active adapter.
-            base_model: Base model to record for PEFT, such as `"google/gemma-2-2b"`.
+            base_model: Base model to record for PEFT, such as `"google/gemma-2-2b"`. Defaults to
+                the preset that the model was loaded from.
 
         Raises:
             ValueError: If the adapter is unknown, it contains NaN or infinity, or the folder

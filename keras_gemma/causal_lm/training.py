@@ -58,7 +58,13 @@ class TrainableTextModel(TrainableModel):
         validation_data: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """Same as `keras.Model.fit`, for strings too if there is a preprocessor."""
+        """Same as `keras.Model.fit`, for strings too if there is a preprocessor.
+
+        As in KerasHub, the default loss is the mean over all positions, including padding, whose
+        loss is 0: short texts in long rows have a small loss. The accuracy is the mean over the
+        tokens. For the loss per token, pass to `compile` a `SparseCategoricalCrossentropy` with
+        `from_logits=True, reduction="mean_with_sample_weight"`.
+        """
         x, y, sample_weight = self._encode(x, y, sample_weight)
         if has_fixed_order(x):
             kwargs["shuffle"] = False

@@ -1,7 +1,9 @@
 """`keras-gemma finetune`: train an adapter, or all weights, on conversations or texts."""
 
 import importlib.util
+import shlex
 import sys
+import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -38,14 +40,19 @@ def finetune(
     rank: int = Option(8, min=1, help="Rank of the adapter."),
     alpha: float = Option(16, help="The adapter is scaled by alpha / rank."),
     target: list[str] = Option(
-        [], help="Matrix to adapt, or all-linear. Can be repeated.", show_default="query, value"
+        [], help="Matrix to adapt, such as query. Can be repeated.", show_default="all-linear"
     ),
     dropout: float = Option(0.0, min=0, max=0.99, help="Dropout of the adapter."),
     quantization: LoadedQuantization | None = Option(
         None, help="Precision of the frozen matrices (QLoRA)."
     ),
     dtype: DtypeOption = None,
-    sequence_length: int = Option(1024, min=1, help="Tokens per row."),
+    sequence_length: int | None = Option(
+        None,
+        min=1,
+        help="Tokens per row.",
+        show_default="the longest sample; more for large data, up to 1024 or the context",
+    ),
     batch_size: int = Option(1, min=1, help="Rows per step."),
     packing: bool = Option(
         True, help="Pack several samples into a row. Each attends only to itself."
@@ -57,11 +64,18 @@ def finetune(
         False, "--truncate", help="Truncate samples that are too long, and report their number."
     ),
     skip_bad: bool = Option(False, "--skip-bad", help="Skip invalid lines, and count them."),
-    epochs: int = Option(1, min=1, help="Passes over the data."),
+    epochs: int | None = Option(
+        None, min=1, help="Passes over the data.", show_default="enough for 200 updates"
+    ),
     steps: int | None = Option(None, min=1, help="Number of steps, instead of --epochs."),
-    learning_rate: float = Option(2e-4, help="Peak learning rate."),
-    warmup: float = Option(0.05, help="Share of the steps with a rising rate."),
-    weight_decay: float = Option(0.0, help="Weight decay of AdamW."),
+    learning_rate: float | None = Option(
+        None,
+        min=0,
+        help="Peak learning rate.",
+        show_default="2e-4 for 2b, more for smaller models; a tenth with --full",
+    ),
+    warmup: float = Option(0.05, min=0, max=0.99, help="Share of the steps with a rising rate."),
+    weight_decay: float = Option(0.0, min=0, max=0.99, help="Weight decay of AdamW."),
     accumulate: int = Option(1, min=1, help="Steps per weight update."),
     evaluate_every: int | None = Option(
         None,
@@ -92,6 +106,7 @@ def finetune(
             raise FileNotFoundError(f"{path} does not exist, or is not a file.")
     if tensorboard and not all(map(importlib.util.find_spec, ("tensorflow", "tensorboard"))):
         raise ImportError("--tensorboard needs two packages: pip install tensorflow tensorboard")
+    check_writable(output)
     start(backend, device, debug)
 
     # These imports load Keras on the chosen backend.
@@ -99,13 +114,32 @@ def finetune(
 
     from keras_gemma import training
     from keras_gemma.causal_lm.model import GemmaCausalLM
-    from keras_gemma.cli.loading import stored_dtype
+    from keras_gemma.cli.loading import read_config, stored_dtype
     from keras_gemma.text.tokenizer import GemmaTokenizer
     from keras_gemma.training.training_run import LAST
 
+    settings = {
+        "epochs": epochs,
+        "steps": steps,
+        "learning_rate": learning_rate,
+        "warmup": warmup,
+        "weight_decay": weight_decay,
+        "accumulate": accumulate,
+        "evaluate_every": evaluate_every,
+        "patience": patience,
+        "rematerialize": rematerialize,
+    }
+    training.FinetuneSettings(**settings)  # checks them
     model = full_name(model)
+    context = read_config(model).context_length
+    if sequence_length is not None and sequence_length > context:
+        raise BadParameter(
+            f"{sequence_length} tokens do not fit into the context of {model}, which has {context}",
+            param_hint="--sequence-length",
+        )
     tokenizer = GemmaTokenizer.from_preset(model)
-    rows = {"sequence_length": sequence_length, "packing": packing, "loss_on": loss_on}
+    rows = {"sequence_length": sequence_length, "max_sequence_length": min(1024, context)}
+    rows |= {"packing": packing, "loss_on": loss_on}
     rows |= {"batch_size": batch_size, "truncate": truncate, "skip_bad": skip_bad, "seed": seed}
     train = training.chat_dataset(data, tokenizer, **rows)  # before the weights are read
     print(f"{data}: {train.describe()}")
@@ -122,7 +156,7 @@ def finetune(
     arguments = {"quantization": quantization} if quantization else {}
     lm = GemmaCausalLM.from_preset(model, dtype=policy, **arguments)
     if not full:
-        lm.enable_lora(rank, target or None, alpha, dropout, seed=seed)
+        lm.enable_lora(rank, target or "all-linear", alpha, dropout, seed=seed)
     try:
         result = training.finetune(
             lm,
@@ -131,21 +165,30 @@ def finetune(
             validation_data=held_out,
             samples=sample,
             callbacks=[keras.callbacks.TensorBoard(str(tensorboard))] if tensorboard else (),
-            epochs=epochs,
-            steps=steps,
-            learning_rate=learning_rate,
-            warmup=warmup,
-            weight_decay=weight_decay,
-            accumulate=accumulate,
-            evaluate_every=evaluate_every,
-            patience=patience,
-            rematerialize=rematerialize,
+            **settings,
         )
     except KeyboardInterrupt:
         place = "from the last checkpoint" if (output / LAST).exists() else "from the beginning"
         print(f"\nstopped: the same command continues {place}", file=sys.stderr)
         raise
-    print(f"\n{result.steps} steps, loss {result.loss:.4f}", end="")
+    print(f"\n{result.steps} step{'s' * (result.steps != 1)}, loss {result.loss:.4f}", end="")
     if result.validation_loss is not None:
         print(f", validation loss {result.validation_loss:.4f}", end="")
     print(f"{', stopped early' if result.stopped_early else ''}: {result.path}")
+    has_turns = tokenizer.token_to_id("<start_of_turn>") in train.rows[0][0].inputs
+    command = ["keras-gemma", "chat" if has_turns else "generate", "--model"]
+    command += [str(result.path)] if full else [model, "--lora", str(result.path)]
+    print(f"Try it: {shlex.join(command)}")
+
+
+def check_writable(output: Path) -> None:
+    """Raises a usage error if the folder `output` cannot be written or created."""
+    folder = output.expanduser().absolute()
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise BadParameter(
+            f"{folder} cannot be written: {error.strerror}", param_hint="--output"
+        ) from error

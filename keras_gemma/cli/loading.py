@@ -87,8 +87,7 @@ def choose(
     description = read_description(model)
     if description.get("quantization") is not None:
         return Choice(arguments, "quantized, as stored", True)
-    listed = catalogue.find(model)
-    config = listed.config if listed else GemmaConfig.from_dict(description)
+    config = read_config(model)
     free = backend.free_memory()
     if free is None:
         return Choice(arguments, "exact (free memory could not be determined)", True)
@@ -110,6 +109,12 @@ def read_description(model: str) -> dict[str, Any]:
     """Returns the stored arguments of a model's backbone, without reading its weights."""
     folder = resolve(model, text=False, weights=False)
     return format_of(folder).read_backbone(folder)
+
+
+def read_config(model: str) -> GemmaConfig:
+    """Returns a model's config, without reading its weights."""
+    listed = catalogue.find(model)
+    return listed.config if listed else GemmaConfig.from_dict(read_description(model))
 
 
 def stored_dtype(model: str) -> str:

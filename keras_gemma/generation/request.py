@@ -10,6 +10,7 @@ from keras import ops
 from keras_gemma.checks import check_integer
 from keras_gemma.config import GemmaConfig
 from keras_gemma.generation.samplers import Sampler
+from keras_gemma.generation.samplers.noise import hash_ids
 from keras_gemma.generation.samplers.sampler import LogitsProcessor, Numbers, Seeds
 from keras_gemma.generation.stopping import check_stop_token_ids
 from keras_gemma.model.backbone import GemmaBackbone
@@ -180,24 +181,25 @@ class Request:
         shared = 0 if self.prefix is None else self.prefix.num_shared_tokens(self.prompts)
         return sum(len(prompt) - shared for prompt in self.prompts)
 
-    def sequence_indices(self) -> np.ndarray:
-        """Returns the index of each row among the rows of equal prompt and seed, int32 `[B]`.
+    def row_keys(self) -> np.ndarray:
+        """Returns the key that separates the random numbers of rows with one seed, int32 `[B]`.
 
-        The index separates the random numbers of such rows. The numbers of a row therefore do not
-        depend on the rest of the batch.
+        A hash of the prompt, plus the index of the row among the rows of equal prompt and seed. The
+        numbers of a row therefore depend on its prompt, and not on the rest of the batch.
         """
         seeds = self.sampler.seed if self.seed is None else self.seed
         seeds = np.ravel(np.array(seeds, object))
+        hashes = [hash_ids(prompt) for prompt in self.prompts]
         rows = len(self.prompts) * self.num_return_sequences
         counts: Counter[Any] = Counter()
-        indices = np.zeros(rows, "int32")
+        keys = np.zeros(rows, "uint32")
         for row in range(rows):
             seed = seeds[row * len(seeds) // rows]
-            prompt = self.prompts[row // self.num_return_sequences].tobytes()
-            key = prompt, None if seed is None else int(seed) % 2**32
-            indices[row] = counts[key]
-            counts[key] += 1
-        return indices
+            prompt = hashes[row // self.num_return_sequences]
+            equal = prompt, None if seed is None else int(seed) % 2**32
+            keys[row] = (prompt + counts[equal]) % 2**32
+            counts[equal] += 1
+        return keys.view("int32")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -87,7 +87,7 @@ class DecodingSession:
             stop_token_ids=tensor(stop_array(request.stop_token_ids)),
             done=tensor(np.zeros(batch, "bool")),
             cache=cache,
-            sampler=request.sampler.init(batch, request.seed, request.sequence_indices()),
+            sampler=request.sampler.init(batch, request.seed, request.row_keys()),
             seen=None if seen is None else tensor(seen),
             penalty=None if penalty is None else tensor(penalty),
             logprobs=logprobs,

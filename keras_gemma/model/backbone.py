@@ -12,6 +12,7 @@ from keras_gemma.backend import keras_internals
 from keras_gemma.checks import check_argument_names
 from keras_gemma.config import ROPE_THETA, GemmaConfig
 from keras_gemma.lora.adapters import DEFAULT_NAME, Adapters
+from keras_gemma.lora.config import DEFAULT_TARGETS
 from keras_gemma.model.decoder_block import GemmaDecoderBlock
 from keras_gemma.model.embedding import ReversibleEmbedding, scale_embeddings
 from keras_gemma.model.matrix import MatrixLayer
@@ -100,6 +101,9 @@ class GemmaBackbone(Presettable, TrainableModel):
     backbone({"token_ids": ids, "padding_mask": np.ones_like(ids)}).shape  # (1, 3, 64)
     ```
     """
+
+    preset: str | None = None
+    """Preset that `from_preset` has read: a name, a handle or an absolute path."""
 
     def __init__(
         self,
@@ -313,6 +317,13 @@ class GemmaBackbone(Presettable, TrainableModel):
         targets = targets if target_layer_names is None else target_layer_names
         alpha = rank if alpha is None else alpha
         self.adapters.enable(name, seed, rank, targets, alpha, dropout, use_rslora, dtype)
+
+    def default_lora_layer_names(self) -> list[str]:
+        """Returns the matrices that `enable_lora` adapts by default."""
+        return list(DEFAULT_TARGETS)
+
+    get_lora_target_names = default_lora_layer_names
+    """Name of `default_lora_layer_names` in earlier versions of KerasHub."""
 
     @property
     def lora_adapters(self) -> list[str]:

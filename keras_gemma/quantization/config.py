@@ -241,6 +241,7 @@ def to_config(value: Any) -> QuantizationConfig | None:
     if value is None or isinstance(value, QuantizationConfig):
         return value
     if isinstance(value, str):
+        check_one_of("quantization", value, (*MODES, AS_STORED))
         return QuantizationConfig(value)
     if isinstance(value, Mapping):
         return QuantizationConfig.from_dict(value)

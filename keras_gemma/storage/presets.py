@@ -57,7 +57,17 @@ def load(
     parts = PresetParts(folder, formats.format_of(folder), load_weights)
     if text and (message := parts.format.find_ignored_part(folder)) is not None:
         warnings.warn(message, stacklevel=3)  # the caller of `from_preset`
-    return getattr(parts, kind)(cls, kwargs, dtype)
+    item = getattr(parts, kind)(cls, kwargs, dtype)
+    if model:
+        backbone = item if kind == "backbone" else item.backbone
+        backbone.preset = _full_name(preset)
+    return item
+
+
+def _full_name(preset: str | Path) -> str:
+    """Returns a preset's name, or the absolute path if it is a folder or a file."""
+    path = Path(preset).expanduser()
+    return str(path.resolve()) if find(preset) is None and path.exists() else str(preset)
 
 
 def save(item: Any, preset_dir: str | Path, max_shard_size: int | str = "10GB") -> None:

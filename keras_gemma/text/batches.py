@@ -1,9 +1,10 @@
 """Strings as inputs of `fit`, `evaluate` and `predict`, in all containers that Keras accepts."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_gemma import tf_data
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
@@ -46,6 +47,13 @@ def encode_inputs(
         return preprocessor(x, y, sample_weight)
     if tf_data.is_dataset(x):
         return tf_data.map_strings(preprocessor, x), y, sample_weight
+    if isinstance(x, list) and x and isinstance(x[0], Mapping | list | tuple | np.integer | int):
+        raise TypeError(
+            "A list must have strings. Conversations are trained with `training.chat_dataset`, as "
+            '`lm.fit(training.chat_dataset([{"messages": [...]}], lm.preprocessor.tokenizer))`. '
+            'Token ids are passed as arrays: {"token_ids", "padding_mask"}, both [B, T], with '
+            f"`y` as labels [B, T]. Received: a list of {type(x[0]).__name__}"
+        )
     is_array = hasattr(x, "dtype") or isinstance(x, list | tuple)
     is_loader = isinstance(x, Iterable) and not is_array
     if isinstance(x, keras.utils.PyDataset) or (is_loader and hasattr(x, "__len__")):

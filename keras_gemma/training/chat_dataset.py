@@ -17,16 +17,24 @@ from keras_gemma.checks import check_integer, check_one_of
 from keras_gemma.text.tokenizer import GemmaTokenizer
 from keras_gemma.training.documents import Document, make_document
 from keras_gemma.training.jsonl import Counts, Encoder, read_samples
-from keras_gemma.training.row_packing import Batch, Row, in_batches, make_batch, pack
+from keras_gemma.training.row_packing import (
+    Batch,
+    Row,
+    choose_length,
+    in_batches,
+    make_batch,
+    pack,
+)
 
 
 def chat_dataset(
     source: Any,
     tokenizer: GemmaTokenizer,
-    sequence_length: int = 1024,
+    sequence_length: int | None = None,
     packing: bool = True,
     loss_on: str = "assistant",
     *,
+    max_sequence_length: int = 1024,
     batch_size: int = 1,
     truncate: bool = False,
     skip_bad: bool = False,
@@ -43,10 +51,12 @@ def chat_dataset(
             file. For data larger than memory, an iterable that can be read several times, or a
             function that returns an iterator.
         tokenizer: Tokenizer of the model.
-        sequence_length: Positions of a row, S.
+        sequence_length: Positions of a row, S. `None` chooses a length that fits the longest
+            sample, and is longer for large datasets. Streams use `max_sequence_length`.
         packing: If True, a row has several documents if they fit.
         loss_on: `"assistant"` learns the model turns and the `<end_of_turn>` after each. `"all"`
             learns all tokens. All tokens of plain texts are learned.
+        max_sequence_length: Maximum of the chosen `sequence_length`. Defaults to 1024.
         batch_size: Rows of a batch, B.
         truncate: If True, longer samples are truncated and counted. If False, they are errors.
         skip_bad: If True, bad samples are skipped and counted. If False, the first is an error.
@@ -86,7 +96,9 @@ def chat_dataset(
             f"Received: tokenizer={tokenizer!r}"
         )
     check_one_of("loss_on", loss_on, ("assistant", "all"))
-    check_integer("sequence_length", sequence_length)
+    chooses_length = sequence_length is None
+    sequence_length = max_sequence_length if chooses_length else sequence_length
+    check_integer("max_sequence_length" if chooses_length else "sequence_length", sequence_length)
     check_integer("batch_size", batch_size)
     shape = Shape(sequence_length, batch_size, tokenizer.pad_token_id, packing)
     make = partial(make_document, tokenizer=tokenizer, loss_on=loss_on)
@@ -94,7 +106,8 @@ def chat_dataset(
     is_path = isinstance(source, str | Path)
     if is_path or (isinstance(source, Sized) and isinstance(source, Iterable)):
         encoder.source = str(source) if is_path else encoder.source
-        return ChatDataset(encoder, read_samples(source), shape, shuffle, seed)
+        samples = read_samples(source)
+        return ChatDataset(encoder, samples, shape, shuffle, seed, chooses_length)
     if callable(source):
         return ChatStream(encoder, source, shape)
     if isinstance(source, Iterator) or not isinstance(source, Iterable):
@@ -145,10 +158,15 @@ class ChatDataset(keras.utils.PyDataset):
         shape: Shape,
         shuffle: bool,
         seed: int,
+        chooses_length: bool = False,
     ) -> None:
         super().__init__()
         documents = list(encoder(samples))
         encoder.check_any()
+        if chooses_length:
+            sizes = [len(document.inputs) for document in documents]
+            length = choose_length(sizes, shape.batch_size, shape.length)
+            shape = dataclasses.replace(shape, length=length)
         self.counts, self.shape, self.shuffle, self.seed = encoder.counts, shape, shuffle, seed
         if shuffle:  # before packing, because neighbors in a sorted file resemble each other
             order = np.random.default_rng(seed).permutation(len(documents))

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from keras import ops
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+
+from keras_gemma.storage.hugging_face.safetensors import save_file
 
 METADATA_KEY = "facts"
 """Key of the JSON metadata in the file's header."""

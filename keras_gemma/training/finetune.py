@@ -49,8 +49,9 @@ def finetune(
 ) -> FinetuneResult:
     """Trains `lm` on `data` and saves the result in the folder `output`.
 
-    The folder gets `log.csv` with one line per step, `curves.png` if matplotlib is installed, and
-    checkpoints. At the end it gets `adapter/` from `save_lora` if an adapter was trained, otherwise
+    By default, small datasets are repeated until there are 200 updates of the weights. The folder
+    gets `log.csv` with one line per step, `curves.png` if matplotlib is installed, and checkpoints.
+    At the end it gets `adapter/` from `save_lora` if an adapter was trained, otherwise
     `model/` from `save_to_preset`.
 
     To resume an interrupted run, call the function again with the same arguments and the original
@@ -73,7 +74,8 @@ def finetune(
 
     Raises:
         ValueError: If a setting is out of range, `output` has a run with other settings or data,
-            or the model has no trainable variables or no preprocessor.
+            rows are longer than the model's context, or the model has no trainable variables or no
+            preprocessor.
         TypeError: If a setting is unknown.
         FloatingPointError: If the loss is no longer finite. The last checkpoint is intact.
         OSError: If a checkpoint cannot be written.

@@ -50,7 +50,13 @@ class Log:
 
     def figure(self) -> Any:
         """Plots losses and learning rate over the steps; requires matplotlib."""
-        from matplotlib.figure import Figure
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ImportError(
+                'Plots need matplotlib: run `pip install "keras-gemma[plots]"`. The file '
+                f"{self.path} has the numbers."
+            ) from error
 
         figure = Figure(figsize=(8, 5), layout="constrained")
         losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))

@@ -14,12 +14,25 @@ import numpy as np
 
 from keras_gemma.training.documents import Document
 
+MIN_BATCHES = 64
+"""Minimum number of batches per epoch for which rows are longer than the longest document."""
+
 OPEN_ROWS = 64
 """Maximum number of rows that wait for a document that fits into their free positions."""
 
 Row = list[Document]
 Batch = tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]
 """`({"token_ids", "padding_mask"}, labels, weights)`, each `[B, S]`; weights are float32."""
+
+
+def choose_length(sizes: list[int], batch_size: int, limit: int) -> int:
+    """Returns the positions of a row that suits documents of these sizes, at most `limit`.
+
+    A row fits the longest document, and is longer if the documents fill enough batches: a few
+    samples in one row would make one update of the weights.
+    """
+    length = max(max(sizes), sum(sizes) // (MIN_BATCHES * batch_size))
+    return min(limit, -(-length // 16) * 16)
 
 
 def pack(documents: Iterable[Document], length: int, packing: bool = True) -> Iterator[Row]:

@@ -1,21 +1,35 @@
 """Settings of `finetune`, with checks."""
 
 import dataclasses
+import math
 from typing import Any
 
 from keras_gemma.checks import check_argument_names, check_integer, check_number
+
+MIN_UPDATES = 200
+"""Minimum number of updates of the weights, for which small datasets are repeated by default."""
+
+LEARNING_RATE, WIDTH = 2e-4, 2048
+"""Default learning rate of an adapter, and the hidden dimension of the models that it suits.
+
+With Adam, the best rate of hidden matrices is in inverse proportion to the hidden dimension
+(Yang et al., 2022, "Tensor Programs V")."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneSettings:
     """Settings of a training run. An interrupted run can only continue with the same settings."""
 
-    epochs: int = 1
-    """Passes over the data."""
+    epochs: int | None = None
+    """Passes over the data. `None` takes as many as 200 updates of the weights need."""
     steps: int | None = None
     """Total number of batches; overrides `epochs`. Required for data of unknown length."""
-    learning_rate: float = 2e-4
-    """Peak learning rate, after the warmup. It then decays to 0 along a cosine."""
+    learning_rate: float | None = None
+    """Peak learning rate, after the warmup. It then decays to 0 along a cosine.
+
+    The default of an adapter is 2e-4 for a hidden dimension of 2,048, as in Gemma 2B, and in
+    inverse proportion to it for other models. The default of all weights is a tenth of that.
+    """
     warmup: float = 0.05
     """Fraction of the steps in which the learning rate rises from 0."""
     weight_decay: float = 0.0
@@ -40,12 +54,25 @@ class FinetuneSettings:
     def __post_init__(self) -> None:
         for name in ("epochs", "steps", "accumulate", "evaluate_every", "patience"):
             value = getattr(self, name)
-            if value is not None or name in ("epochs", "accumulate"):
+            if value is not None or name == "accumulate":
                 check_integer(name, value)
-        check_number("learning_rate", self.learning_rate, "(0, inf)")
+        if self.learning_rate is not None:
+            check_number("learning_rate", self.learning_rate, "(0, inf)")
         check_number("clip_norm", self.clip_norm, "(0, inf)")
         check_number("warmup", self.warmup, "[0, 1)")
         check_number("weight_decay", self.weight_decay, "[0, 1)")
+
+    def resolve(
+        self, num_batches: int | None, hidden_dim: int, has_adapter: bool
+    ) -> "FinetuneSettings":
+        """Returns the settings with numbers for the defaults that depend on data and model."""
+        epochs, learning_rate = self.epochs, self.learning_rate
+        if epochs is None:
+            updates = 0 if self.steps else MIN_UPDATES
+            epochs = max(1, math.ceil(updates * self.accumulate / (num_batches or 1)))
+        if learning_rate is None:
+            learning_rate = LEARNING_RATE * WIDTH / hidden_dim * (1 if has_adapter else 0.1)
+        return dataclasses.replace(self, epochs=epochs, learning_rate=learning_rate)
 
     def interval(self, total: int, epoch: int | None) -> int:
         """Returns the number of steps between checkpoints.

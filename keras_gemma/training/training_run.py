@@ -21,7 +21,7 @@ from keras_gemma.text.preprocessor import require_preprocessor
 from keras_gemma.training.chat_dataset import ChatDataset
 from keras_gemma.training.checkpoint import read_metadata, read_variables, write_checkpoint
 from keras_gemma.training.log import Log
-from keras_gemma.training.settings import FinetuneSettings
+from keras_gemma.training.settings import MIN_UPDATES, FinetuneSettings
 
 LAST, BEST = "last.safetensors", "best.safetensors"
 LOG, CURVES, ADAPTER, MODEL = "log.csv", "curves.png", "adapter", "model"
@@ -50,7 +50,7 @@ class TrainingRun:
         verbose: bool,
     ) -> None:
         self.lm, self.data, self.output = lm, data, output
-        self.validation_data, self.settings = validation_data, settings
+        self.validation_data = validation_data
         require_preprocessor(lm.preprocessor, "training", None)
         lm.adapters.check_trainable()
         if not lm.trainable_variables:
@@ -61,7 +61,11 @@ class TrainingRun:
         epoch = getattr(data, "num_batches", None)
         if epoch is None and settings.steps is None:
             raise ValueError("`steps` must be set for data of unknown length.")
-        self.per_epoch = epoch
+        for name, dataset in (("data", data), ("validation_data", validation_data)):
+            check_length(name, dataset, lm.backbone.config.context_length)
+        has_adapter = lm.active_adapter is not None
+        settings = settings.resolve(epoch, lm.backbone.config.hidden_dim, has_adapter)
+        self.settings, self.per_epoch = settings, epoch
         self.total = settings.steps or settings.epochs * epoch
         self.interval = settings.interval(self.total, epoch)
         self.best, self.waited, self.done, self.loss = None, 0, 0, math.nan
@@ -77,6 +81,13 @@ class TrainingRun:
         )
         if verbose and self.done:
             print(f"{output}: continuing after step {self.done} of {self.total}")
+        updates = self.total // settings.accumulate
+        if verbose and updates < MIN_UPDATES:
+            print(
+                f"note: the weights are updated only {updates} time{'s' * (updates != 1)}, which "
+                f"may teach little. At least {MIN_UPDATES} are usual: train for more epochs or "
+                "steps, or on more samples."
+            )
 
     def _schedule(self) -> Any:
         warmup_steps = round(self.settings.warmup * self.total)
@@ -293,7 +304,20 @@ class TrainingRun:
             self.lm.save_to_preset(path)
         if self.log.rows and importlib.util.find_spec("matplotlib"):
             self.log.figure().savefig(self.output / CURVES, dpi=150)
+        elif self.verbose and self.log.rows:
+            print(f"no {CURVES}: it needs matplotlib, the extra `plots`")
         return path
+
+
+def check_length(name: str, dataset: Any, context_length: int) -> None:
+    """Raises a ValueError if the rows of a dataset are longer than the model's context."""
+    shape = getattr(dataset, "shape", None)
+    if shape is not None and shape.length > context_length:
+        raise ValueError(
+            f"`{name}` has rows of {shape.length} tokens, but the model's context length is "
+            f"{context_length}. Pass sequence_length={context_length} or less to `chat_dataset`; "
+            f"`truncate=True` truncates longer samples. Received: sequence_length={shape.length}"
+        )
 
 
 def is_interactive() -> bool:

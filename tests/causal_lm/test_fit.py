@@ -215,3 +215,12 @@ def test_other_threads_get_logits_during_a_step(lm):
         shapes.append(lm(inputs).shape)
     config = lm.backbone.config
     assert [shape[-1] for shape in shapes] == [config.vocabulary_size, config.hidden_dim]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "inputs", [[{"role": "user", "content": "a"}], [[2, 5], [2]], [2, 5], [("a", "b")]]
+)
+def test_lists_of_other_things_than_strings(lm, inputs):
+    with pytest.raises(TypeError, match=r"A list must have strings.*chat_dataset.*padding_mask"):
+        lm.fit(inputs)

@@ -4,6 +4,7 @@ import threading
 
 import numpy as np
 import pytest
+from keras import ops
 
 from keras_gemma import samplers
 from tests.models import compile_lm, make_lm
@@ -191,3 +192,37 @@ def test_half_precision(dtype, tiny_proto):
     texts = lm.generate(TEXTS, max_new_tokens=8)
     assert all(text.startswith(prompt) for text, prompt in zip(texts, TEXTS, strict=True))
     assert lm.generate(TEXTS, max_new_tokens=8) == texts
+
+
+def test_generate_functions_of_keras_hub(lm):
+    ids = np.array([[2, 300, 301, 0, 0, 0], [2, 300, 301, 302, 0, 0]])
+    batch = {"token_ids": ids, "padding_mask": ids > 0}
+    expected = lm.generate(batch, stop_token_ids=None)
+    lm.generate_function = None  # KerasHub's way to compile again
+    for function in (lm.generate_step, lm.generate_function, lm.make_generate_function()):
+        result = function(batch)
+        np.testing.assert_array_equal(result["token_ids"], expected["token_ids"])
+        assert result["padding_mask"].all()
+    stopped = lm.generate_step(batch, stop_token_ids=(int(expected["token_ids"][0, 3]),))
+    assert not stopped["padding_mask"][0].all()
+    with pytest.raises(ValueError, match="`generate_function` cannot be replaced"):
+        lm.generate_function = print
+
+
+@pytest.mark.parametrize("configuration", ["gemma2_grouped", "gemma3"])
+def test_call_with_cache(configuration):
+    """A prompt, padded as in KerasHub, and two steps equal the whole text, beyond the window."""
+    lm = make_lm(configuration)
+    config = lm.backbone.config
+    ids = np.random.default_rng(0).integers(3, 400, (2, 9))
+    expected = lm.predict_on_batch({"token_ids": ids, "padding_mask": np.ones_like(ids)})
+    shape = (2, config.num_layers, 2, 12, config.num_key_value_heads, config.head_dim)
+    prompt = np.pad(ids[:, :7], [(0, 0), (0, 5)])
+    cache = np.zeros(shape, "float32")
+    logits, hidden, cache = lm.call_with_cache(prompt, ops.convert_to_tensor(cache), 0)
+    assert hidden.shape == (2, 12, config.hidden_dim) and tuple(cache.shape) == shape
+    compare = {"rtol": 1e-4, "atol": 1e-4}
+    np.testing.assert_allclose(ops.convert_to_numpy(logits)[:, :7], expected[:, :7], **compare)
+    for i in (7, 8):
+        logits, _, cache = lm.call_with_cache(ids[:, i : i + 1], cache, i)
+        np.testing.assert_allclose(ops.convert_to_numpy(logits)[:, 0], expected[:, i], **compare)

@@ -163,3 +163,13 @@ def test_keras_files_after_training(tiny_proto, tmp_path):
     np.testing.assert_array_equal(*(ops.convert_to_numpy(m.score(IDS)) for m in (lm, again)))
     again.fit(TEXTS[:2], batch_size=2, verbose=0)
     assert int(again.optimizer.iterations) == 2
+
+
+@pytest.mark.once
+def test_default_layers():
+    lm, twin = make_lm(num_layers=1), make_lm(num_layers=1)
+    lm.enable_lora(2)
+    names = twin.backbone.default_lora_layer_names()
+    twin.backbone.enable_lora(2, target_layer_names=names)
+    adapted = [model.adapters.configs["default"].sizes.keys() for model in (lm, twin)]
+    assert adapted[0] == adapted[1] and names == twin.backbone.get_lora_target_names()

@@ -1,11 +1,13 @@
 """Random bits against published vectors and against JAX."""
 
 import numpy as np
+import pytest
 from keras import ops
 
 from keras_gemma import backend
-from keras_gemma.generation.samplers import noise
-from keras_gemma.generation.samplers.noise import gumbel, threefry
+from keras_gemma.generation.request import Request
+from keras_gemma.generation.samplers import RandomSampler, noise
+from keras_gemma.generation.samplers.noise import gumbel, hash_ids, threefry
 
 
 def words(*values):
@@ -71,3 +73,33 @@ def test_largest_noise_is_finite(monkeypatch):
     zero = ops.zeros(1, dtype="int32")
     largest = ops.convert_to_numpy(noise.gumbel(zero, zero, zero, 3))
     np.testing.assert_allclose(largest, -np.log(2.0**-24), rtol=1e-3)
+
+
+@pytest.mark.once
+def test_hash_is_a_polynomial_of_the_ids():
+    for ids in ([2], [0], [2, 0], [0, 2], [2, 255_999, 0, 7] * 3000):
+        expected, factor = 0, 1
+        for token in ids:
+            factor = factor * 2654435761 % 2**32
+            expected = (expected + (token + 1) * factor) % 2**32
+        assert hash_ids(np.array(ids, "int32")) == expected
+
+
+def row_keys(prompts, seed=None, sequences=1):
+    prompts = [np.array(prompt, "int32") for prompt in prompts]
+    counts = [1] * len(prompts)
+    request = Request(prompts, counts, RandomSampler(seed=0), (), seed, sequences)
+    return request.row_keys().tolist()
+
+
+@pytest.mark.once
+def test_rows_of_different_prompts_have_different_keys():
+    prompts = [[2], [2, 0], [0, 2], [2, 9], [9, 2], [2, 9, 9]]
+    keys = row_keys(prompts)
+    assert len(set(keys)) == len(prompts)
+    # The key of a prompt does not depend on the batch. Equal prompts count from it.
+    assert [row_keys([prompt])[0] for prompt in prompts] == keys
+    first, second, other = row_keys([[2, 9], [2, 9], [2]])
+    assert (first, second, other) == (keys[3], keys[3] + 1, keys[0])
+    assert row_keys([[2, 9]], sequences=2) == [first, second]
+    assert row_keys([[2, 9], [2, 9]], [1, 2]) == [first, first]

@@ -42,6 +42,8 @@ def test_to_and_from_a_dictionary():
         TypeError, match=r"`quantization` must be 'int8' or 'int4' or 'as_stored'.*Received: 8"
     ):
         to_config(8)
+    with pytest.raises(ValueError, match=r"`quantization` must be one of 'int8', .*'int3'"):
+        to_config("int3")
 
 
 def test_types_of_weights_as_stored():

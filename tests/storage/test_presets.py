@@ -192,3 +192,12 @@ def test_links_within_the_folder_and_to_it_are_followed(preset, tmp_path):
     (tmp_path / "link").symlink_to(preset)
     backbone = GemmaBackbone.from_preset(tmp_path / "link")
     assert_same_weights(backbone, make_backbone(GEMMA1))
+
+
+@pytest.mark.once
+def test_models_know_their_preset(tmp_path, monkeypatch):
+    backbone = GemmaBackbone.from_preset("gemma_tiny_en", load_weights=False, num_layers=1)
+    assert backbone.preset == "gemma_tiny_en" and make_backbone(GEMMA1).preset is None
+    monkeypatch.chdir(tmp_path)
+    backbone.save_to_preset("mine")
+    assert GemmaBackbone.from_preset("mine").preset == str(tmp_path / "mine")

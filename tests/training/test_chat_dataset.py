@@ -265,3 +265,19 @@ def test_empty_stream(tokenizer):
 def test_no_tokenizer():
     with pytest.raises(TypeError, match="must be a GemmaTokenizer"):
         chat_dataset(["a"], "gemma_tiny_en")
+
+
+def test_rows_fit_the_samples(tokenizer):
+    """A few samples are not packed into one row; many samples share rows."""
+    few = [{"prompt": f"to be {i}", "completion": "or not"} for i in range(20)]
+    data = chat_dataset(few, tokenizer)
+    longest = max(len(document.inputs) for row in data.rows for document in row)
+    assert len(data.rows) == 20 and longest <= data.shape.length < longest + 16
+    many = chat_dataset(few * 200, tokenizer)
+    assert 64 <= len(many.rows) < 100 and many.shape.length > 5 * longest
+    assert chat_dataset(few * 200, tokenizer, max_sequence_length=64).shape.length == 64
+    assert chat_dataset(lambda: iter(few), tokenizer).shape.length == 1024
+    with pytest.raises(ValueError, match="sequence_length=8 allows 9"):
+        chat_dataset(few, tokenizer, max_sequence_length=8)
+    with pytest.raises(ValueError, match="`max_sequence_length` must be a positive integer"):
+        chat_dataset(few, tokenizer, max_sequence_length=0)

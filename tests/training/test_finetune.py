@@ -246,6 +246,83 @@ def test_checkpoint_interval(total, epoch, settings, expected):
     assert FinetuneSettings(**settings).interval(total, epoch) == expected
 
 
+@pytest.mark.once
+def test_defaults_depend_on_data_and_model():
+    def resolve(batches, width=2048, has_adapter=True, **settings):
+        settings = FinetuneSettings(**settings).resolve(batches, width, has_adapter)
+        return settings.epochs, settings.learning_rate
+
+    assert resolve(20) == (10, 2e-4) and resolve(30, accumulate=2) == (14, 2e-4)
+    assert resolve(200)[0] == resolve(5000)[0] == resolve(20, steps=3)[0] == 1
+    assert resolve(None, steps=3) == (1, 2e-4)
+    assert resolve(20, 128) == (10, pytest.approx(3.2e-3))
+    assert resolve(20, 4096, False) == (10, pytest.approx(1e-5))
+    assert resolve(20, epochs=2, learning_rate=1.0) == (2, 1.0)
+
+
+def test_defaults_learn(tiny_proto, tokenizer, tmp_path):
+    data = chat_dataset(PAIRS, tokenizer)
+    losses = losses_of(finetune(make(tiny_proto), data, tmp_path, verbose=False))
+    assert len(losses) == 200 and np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
+
+
+@pytest.mark.once
+def test_few_updates_and_missing_plots_are_noted(tiny_proto, data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name == "matplotlib" else find_spec(name)
+    )
+    settings = SETTINGS | {"steps": 1, "verbose": True}
+    result = finetune(make(tiny_proto), data, tmp_path, **settings)
+    printed = capsys.readouterr().out
+    assert "note: the weights are updated only 1 time, which may teach little" in printed
+    assert "no curves.png: it needs matplotlib, the extra `plots`" in printed
+    with pytest.raises(ImportError, match=r"keras-gemma\[plots\].*log.csv"):
+        result.log.figure()
+    assert file_modes(tmp_path) == {0o644}
+
+
+def file_modes(folder):
+    return {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.once
+def test_rows_longer_than_the_context(tiny_proto, tokenizer, data, tmp_path):
+    long = chat_dataset(PAIRS, tokenizer, 8193)
+    lm = make(tiny_proto)
+    says = "`{}` has rows of 8193 tokens, but the model's context length is 8192"
+    with pytest.raises(ValueError, match=says.format("data")):
+        finetune(lm, long, tmp_path, **SETTINGS)
+    with pytest.raises(ValueError, match=says.format("validation_data")):
+        finetune(lm, data, tmp_path, validation_data=long, **SETTINGS)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--learning-rate", "-1"], "Invalid value for '--learning-rate'"),
+        (["--sequence-length", "257"], "--sequence-length: 257 tokens do not fit into the context"),
+        (["--output", __file__ + "/out"], "test_finetune.py cannot be written: Not a directory"),
+    ],
+)
+def test_command_checks_options_first(options, message, tmp_path, monkeypatch, capsys):
+    def read(*arguments, **settings):
+        raise AssertionError("read the data or the model")
+
+    monkeypatch.setattr("keras_gemma.cli.options.silence_frameworks", lambda: None)
+    monkeypatch.setattr("sys.excepthook", None)
+    monkeypatch.setattr("keras_gemma.training.chat_dataset", read)
+    monkeypatch.setattr(GemmaCausalLM, "from_preset", read)
+    path = tmp_path / "data.jsonl"
+    path.write_text("{}")
+    command = ["finetune", "--data", str(path), "--output", str(tmp_path / "out")]
+    assert main([*command, *options]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
 def test_no_trainable_variables(tiny_proto, data, tmp_path):
     lm = make(tiny_proto, lora=False)
     lm.trainable = False
@@ -266,7 +343,11 @@ def test_command(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "10 samples" in printed and "1 bad, skipped" in printed
     assert "skipped: data.jsonl, line 11: invalid JSON" in printed
-    assert printed.strip().endswith(str(tmp_path / "out" / "adapter"))
+    adapter = tmp_path / "out" / "adapter"
+    assert f": {adapter}\nTry it: keras-gemma chat --model gemma_tiny_en --lora " in printed
+    assert printed.strip().endswith(str(adapter))
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "gemma_tiny_en"
     if not all(map(importlib.util.find_spec, ("tensorflow", "tensorboard"))):
         with pytest.raises(ImportError, match="pip install tensorflow tensorboard"):
             main([*command, "--tensorboard", str(tmp_path / "board")])

@@ -19,6 +19,7 @@ from keras_gemma.export.graph.text import GraphText
 from keras_gemma.export.serving_options import OFF
 from keras_gemma.generation.decode import DecodeState, append_tokens, next_logits
 from keras_gemma.generation.samplers import Sampler
+from keras_gemma.generation.samplers.noise import HASH_FACTOR
 from keras_gemma.generation.samplers.random import FILTERS
 from keras_gemma.generation.samplers.sampler import draw, first_argmax, tempered
 from keras_gemma.model.cache import Cache, fill_ring
@@ -80,20 +81,20 @@ class Decoder:
         config = self.model.config
         lengths = tf.cast(prompts.row_lengths(), tf.int32)
         capacity = capacity_for(tf.reduce_max(lengths) + 1, config)
-        token_ids = prompts.to_tensor()
+        token_ids, text = prompts.to_tensor(), prompts.to_tensor(-1)
         free = capacity - tf.shape(token_ids)[1]
         hidden = tf.zeros((tf.shape(lengths)[0], config.hidden_dim), self.model.dtype)
         hidden, cache = prefill(
             weights, token_ids, self.model, capacity, hidden, last_hidden(lengths)
         )
         state = DecodeState(
-            text=tf.pad(prompts.to_tensor(-1), [(0, 0), (0, free)], constant_values=-1),
+            text=tf.pad(text, [(0, 0), (0, free)], constant_values=-1),
             length=lengths,
             end=tf.minimum(lengths + settings.max_new_tokens, config.context_length),
             stop_token_ids=tf.constant(self.stop_token_ids),
             done=tf.zeros_like(lengths, tf.bool),
             cache=cache,
-            sampler=sampler_state(settings, token_ids, lengths),
+            sampler=sampler_state(settings, text),
         )
         branches = [
             functools.partial(self._loop, size, weights, hidden, state, settings.stop)
@@ -225,20 +226,18 @@ def changing(state: DecodeState) -> dict[str, Any]:
     return {name: getattr(state, name) for name in names}
 
 
-def sampler_state(
-    settings: Settings, token_ids: tf.Tensor, lengths: tf.Tensor
-) -> dict[str, tf.Tensor]:
-    """Returns the initial state of the sampler; counterpart of `Sampler.init`.
+def sampler_state(settings: Settings, text: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Returns the initial state of the sampler for prompts `text [B, T]`, padded with -1.
 
-    Sequences with equal prompts, `token_ids [B, T]`, differ in the number of equal ones before.
+    Counterpart of `Sampler.init` and `Request.row_keys`.
     """
-    batch = tf.shape(lengths)[0]
-    is_equal = tf.reduce_all(token_ids[:, None] == token_ids[None], axis=-1)
-    is_equal = tf.logical_and(is_equal, lengths[:, None] == lengths[None])
-    equal_before = tf.linalg.band_part(tf.cast(is_equal, tf.int32), -1, 0)
+    batch, length = tf.unstack(tf.shape(text))
+    factors = tf.math.cumprod(tf.fill([length], np.uint32(HASH_FACTOR).view("int32")))
+    hashes = tf.reduce_sum((text + 1) * factors, axis=1)
+    is_equal = tf.cast(hashes[:, None] == hashes[None], tf.int32)
+    index = tf.reduce_sum(tf.linalg.band_part(is_equal, -1, 0), axis=1) - 1
     random_seed = tf.random.uniform((), tf.int32.min, tf.int32.max, tf.int32)
     seed = tf.where(settings.seed == -1, random_seed, settings.seed)
-    values = {name: getattr(settings, name) for name in ("temperature", *OFF)}
-    state = {name: tf.fill([batch], value) for name, value in (values | {"seed": seed}).items()}
-    rows = tf.reduce_sum(equal_before, axis=1) - 1
-    return state | {"rows": rows, "step": tf.zeros_like(lengths)}
+    values = {name: getattr(settings, name) for name in ("temperature", *OFF)} | {"seed": seed}
+    state = {name: tf.fill([batch], value) for name, value in values.items()}
+    return state | {"rows": hashes + index, "step": tf.zeros_like(hashes)}

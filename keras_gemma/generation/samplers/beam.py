@@ -74,10 +74,10 @@ class BeamSampler(Sampler):
     def num_return_sequences(self) -> int:
         return self.num_beams if self.return_all_beams else 1
 
-    def init(self, batch: int, seed: Seeds = None, sequence_indices: Any = None) -> dict[str, Any]:
+    def init(self, batch: int, seed: Seeds = None, row_keys: Any = None) -> dict[str, Any]:
         # The beams of a prompt are equal at first, so all but one begin with the score -inf.
         first = np.arange(batch) % self.num_beams == 0
-        return super().init(batch, seed, sequence_indices) | {
+        return super().init(batch, seed, row_keys) | {
             "total": backend.to_tensor(np.where(first, 0.0, -np.inf).astype("float32")),
             "count": ops.zeros(batch, dtype="int32"),
         }

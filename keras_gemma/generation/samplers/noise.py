@@ -6,10 +6,23 @@ Uses int32 with wrap-around, because some backends lack unsigned integers.
 
 from typing import Any
 
+import numpy as np
 from keras import ops
 
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 PARITY = 0x1BD11BDA
+
+HASH_FACTOR = 2654435761
+"""Knuth's multiplicative constant: odd, so no change of a single token keeps the hash."""
+
+
+def hash_ids(ids: np.ndarray) -> int:
+    """Returns a hash of int32 ids `[n]`, in `[0, 2**32)`: a polynomial with 32-bit wrap-around.
+
+    Adding 1 makes an id of 0 count, and padding of -1 not: an exported graph sums padded rows.
+    """
+    factors = np.cumprod(np.full(len(ids), HASH_FACTOR), dtype="uint32")
+    return int(np.sum((ids + 1).astype("uint32") * factors, dtype="uint32"))
 
 
 def _rotate_left(x: Any, bits: Any) -> Any:
@@ -42,8 +55,8 @@ def threefry(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[Any, Any]:
 def gumbel(seed: Any, rows: Any, step: Any, vocabulary_size: int) -> Any:
     """Returns Gumbel noise `[B, V]`: `argmax(logits + noise)` samples from `softmax(logits)`.
 
-    `rows` distinguish rows with the same seed, and `step` is the number of tokens chosen before;
-    all three are int32 `[B]`.
+    `rows` distinguish rows with the same seed (`Request.row_keys`), and `step` is the number of
+    tokens chosen before; all three are int32 `[B]`.
     """
     tokens = ops.arange(vocabulary_size, dtype="int32")[None, :]
     bits, _ = threefry((seed[:, None], rows[:, None]), (step[:, None], tokens))

@@ -138,13 +138,13 @@ class Sampler:
         for name, value in self.settings().items():
             check_rows(self._argument_names.get(name, name), value, prompts)
 
-    def init(self, batch: int, seed: Seeds = None, sequence_indices: Any = None) -> dict[str, Any]:
+    def init(self, batch: int, seed: Seeds = None, row_keys: Any = None) -> dict[str, Any]:
         """Returns the initial state of `batch` rows: arrays `[B]` by name.
 
         Args:
             batch: Number of rows, B.
             seed: Random seed of this call. `None` uses the seed of the sampler.
-            sequence_indices: Numbers that distinguish rows with the same seed, integers `[B]`.
+            row_keys: Numbers that distinguish rows with the same seed, int32 `[B]`.
                 `None` numbers the rows.
         """
         state = {name: _by_row(name, value, batch) for name, value in self.settings().items()}
@@ -153,7 +153,7 @@ class Sampler:
             seeds = random.getrandbits(32)
         words = [int(value) % 2**32 for value in np.ravel(np.array(seeds, object))]
         state["seed"] = _by_row("seed", np.array(words, "uint32"), batch).view("int32")
-        rows = range(batch) if sequence_indices is None else sequence_indices
+        rows = range(batch) if row_keys is None else row_keys
         state["rows"] = np.array(rows, "int32")
         state["step"] = np.zeros(batch, dtype="int32")
         state = {name: backend.to_tensor(value) for name, value in state.items()}

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from keras_gemma.lora.adapters import Arrays, check_finite
 from keras_gemma.lora.config import Lora, check_lora_numbers, target_names
 from keras_gemma.storage.files import check_types, local_path, read_json, replacing, write_json
 from keras_gemma.storage.hugging_face.layout import tensor_name
-from keras_gemma.storage.hugging_face.safetensors import tensors
+from keras_gemma.storage.hugging_face.safetensors import save_file, tensors
 from keras_gemma.storage.tensor_streaming import StoredTensor, TensorSpec, compare, report_problems
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -60,6 +59,7 @@ def save_lora(
     name = backbone.adapters.active_name(name)
     arrays = backbone.adapters.arrays(name)
     check_finite(arrays, f"The adapter {name!r}")
+    base_model = base_model or backbone.preset
     config = _to_values(backbone.adapters.configs[name], backbone.config, base_model)
     stored = {}
     for matrix, pair in arrays.items():

@@ -1,13 +1,15 @@
 """Locates the tensors in a safetensors file, which are read one by one without mapping the file.
 
 The safetensors library validates the file's header and offsets. It does not expose the offsets, so
-they are read from the header here.
+they are read from the header here. Also writes small files; `writer.py` streams large ones.
 """
 
 import json
 from pathlib import Path
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file as write_file
 
 from keras_gemma.storage.tensor_streaming import StoredTensor, in_file
 
@@ -36,3 +38,14 @@ def tensors(path: Path) -> dict[str, StoredTensor]:
         )
         for name, entry in header.items()
     }
+
+
+def save_file(arrays: dict[str, np.ndarray], path: Path, metadata: dict[str, str]) -> None:
+    """Writes arrays to a file that others may read, as far as the process's umask allows.
+
+    The library by itself creates a file that only its owner can read.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    write_file(arrays, path, metadata)
+    path.chmod(mode)

@@ -260,3 +260,10 @@ def test_bad_messages(lm):
         make_lm().chat()
     with pytest.raises(ValueError, match="no preprocessor"):
         make_lm().generate_chat(CHATS[0])
+
+
+@pytest.mark.once
+def test_repr(local):
+    assert repr(local.chat()) == "Chat(system=None, 0 messages)"
+    chat = local.chat(system="Be brief.", history=CHATS[1][:2])
+    assert repr(chat).startswith("Chat(system='Be brief.', 2 messages, last='\\n<h1>Not")
