@@ -34,7 +34,8 @@ class Gemma3Backbone(GemmaBackbone):
         use_query_key_norm: If True, each head of queries and keys is normalized.
         sliding_window_pattern, local_rope_wavelength, global_rope_wavelength: Same as in
             `GemmaBackbone`. KerasHub has no such arguments.
-        image_size, vision_encoder, use_bidirectional_attention, is_embedding_model,
+        image_size: Ignored, as in KerasHub if there is no `vision_encoder`.
+        vision_encoder, use_bidirectional_attention, is_embedding_model,
             pooling_intermediate_dim, embedding_dim: Must keep their defaults: images and
             embedding models are not supported. Pass them by name: KerasHub's positional order
             begins with `vocabulary_size, image_size`.
@@ -93,7 +94,6 @@ class Gemma3Backbone(GemmaBackbone):
         global_rope_wavelength: float = _FIXED["global_rope_wavelength"],
         **kwargs: Any,
     ) -> None:
-        _check_text_only("image_size", image_size)
         _check_text_only("vision_encoder", vision_encoder)
         _check_text_only("pooling_intermediate_dim", pooling_intermediate_dim)
         _check_text_only("embedding_dim", embedding_dim)

@@ -4,6 +4,7 @@ Everything below this module works on token ids; strings end here.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +13,15 @@ import numpy as np
 
 from keras_gemma import export, tf_data
 from keras_gemma.backend import keras_internals
-from keras_gemma.causal_lm.call_with_cache import call_with_cache
 from keras_gemma.causal_lm.chat import Chat
+from keras_gemma.causal_lm.custom_steps import (
+    build_cache,
+    call_with_cache,
+    generate_step,
+    generate_with_steps,
+    is_overridden,
+    quantization_layer_structure,
+)
 from keras_gemma.causal_lm.draft import read_draft
 from keras_gemma.causal_lm.prompts import Prompts, read_prompt, read_prompts
 from keras_gemma.causal_lm.settings import GenerationSettings, read_settings
@@ -73,6 +81,7 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         self,
         backbone: GemmaBackbone,
         preprocessor: GemmaCausalLMPreprocessor | None = None,
+        compile: bool = True,
         **kwargs: Any,
     ) -> None:
         check_layer_arguments(type(self), kwargs)
@@ -94,8 +103,10 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         self.sampler = samplers.get("greedy")
         self._programs: Programs | None = None
         self._scorer: Scorer | None = None
-        # Usable at once: calling `compile` again is only needed for other settings.
-        self.compile()
+        self._generate_function: Any = None
+        self.generation_settings = GenerationSettings()
+        if compile:  # Usable at once: calling `compile` is only needed for other settings.
+            self.compile()
 
     @property
     def backbone(self) -> GemmaBackbone:
@@ -136,6 +147,7 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         sampler = samplers.get(sampler)
         settings.choose_sampler(sampler)  # checks that they are compatible
         self.sampler, self.generation_settings = sampler, settings
+        self._generate_function = None
         if isinstance(loss, str) and loss == "auto":
             loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         if isinstance(weighted_metrics, str) and weighted_metrics == "auto":
@@ -219,9 +231,17 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         settings = {"max_length": max_length, "stop_token_ids": stop_token_ids, **settings}
         call_settings = read_settings(settings, "generate").with_defaults(self.generation_settings)
         draft = read_draft(draft, num_draft_tokens)
+        self.make_generate_function()
+        is_custom = any(
+            is_overridden(self, GemmaCausalLM, name)
+            for name in ("generate_step", "call_with_cache")
+        )
+        decode = partial(generate_with_steps, self) if is_custom else None
         if tf_data.is_dataset(inputs):
             batches = [
-                TextRequest(self, batch, call_settings, prefix, draft).complete(strip_prompt)
+                TextRequest(self, batch, call_settings, prefix, draft).complete(
+                    strip_prompt, decode
+                )
                 for batch in inputs.as_numpy_iterator()
             ]
             if not batches:
@@ -229,7 +249,8 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
             if isinstance(batches[0], dict):
                 return {key: np.concatenate([b[key] for b in batches]) for key in batches[0]}
             return [row for batch in batches for row in ([batch] if is_text(batch) else batch)]
-        return TextRequest(self, inputs, call_settings, prefix, draft).complete(strip_prompt)
+        request = TextRequest(self, inputs, call_settings, prefix, draft)
+        return request.complete(strip_prompt, decode)
 
     def stream(
         self,
@@ -295,8 +316,18 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         """
         return call_with_cache(self.backbone, token_ids, cache, cache_update_index)
 
+    def build_cache(self, token_ids: Any) -> tuple[Any, Any]:
+        """Reads `token_ids [B, T]` into a new cache for `call_with_cache`.
+
+        Returns:
+            Hidden states after the final norm, `[B, T, D]`, and the cache with T positions.
+        """
+        return build_cache(self, token_ids)
+
+    _build_cache = build_cache  # the name in KerasHub
+
     def generate_step(self, inputs: dict[str, Any], stop_token_ids: Any = None) -> dict[str, Any]:
-        """Generates for one batch of padded ids, as in KerasHub.
+        """Generates for one batch of padded ids, as in KerasHub. `generate` calls an override.
 
         Same as `generate` for a dict, but stop tokens are disabled unless they are passed. Programs
         are compiled inside, so the method itself cannot be compiled.
@@ -305,27 +336,41 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
             inputs: `{"token_ids", "padding_mask"}`, arrays `[B, S]`.
             stop_token_ids: Same as in `generate`.
         """
-        return self.generate(inputs, stop_token_ids=stop_token_ids)
+        if is_overridden(self, GemmaCausalLM, "call_with_cache"):
+            return generate_step(self, inputs, stop_token_ids)
+        settings = read_settings({"stop_token_ids": stop_token_ids}, "generate")
+        request = TextRequest(self, inputs, settings.with_defaults(self.generation_settings))
+        return request.complete(False)
 
     @property
     def generate_function(self) -> Any:
-        """Function that generates for one batch, as in KerasHub: `generate_step`.
-
-        It can be set to `None`, which has no effect: programs follow the model by themselves.
-        """
-        return self.generate_step
+        """Function that generates for one batch, as in KerasHub. `None` before the first call."""
+        return self._generate_function
 
     @generate_function.setter
     def generate_function(self, value: None) -> None:
         if value is not None:
             raise ValueError(
-                "`generate_function` cannot be replaced. Override `generate`, or pass `sampler` or "
-                f"`logits_processors` to it. Received: generate_function={value!r}"
+                "`generate_function` cannot be replaced. Override `generate_step`, or pass "
+                "`sampler` or `logits_processors` to `generate`. "
+                f"Received: generate_function={value!r}"
             )
+        self._generate_function = None
 
     def make_generate_function(self) -> Any:
-        """Returns `generate_function`, as in KerasHub."""
-        return self.generate_function
+        """Returns `generate_step`, as in KerasHub, and sets `generate_function` to it."""
+        if self._generate_function is None:
+            self._generate_function = self.generate_step
+        return self._generate_function
+
+    def get_quantization_layer_structure(self, mode: str) -> dict[str, Any] | None:
+        """Returns the layers that Keras quantizes in the mode `"gptq"` or `"awq"`, as in KerasHub.
+
+        Returns:
+            A dict with a model of the embedding in `"pre_block_layers"` and the blocks in
+            `"sequential_blocks"`; `None` for other modes.
+        """
+        return quantization_layer_structure(self, mode)
 
     def prefill(self, inputs: Any) -> PrefixCache:
         """Computes a prefix cache for prompts that begin with the same text.

@@ -50,8 +50,8 @@ def read_prompts(
     """Converts one batch of prompts to token ids.
 
     Args:
-        inputs: A string, a list of strings, a list of lists of token ids, or a dict
-            `{"token_ids", "padding_mask"}`.
+        inputs: A string, a list of strings, a list of lists of token ids, or a dict: of arrays
+            `{"token_ids", "padding_mask"}`, or `{"prompts": ...}` as in KerasHub's Gemma 3.
         preprocessor: Preprocessor for strings.
         vocabulary_size: Upper bound of the ids, exclusive.
         name: Name of the argument, for error messages.
@@ -59,6 +59,14 @@ def read_prompts(
     Raises:
         TypeError, ValueError: If `inputs` has another format or invalid ids.
     """
+    if isinstance(inputs, dict) and "prompts" in inputs:
+        others = sorted(inputs.keys() - {"prompts", "responses"})
+        if others:
+            raise ValueError(
+                f"`{name}` must have the key 'prompts' only, because the models read text. "
+                f"Received: {', '.join(map(repr, others))}"
+            )
+        inputs = inputs["prompts"]
     if isinstance(inputs, dict):
         return _read_padded(inputs, vocabulary_size)
     if not (is_text(inputs) or isinstance(inputs, list | tuple) or hasattr(inputs, "ndim")):

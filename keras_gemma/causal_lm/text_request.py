@@ -1,7 +1,7 @@
 """Text generation for one batch: tokenizes, generates and detokenizes."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -103,10 +103,27 @@ class TextRequest:
             draft=draft,
         )
 
-    def complete(self, strip_prompt: bool) -> Any:
-        """Generates all texts and returns them in the structure of the prompts."""
+    def complete(
+        self,
+        strip_prompt: bool,
+        decode: Callable[[Request], list[SequenceOutput]] | None = None,
+    ) -> Any:
+        """Generates all texts and returns them in the structure of the prompts.
+
+        Args:
+            strip_prompt: If True, returns only the new text.
+            decode: Function that generates in place of the programs of the model.
+        """
         streams: list[TextStream | None]
-        if self.settings.stops:
+        if decode is not None:
+            if self.settings.stops:
+                raise ValueError(
+                    "A model that overrides `generate_step` or `call_with_cache` does not support "
+                    f"`stop`. Received: stop={self.settings.stops!r}"
+                )
+            rows = decode(self.token_request)
+            streams = [None] * len(rows)
+        elif self.settings.stops:
             session = start(self.programs, self.token_request)
             streams, rows = self._streams(), []
             for _ in self._grow(session, streams, TOKENS_PER_STOP_CHECK):

@@ -77,7 +77,7 @@ def append_tokens(
 ) -> DecodeState:
     """Chooses the next token of each unfinished row from `logits [B, V]`, and appends it."""
     processed = apply_logits_processors(logits, state, processors)
-    ids, sampler_state = sampler(processed, state.sampler)
+    ids, sampler_state = sampler.choose_next(processed, state.sampler)
     return write_tokens(state._replace(sampler=sampler_state), logits, ids)
 
 

@@ -172,7 +172,8 @@ class Adapters:
         advice = (
             f"Activate one of {self.listed()} with `set_adapter`."
             if self.configs
-            else "Add one with `enable_lora`, or load one with `load_lora`."
+            else "Add one with `enable_lora`, or load one with `load_lora`: the model has no "
+            "lora-enabled layers."
         )
         raise ValueError(f"No adapter is active. {advice}")
 

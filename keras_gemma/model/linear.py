@@ -5,6 +5,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_gemma import backend
 from keras_gemma.backend import keras_internals
 from keras_gemma.lora.low_rank import LowRank
 from keras_gemma.model.matrix import MatrixLayer, matmul
@@ -63,9 +64,17 @@ class Linear(MatrixLayer):
         for name, low_rank in self.low_ranks.items() if self.saves_low_ranks else ():
             for part, array in zip(_parts(name), low_rank.numpy(), strict=True):
                 store[part] = array
+            scale = low_rank.scale if name == self.applied else 0.0
+            store[name + _SCALE] = np.array(scale, "float32")
 
     def load_own_variables(self, store: Any) -> None:
-        stored = {key[: -len(_A)] for key in store.keys() if key.endswith(_A)}  # noqa: SIM118
+        keys = list(store.keys())
+        stored = {key[: -len(_A)] for key in keys if key.endswith(_A)}
+        scales = {name: np.array(store[name + _SCALE]) for name in stored if name + _SCALE in keys}
+        if not self.low_ranks and self.quantization is None and set(scales) == stored:
+            super().load_own_variables(store)
+            self._add_updates(store, scales)
+            return
         if stored != set(self.low_ranks):
             raise ValueError(
                 f"{self.path}: the file has the adapters {sorted(stored)}, but the model has "
@@ -76,6 +85,17 @@ class Linear(MatrixLayer):
         for name, low_rank in self.low_ranks.items():
             low_rank.assign(*(np.array(store[part]) for part in _parts(name)))
 
+    def _add_updates(self, store: Any, scales: dict[str, np.ndarray]) -> None:
+        """Merges the updates of a file, as Keras does for a model without them."""
+        if not any(scales.values()):
+            return
+        matrix = self.numpy().astype("float32")
+        for name, scale in scales.items():
+            a, b = (np.array(store[part], "float32") for part in _parts(name))
+            matrix += scale * (b @ a)
+        variable = self.variables_of_matrix
+        backend.assign(variable, backend.pack(matrix, self.kind, variable.dtype))
+
     def compute_output_spec(self, x: Any) -> keras.KerasTensor:
         return keras.KerasTensor((*x.shape[:-1], self.out_dim), dtype=self.compute_dtype)
 
@@ -83,7 +103,8 @@ class Linear(MatrixLayer):
         return {**super().get_config(), "out_dim": self.out_dim}
 
 
-_A, _B = ".lora_a", ".lora_b"
+_A, _B, _SCALE = ".lora_a", ".lora_b", ".lora_scale"
+"""Ends of names in a file: the arrays of an update, and its scale, 0 if it is not applied."""
 
 
 def _parts(name: str) -> tuple[str, str]:

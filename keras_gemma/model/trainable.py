@@ -7,6 +7,8 @@ functions and optimizer slots for the variables that it saw first. This file kee
 from typing import Any
 
 import keras
+import numpy as np
+from keras import ops
 
 from keras_gemma.backend import keras_internals
 
@@ -16,6 +18,15 @@ class TrainableModel(keras.Model):
 
     _in_fit = False
     """True if `fit` is running."""
+
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Same as `keras.Model.__call__`. A dict may mix tensors, NumPy arrays and lists."""
+        if isinstance(inputs, dict):
+            inputs = {
+                name: ops.convert_to_tensor(x, "int32") if isinstance(x, np.ndarray | list) else x
+                for name, x in inputs.items()
+            }
+        return super().__call__(inputs, *args, **kwargs)
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """Same as `keras.Model.fit`, but checks first that the model is trainable."""

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from keras_gemma import tf_data
-from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor
+from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor, is_pairs
 
 
 def is_text(x: Any) -> bool:
@@ -33,10 +33,13 @@ def encode_inputs(
 ) -> tuple[Any, Any, Any]:
     """Returns `(x, y, sample_weight)` with strings replaced by ids, labels and weights.
 
-    Strings are in a list, tuple or array; or in batches of a `tf.data.Dataset`,
+    Strings are in a list, tuple or array, or in a dict of prompts and responses; or in batches of
+    these, from a `tf.data.Dataset`,
     `keras.utils.PyDataset`, PyTorch loader or generator. Other inputs, and data sets with an
     attribute `holds_ids`, are returned unchanged.
     """
+    if preprocessor is not None and is_pairs(x):
+        return preprocessor(x, y, sample_weight)
     if preprocessor is None or isinstance(x, dict) or x is None or getattr(x, "holds_ids", False):
         return x, y, sample_weight
     if is_text(x):
@@ -70,7 +73,7 @@ def has_fixed_order(x: Any) -> bool:
 
 def _encode_batch(preprocessor: GemmaCausalLMPreprocessor, batch: Any) -> Any:
     texts = batch[0] if isinstance(batch, tuple) and len(batch) == 1 else batch
-    return preprocessor(texts) if holds_strings(texts) else batch
+    return preprocessor(texts) if holds_strings(texts) or is_pairs(texts) else batch
 
 
 class _EncodedDataset(keras.utils.PyDataset):

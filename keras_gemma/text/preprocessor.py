@@ -150,10 +150,15 @@ class GemmaCausalLMPreprocessor(GemmaPreprocessor):
 
     The arguments are the same as in `GemmaPreprocessor`.
 
+    Call arguments:
+        x: Same as in `GemmaPreprocessor`, or `{"prompts": ..., "responses": ...}` of texts. Each
+            row is then a prompt, its response and `<eos>`, and only the response is learned. A pair
+            that is too long loses the ends of both.
+
     Returns when called:
         `(x, y, sample_weight)`: `x` as in `GemmaPreprocessor`, the next tokens `y`, int32 `[B, S]`,
-        and `sample_weight`, bool `[B, S]`, which is False for padding in `y`. Texts are truncated
-        to S + 1 tokens.
+        and `sample_weight`, bool `[B, S]`, which is False for padding and prompts in `y`. Texts are
+        truncated to S + 1 tokens.
 
     Example:
 
@@ -179,10 +184,41 @@ class GemmaCausalLMPreprocessor(GemmaPreprocessor):
                 f"Received: y={y}, sample_weight={sample_weight}"
             )
         # One token more than the inputs: the first is only an input, and the last only a label.
-        packed = self._pack(x, self._length(sequence_length) + 1)
+        length = self._length(sequence_length) + 1
+        packed = self._pack_pairs(x, length) if is_pairs(x) else self._pack(x, length)
         ids, mask = packed["token_ids"], packed["padding_mask"]
         inputs = {"token_ids": ids[..., :-1], "padding_mask": mask[..., :-1]}
-        return inputs, ids[..., 1:], mask[..., 1:]
+        return inputs, ids[..., 1:], packed.get("response_mask", mask)[..., 1:]
+
+    def _pack_pairs(self, x: dict[str, Any], length: int) -> dict[str, Any]:
+        """Same as `_pack`, for prompts and responses. `response_mask` is True at the response."""
+        unknown = sorted(x.keys() - {"prompts", "responses"})
+        if unknown:
+            raise ValueError(
+                "Training data must have the keys 'prompts' and 'responses', because the models "
+                f"read text only. Received: {', '.join(map(repr, unknown))}"
+            )
+        if tf_data.is_symbolic(x["prompts"]):
+            return _map(
+                lambda pairs: self._pack_pairs(pairs, length), x, length, ("response_mask",)
+            )
+        prompts, batched = read_texts(x["prompts"])
+        responses, _ = read_texts(x["responses"])
+        if len(prompts) != len(responses):
+            raise ValueError(
+                "`prompts` and `responses` must have the same length. "
+                f"Received: {len(prompts)} prompts and {len(responses)} responses"
+            )
+        end = [self.tokenizer.end_token_id] if self.add_end_token else []
+        space = length - len(end)
+        pairs = list(zip(self._encode(prompts), self.tokenizer.encode(responses), strict=True))
+        # A pair that is too long keeps at least half of the space for the response.
+        kept = [min(len(b), max(space // 2, space - len(a))) for a, b in pairs]
+        pairs = [(a[: space - n], b[:n] + end) for (a, b), n in zip(pairs, kept, strict=True)]
+        packed = self._batch([a + b for a, b in pairs], length, batched)
+        is_response, _ = pad_rows([[0] * len(a) + [1] * len(b) for a, b in pairs], length, 0)
+        is_response = is_response.astype("bool")
+        return {**packed, "response_mask": is_response if batched else is_response[0]}
 
     def tokenize_prompts(self, prompts: list[str]) -> list[np.ndarray]:
         """Returns the ids of each prompt, int32 `[T]`, neither truncated nor padded.
@@ -268,10 +304,15 @@ def require_preprocessor(
         )
 
 
-def _map(function: Any, x: Any, length: int) -> dict[str, Any]:
+def is_pairs(x: Any) -> bool:
+    """Returns True if `x` is a dict of prompts and responses."""
+    return isinstance(x, dict) and "prompts" in x and "responses" in x
+
+
+def _map(function: Any, x: Any, length: int, masks: tuple[str, ...] = ()) -> dict[str, Any]:
     signature = {
         "token_ids": keras.KerasTensor((length,), "int32"),
-        "padding_mask": keras.KerasTensor((length,), "bool"),
+        **{name: keras.KerasTensor((length,), "bool") for name in ("padding_mask", *masks)},
     }
     return tf_data.map_numpy(function, x, signature)
 

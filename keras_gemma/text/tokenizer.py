@@ -203,12 +203,12 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
 
         Returns:
             Integers `[T]` for one string. For a batch, a list of B such arrays, or one array
-            `[B, sequence_length]` if `sequence_length` is set.
+            `[B, sequence_length]` if `sequence_length` is set. In `Dataset.map`, a batch without
+            `sequence_length` is a `tf.RaggedTensor`.
 
         Raises:
             TypeError: If `inputs` has anything but strings, or `parse_special` is not a bool.
-            ValueError: If the vocabulary is missing, an array has two or more dimensions, or a
-                batch in `Dataset.map` has no `sequence_length`.
+            ValueError: If the vocabulary is missing, or an array has two or more dimensions.
         """
         vocabulary = self.pieces
         _check_flag("parse_special", parse_special)
@@ -227,10 +227,13 @@ class GemmaTokenizer(Presettable, keras.layers.Layer):
         return rows if batched else rows[0]
 
     def _tokenize_symbolic(self, inputs: Any, parse_special: bool) -> Any:
-        if inputs.shape.rank != 0 and self.sequence_length is None:
+        if inputs.shape.rank == 1 and self.sequence_length is None:
+            return tf_data.map_ragged(
+                lambda x: self.tokenize(x, parse_special), inputs, self.compute_dtype
+            )
+        if inputs.shape.rank not in (0, 1):
             raise ValueError(
-                "A batch of strings in `Dataset.map` needs ids of one length: create the "
-                "tokenizer with `sequence_length=...`, or map it before `batch`. "
+                "`inputs` in `Dataset.map` must be a string or a batch of strings. "
                 f"Received: inputs={inputs}"
             )
         signature = keras.KerasTensor((self.sequence_length,), self.compute_dtype)

@@ -119,7 +119,7 @@ def test_probabilities_equal_keras_hub():
     for temperature in (1.0, 0.5, 3):
         lender = Recording(temperature=temperature)
         sampler = samplers.get(lender)
-        sampler(ops.convert_to_tensor(logits), sampler.init(2))
+        sampler.choose_next(ops.convert_to_tensor(logits), sampler.init(2))
         expected = ops.convert_to_numpy(lender.compute_probabilities(logits))
         np.testing.assert_allclose(lender.received, expected, rtol=1e-5)
 

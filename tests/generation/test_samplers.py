@@ -123,7 +123,7 @@ def test_greedy_ignores_temperature_and_seed():
 def test_extreme_logits():
     logits = np.array([[-1e30, 80.0, 79.0, -np.inf], [1e30, 0.0, 0.0, 0.0]], "float32")
     for sampler in (GreedySampler(), *(kind() for kind in CLASSES)):
-        ids, _ = sampler(ops.convert_to_tensor(logits), sampler.init(2, 0))
+        ids, _ = sampler.choose_next(ops.convert_to_tensor(logits), sampler.init(2, 0))
         first, second = ops.convert_to_numpy(ids)
         assert first in (1, 2) and second == 0
 

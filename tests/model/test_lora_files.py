@@ -50,9 +50,13 @@ def test_weights_files(tmp_path):
     backbone.enable_lora(2)
     fill(backbone)
     backbone.save_weights(path)
-    other = GemmaBackbone(**GEMMA1)
-    with pytest.raises(ValueError, match=r"has the adapters \['default'\], but the model has \[\]"):
+    merged, other = GemmaBackbone(**GEMMA1), GemmaBackbone(**GEMMA1)
+    merged.load_weights(path)
+    np.testing.assert_allclose(run(merged), run(backbone), atol=1e-5)
+    other.enable_lora(2, name="other")
+    with pytest.raises(ValueError, match=r"adapters \['default'\], but the model has \['other'\]"):
         other.load_weights(path)
+    other.delete_adapter("other")
     other.enable_lora(2)
     other.load_weights(path)
     np.testing.assert_array_equal(run(other), run(backbone))

@@ -9,6 +9,7 @@
     noise.py          counter-based random numbers
     borrowed.py       KerasHub's samplers and their subclasses
     override.py       settings of one call
+    loop.py           decoding with a function that returns logits, as in KerasHub
     serialization.py  samplers as dictionaries
 
 Settings of two searches, whose loops are in `generation/strategies/`:
@@ -65,7 +66,8 @@ def get(sampler: Any) -> Sampler:
 
     Args:
         sampler: One of `"beam"`, `"contrastive"`, `"greedy"`, `"min_p"`, `"random"`, `"top_k"` and
-            `"top_p"`, or a `Sampler`. KerasHub samplers are converted.
+            `"top_p"`, a `Sampler`, or a dictionary from `serialize`. KerasHub samplers are
+            converted.
 
     Raises:
         ValueError: If the name is unknown.
@@ -79,6 +81,8 @@ def get(sampler: Any) -> Sampler:
     keras_gemma.samplers.get("top_k").k  # 5
     ```
     """
+    if isinstance(sampler, dict):
+        sampler = keras.saving.deserialize_keras_object(sampler)
     if isinstance(sampler, Sampler):
         return sampler
     if isinstance(sampler, str) and sampler in NAMES:

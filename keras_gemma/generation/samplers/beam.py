@@ -1,4 +1,4 @@
-"""Settings of beam search. The search itself is in `generation/strategies/beam.py`."""
+"""Settings and rule of beam search. The search is in `generation/strategies/beam.py`."""
 
 import dataclasses
 from collections.abc import Hashable
@@ -10,7 +10,8 @@ from keras import ops
 
 from keras_gemma import backend
 from keras_gemma.checks import check_bool, check_integer, check_numbers
-from keras_gemma.generation.samplers.sampler import Numbers, Sampler, Seeds
+from keras_gemma.generation.samplers.loop import Next, Prompt, each_repeated, rows_of
+from keras_gemma.generation.samplers.sampler import Numbers, Sampler, Seeds, tempered
 
 
 @keras.saving.register_keras_serializable(package="keras_gemma")
@@ -81,3 +82,69 @@ class BeamSampler(Sampler):
             "total": backend.to_tensor(np.where(first, 0.0, -np.inf).astype("float32")),
             "count": ops.zeros(batch, dtype="int32"),
         }
+
+    def decode(
+        self, next: Next, prompt: Prompt, tokens: Any, cache: Any, index: Any, hidden_states: Any
+    ) -> Any:
+        batch, length = tokens.shape
+        beams = self.num_beams
+        rows = each_repeated(batch, beams)
+        prompt = prompt.repeat(beams)
+
+        def body(index: Any, tokens: Any, cache: Any, state: Any) -> tuple[Any, Any, Any]:
+            logits, _, cache = next(tokens, cache, index)
+            logits = ops.broadcast_to(logits, (batch * beams, logits.shape[-1]))
+            fixed = prompt.is_fixed(tokens, index)
+            parents, ids, state = best_beams(logits, fixed, state, beams)
+            tokens = prompt.write(rows_of(tokens, parents), index, ids)
+            return tokens, rows_of(cache, parents), state
+
+        state = self.init(batch * beams)
+        tokens, cache = rows_of(tokens, rows), rows_of(cache, rows)
+        tokens, _, state = prompt.loop(body, index, tokens, cache, state)
+        scores = score(state["total"], state["count"], state["length_penalty"])
+        scores, order = ops.top_k(ops.reshape(scores, (batch, beams)), beams)
+        tokens = ops.reshape(tokens, (batch, beams, length))
+        tokens = ops.take_along_axis(tokens, order[:, :, None], axis=1)
+        return (tokens, scores) if self.return_all_beams else tokens[:, 0]
+
+
+def best_beams(
+    logits: Any, done: Any, state: dict[str, Any], beams: int
+) -> tuple[Any, Any, dict[str, Any]]:
+    """Chooses the next beams of each prompt, among all candidates of its beams.
+
+    Args:
+        logits: float32 `[B, V]`. The rows are prompts x beams.
+        done: bool `[B]`, True for beams that are their own only candidate, at no cost.
+        state: State of the sampler.
+        beams: Number of beams per prompt.
+
+    Returns:
+        For each new beam, the row that it continues and the next id, both int32 `[B]`, and the next
+        state of the sampler.
+    """
+    rows, vocabulary_size = logits.shape
+    width = min(beams, vocabulary_size)
+    logits = tempered(ops.cast(logits, "float32"), state)
+    # [B, width], because at most `width` candidates of one beam can be among the best.
+    gains, ids = ops.top_k(logits - ops.logsumexp(logits, axis=-1, keepdims=True), width)
+    first = ops.arange(width, dtype="int32")[None] == 0
+    only_itself = ops.where(first, 0.0, -np.inf)
+    totals = state["total"][:, None] + ops.where(done[:, None], only_itself, gains)
+    counts = state["count"] + ops.cast(ops.logical_not(done), "int32")
+    scores = score(totals, counts[:, None], state["length_penalty"][:, None])
+
+    _, best = ops.top_k(ops.reshape(scores, (-1, beams * width)), beams)  # [prompts, beams]
+    offsets = ops.arange(rows // beams, dtype="int32")[:, None] * (beams * width)
+    best = ops.reshape(ops.cast(best, "int32") + offsets, (rows,))
+    parents = best // width
+    total = ops.take(ops.reshape(totals, (-1,)), best)
+    state = {**state, "total": total, "count": ops.take(counts, parents)}
+    return parents, ops.take(ops.reshape(ops.cast(ids, "int32"), (-1,)), best), state
+
+
+def score(total: Any, count: Any, length_penalty: Any) -> Any:
+    """Returns the scores of beams with `count` new tokens, whose log-probabilities sum to `total`;
+    larger is better."""
+    return total / ops.maximum(ops.cast(count, "float32"), 1.0) ** length_penalty

@@ -1,13 +1,16 @@
-"""Settings of contrastive search. The search is in `generation/strategies/contrastive.py`."""
+"""Contrastive search: settings and rule. The search of `generate` is in
+`generation/strategies/contrastive.py`."""
 
 import dataclasses
 from collections.abc import Hashable
 from typing import Any, ClassVar
 
 import keras
+from keras import ops
 
 from keras_gemma.checks import check_integer, check_numbers
-from keras_gemma.generation.samplers.sampler import Numbers, Sampler
+from keras_gemma.generation.samplers.loop import Next, Prompt, each_repeated, rows_of
+from keras_gemma.generation.samplers.sampler import Numbers, Sampler, tempered
 
 
 @keras.saving.register_keras_serializable(package="keras_gemma")
@@ -62,3 +65,52 @@ class ContrastiveSampler(Sampler):
 
     def settings(self) -> dict[str, Any]:
         return super().settings() | {"alpha": self.alpha}
+
+    def decode(
+        self, next: Next, prompt: Prompt, tokens: Any, cache: Any, index: Any, hidden_states: Any
+    ) -> Any:
+        if hidden_states is None:
+            raise ValueError(
+                "`hidden_states` must be the hidden states of the prompt for a ContrastiveSampler. "
+                "Received: hidden_states=None"
+            )
+        batch, k = tokens.shape[0], self.k
+        candidates = prompt.repeat(k)
+        rows = each_repeated(batch, k)
+        first = ops.arange(batch, dtype="int32") * k
+
+        def body(
+            index: Any, tokens: Any, cache: Any, logits: Any, hidden: Any, state: Any
+        ) -> tuple[Any, ...]:
+            logits = tempered(ops.cast(logits, "float32"), state)
+            probabilities, ids = ops.top_k(ops.softmax(logits, axis=-1), k)
+            tokens = candidates.write(rows_of(tokens, rows), index, ops.reshape(ids, (-1,)))
+            logits, new, cache = next(tokens, rows_of(cache, rows), index + 1)
+            directions = ops.reshape(unit_vectors(new), (batch, k, 1, -1))
+            similarity = ops.sum(unit_vectors(hidden)[:, None] * directions, axis=-1)  # [B, k, T]
+            is_earlier = ops.arange(hidden.shape[1], dtype="int32") < index
+            similarity = ops.max(ops.where(is_earlier, similarity, -1.0), axis=-1)
+            best = first + best_candidate(probabilities, similarity, state)
+            new = ops.cast(rows_of(new, best), hidden.dtype)
+            hidden = ops.slice_update(hidden, [0, index, 0], new[:, None])
+            tokens, cache, logits = rows_of((tokens, cache, logits), best)
+            return tokens, cache, logits, hidden, state
+
+        logits, _, cache = next(tokens, cache, ops.cast(index, "int32"))
+        state = self.init(batch)
+        return prompt.loop(body, index, tokens, cache, logits, hidden_states, state)[0]
+
+
+def best_candidate(probabilities: Any, similarity: Any, state: dict[str, Any]) -> Any:
+    """Returns the best of `k` candidates by `probabilities [B, k]` and `similarity [B, k]` to the
+    most similar earlier token: int32 `[B]`."""
+    alpha = state["alpha"][:, None]
+    best = ops.argmax((1 - alpha) * probabilities - alpha * similarity, axis=-1)
+    return ops.cast(best, "int32")
+
+
+def unit_vectors(vectors: Any) -> Any:
+    """Returns `vectors [..., D]`, divided by their L2 norms, in float32."""
+    vectors = ops.cast(vectors, "float32")
+    squared = ops.sum(ops.square(vectors), axis=-1, keepdims=True)
+    return vectors * ops.rsqrt(ops.maximum(squared, 1e-12))

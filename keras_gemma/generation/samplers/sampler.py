@@ -15,6 +15,7 @@ from keras import ops
 
 from keras_gemma import backend
 from keras_gemma.checks import check_numbers
+from keras_gemma.generation.samplers.loop import Next, Prompt
 from keras_gemma.generation.samplers.noise import gumbel
 
 Numbers = float | Sequence[float]
@@ -162,7 +163,57 @@ class Sampler:
             state["generators"] = _generator_states(generators, None if seed is None else words[0])
         return state
 
-    def __call__(self, logits: Any, state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def __call__(
+        self,
+        next: Next,
+        prompt: Any,
+        cache: Any = None,
+        index: Any = 0,
+        mask: Any = None,
+        stop_token_ids: Sequence[int] | None = None,
+        hidden_states: Any = None,
+        model: Any = None,
+    ) -> Any:
+        """Decodes with a function that returns logits, as in KerasHub. `generate` does not use it.
+
+        Args:
+            next: Function `(prompt, cache, index) -> (logits [B, V], hidden states [B, D], cache)`,
+                where the logits are those of the token at `index`. For search with several
+                candidates, B is larger than that of `prompt`.
+            prompt: Token ids `[B, T]`, with any ids from `index` on.
+            cache: Any structure of arrays `[B, ...]`, or `None`. Defaults to `None`.
+            index: First position to decode. Defaults to 0.
+            mask: bool `[B, T]`, True at tokens that are kept. `None` replaces all from `index` on.
+            stop_token_ids: Ids that end a row where `mask` is False. The remaining tokens of
+                the row stay as they are. `None` decodes all T tokens.
+            hidden_states: Hidden states of the prompt, `[B, T, D]`, for contrastive search.
+            model: Ignored. KerasHub reads the variables of the model from it.
+
+        Returns:
+            The token ids `[B, T]`. A `BeamSampler` with `return_all_beams` returns the ids of all
+            beams, `[B, beams, T]`, and their scores, float32 `[B, beams]`, best first.
+
+        Raises:
+            ValueError: If `hidden_states` are needed and missing.
+        """
+        tokens = ops.convert_to_tensor(prompt)
+        rules = Prompt(tokens, mask, stop_token_ids)
+        cache = () if cache is None else cache
+        return self.decode(next, rules, tokens, cache, index, hidden_states)
+
+    def decode(
+        self, next: Next, prompt: Prompt, tokens: Any, cache: Any, index: Any, hidden_states: Any
+    ) -> Any:
+        """Decodes `tokens [B, T]` as `__call__` says."""
+
+        def body(index: Any, tokens: Any, cache: Any, state: Any) -> tuple[Any, Any, Any]:
+            logits, _, cache = next(tokens, cache, index)
+            ids, state = self.choose_next(logits, state)
+            return prompt.write(tokens, index, ids), cache, state
+
+        return prompt.loop(body, index, tokens, cache, self.init(tokens.shape[0]))[0]
+
+    def choose_next(self, logits: Any, state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Returns the next ids, int32 `[B]`, and the next state, for `logits [B, V]`."""
         logits = ops.cast(logits, "float32")
         after = {**state, "step": state["step"] + 1}

@@ -20,7 +20,8 @@ from keras_gemma.generation.decode import DecodeState, apply_logits_processors, 
 from keras_gemma.generation.memory import check_memory
 from keras_gemma.generation.programs import Programs
 from keras_gemma.generation.request import Request, SequenceOutput
-from keras_gemma.generation.samplers.sampler import LogitsProcessor, tempered
+from keras_gemma.generation.samplers.beam import best_beams, score
+from keras_gemma.generation.samplers.sampler import LogitsProcessor
 from keras_gemma.generation.session import DecodingSession
 
 
@@ -62,34 +63,13 @@ def keep_best(
 
     The rows of `state` and `logits [B, V]` are prompts x beams.
     """
-    settings = state.sampler
-    rows, vocabulary_size = logits.shape
-    width = min(beams, vocabulary_size)
-    processed = tempered(apply_logits_processors(logits, state, processors), settings)
-    processed = processed - ops.logsumexp(processed, axis=-1, keepdims=True)
-    # [B, width], because at most `width` candidates of one beam can be among the best.
-    gains, ids = ops.top_k(processed, width)
-
-    # A finished beam is its own only candidate, at no cost.
-    first = ops.arange(width, dtype="int32")[None] == 0
-    only_itself = ops.where(first, 0.0, -np.inf)
-    totals = settings["total"][:, None] + ops.where(state.done[:, None], only_itself, gains)
-    counts = settings["count"] + ops.cast(ops.logical_not(state.done), "int32")
-    scores = score(totals, counts[:, None], settings["length_penalty"][:, None])
-
-    _, best = ops.top_k(ops.reshape(scores, (-1, beams * width)), beams)  # [prompts, beams]
-    offsets = ops.arange(rows // beams, dtype="int32")[:, None] * (beams * width)
-    best = ops.reshape(ops.cast(best, "int32") + offsets, (rows,))
-    parents = best // width
-    ids = ops.take(ops.reshape(ops.cast(ids, "int32"), (-1,)), best)
-    total = ops.take(ops.reshape(totals, (-1,)), best)
-
-    sampler = {**settings, "total": total, "count": ops.take(counts, parents)}
+    processed = apply_logits_processors(logits, state, processors)
+    parents, ids, sampler = best_beams(processed, state.done, state.sampler, beams)
     if state.logprobs is not None:
         logits = ops.take(logits, parents, axis=0)
     state = write_tokens(reorder(state, parents)._replace(sampler=sampler), logits, ids)
     # Impossible beams end at once, so that nothing waits for them.
-    return state._replace(done=ops.logical_or(state.done, total == -np.inf))
+    return state._replace(done=ops.logical_or(state.done, sampler["total"] == -np.inf))
 
 
 def reorder(state: DecodeState, parents: Any) -> DecodeState:
@@ -107,9 +87,3 @@ def reorder(state: DecodeState, parents: Any) -> DecodeState:
         seen=rows_of(state.seen),
         logprobs=None if logprobs is None else type(logprobs)(*map(rows_of, logprobs)),
     )
-
-
-def score(total: Any, count: Any, length_penalty: Any) -> Any:
-    """Returns the scores of beams with `count` new tokens, whose log-probabilities sum to `total`;
-    larger is better."""
-    return total / ops.maximum(ops.cast(count, "float32"), 1.0) ** length_penalty

@@ -26,6 +26,7 @@ from keras_gemma.generation.memory import check_memory
 from keras_gemma.generation.prefill import to_rings
 from keras_gemma.generation.programs import Programs, repeat_cache
 from keras_gemma.generation.request import Request, SequenceOutput
+from keras_gemma.generation.samplers.contrastive import best_candidate, unit_vectors
 from keras_gemma.generation.samplers.sampler import LogitsProcessor, tempered
 from keras_gemma.generation.session import DecodingSession
 from keras_gemma.model.cache import Cache, repeat_rows, slot_of
@@ -112,11 +113,8 @@ def take_best(
     similarity = ops.matmul(new, ops.transpose(state.directions[:, :, 0], (0, 2, 1)))  # [B, k, S]
     in_text = positions_of(state) < state.length[:, None]
     similarity = ops.max(ops.where(in_text[:, None], similarity, -1.0), axis=-1)
-    alpha = settings["alpha"][:, None]
-    best = ops.argmax((1 - alpha) * probabilities - alpha * similarity, axis=-1)
-
     first = ops.arange(batch, dtype="int32") * candidates
-    best = first + ops.cast(best, "int32")  # rows of the cache
+    best = first + best_candidate(probabilities, similarity, settings)  # rows of the cache
     cache = share(cache, positions, repeat_rows(best, candidates))
     ids = ops.take(ops.reshape(ids, (-1,)), best)
     new = ops.take(ops.reshape(new, (batch * candidates, 1, 1, -1)), best, axis=0)
@@ -143,6 +141,4 @@ def share(cache: Cache, positions: Any, source: Any) -> Cache:
 def direction(x: Any, weights: dict[str, Any], config: GemmaConfig) -> Any:
     """Returns the last block's output `[..., D]` after the final norm, divided by its L2 norm:
     float32. `weights` are those of the output head."""
-    x = ops.cast(final_norm(x, weights, config), "float32")
-    squared = ops.sum(ops.square(x), axis=-1, keepdims=True)
-    return x * ops.rsqrt(ops.maximum(squared, 1e-12))
+    return unit_vectors(final_norm(x, weights, config))

@@ -78,7 +78,9 @@ def load_lora_weights(backbone: Any, filepath: str | Path) -> None:
 def _path(filepath: str | Path) -> Path:
     path = local_path(filepath, "filepath")
     if not path.name.endswith(ENDING):
-        raise ValueError(f"`filepath` must end in {ENDING!r}. Received: filepath={str(filepath)!r}")
+        raise ValueError(
+            f"The filename must end in {ENDING!r}. Received: filepath={str(filepath)!r}"
+        )
     return path
 
 
