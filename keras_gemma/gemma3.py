@@ -34,7 +34,7 @@ class Gemma3Backbone(GemmaBackbone):
         use_query_key_norm: If True, each head of queries and keys is normalized.
         sliding_window_pattern, local_rope_wavelength, global_rope_wavelength: Same as in
             `GemmaBackbone`. KerasHub has no such arguments.
-        image_size: Ignored, as in KerasHub if there is no `vision_encoder`.
+        image_size: Ignored, as in KerasHub without a `vision_encoder`.
         vision_encoder, use_bidirectional_attention, is_embedding_model,
             pooling_intermediate_dim, embedding_dim: Must keep their defaults: images and
             embedding models are not supported. Pass them by name: KerasHub's positional order

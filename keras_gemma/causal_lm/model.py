@@ -834,11 +834,12 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
 
     def quantize(
         self,
-        mode: Any,
+        mode: Any = None,
         group_size: int = 32,
         zero_points: bool = False,
         embedding: str = "int8",
         *,
+        config: Any = None,
         calibration: Any = None,
         zeros: bool | None = None,
     ) -> None:
@@ -854,6 +855,8 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
             group_size: Numbers of a row that share a scale (`"int4"` only).
             zero_points: If True, each group has a zero point (`"int4"` only).
             embedding: Mode of the embedding (`"int4"` only).
+            config: A config of `keras.quantizers`, such as `keras.quantizers.GPTQConfig`, in place
+                of `mode`. GPTQ and AWQ are replaced by int4 with calibration.
             calibration: Representative texts, or lists of token ids. Their activation statistics
                 weight the quantization error per input channel. Texts are truncated to the
                 context length.
@@ -875,7 +878,8 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         print(keras_gemma.quantization.report(lm))
         ```
         """
-        config = read_mode(mode, group_size, zero_points, embedding, zeros)
+        config, texts = read_mode(mode, config, group_size, zero_points, embedding, zeros)
+        calibration = texts if calibration is None else calibration
         rows = None
         if calibration is not None and self.backbone.quantization is None:
             calibration = [calibration] if is_text(calibration) else calibration
@@ -909,6 +913,8 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         ```
         """
         save_as(self, "hugging_face", directory, max_shard_size)
+
+    export_to_transformers = save_to_hugging_face  # the name in KerasHub
 
     def save_to_gguf(self, path: str | Path, dtype: str = "bf16") -> None:
         """Writes one file that llama.cpp loads: hyperparameters, vocabulary and weights.

@@ -227,6 +227,14 @@ class GemmaBackbone(Presettable, TrainableModel):
         """The blocks, first to last."""
         return [self.get_layer(f"decoder_block_{i}") for i in range(self.config.num_layers)]
 
+    @transformer_layers.setter
+    def transformer_layers(self, value: Any) -> None:
+        raise AttributeError(
+            "`transformer_layers` cannot be replaced, because programs are compiled from the "
+            "weights of the blocks. To read or change activations, pass hooks to "
+            "`GemmaCausalLM.score`, such as hooks={'block.3.residual.after': lambda x, name: x}."
+        )
+
     @property
     def layer_norm(self) -> RMSNormalization:
         """The final norm."""
@@ -266,25 +274,27 @@ class GemmaBackbone(Presettable, TrainableModel):
 
     def quantize(
         self,
-        mode: Any,
+        mode: Any = None,
         group_size: int = 32,
         zero_points: bool = False,
         embedding: str = "int8",
         *,
+        config: Any = None,
         calibration: Any = None,
         zeros: bool | None = None,
     ) -> None:
         """Quantizes the matrices to 8 or 4 bits in place. Same as `GemmaCausalLM.quantize`.
 
         Args:
-            mode, group_size, zero_points, embedding, zeros: Same as in `GemmaCausalLM.quantize`.
+            mode, group_size, zero_points, embedding, config, zeros: Same as in
+                `GemmaCausalLM.quantize`.
             calibration: Lists of token ids. A backbone has no tokenizer for texts.
 
         Raises:
             ValueError, TypeError: Same as in `GemmaCausalLM.quantize`.
         """
-        config = read_mode(mode, group_size, zero_points, embedding, zeros)
-        quantize(self, config, calibration)
+        config, data = read_mode(mode, config, group_size, zero_points, embedding, zeros)
+        quantize(self, config, data if calibration is None else calibration)
 
     def enable_lora(
         self,

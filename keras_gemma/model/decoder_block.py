@@ -74,6 +74,11 @@ class GemmaDecoderBlock(keras.layers.Layer):
         self.lora_dropout = 0.0  # dropout rate of the active adapter
         self.lora_seed: keras.random.SeedGenerator | None = None
 
+    @property
+    def use_sliding_window_attention(self) -> bool:
+        """True if this block attends to a sliding window, as in KerasHub."""
+        return self.config.is_local(self.layer)
+
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         inner_shape = (*input_shape[:-1], self.config.feed_forward_dim)
         for layer in keras_internals.sublayers(self):

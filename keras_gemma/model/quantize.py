@@ -10,12 +10,37 @@ from keras_gemma.model.matrix import MatrixLayer
 from keras_gemma.model.trainable import release_variables, reset_training
 from keras_gemma.quantization import AS_STORED, MODES, QuantizationConfig, to_config
 from keras_gemma.quantization.calibration import mean_squares, read_rows
+from keras_gemma.quantization.keras_config import from_keras_config, is_keras_config
 
 
 def read_mode(
+    mode: Any,
+    config: Any,
+    group_size: int,
+    zero_points: bool,
+    embedding: str,
+    zeros: bool | None,
+) -> tuple[QuantizationConfig, Any]:
+    """Returns what the arguments of `GemmaCausalLM.quantize` describe: the configuration, and the
+    texts of a Keras config or `None`."""
+    if config is not None:
+        if not is_keras_config(config):
+            raise TypeError(
+                "`config` must be a config of `keras.quantizers`. For a `QuantizationConfig` of "
+                f"this package, pass it as `mode`. Received: config={config!r}"
+            )
+        if mode not in (None, config.mode):
+            raise ValueError(
+                f"`mode` must be that of `config`, {config.mode!r}, or left out. "
+                f"Received: mode={mode!r}"
+            )
+        return from_keras_config(config)
+    return _read_mode(mode, group_size, zero_points, embedding, zeros), None
+
+
+def _read_mode(
     mode: Any, group_size: int, zero_points: bool, embedding: str, zeros: bool | None
 ) -> QuantizationConfig:
-    """Returns the configuration that the arguments of `GemmaCausalLM.quantize` describe."""
     zero_points = zero_points if zeros is None else zeros
     if not isinstance(mode, QuantizationConfig | Mapping):
         _check_mode(mode)

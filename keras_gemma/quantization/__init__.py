@@ -1,6 +1,7 @@
 """Quantization of weights to int8 and int4.
 
     config.py       mode, group size and bits of each weight
+    keras_config.py configs of `keras.quantizers`
     array.py        fitting of scales and values to one matrix
     calibration.py  activation statistics that weight the quantization error
     report.py       size and error of each weight of a model

@@ -358,3 +358,9 @@ def test_without_keras_hub(monkeypatch):
     for convert in (to_keras_hub, from_keras_hub):
         with pytest.raises(ImportError, match=r'pip install "keras-gemma\[hub\]"'):
             convert(None)
+
+
+def test_blocks_cannot_be_replaced():
+    backbone = GemmaBackbone(**GEMMA1)
+    with pytest.raises(AttributeError, match=r"cannot be replaced.*pass hooks"):
+        backbone.transformer_layers = []
