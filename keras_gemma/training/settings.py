@@ -9,6 +9,9 @@ from keras_gemma.checks import check_argument_names, check_integer, check_number
 MIN_UPDATES = 200
 """Minimum number of updates of the weights, for which small datasets are repeated by default."""
 
+FEW_UPDATES = 50
+"""Number of updates below which a run prints a note."""
+
 LEARNING_RATE, WIDTH = 2e-4, 2048
 """Default learning rate of an adapter, and the hidden dimension of the models that it suits.
 

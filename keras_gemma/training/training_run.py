@@ -21,7 +21,7 @@ from keras_gemma.text.preprocessor import require_preprocessor
 from keras_gemma.training.chat_dataset import ChatDataset
 from keras_gemma.training.checkpoint import read_metadata, read_variables, write_checkpoint
 from keras_gemma.training.log import Log
-from keras_gemma.training.settings import MIN_UPDATES, FinetuneSettings
+from keras_gemma.training.settings import FEW_UPDATES, FinetuneSettings
 
 LAST, BEST = "last.safetensors", "best.safetensors"
 LOG, CURVES, ADAPTER, MODEL = "log.csv", "curves.png", "adapter", "model"
@@ -82,11 +82,10 @@ class TrainingRun:
         if verbose and self.done:
             print(f"{output}: continuing after step {self.done} of {self.total}")
         updates = self.total // settings.accumulate
-        if verbose and updates < MIN_UPDATES:
+        if verbose and updates < FEW_UPDATES:
             print(
                 f"note: the weights are updated only {updates} time{'s' * (updates != 1)}, which "
-                f"may teach little. At least {MIN_UPDATES} are usual: train for more epochs or "
-                "steps, or on more samples."
+                "may teach little. Train for more epochs or steps, or on more samples."
             )
 
     def _schedule(self) -> Any:
