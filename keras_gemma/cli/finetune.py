@@ -7,6 +7,7 @@ from typing import Literal
 
 from typer import BadParameter, Option
 
+from keras_gemma.cli.convert import check_target
 from keras_gemma.cli.options import (
     DEFAULT_MODEL,
     BackendOption,
@@ -15,6 +16,7 @@ from keras_gemma.cli.options import (
     DtypeOption,
     LoadedQuantization,
     ModelOption,
+    OverwriteOption,
     full_name,
     start,
 )
@@ -78,6 +80,7 @@ def finetune(
     sample: list[str] = Option([], help="Question to answer at each checkpoint. Can be repeated."),
     tensorboard: Path | None = Option(None, help="Folder of TensorBoard logs. Needs TensorFlow."),
     seed: int = Option(0, help="Random seed of the adapter and the order of samples."),
+    overwrite: OverwriteOption = False,
     backend: BackendOption = None,
     device: DeviceOption = None,
     debug: DebugOption = False,
@@ -101,8 +104,9 @@ def finetune(
     from keras_gemma.causal_lm.model import GemmaCausalLM
     from keras_gemma.cli.loading import stored_dtype
     from keras_gemma.text.tokenizer import GemmaTokenizer
-    from keras_gemma.training.training_run import LAST
+    from keras_gemma.training.training_run import LAST, RUNS
 
+    check_target(output, RUNS, overwrite=True)  # an earlier run is continued
     model = full_name(model)
     tokenizer = GemmaTokenizer.from_preset(model)
     rows = {"sequence_length": sequence_length, "packing": packing, "loss_on": loss_on}
@@ -140,6 +144,7 @@ def finetune(
             evaluate_every=evaluate_every,
             patience=patience,
             rematerialize=rematerialize,
+            overwrite=overwrite,
         )
     except KeyboardInterrupt:
         place = "from the last checkpoint" if (output / LAST).exists() else "from the beginning"

@@ -340,7 +340,7 @@ class GemmaBackbone(Presettable, TrainableModel):
         """Undoes `merge_lora`. Same as `GemmaCausalLM.unmerge_lora`."""
         self.adapters.unmerge()
 
-    def save_lora_weights(self, filepath: str | Path) -> None:
+    def save_lora_weights(self, filepath: str | Path, *, overwrite: bool = False) -> None:
         """Writes the active adapter in KerasHub's format.
 
         `GemmaCausalLM.save_lora` writes PEFT's format. KerasHub's rank may be larger, because
@@ -348,13 +348,14 @@ class GemmaBackbone(Presettable, TrainableModel):
 
         Args:
             filepath: Path that ends in `.lora.h5`.
+            overwrite: If True, replaces an earlier file of an adapter.
 
         Raises:
-            ValueError: If no adapter is active or the path does not end in `.lora.h5`.
+            ValueError: If no adapter is active, the path exists, or it does not end in `.lora.h5`.
         """
         from keras_gemma.storage.adapters.keras_hub_lora import save_lora_weights
 
-        save_lora_weights(self, filepath)
+        save_lora_weights(self, filepath, overwrite)
 
     def load_lora_weights(self, filepath: str | Path) -> None:
         """Loads and activates an adapter that KerasHub's `save_lora_weights` wrote.

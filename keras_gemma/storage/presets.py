@@ -16,11 +16,11 @@ from keras_gemma.model.weights import QuantizedWeight
 from keras_gemma.quantization import AS_STORED, QuantizationConfig, to_config
 from keras_gemma.storage import formats
 from keras_gemma.storage.arguments import check_arguments, kind_of, pop_arguments
-from keras_gemma.storage.files import local_path, replacing, within
+from keras_gemma.storage.files import check_target, local_path, replacing, within
 from keras_gemma.storage.format_interface import Reader
 from keras_gemma.storage.hub.locate import resolve
 from keras_gemma.storage.keras_preset import layout, writer
-from keras_gemma.storage.sharding import parse_size
+from keras_gemma.storage.sharding import parse_gigabytes
 from keras_gemma.storage.tensor_streaming import stream
 
 READ_SUFFIXES = {
@@ -60,22 +60,30 @@ def load(
     return getattr(parts, kind)(cls, kwargs, dtype)
 
 
-def save(item: Any, preset_dir: str | Path, max_shard_size: int | str = "10GB") -> None:
+def save(
+    item: Any,
+    preset_dir: str | Path,
+    max_shard_size: float | str | None = 10,
+    overwrite: bool = False,
+) -> None:
     """Implements `Presettable.save_to_preset`.
 
-    Files of an earlier preset are replaced together when all new files are complete. Files that
-    `item` does not contain are kept, such as the tokenizer when a backbone is saved. A task
-    replaces a Hugging Face checkpoint; a part of a task is refused there.
+    A part, such as a tokenizer, is saved into a preset that lacks it without `overwrite`. Files of
+    an earlier preset are replaced together when all new files are complete. Files that `item` does
+    not contain are kept. A task replaces a Hugging Face checkpoint; a part of a task is refused
+    there.
     """
     kind = kind_of(type(item))
+    max_shard_bytes = parse_gigabytes(max_shard_size)
     if kind == "task":
-        formats.save_as(item, "keras", preset_dir, max_shard_size, argument="preset_dir")
+        formats.save_as(item, "keras", preset_dir, max_shard_bytes, "preset_dir", overwrite)
         return
     preset_dir = local_path(preset_dir, "preset_dir")
-    max_shard_bytes = parse_size(max_shard_size)
     if kind == "backbone":
         writer.check_backbone(item, max_shard_bytes)
     formats.check_only_format(formats.FORMATS["keras"], preset_dir)
+    has_part = any(next(preset_dir.glob(file), None) for file in layout.PART_FILES[kind])
+    check_target(preset_dir, formats.MODELS, overwrite or not has_part, "preset_dir")
 
     stale = layout.BACKBONE_FILES if kind == "backbone" else ()
     with replacing(preset_dir, lambda name: formats.matches_any(name, stale)) as folder:

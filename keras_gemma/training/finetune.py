@@ -45,6 +45,7 @@ def finetune(
     samples: Sequence[str] = (),
     callbacks: Sequence[keras.callbacks.Callback] = (),
     verbose: bool = True,
+    overwrite: bool = False,
     **settings: Any,
 ) -> FinetuneResult:
     """Trains `lm` on `data` and saves the result in the folder `output`.
@@ -59,13 +60,14 @@ def finetune(
     Args:
         lm: The model. It is compiled again and trained in place.
         data: Result of `chat_dataset`.
-        output: Folder to write to. It is created if necessary.
+        output: Folder to write to. It is created, or has an earlier run.
         validation_data: Result of `chat_dataset`. Its loss is computed at each checkpoint, and the
             weights with the lowest loss are saved.
         samples: Questions whose answers by the model are printed at each checkpoint.
         callbacks: Keras callbacks, such as `keras.callbacks.TensorBoard`. Their batches are steps,
             and their epochs are checkpoints.
         verbose: If True, prints progress.
+        overwrite: If True, starts again and replaces an earlier run in `output`.
         **settings: `FinetuneSettings`.
 
     Returns:
@@ -73,7 +75,7 @@ def finetune(
 
     Raises:
         ValueError: If a setting is out of range, `output` has a run with other settings or data,
-            or the model has no trainable variables or no preprocessor.
+            or anything but a run, or the model has no trainable variables or no preprocessor.
         TypeError: If a setting is unknown.
         FloatingPointError: If the loss is no longer finite. The last checkpoint is intact.
         OSError: If a checkpoint cannot be written.
@@ -93,7 +95,8 @@ def finetune(
     print(result.path, result.loss)
     ```
     """
-    run = TrainingRun(lm, data, Path(output), validation_data, read_settings(settings), verbose)
+    settings = read_settings(settings)
+    run = TrainingRun(lm, data, Path(output), validation_data, settings, verbose, overwrite)
     callback_list = keras.callbacks.CallbackList(list(callbacks), add_history=False, model=lm)
     callback_list.on_train_begin()
     for step in run.remaining_steps():

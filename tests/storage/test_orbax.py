@@ -426,7 +426,7 @@ def test_models_that_deepminds_package_does_not_compute(tmp_path):
 
 def test_missing_package(model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorstore", None)
-    line = r'`pip install "keras-gemma\[orbax\]"`'
+    line = r'`pip install "\.\[orbax\]"`'
     with pytest.raises(ImportError, match=f"Reading Orbax checkpoints needs .*{line}"):
         GemmaBackbone.from_preset(model)
     with pytest.raises(ImportError, match=f"Writing Orbax checkpoints needs .*{line}"):
