@@ -1,15 +1,20 @@
 import json
+import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import pytest
 
 from keras_gemma.backend_choice import (
+    KERAS_DEFAULTS,
     choose_backend,
     configured_backend,
     is_command,
     use_backend,
 )
+
+ROOT = Path(__file__).parents[1]
 
 
 def only(*names):
@@ -56,6 +61,26 @@ def test_configuration_file(tmp_path, text, expected):
     if text is not None:
         (tmp_path / "keras.json").write_text(text)
     assert configured_backend({"KERAS_HOME": str(tmp_path)}) == expected
+
+
+def test_file_that_keras_wrote_chooses_nothing(tmp_path, command_environment):
+    """The backend is the same in the first process and in the second."""
+    del command_environment["KERAS_BACKEND"]
+    program = "import keras_gemma, keras; print(keras.config.backend())"
+    folder = Path(command_environment["KERAS_HOME"])
+    assert not folder.exists()
+    first, second = (
+        subprocess.check_output(
+            [sys.executable, "-c", program], env=command_environment, cwd=ROOT, text=True
+        )
+        for _ in range(2)
+    )
+    written = json.loads((folder / "keras.json").read_text())
+    assert written == KERAS_DEFAULTS and written["backend"] == "tensorflow"
+    assert first == second == "jax\n"
+    for choice in ({"backend": "tensorflow"}, KERAS_DEFAULTS | {"epsilon": 1e-6}):
+        (folder / "keras.json").write_text(json.dumps(choice))
+        assert configured_backend(command_environment) == "tensorflow"
 
 
 def test_running_keras_keeps_its_backend(monkeypatch):

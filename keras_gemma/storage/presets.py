@@ -12,12 +12,13 @@ from typing import Any
 from keras_gemma.backend import uninitialized
 from keras_gemma.catalogue import find
 from keras_gemma.config import GemmaConfig
-from keras_gemma.model.weights import QuantizedWeight
+from keras_gemma.model.weights import QuantizedWeight, randomize
 from keras_gemma.quantization import AS_STORED, QuantizationConfig, to_config
 from keras_gemma.storage import formats
 from keras_gemma.storage.arguments import check_arguments, kind_of, pop_arguments
 from keras_gemma.storage.files import check_target, local_path, replacing, within
 from keras_gemma.storage.format_interface import Reader
+from keras_gemma.storage.hub.downloads import DownloadError
 from keras_gemma.storage.hub.locate import resolve
 from keras_gemma.storage.keras_preset import layout, writer
 from keras_gemma.storage.sharding import parse_gigabytes
@@ -44,7 +45,15 @@ def load(
     check_arguments(cls, load_weights, dtype, kwargs)
     text = kind != "backbone" and "preprocessor" not in kwargs
     model = kind in ("backbone", "task") and "backbone" not in kwargs
-    folder = resolve(preset, text=text, weights=model and load_weights)
+    try:
+        folder = resolve(preset, text=text, weights=model and load_weights)
+    except DownloadError as error:
+        if not (model and text) or load_weights:
+            raise
+        raise ValueError(
+            f"{error} Only the tokenizer needs a download: pass `preprocessor=None` for a model "
+            "without one."
+        ) from error
     if model and (published := find(preset)) is not None:
         if dtype is None and preset == published.name:
             dtype = published.dtype  # the same for both hubs
@@ -138,7 +147,10 @@ class PresetParts:
         elif requested is not None and requested.mode == AS_STORED:
             arguments["quantization"] = quantization = _as_stored(format, folder, config)
         if not self.load_weights:
-            return cls(**arguments)
+            with uninitialized():
+                backbone = cls(**arguments)
+            randomize(backbone.named_weights(), backbone.variable_dtype)
+            return backbone
         with formats.open_checked(format, folder, config, quantization) as (stored, specs):
             with uninitialized():
                 backbone = cls(**arguments)
