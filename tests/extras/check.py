@@ -86,7 +86,7 @@ def main() -> None:
     for extra in sys.argv[1:] or FEATURES:
         error = check(extra)
         failed += bool(error)
-        print(f"{extra}: {f'FAILED\n{error}' if error else 'works'}", flush=True)
+        print(extra, "failed: " + error if error else "works", flush=True)
     sys.exit(failed > 0)
 
 
