@@ -14,6 +14,7 @@ from keras_gemma.config import ROPE_THETA, GemmaConfig
 from keras_gemma.lora.adapters import DEFAULT_NAME, Adapters
 from keras_gemma.model.decoder_block import GemmaDecoderBlock
 from keras_gemma.model.embedding import ReversibleEmbedding, scale_embeddings
+from keras_gemma.model.layout_map import gemma_layout_map
 from keras_gemma.model.matrix import MatrixLayer
 from keras_gemma.model.normalization import RMSNormalization
 from keras_gemma.model.quantize import check_policy, freeze_floats, quantize, read_mode
@@ -185,6 +186,36 @@ class GemmaBackbone(Presettable, TrainableModel):
     def config_of(cls, arguments: dict[str, Any]) -> GemmaConfig:
         """Returns the config of constructor arguments."""
         return GemmaConfig.from_dict(arguments)
+
+    @staticmethod
+    def get_layout_map(
+        device_mesh: Any,
+        model_parallel_dim_name: str = "model",
+        data_parallel_dim_name: str = "batch",
+    ) -> Any:
+        """Returns a layout map for `keras.distribution.ModelParallel`, which needs JAX.
+
+        Maps have KerasHub's axes, so published ones apply too. Quantized weights and adapters are
+        not sharded.
+
+        Args:
+            device_mesh: A `keras.distribution.DeviceMesh` with both axes.
+            model_parallel_dim_name: Axis of the mesh that shards the heads and hidden sizes.
+            data_parallel_dim_name: Axis of the mesh that shards batches.
+
+        Example:
+
+        ```python
+        import keras_gemma  # selects the backend, so it comes before keras
+        from keras import distribution
+
+        mesh = distribution.DeviceMesh((1, 1), ("batch", "model"), ["cpu:0"])
+        layout_map = keras_gemma.GemmaBackbone.get_layout_map(mesh)
+        parallel = distribution.ModelParallel(layout_map=layout_map, batch_dim_name="batch")
+        # with parallel.scope(): load, generate and fit
+        ```
+        """
+        return gemma_layout_map(device_mesh, model_parallel_dim_name, data_parallel_dim_name)
 
     @property
     def quantization(self) -> QuantizationConfig | None:
