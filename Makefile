@@ -41,7 +41,7 @@ QUICK := $(filter-out tests/test_examples.py,$(wildcard tests/test_*.py)) tests/
 test-quick: lint
 	KERAS_BACKEND=$${KERAS_BACKEND:-jax} $(PYTEST) $(QUICK)
 
-# Each extra alone in a new environment: gigabytes of downloads. EXTRAS="jax gguf" tests these two.
+# Each extra by itself in a new environment: gigabytes of downloads. EXTRAS="jax gguf" tests these two.
 test-extras:
 	$(PYTHON) tests/extras/check.py $(EXTRAS)
 

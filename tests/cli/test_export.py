@@ -74,7 +74,7 @@ def test_target_is_checked_before_the_model_is_read(tmp_path, monkeypatch):
     (tmp_path / "folder" / "thesis.txt").write_text("")
     for place, message in (
         ("file/model", "`target` cannot be written: .*Pass a writable path"),
-        ("file", "`target` must be a folder"),
+        ("file", "The target must be a folder"),
         ("folder", "The target exists, and --overwrite replaces only exports"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""Installs each extra alone in a new environment, and runs the features that it promises there.
+"""Installs each extra by itself in a new environment, and runs the features that it promises there.
 
     python tests/extras/check.py [EXTRA ...]
 
