@@ -7,11 +7,15 @@ DEMO := .venv
 TEST := .venv-test
 SOURCES := pyproject.toml $(shell find keras_gemma presets -type f -not -name '*.pyc')
 
-.PHONY: demo test test-quick docs lint format clean
+.PHONY: demo test test-quick test-extras docs lint format clean
 
 demo: $(DEMO)/.installed
 	@KERAS_BACKEND=jax $(DEMO)/bin/keras-gemma generate "Photosynthesis is" \
 		--model gemma3_270m_q4_k_m --repetition-penalty 1.2 --max-new-tokens 96 --benchmark
+	@echo; echo "Try next:"
+	@echo "  $(DEMO)/bin/keras-gemma chat                  # a conversation with a tiny model"
+	@echo "  $(DEMO)/bin/keras-gemma generate \"ROMEO:\"    # --help lists the options"
+	@echo "  source $(DEMO)/bin/activate                   # puts keras-gemma on the PATH"
 
 # One worker runs all tests of a file, because they share models and compiled programs. Workers
 # compute in one thread each.
@@ -36,6 +40,10 @@ QUICK := $(filter-out tests/test_examples.py,$(wildcard tests/test_*.py)) tests/
 
 test-quick: lint
 	KERAS_BACKEND=$${KERAS_BACKEND:-jax} $(PYTEST) $(QUICK)
+
+# Each extra by itself in a new environment: gigabytes of downloads. EXTRAS="jax gguf" tests these two.
+test-extras:
+	$(PYTHON) tests/extras/check.py $(EXTRAS)
 
 # Into site/; a link that leads nowhere is an error.
 docs: $(TEST)/.installed

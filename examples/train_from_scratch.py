@@ -93,6 +93,8 @@ def main() -> None:
     parser.add_argument("--dropout", type=float, default=0.3)
     parser.add_argument("--held-out", type=float, default=0.1, help="share of the text, at its end")
     options = parser.parse_args()
+    if options.preset.exists():
+        parser.error(f"{options.preset} exists: name a new folder")
     if options.steps < EPOCHS:
         parser.error(f"--steps must be at least {EPOCHS}, one per epoch. Received: {options.steps}")
     keras.utils.set_random_seed(0)

@@ -64,6 +64,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--steps", type=int, help="steps per stage  [default: all data]")
     options = parser.parse_args()
+    if options.preset.exists():
+        parser.error(f"{options.preset} exists: name a new folder")
 
     keras.utils.set_random_seed(0)
     tokenizer = GemmaTokenizer(train_vocabulary([" ".join(CHARACTERS)], VOCABULARY_SIZE, WORDS))

@@ -14,7 +14,7 @@ from keras_gemma.version import __version__
 if not is_command():
     use_backend()  # before anything below imports Keras
 
-    from keras_gemma import models, quantization, samplers, tokenizers
+    from keras_gemma import models, quantization, samplers, scoring, tokenizers, training
     from keras_gemma.causal_lm.chat import Chat
     from keras_gemma.causal_lm.completion import Completion
     from keras_gemma.causal_lm.model import GemmaCausalLM
@@ -42,7 +42,9 @@ __all__ = [
     "models",
     "quantization",
     "samplers",
+    "scoring",
     "to_keras_hub",
     "tokenizers",
+    "training",
     "upload_preset",
 ]

@@ -4,7 +4,6 @@ Knows the environment, the Keras configuration file and which packages are insta
 neither Keras nor a framework. By itself, Keras falls back to TensorFlow, installed or not.
 """
 
-import importlib.util
 import json
 import os
 import sys
@@ -13,9 +12,19 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal, get_args
 
+from keras_gemma.extras import install_hint, is_installed
+
 Backend = Literal["jax", "torch", "tensorflow"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 """Supported backends, in order of preference."""
+
+KERAS_DEFAULTS = {
+    "floatx": "float32",
+    "epsilon": 1e-07,
+    "backend": "tensorflow",
+    "image_data_format": "channels_last",
+}
+"""Content of the configuration file that Keras writes when it is first imported."""
 
 
 def is_command() -> bool:
@@ -26,13 +35,11 @@ def is_command() -> bool:
     return named[:1] == ["keras_gemma"]
 
 
-def is_installed(backend: str) -> bool:
-    """Returns True if `backend` is installed, without importing it."""
-    return importlib.util.find_spec(backend) is not None
-
-
 def configured_backend(environ: Mapping[str, str]) -> str | None:
-    """Returns the backend in the Keras configuration file, or `None` if it is not set."""
+    """Returns the backend in the Keras configuration file, or `None` if it is not set.
+
+    A file that Keras wrote by itself sets no backend: it names TensorFlow on every machine.
+    """
     home = os.path.expanduser("~")
     folder = environ.get("KERAS_HOME", f"{home if os.access(home, os.W_OK) else '/tmp'}/.keras")
     path = Path(os.path.expanduser(folder), "keras.json")
@@ -42,7 +49,7 @@ def configured_backend(environ: Mapping[str, str]) -> str | None:
         configuration = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:  # Keras also treats a damaged file as empty.
         return None
-    return configuration.get("backend")
+    return None if configuration == KERAS_DEFAULTS else configuration.get("backend")
 
 
 def choose_backend(
@@ -50,8 +57,7 @@ def choose_backend(
 ) -> str:
     """Returns `KERAS_BACKEND`, else the configured backend, else the first installed one.
 
-    A configured backend that is not installed is ignored, because Keras writes "tensorflow" into
-    its configuration on any machine.
+    A configured backend that is not installed is ignored.
     """
     named = environ.get("KERAS_BACKEND")
     if named:
@@ -62,8 +68,7 @@ def choose_backend(
             )
         if not installed(named):
             raise ImportError(
-                f"KERAS_BACKEND={named!r}, but {named} is not installed. "
-                f'Install it: pip install "keras-gemma[{named}]"'
+                f"KERAS_BACKEND={named!r}, but {named} is not installed. {install_hint(named)}"
             )
         return named
     for backend in (configured, *BACKENDS):
@@ -71,7 +76,7 @@ def choose_backend(
             return backend
     raise ImportError(
         f"Keras needs a backend, and none of {', '.join(BACKENDS)} is installed. "
-        'Install one: pip install "keras-gemma[jax]"'
+        f"{install_hint('jax')}"
     )
 
 

@@ -74,7 +74,13 @@ class Presettable:
 
         return load(cls, preset, load_weights, dtype, **kwargs)
 
-    def save_to_preset(self, preset_dir: str | Path, **kwargs: Any) -> None:
+    def save_to_preset(
+        self,
+        preset_dir: str | Path,
+        max_shard_size: float | str | None = 10,
+        *,
+        overwrite: bool = False,
+    ) -> None:
         """Saves to a preset directory, in KerasHub's format.
 
         Files are first written to a temporary directory next to `preset_dir`, then moved. If the
@@ -82,13 +88,17 @@ class Presettable:
         as `.my_gemma.k3x9/old`.
 
         Args:
-            preset_dir: Path of the directory. It is created, or the model in it is replaced.
-            **kwargs: Models accept `max_shard_size`, the maximum size of a weights file, in bytes
-                or as a string. Defaults to `"10GB"`.
+            preset_dir: Path of the directory, which is created. A component of a model can also
+                be saved to a preset that lacks it.
+            max_shard_size: Maximum size of a weights file, in GB as in KerasHub, or a string such
+                as `"500MB"`. `None` sets no limit.
+            overwrite: If True, replaces the model in `preset_dir`, or the component. Directories
+                without a Gemma model are never replaced.
 
         Raises:
-            ValueError: If `preset_dir` is a URL, a file or not writable, or if it is a Hugging
+            ValueError: If `preset_dir` exists, or is a URL or not writable, or if it is a Hugging
                 Face checkpoint and this object is only a component of a model.
+            OSError: If the disk is full.
             TypeError: If `preset_dir` is not a path.
 
         Example:
@@ -103,4 +113,4 @@ class Presettable:
         """
         from keras_gemma.storage.presets import save
 
-        save(self, preset_dir, **kwargs)
+        save(self, preset_dir, max_shard_size, overwrite)

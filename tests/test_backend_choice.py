@@ -1,15 +1,20 @@
 import json
+import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import pytest
 
 from keras_gemma.backend_choice import (
+    KERAS_DEFAULTS,
     choose_backend,
     configured_backend,
     is_command,
     use_backend,
 )
+
+ROOT = Path(__file__).parents[1]
 
 
 def only(*names):
@@ -34,12 +39,12 @@ def test_choice(environ, configured, installed, expected):
 
 
 def test_nothing_installed():
-    with pytest.raises(ImportError, match=r'pip install "keras-gemma\[jax\]"'):
+    with pytest.raises(ImportError, match=r'pip install "\.\[jax\]"'):
         choose_backend({}, "tensorflow", only())
 
 
 def test_named_backend_is_missing():
-    with pytest.raises(ImportError, match=r'pip install "keras-gemma\[torch\]"'):
+    with pytest.raises(ImportError, match=r'pip install "\.\[torch\]"'):
         choose_backend({"KERAS_BACKEND": "torch"}, None, only("jax"))
 
 
@@ -58,6 +63,26 @@ def test_configuration_file(tmp_path, text, expected):
     assert configured_backend({"KERAS_HOME": str(tmp_path)}) == expected
 
 
+def test_file_that_keras_wrote_chooses_nothing(tmp_path, command_environment):
+    """The backend is the same in the first process and in the second."""
+    del command_environment["KERAS_BACKEND"]
+    program = "import keras_gemma, keras; print(keras.config.backend())"
+    folder = Path(command_environment["KERAS_HOME"])
+    assert not folder.exists()
+    first, second = (
+        subprocess.check_output(
+            [sys.executable, "-c", program], env=command_environment, cwd=ROOT, text=True
+        )
+        for _ in range(2)
+    )
+    written = json.loads((folder / "keras.json").read_text())
+    assert written == KERAS_DEFAULTS and written["backend"] == "tensorflow"
+    assert first == second == "jax\n"
+    for choice in ({"backend": "tensorflow"}, KERAS_DEFAULTS | {"epsilon": 1e-6}):
+        (folder / "keras.json").write_text(json.dumps(choice))
+        assert configured_backend(command_environment) == "tensorflow"
+
+
 def test_running_keras_keeps_its_backend(monkeypatch):
     running = keras.config.backend()
     monkeypatch.delenv("KERAS_BACKEND", raising=False)
@@ -73,7 +98,7 @@ def test_sets_the_environment_before_keras(monkeypatch):
     monkeypatch.setattr("keras_gemma.backend_choice.is_installed", only("torch"))
     assert use_backend() == "torch"
     assert use_backend("torch") == "torch"
-    with pytest.raises(ImportError, match=r"keras-gemma\[jax\]"):
+    with pytest.raises(ImportError, match=r"\.\[jax\]"):
         use_backend("jax")
 
 

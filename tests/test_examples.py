@@ -52,15 +52,24 @@ def in_turn(i: int) -> pytest.MarkDecorator:
     return pytest.mark.skipif(not runs_here(i), reason="the turn of another backend")
 
 
-def example_runs_here(i: int, code: str) -> bool:
-    """Returns True for a SavedModel on TensorFlow only. Others write it in a slow subprocess."""
-    is_saved_model = "served_gemma" in code
-    return keras.config.backend() == "tensorflow" if is_saved_model else runs_here(i)
+def example_runs_here(i: int, place: str, code: str) -> bool:
+    """Returns True for a SavedModel on TensorFlow only. Others write it in a slow subprocess.
+
+    On JAX and PyTorch, `test_fresh_start.py` runs the README and the pages.
+    """
+    if "served_gemma" in code:
+        return keras.config.backend() == "tensorflow"
+    is_page = not place.startswith("keras_gemma")
+    return runs_here(i) and not (is_page and keras.config.backend() != "tensorflow")
 
 
 @pytest.mark.parametrize(
     "code",
-    [example for i, example in enumerate(examples()) if example_runs_here(i, *example.values)],
+    [
+        example
+        for i, example in enumerate(examples())
+        if example_runs_here(i, example.id, *example.values)
+    ],
 )
 def test_example(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

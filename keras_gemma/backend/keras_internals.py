@@ -1,6 +1,6 @@
 """Access to attributes of Keras that have no public name. No other file of the package uses any."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,6 +32,38 @@ def uninitialized() -> Iterator[None]:
         is_weight = keras.backend.is_float_dtype(variable.dtype) or variable.dtype in QUANTIZED
         if not is_weight:  # the state of a random generator
             variable._deferred_initialize()
+
+
+class _FoldedLayouts:
+    """Distribution of new variables whose layouts pass through `fold`."""
+
+    def __init__(self, distribution: Any, fold: Callable[..., tuple[str | None, ...]]) -> None:
+        self.distribution, self.fold = distribution, fold
+
+    def get_variable_layout(self, variable: keras.Variable) -> Any:
+        layout = self.distribution.get_variable_layout(variable)
+        if not any(layout.axes):
+            return layout
+        axes = self.fold(layout.axes, len(variable.shape))
+        return keras.distribution.TensorLayout(axes, layout.device_mesh)
+
+
+def add_weight(
+    layer: keras.layers.Layer, fold: Callable[..., tuple[str | None, ...]], **options: Any
+) -> keras.Variable:
+    """Adds a weight whose layout on several devices is `fold(axes, rank)` of the layout map's."""
+    distribution = keras.distribution.distribution()
+    if not isinstance(distribution, keras.distribution.ModelParallel):
+        return layer.add_weight(**options)
+    folded = _FoldedLayouts(distribution, fold)
+    keras.distribution.set_distribution(folded)
+    try:
+        variable = layer.add_weight(**options)
+    finally:
+        keras.distribution.set_distribution(distribution)
+    if getattr(variable, "_layout", None) is None:  # its initialization is deferred
+        variable._layout = folded.get_variable_layout(variable)
+    return variable
 
 
 def assign(variable: keras.Variable, tensor: Any) -> None:

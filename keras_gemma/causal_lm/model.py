@@ -770,7 +770,12 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         self.backbone.unmerge_lora()
 
     def save_lora(
-        self, directory: str | Path, name: str | None = None, base_model: str | None = None
+        self,
+        directory: str | Path,
+        name: str | None = None,
+        base_model: str | None = None,
+        *,
+        overwrite: bool = False,
     ) -> None:
         """Writes an adapter in PEFT's format: `adapter_config.json`, `adapter_model.safetensors`.
 
@@ -778,14 +783,16 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         `set_adapter(None)` and then `save_to_hugging_face`.
 
         Args:
-            directory: The folder, created if it does not exist. An adapter in it is replaced.
+            directory: The folder, which is created.
             name: Name of the adapter. Defaults to the active adapter.
             base_model: Base model to record for PEFT, such as `"google/gemma-2-2b"`. Defaults to
                 the preset that the model was loaded from.
+            overwrite: If True, replaces an adapter in `directory`. Other folders are never
+                replaced.
 
         Raises:
             ValueError: If the adapter is unknown, it contains NaN or infinity, or the folder
-                cannot be written.
+                exists or cannot be written.
 
         Example:
 
@@ -799,7 +806,7 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         lm.load_lora("my_adapter")
         ```
         """
-        peft.save_lora(self.backbone, directory, name, base_model)
+        peft.save_lora(self.backbone, directory, name, base_model, overwrite)
 
     def load_lora(
         self, directory: str | Path, name: str = DEFAULT_NAME, dtype: str = "float32"
@@ -888,7 +895,11 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         quantize(self.backbone, config, rows)
 
     def save_to_hugging_face(
-        self, directory: str | Path, max_shard_size: int | str = "5GB"
+        self,
+        directory: str | Path,
+        max_shard_size: int | str = "5GB",
+        *,
+        overwrite: bool = False,
     ) -> None:
         """Writes a folder that transformers loads: configuration, tokenizer, safetensors.
 
@@ -896,12 +907,14 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         weights are written dequantized, in the model's dtype.
 
         Args:
-            directory: The folder, created if it does not exist. A model in it is replaced.
+            directory: The folder, which is created.
             max_shard_size: Maximum size of a weights file, in bytes or as `"5GB"`.
+            overwrite: If True, replaces the model in `directory`. Folders without a Gemma model
+                are never replaced.
 
         Raises:
-            ValueError: If no architecture of transformers computes this model, or the folder cannot
-                be replaced.
+            ValueError: If no architecture of transformers computes this model, or the folder exists
+                or cannot be written.
 
         Example:
 
@@ -912,24 +925,26 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         lm.save_to_hugging_face("my_gemma")  # AutoModelForCausalLM.from_pretrained("my_gemma")
         ```
         """
-        save_as(self, "hugging_face", directory, max_shard_size)
+        save_as(self, "hugging_face", directory, max_shard_size, overwrite=overwrite)
 
     export_to_transformers = save_to_hugging_face  # the name in KerasHub
 
-    def save_to_gguf(self, path: str | Path, dtype: str = "bf16") -> None:
+    def save_to_gguf(
+        self, path: str | Path, dtype: str = "bf16", *, overwrite: bool = False
+    ) -> None:
         """Writes one file that llama.cpp loads: hyperparameters, vocabulary and weights.
 
-        Needs the package `gguf`: `pip install "keras-gemma[gguf]"`. Quantized weights are
+        Needs the package `gguf`, which the extra `gguf` installs. Quantized weights are
         dequantized and rounded to `dtype`.
 
         Args:
-            path: The file, ending in `.gguf`. An existing file is replaced when the new one is
-                complete.
+            path: The file, ending in `.gguf`.
             dtype: `"bf16"`, `"f16"`, `"q8_0"` or `"q4_0"`.
+            overwrite: If True, replaces a GGUF file when the new one is complete.
 
         Raises:
-            ValueError: If no architecture of llama.cpp computes this model, or the model has no
-                vocabulary.
+            ValueError: If no architecture of llama.cpp computes this model, the model has no
+                vocabulary, or the path exists.
 
         Example:
 
@@ -940,21 +955,23 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         lm.save_to_gguf("my_gemma.gguf", dtype="q8_0")
         ```
         """
-        save_to_gguf(self, path, dtype)
+        save_to_gguf(self, path, dtype, overwrite)
 
-    def save_to_orbax(self, path: str | Path) -> None:
+    def save_to_orbax(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Writes a folder that DeepMind's package `gemma` loads: `gm.ckpts.load_params(path)`.
 
-        Needs the package `tensorstore`: `pip install "keras-gemma[orbax]"`. The folder also gets
+        Needs the package `tensorstore`, which the extra `orbax` installs. The folder also gets
         config.json and tokenizer.model, which `from_preset` reads. Quantized weights are written
         dequantized, in the model's dtype.
 
         Args:
-            path: The folder, created if it does not exist. A model in it is replaced.
+            path: The folder, which is created.
+            overwrite: If True, replaces the model in `path`. Folders without a Gemma model are
+                never replaced.
 
         Raises:
             ValueError: If DeepMind's package would compute this model differently, or the folder
-                cannot be replaced.
+                exists or cannot be written.
 
         Example:
 
@@ -965,7 +982,7 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         lm.save_to_orbax("my_gemma")
         ```
         """
-        save_as(self, "orbax", path, argument="path")
+        save_as(self, "orbax", path, argument="path", overwrite=overwrite)
 
     def export(
         self,
@@ -980,7 +997,7 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         A SavedModel maps strings to strings: its graph holds the tokenizer, the chat template,
         the KV cache, sampling and the decoding loop. Defaults for generation settings are taken
         from `compile()`. Exporting and running it need the packages tensorflow and
-        tensorflow-text: `pip install "keras-gemma[tensorflow]"`.
+        tensorflow-text, which the extra `tensorflow` installs.
 
         A program of `"torch"`, `"jax"` or `"onnx"` maps token ids and a KV cache to logits and
         the updated cache. The caller writes the decoding loop, as in the folder

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from typer import Argument, BadParameter, Option
 
@@ -14,6 +14,7 @@ from keras_gemma.cli.options import (
     JsonOption,
     LoadedQuantization,
     LoraOption,
+    OverwriteOption,
     Quantization,
     full_name,
     start,
@@ -47,6 +48,7 @@ def convert(
     ),
     gguf_type: GgufType = Option("bf16", help="Number format of a GGUF file."),
     max_shard_size: str | None = Option(None, help="Maximum size of a weights file, such as 2GB."),
+    overwrite: OverwriteOption = False,
     backend: BackendOption = None,
     debug: DebugOption = False,
 ) -> None:
@@ -66,15 +68,16 @@ def convert(
 
     # These imports load Keras on the chosen backend.
     from keras_gemma.cli.loading import choose, load
-    from keras_gemma.storage.formats import save_as
+    from keras_gemma.storage.formats import MODELS, save_as
+    from keras_gemma.storage.gguf.writer import GGUF_FILES
 
-    check_target(target)
+    check_target(target, GGUF_FILES if is_gguf else MODELS, overwrite)
     name = full_name(source)
     lm = load(choose(name, "exact", dtype, quantization), name, lora=lora)  # The writers merge it.
     if is_gguf:
-        lm.save_to_gguf(target, gguf_type)
+        lm.save_to_gguf(target, gguf_type, overwrite=overwrite)
     else:
-        save_as(lm, to, target, max_shard_size)
+        save_as(lm, to, target, max_shard_size, overwrite=overwrite)
     print(f"Wrote {source} to {target} as {to}: {size_on_disk(target)}")
 
 
@@ -87,6 +90,7 @@ def quantize(
     zeros: bool = Option(False, "--zeros", hidden=True, help="Earlier name of --zero-points."),
     embedding: Quantization = Option("int8", help="int4: precision of the embedding."),
     dtype: Dtype | None = Option(None, help="Data type of weights that are not quantized."),
+    overwrite: OverwriteOption = False,
     backend: BackendOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -97,23 +101,35 @@ def quantize(
     # These imports load Keras on the chosen backend.
     from keras_gemma.causal_lm.model import GemmaCausalLM
     from keras_gemma.quantization import QuantizationConfig, report
+    from keras_gemma.storage.formats import MODELS
 
     try:
         config = QuantizationConfig(bits, group_size, zero_points or zeros, embedding)
     except ValueError as error:
         raise BadParameter(str(error)) from error
-    check_target(target)
+    check_target(target, MODELS, overwrite)
     lm = GemmaCausalLM.from_preset(full_name(source), dtype=dtype, quantization=config)
-    lm.save_to_preset(target)
+    lm.save_to_preset(target, overwrite=overwrite)
     result = report(lm)
     print(json.dumps(result.to_dict()) if as_json else result)
 
 
-def check_target(target: Path) -> None:
-    """Raises a ValueError if `target` cannot be written. Called before a model is read."""
-    from keras_gemma.storage.files import local_path, scratch_folder
+def check_target(target: Path, kind: Any, overwrite: bool) -> None:
+    """Checks that `target` can be written, before a model is read.
 
-    with scratch_folder(local_path(target, "target").absolute(), "target"):
+    `kind` is the `Kind` that may be replaced.
+    """
+    from keras_gemma.storage import files
+
+    target = files.local_path(target, "target").absolute()
+    try:
+        files.check_target(target, kind, overwrite, "target")
+    except ValueError as error:
+        message = str(error).replace("`target`", "The target")
+        for words in ("`overwrite=True`", "overwrite=True"):
+            message = message.replace(words, "--overwrite")
+        raise ValueError(message) from error
+    with files.scratch_folder(target, "target"):
         pass
 
 

@@ -7,16 +7,18 @@ from typing import Literal
 from typer import Argument, BadParameter, Option
 
 from keras_gemma.backend_choice import Backend
-from keras_gemma.cli.convert import SourceArgument, size_on_disk
+from keras_gemma.cli.convert import SourceArgument, check_target, size_on_disk
 from keras_gemma.cli.options import (
     BackendOption,
     DebugOption,
     DtypeOption,
     LoadedQuantization,
+    OverwriteOption,
     drop_none,
     full_name,
     start,
 )
+from keras_gemma.extras import check_export
 
 Format = Literal["tf_saved_model", "torch", "jax", "onnx"]
 """Format of an export."""
@@ -51,7 +53,7 @@ def export(
     batch_size: int | None = Option(
         None, min=0, help="jax: batch size of all calls; 0 means any.", show_default="1"
     ),
-    overwrite: bool = Option(False, "--overwrite", help="Replace an earlier export."),
+    overwrite: OverwriteOption = False,
     dtype: DtypeOption = None,
     backend: BackendOption = None,
     debug: DebugOption = False,
@@ -70,13 +72,15 @@ def export(
         options["batch_size"] = batch_size or None
     if backend is None and not os.environ.get("KERAS_BACKEND"):
         backend = PREFERRED_BACKENDS[format]
+    check_export(format)
     start(backend, debug=debug)
 
     # These imports load Keras on the chosen backend.
     from keras_gemma.causal_lm.model import GemmaCausalLM
     from keras_gemma.export import FORMATS
-    from keras_gemma.export.folder import new_folder
+    from keras_gemma.export.folder import EXPORTS, new_folder
 
+    check_target(target, EXPORTS, overwrite)
     with new_folder(target, format, overwrite) as directory:  # before the model is read
         lm = GemmaCausalLM.from_preset(full_name(source), dtype=dtype, quantization=quantization)
         FORMATS[format](lm, directory, **options)

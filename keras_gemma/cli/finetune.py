@@ -9,6 +9,7 @@ from typing import Literal
 
 from typer import BadParameter, Option
 
+from keras_gemma.cli.convert import check_target
 from keras_gemma.cli.options import (
     DEFAULT_MODEL,
     BackendOption,
@@ -17,6 +18,7 @@ from keras_gemma.cli.options import (
     DtypeOption,
     LoadedQuantization,
     ModelOption,
+    OverwriteOption,
     full_name,
     start,
 )
@@ -92,6 +94,7 @@ def finetune(
     sample: list[str] = Option([], help="Question to answer at each checkpoint. Can be repeated."),
     tensorboard: Path | None = Option(None, help="Folder of TensorBoard logs. Needs TensorFlow."),
     seed: int = Option(0, help="Random seed of the adapter and the order of samples."),
+    overwrite: OverwriteOption = False,
     backend: BackendOption = None,
     device: DeviceOption = None,
     debug: DebugOption = False,
@@ -116,7 +119,7 @@ def finetune(
     from keras_gemma.causal_lm.model import GemmaCausalLM
     from keras_gemma.cli.loading import read_config, stored_dtype
     from keras_gemma.text.tokenizer import GemmaTokenizer
-    from keras_gemma.training.training_run import LAST
+    from keras_gemma.training.training_run import LAST, RUNS
 
     settings = {
         "epochs": epochs,
@@ -130,6 +133,7 @@ def finetune(
         "rematerialize": rematerialize,
     }
     training.FinetuneSettings(**settings)  # checks them
+    check_target(output, RUNS, overwrite=True)  # an earlier run is continued
     model = full_name(model)
     context = read_config(model).context_length
     if sequence_length is not None and sequence_length > context:
@@ -165,6 +169,7 @@ def finetune(
             validation_data=held_out,
             samples=sample,
             callbacks=[keras.callbacks.TensorBoard(str(tensorboard))] if tensorboard else (),
+            overwrite=overwrite,
             **settings,
         )
     except KeyboardInterrupt:

@@ -70,6 +70,9 @@ LoraOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, Option("--json", help="Print JSON, one line per entry.")]
+OverwriteOption = Annotated[
+    bool, Option("--overwrite", help="Replace an earlier result. Nothing else is replaced.")
+]
 SilentOption = Annotated[bool, Option("--silent", help="Print only the text.")]
 BenchmarkOption = Annotated[
     bool, Option("--benchmark", help="Print speed and peak memory to standard error.")

@@ -12,7 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from keras_gemma.storage.files import local_path, read_json, replacing, write_json
+from keras_gemma.storage.files import (
+    Kind,
+    check_target,
+    local_path,
+    read_json,
+    replacing,
+    write_json,
+)
 from keras_gemma.version import __version__
 
 DESCRIPTION = "export.json"
@@ -20,22 +27,21 @@ METADATA = "metadata.json"
 VOCABULARY = "vocabulary.spm"
 
 
+def is_export(folder: Path) -> bool:
+    """Returns True if `folder` is an export of this package."""
+    description = folder / DESCRIPTION
+    return description.is_file() and "keras_gemma_version" in read_json(description)
+
+
+EXPORTS = Kind("exports", is_export)
+"""Folders that an export may replace."""
+
+
 @contextlib.contextmanager
 def new_folder(path: str | Path, format: str, overwrite: bool) -> Iterator[Path]:
     """Yields a temporary folder, which replaces `path` if the block does not raise."""
     target = local_path(path, "path")
-    if target.exists() and not overwrite:
-        raise ValueError(
-            "`path` exists: choose another path, or pass overwrite=True. "
-            f"Received: path={str(path)!r}"
-        )
-    description = target / DESCRIPTION
-    is_export = description.is_file() and "keras_gemma_version" in read_json(description)
-    if target.is_dir() and any(target.iterdir()) and not is_export:
-        raise ValueError(
-            "`overwrite=True` replaces only exports, and this folder has other files: choose "
-            f"another path. Received: path={str(path)!r}"
-        )
+    check_target(target, EXPORTS, overwrite, "path")
     with replacing(target, stale=lambda name: True, argument="path") as directory:
         yield directory
         write_json(directory / DESCRIPTION, {"format": format, "keras_gemma_version": __version__})

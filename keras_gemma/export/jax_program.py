@@ -29,7 +29,7 @@ def write(lm: Any, directory: Path, batch_size: int | None = 1) -> None:
     if batch_size is not None:
         check_integer("batch_size", batch_size, advice="None allows any batch size.")
         batch_size = int(batch_size)
-    check(lm, "jax", ("jax",), "jax")
+    check(lm, "jax")
     make(build, lm, directory, "jax", batch_size=batch_size)
 
 

@@ -23,7 +23,7 @@ MODEL = "model.onnx"
 
 def write(lm: Any, directory: Path) -> None:
     """Writes the export, in a subprocess if the backend is not PyTorch."""
-    check(lm, "onnx", ("torch", "onnx", "onnxscript"), "torch,onnx")
+    check(lm, "onnx")
     quantization = lm.backbone.quantization
     if quantization is not None:
         raise ValueError(

@@ -23,7 +23,7 @@ def write(
     quantization: Any = None,
 ) -> None:
     """Writes the export. Arguments are the same as in `GemmaCausalLM.export`."""
-    check(lm, "tf_saved_model", ("tensorflow", "tensorflow_text"), "tensorflow")
+    check(lm, "tf_saved_model")
     options = options_of(lm, max_new_tokens, max_batch_size)
     quantization = to_config(quantization)
     if quantization is not None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import keras
 
-from keras_gemma.backend_choice import is_installed
+from keras_gemma.extras import check_export
 from keras_gemma.progress import bar
 from keras_gemma.quantization import QuantizationConfig
 from keras_gemma.storage.files import read_json, write_json
@@ -43,18 +43,10 @@ STDERR_TAIL = 2000
 """Characters of a failed subprocess's error output that are shown."""
 
 
-def check(lm: Any, format: str, packages: tuple[str, ...], extras: str) -> None:
-    """Checks that a model has a preprocessor, and that the packages of `format` are installed.
-
-    `extras` of this package install them, such as `"torch,onnx"`.
-    """
+def check(lm: Any, format: str) -> None:
+    """Checks that a model has a preprocessor, and that the packages of `format` are installed."""
     require_preprocessor(lm.preprocessor, "an export", None)
-    missing = [name for name in packages if not is_installed(name)]
-    if missing:
-        raise ImportError(
-            f"format={format!r} needs {' and '.join(missing)}. Install with "
-            f'`pip install "keras-gemma[{extras}]"`.'
-        )
+    check_export(format)
 
 
 def make(

@@ -23,7 +23,7 @@ EXAMPLE_BATCH, EXAMPLE_TOKENS, EXAMPLE_LENGTH = 2, 5, 16
 
 def write(lm: Any, directory: Path) -> None:
     """Writes the export, in a subprocess if the backend is not PyTorch."""
-    check(lm, "torch", ("torch",), "torch")
+    check(lm, "torch")
     make(build, lm, directory, "torch")
 
 

@@ -7,6 +7,7 @@ import warnings
 from types import ModuleType
 from typing import Any
 
+from keras_gemma.extras import install_hint
 from keras_gemma.generation import samplers
 
 _SAMPLERS = {
@@ -76,6 +77,6 @@ def keras_hub() -> ModuleType:
         if error.name != "keras_hub":
             raise
         raise ImportError(
-            'Converting to and from KerasHub needs KerasHub: pip install "keras-gemma[hub]"'
+            f"Converting to and from KerasHub needs KerasHub. {install_hint('hub')}"
         ) from error
     return module

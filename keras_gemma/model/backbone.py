@@ -15,6 +15,7 @@ from keras_gemma.lora.adapters import DEFAULT_NAME, Adapters
 from keras_gemma.lora.config import DEFAULT_TARGETS
 from keras_gemma.model.decoder_block import GemmaDecoderBlock
 from keras_gemma.model.embedding import ReversibleEmbedding, scale_embeddings
+from keras_gemma.model.layout_map import gemma_layout_map
 from keras_gemma.model.matrix import MatrixLayer
 from keras_gemma.model.normalization import RMSNormalization
 from keras_gemma.model.quantize import check_policy, freeze_floats, quantize, read_mode
@@ -190,6 +191,36 @@ class GemmaBackbone(Presettable, TrainableModel):
         """Returns the config of constructor arguments."""
         return GemmaConfig.from_dict(arguments)
 
+    @staticmethod
+    def get_layout_map(
+        device_mesh: Any,
+        model_parallel_dim_name: str = "model",
+        data_parallel_dim_name: str = "batch",
+    ) -> Any:
+        """Returns a layout map for `keras.distribution.ModelParallel`, which needs JAX.
+
+        Maps have KerasHub's axes, so published ones apply too. Quantized weights and adapters are
+        not sharded.
+
+        Args:
+            device_mesh: A `keras.distribution.DeviceMesh` with both axes.
+            model_parallel_dim_name: Axis of the mesh that shards the heads and hidden sizes.
+            data_parallel_dim_name: Axis of the mesh that shards batches.
+
+        Example:
+
+        ```python
+        import keras_gemma  # selects the backend, so it comes before keras
+        from keras import distribution
+
+        mesh = distribution.DeviceMesh((1, 1), ("batch", "model"), ["cpu:0"])
+        layout_map = keras_gemma.GemmaBackbone.get_layout_map(mesh)
+        parallel = distribution.ModelParallel(layout_map=layout_map, batch_dim_name="batch")
+        # with parallel.scope(): load, generate and fit
+        ```
+        """
+        return gemma_layout_map(device_mesh, model_parallel_dim_name, data_parallel_dim_name)
+
     @property
     def quantization(self) -> QuantizationConfig | None:
         """Quantization of the matrices, or `None` in floating point."""
@@ -361,7 +392,7 @@ class GemmaBackbone(Presettable, TrainableModel):
         """Undoes `merge_lora`. Same as `GemmaCausalLM.unmerge_lora`."""
         self.adapters.unmerge()
 
-    def save_lora_weights(self, filepath: str | Path) -> None:
+    def save_lora_weights(self, filepath: str | Path, *, overwrite: bool = False) -> None:
         """Writes the active adapter in KerasHub's format.
 
         `GemmaCausalLM.save_lora` writes PEFT's format. KerasHub's rank may be larger, because
@@ -369,13 +400,14 @@ class GemmaBackbone(Presettable, TrainableModel):
 
         Args:
             filepath: Path that ends in `.lora.h5`.
+            overwrite: If True, replaces an earlier file of an adapter.
 
         Raises:
-            ValueError: If no adapter is active or the path does not end in `.lora.h5`.
+            ValueError: If no adapter is active, the path exists, or it does not end in `.lora.h5`.
         """
         from keras_gemma.storage.adapters.keras_hub_lora import save_lora_weights
 
-        save_lora_weights(self, filepath)
+        save_lora_weights(self, filepath, overwrite)
 
     def load_lora_weights(self, filepath: str | Path) -> None:
         """Loads and activates an adapter that KerasHub's `save_lora_weights` wrote.

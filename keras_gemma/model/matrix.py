@@ -3,6 +3,7 @@
 Creates, quantizes, saves and loads the variables of the matrix.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from keras import ops
 from keras_gemma import backend
 from keras_gemma.backend import keras_internals, quantized
 from keras_gemma.lora.low_rank import LoraWeight, low_rank_product
+from keras_gemma.model.layout_map import fold_axes
 from keras_gemma.quantization import (
     AS_STORED,
     QuantizationConfig,
@@ -65,7 +67,9 @@ class MatrixLayer(keras.layers.Layer):
         if self.quantization is not None:
             self._add_quantized()
             return
-        variable = self.add_weight(
+        variable = keras_internals.add_weight(
+            self,
+            functools.partial(fold_axes, self.name),
             name=self.variable_name,
             shape=backend.packed_shape(shape, self.kind),
             initializer=keras.initializers.RandomNormal(stddev=INITIAL_DEVIATION),

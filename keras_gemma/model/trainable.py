@@ -4,13 +4,22 @@ Weights change their dtype when a model is quantized, and adapters come and go. 
 functions and optimizer slots for the variables that it saw first. This file keeps both up to date.
 """
 
+import io
+import shutil
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
+from rich.console import Console
+from rich.table import Column, Table
 
 from keras_gemma.backend import keras_internals
+
+SUMMARY_POSITIONS = (0.28, 0.53, 0.78, 1.0)
+"""Ends of the columns of a summary: wide enough for 27 billion parameters in 80 columns."""
+SUMMARY_WIDTH = 108
+"""Maximum width of a summary, in columns. It is Keras's for such models."""
 
 
 class TrainableModel(keras.Model):
@@ -51,17 +60,42 @@ class TrainableModel(keras.Model):
             self.optimizer.build(trainable)
         return super().make_train_function(force)
 
-    def summary(self, *args: Any, print_fn: Any = None, **kwargs: Any) -> None:
-        """Prints the Keras summary, and the weights' dtype, quantization and bytes."""
-        super().summary(*args, print_fn=print_fn, **kwargs)
+    def summary(
+        self,
+        line_length: int | None = None,
+        positions: Any = None,
+        print_fn: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Prints the Keras summary, after the preprocessor and before the weights' dtype."""
+        show = print_fn or print
+        preprocessor = getattr(self, "preprocessor", None)
+        if preprocessor is not None:
+            show(_describe_preprocessor(preprocessor, line_length))
+        super().summary(line_length, positions or SUMMARY_POSITIONS, print_fn, **kwargs)
         backbone = _backbone(self)
         quantization = backbone.quantization
-        size = sum(weight.bytes for weight in backbone.named_weights().values())
         weights = (
             f" Weights: {backbone.variable_dtype}, computing in {backbone.compute_dtype}; "
-            f"{quantization.describe() if quantization else 'not quantized'}; {size / 1e6:,.1f} MB"
+            f"{quantization.describe() if quantization else 'not quantized'}"
         )
-        (print_fn or print)("\n".join(filter(None, (weights, backbone.adapters.describe()))))
+        show("\n".join(filter(None, (weights, backbone.adapters.describe()))))
+
+
+def _describe_preprocessor(preprocessor: Any, line_length: int | None) -> str:
+    """Returns a table of the preprocessor's tokenizer, as KerasHub has it above the layers."""
+    tokenizer = preprocessor.tokenizer
+    width = line_length or min(SUMMARY_WIDTH, shutil.get_terminal_size().columns - 4)
+    table = Table("Layer (type)", Column("Config", justify="right"), width=width, show_lines=True)
+    table.add_row(
+        f"{tokenizer.name} ({type(tokenizer).__name__})",
+        f"Vocab size: {tokenizer.vocabulary_size():,}",
+    )
+    text = io.StringIO()
+    console = Console(file=text, width=width)
+    console.print(f'Preprocessor: "{preprocessor.name}"', style="bold", highlight=False)
+    console.print(table, markup=False, highlight=False)
+    return text.getvalue().rstrip("\n")
 
 
 def _backbone(model: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,10 @@ import numpy as np
 
 from keras_gemma import backend
 from keras_gemma.backend import quantized
-from keras_gemma.model.matrix import MatrixLayer
+from keras_gemma.model.matrix import INITIAL_DEVIATION, MatrixLayer
+
+RANDOM_CHUNK = 1 << 20
+"""Numbers that are drawn at a time; few enough for the processor's cache."""
 
 
 def stop_gradients(tensors: Any) -> Any:
@@ -140,6 +144,27 @@ class QuantizedWeight:
     def plain_form(self) -> backend.Quantized:
         """Returns the quantized weight in the plain form of files."""
         return self.layer.plain_form()
+
+
+def randomize(weights: dict[str, NamedWeight | QuantizedWeight], dtype: str) -> None:
+    """Draws initial weights: normal matrices, and norms of zeros. `keras.utils` sets the seed.
+
+    Quantized weights are drawn in `dtype`. The numbers are drawn in chunks, straight into the
+    memory of a weight. Keras's initializers need several times that memory on JAX.
+    """
+    rng = np.random.default_rng(random.getrandbits(64))
+    chunk = np.empty(RANDOM_CHUNK, "float32")
+    for weight in weights.values():
+        array = backend.empty(weight.shape, dtype)
+        flat = array.reshape(-1)
+        if array.ndim == 1:
+            flat[:] = 0
+        for start in range(0, flat.size if array.ndim > 1 else 0, RANDOM_CHUNK):
+            rng.standard_normal(out=chunk, dtype="float32")
+            chunk *= INITIAL_DEVIATION
+            part = flat[start : start + RANDOM_CHUNK]
+            part[:] = chunk[: part.size]
+        weight.take(weight.pack(array))
 
 
 def _check_shape(array: np.ndarray, shape: tuple[int, ...], path: str) -> None:

@@ -1,7 +1,7 @@
 """Plots of scoring results, with matplotlib.
 
 Each function takes one result and returns a figure, which a notebook shows and `savefig` saves.
-Needs matplotlib: `pip install "keras-gemma[plots]"`. Computes nothing. Characters that
+Needs matplotlib, which the extra `plots` installs. Computes nothing. Characters that
 matplotlib's font lacks, such as Chinese ones, show as boxes; set `font.family` to a font that has
 them.
 """
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_gemma.extras import install_hint
 from keras_gemma.scoring.attribution import Attribution
 from keras_gemma.scoring.coloring import (
     ATTRIBUTIONS,
@@ -226,7 +227,7 @@ def _figures(width: float, height: float, rows: int, columns: int) -> tuple[Any,
         from matplotlib import pyplot
     except ImportError as error:
         raise ImportError(
-            'Plots need matplotlib: run `pip install "keras-gemma[plots]"`. `color_surprisal` and '
+            f"Plots need matplotlib. {install_hint('plots')} `color_surprisal` and "
             "`color_attribution` work without it."
         ) from error
     figure, grid = pyplot.subplots(

@@ -1,9 +1,11 @@
-"""JSON files, file names from untrusted indices, and atomic replacement of a folder.
+"""JSON files, file names from untrusted indices, and atomic replacement of files and folders.
 
 Knows nothing of models, tensors or presets.
 """
 
 import contextlib
+import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -16,6 +18,20 @@ from keras_gemma.hub_caches import read_index
 
 NEW, OLD = "new", "old"
 """Names of the new and the earlier folder during a replacement."""
+
+FULL_DISK = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+"""Texts of the system for a full disk or quota. Errors of HDF5 and other libraries contain them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """Kind of file or folder that a save writes and may replace."""
+
+    title: str
+    """Plural for messages, such as `"exports"`."""
+    matches: Callable[[Path], bool]
+    """Returns True if an existing path is of this kind."""
+    is_folder: bool = True
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -119,6 +135,41 @@ def local_path(path: str | Path, argument: str) -> Path:
     return Path(path).expanduser()
 
 
+def check_target(target: Path, kind: Kind, overwrite: bool, argument: str) -> None:
+    """Checks that a save may write `target`: before the work, and for every kind alike.
+
+    A new path and an empty folder may be written. With `overwrite`, so may a path of this `kind`.
+    Anything else is never replaced. `argument` is the caller's name of `target`, for messages.
+    """
+    if kind.is_folder:
+        _check_folder(target.resolve(), argument)
+    if not os.path.lexists(target) or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not kind.matches(target):
+        raise ValueError(
+            f"`{argument}` exists, and `overwrite=True` replaces only {kind.title}: choose another "
+            f"path. Received: {argument}={str(target)!r}"
+        )
+    if not overwrite:
+        raise ValueError(
+            f"`{argument}` exists: choose another path, or pass overwrite=True to replace it. "
+            f"Received: {argument}={str(target)!r}"
+        )
+
+
+def _check_folder(folder: Path, argument: str) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(
+            f"`{argument}` must be a folder, but {folder} is a file. Pass another path."
+        )
+    if folder.exists() and Path.cwd().is_relative_to(folder):
+        raise ValueError(
+            f"`{argument}` is the current directory or contains it, so it cannot be replaced. "
+            f"Received: {folder}. Save to a separate folder, such as "
+            f"{str(folder / 'my_gemma')!r}."
+        )
+
+
 @contextlib.contextmanager
 def scratch_folder(target: Path, argument: str) -> Iterator[Path]:
     """Creates a hidden folder next to `target`, an absolute path, and removes it at the end."""
@@ -132,6 +183,15 @@ def scratch_folder(target: Path, argument: str) -> Iterator[Path]:
         ) from error
     try:
         yield work
+    except Exception as error:
+        if not any(text in str(error) for text in FULL_DISK):
+            raise
+        raise OSError(
+            errno.ENOSPC,
+            f"No space is left on the disk of `{argument}`, and nothing was replaced. Free some "
+            "space, or choose a path on another disk",
+            str(target),
+        ) from error
     finally:
         if target.exists() or not (work / OLD).exists():
             shutil.rmtree(work)
@@ -154,16 +214,6 @@ def replacing(
     `stale` returns True if the file with this relative path (`"assets/x"`) is dropped.
     """
     folder = Path(folder).expanduser().resolve()
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(
-            f"`{argument}` must be a folder, but {folder} is a file. Pass another path."
-        )
-    if folder.exists() and Path.cwd().is_relative_to(folder):
-        raise ValueError(
-            f"`{argument}` is the current directory or contains it, so it cannot be replaced. "
-            f"Received: {folder}. Save to a separate folder, such as "
-            f"{str(folder / 'my_gemma')!r}."
-        )
     with scratch_folder(folder, argument) as work:
         fresh, earlier = work / NEW, work / OLD
         fresh.mkdir()

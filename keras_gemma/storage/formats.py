@@ -15,7 +15,7 @@ from typing import Any
 from keras_gemma.config import GemmaConfig
 from keras_gemma.quantization import QuantizationConfig
 from keras_gemma.storage import hugging_face, keras_preset, orbax
-from keras_gemma.storage.files import local_path, read_json, replacing
+from keras_gemma.storage.files import Kind, check_target, local_path, read_json, replacing
 from keras_gemma.storage.format_interface import Format, Reader
 from keras_gemma.storage.gguf import reader as gguf_reader
 from keras_gemma.storage.sharding import parse_size
@@ -53,6 +53,21 @@ def format_of(path: Path) -> Reader:
     )
 
 
+def is_gemma(folder: Path) -> bool:
+    """Returns True if `folder` holds a Gemma model or a part of one, in a format of `FORMATS`."""
+    try:
+        format = format_of(folder)
+        if folder.is_dir() and (folder / CONFIG).is_file():
+            format.read_backbone(folder)
+        return folder.is_dir()
+    except (ValueError, OSError):
+        return False
+
+
+MODELS = Kind("folders of Gemma models", is_gemma)
+"""Folders that saving a model may replace."""
+
+
 @contextlib.contextmanager
 def open_checked(
     format: Reader, folder: Path, config: GemmaConfig, quantization: QuantizationConfig | None
@@ -70,14 +85,16 @@ def save_as(
     directory: str | Path,
     max_shard_size: int | str | None = None,
     argument: str = "directory",
+    overwrite: bool = False,
 ) -> None:
     """Writes `task`, a `GemmaCausalLM`, to `directory` in a format of `FORMATS`.
 
-    Files of an earlier model, in any format, are replaced together when all new files are complete.
-    `argument` is the caller's name of `directory`, for messages.
+    With `overwrite`, files of an earlier model, in any format, are replaced together when all new
+    files are complete. `argument` is the caller's name of `directory`, for messages.
     """
     format = FORMATS[format_name]
     directory = local_path(directory, argument)
+    check_target(directory, MODELS, overwrite, argument)
     limit = parse_size(format.default_shard_size if max_shard_size is None else max_shard_size)
     stale = [pattern for format in FORMATS.values() for pattern in format.files]
     with replacing(directory, lambda name: matches_any(name, stale), argument) as folder:

@@ -12,15 +12,16 @@ from typing import Any
 from keras_gemma.backend import uninitialized
 from keras_gemma.catalogue import find
 from keras_gemma.config import GemmaConfig
-from keras_gemma.model.weights import QuantizedWeight
+from keras_gemma.model.weights import QuantizedWeight, randomize
 from keras_gemma.quantization import AS_STORED, QuantizationConfig, to_config
 from keras_gemma.storage import formats
 from keras_gemma.storage.arguments import check_arguments, kind_of, pop_arguments
-from keras_gemma.storage.files import local_path, replacing, within
+from keras_gemma.storage.files import check_target, local_path, replacing, within
 from keras_gemma.storage.format_interface import Reader
+from keras_gemma.storage.hub.downloads import DownloadError
 from keras_gemma.storage.hub.locate import resolve
 from keras_gemma.storage.keras_preset import layout, writer
-from keras_gemma.storage.sharding import parse_size
+from keras_gemma.storage.sharding import parse_gigabytes
 from keras_gemma.storage.tensor_streaming import stream
 
 READ_SUFFIXES = {
@@ -44,7 +45,15 @@ def load(
     check_arguments(cls, load_weights, dtype, kwargs)
     text = kind != "backbone" and "preprocessor" not in kwargs
     model = kind in ("backbone", "task") and "backbone" not in kwargs
-    folder = resolve(preset, text=text, weights=model and load_weights)
+    try:
+        folder = resolve(preset, text=text, weights=model and load_weights)
+    except DownloadError as error:
+        if not (model and text) or load_weights:
+            raise
+        raise ValueError(
+            f"{error} Only the tokenizer needs a download: pass `preprocessor=None` for a model "
+            "without one."
+        ) from error
     if model and (published := find(preset)) is not None:
         if dtype is None and preset == published.name:
             dtype = published.dtype  # the same for both hubs
@@ -70,22 +79,30 @@ def _full_name(preset: str | Path) -> str:
     return str(path.resolve()) if find(preset) is None and path.exists() else str(preset)
 
 
-def save(item: Any, preset_dir: str | Path, max_shard_size: int | str = "10GB") -> None:
+def save(
+    item: Any,
+    preset_dir: str | Path,
+    max_shard_size: float | str | None = 10,
+    overwrite: bool = False,
+) -> None:
     """Implements `Presettable.save_to_preset`.
 
-    Files of an earlier preset are replaced together when all new files are complete. Files that
-    `item` does not contain are kept, such as the tokenizer when a backbone is saved. A task
-    replaces a Hugging Face checkpoint; a part of a task is refused there.
+    A part, such as a tokenizer, is saved into a preset that lacks it without `overwrite`. Files of
+    an earlier preset are replaced together when all new files are complete. Files that `item` does
+    not contain are kept. A task replaces a Hugging Face checkpoint; a part of a task is refused
+    there.
     """
     kind = kind_of(type(item))
+    max_shard_bytes = parse_gigabytes(max_shard_size)
     if kind == "task":
-        formats.save_as(item, "keras", preset_dir, max_shard_size, argument="preset_dir")
+        formats.save_as(item, "keras", preset_dir, max_shard_bytes, "preset_dir", overwrite)
         return
     preset_dir = local_path(preset_dir, "preset_dir")
-    max_shard_bytes = parse_size(max_shard_size)
     if kind == "backbone":
         writer.check_backbone(item, max_shard_bytes)
     formats.check_only_format(formats.FORMATS["keras"], preset_dir)
+    has_part = any(next(preset_dir.glob(file), None) for file in layout.PART_FILES[kind])
+    check_target(preset_dir, formats.MODELS, overwrite or not has_part, "preset_dir")
 
     stale = layout.BACKBONE_FILES if kind == "backbone" else ()
     with replacing(preset_dir, lambda name: formats.matches_any(name, stale)) as folder:
@@ -140,7 +157,10 @@ class PresetParts:
         elif requested is not None and requested.mode == AS_STORED:
             arguments["quantization"] = quantization = _as_stored(format, folder, config)
         if not self.load_weights:
-            return cls(**arguments)
+            with uninitialized():
+                backbone = cls(**arguments)
+            randomize(backbone.named_weights(), backbone.variable_dtype)
+            return backbone
         with formats.open_checked(format, folder, config, quantization) as (stored, specs):
             with uninitialized():
                 backbone = cls(**arguments)

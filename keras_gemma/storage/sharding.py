@@ -5,6 +5,7 @@ Knows neither a format nor the names in it.
 
 import math
 import re
+import sys
 
 from keras_gemma.checks import is_number
 
@@ -26,13 +27,23 @@ def parse_size(size: int | float | str) -> int:
     return int(number * _UNITS[unit])
 
 
+def parse_gigabytes(size: float | str | None) -> int:
+    """Returns the bytes of KerasHub's `max_shard_size`: a number of GiB. `None` sets no limit.
+
+    Strings are those of `parse_size`.
+    """
+    if size is None:
+        return sys.maxsize
+    return parse_size(size * 2**30 if is_number(size) else size)
+
+
 def plan_shards(sizes: dict[str, int], max_shard_size: int) -> list[list[str]]:
     """Divides weights, given by their bytes, among files. Returns the names in each file."""
     name, largest = max(sizes.items(), key=lambda item: item[1])
     if largest > max_shard_size:
         raise ValueError(
             f"`max_shard_size` is smaller than the largest tensor ({name}: {largest} bytes). "
-            f"Received: {max_shard_size} bytes. A number counts bytes; '10GB' is a string."
+            f"Received: {max_shard_size} bytes"
         )
     plan: list[list[str]] = [[]]
     filled = 0

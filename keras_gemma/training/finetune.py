@@ -45,6 +45,7 @@ def finetune(
     samples: Sequence[str] = (),
     callbacks: Sequence[keras.callbacks.Callback] = (),
     verbose: bool = True,
+    overwrite: bool = False,
     **settings: Any,
 ) -> FinetuneResult:
     """Trains `lm` on `data` and saves the result in the folder `output`.
@@ -60,13 +61,14 @@ def finetune(
     Args:
         lm: The model. It is compiled again and trained in place.
         data: Result of `chat_dataset`.
-        output: Folder to write to. It is created if necessary.
+        output: Folder to write to. It is created, or has an earlier run.
         validation_data: Result of `chat_dataset`. Its loss is computed at each checkpoint, and the
             weights with the lowest loss are saved.
         samples: Questions whose answers by the model are printed at each checkpoint.
         callbacks: Keras callbacks, such as `keras.callbacks.TensorBoard`. Their batches are steps,
             and their epochs are checkpoints.
         verbose: If True, prints progress.
+        overwrite: If True, starts again and replaces an earlier run in `output`.
         **settings: `FinetuneSettings`.
 
     Returns:
@@ -74,8 +76,8 @@ def finetune(
 
     Raises:
         ValueError: If a setting is out of range, `output` has a run with other settings or data,
-            rows are longer than the model's context, or the model has no trainable variables or no
-            preprocessor.
+            or anything but a run, rows are longer than the model's context, or the model has no
+            trainable variables or no preprocessor.
         TypeError: If a setting is unknown.
         FloatingPointError: If the loss is no longer finite. The last checkpoint is intact.
         OSError: If a checkpoint cannot be written.
@@ -95,7 +97,8 @@ def finetune(
     print(result.path, result.loss)
     ```
     """
-    run = TrainingRun(lm, data, Path(output), validation_data, read_settings(settings), verbose)
+    settings = read_settings(settings)
+    run = TrainingRun(lm, data, Path(output), validation_data, settings, verbose, overwrite)
     callback_list = keras.callbacks.CallbackList(list(callbacks), add_history=False, model=lm)
     callback_list.on_train_begin()
     for step in run.remaining_steps():

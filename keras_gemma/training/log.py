@@ -74,6 +74,14 @@ class Log:
         return figure
 
 
+def is_log(path: Path) -> bool:
+    """Returns True if `path` is a file that `Log` wrote."""
+    if not path.is_file():
+        return False
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.readline().strip() == ",".join(COLUMNS)
+
+
 def _read(row: dict[str, str]) -> dict[str, Any]:
     types = {"step": int, "epoch": int}
     return {n: types.get(n, float)(row[n]) if row[n] else None for n in COLUMNS}

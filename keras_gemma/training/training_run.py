@@ -17,14 +17,20 @@ import numpy as np
 from keras import ops
 
 from keras_gemma.causal_lm.model import GemmaCausalLM
+from keras_gemma.storage.adapters.peft import ADAPTERS
+from keras_gemma.storage.files import Kind, check_target
+from keras_gemma.storage.formats import MODELS
 from keras_gemma.text.preprocessor import require_preprocessor
 from keras_gemma.training.chat_dataset import ChatDataset
 from keras_gemma.training.checkpoint import read_metadata, read_variables, write_checkpoint
-from keras_gemma.training.log import Log
+from keras_gemma.training.log import Log, is_log
 from keras_gemma.training.settings import FEW_UPDATES, FinetuneSettings
 
 LAST, BEST = "last.safetensors", "best.safetensors"
 LOG, CURVES, ADAPTER, MODEL = "log.csv", "curves.png", "adapter", "model"
+
+RUNS = Kind("training runs", lambda folder: (folder / LAST).is_file() or is_log(folder / LOG))
+"""Folders that a run may write to: an interrupted run may have no checkpoint yet."""
 
 
 class TrainingRun:
@@ -48,9 +54,13 @@ class TrainingRun:
         validation_data: Any,
         settings: FinetuneSettings,
         verbose: bool,
+        overwrite: bool = False,
     ) -> None:
         self.lm, self.data, self.output = lm, data, output
         self.validation_data = validation_data
+        check_target(output, RUNS, True, "output")  # without `overwrite`, the run is continued
+        check_target(output / ADAPTER, ADAPTERS, True, "output")
+        check_target(output / MODEL, MODELS, True, "output")
         require_preprocessor(lm.preprocessor, "training", None)
         lm.adapters.check_trainable()
         if not lm.trainable_variables:
@@ -71,6 +81,9 @@ class TrainingRun:
         self.best, self.waited, self.done, self.loss = None, 0, 0, math.nan
         self.schedule = self._schedule()
         self._compile()
+        if overwrite:
+            for name in (LAST, BEST, LOG):
+                (output / name).unlink(missing_ok=True)
         self._restore()
         self.log = Log(output / LOG, self.done)
         self.verbose, self.has_bar = verbose, verbose and is_interactive()
@@ -177,7 +190,8 @@ class TrainingRun:
         if changes:
             raise ValueError(
                 f"{self.output} has a run with other settings ({', '.join(changes)}). Continue "
-                "with the same settings, choose another `output`, or delete the folder."
+                "with the same settings, choose another `output`, or pass overwrite=True to "
+                "start again."
             )
         read_variables(path, self.variables())
         self.done, self.best, self.waited = state["step"], state["best"], state["waited"]
@@ -297,10 +311,10 @@ class TrainingRun:
             read_variables(self.output / BEST, self.trained())
         if self.lm.active_adapter is not None:
             path = self.output / ADAPTER
-            self.lm.save_lora(path)
+            self.lm.save_lora(path, overwrite=True)
         else:
             path = self.output / MODEL
-            self.lm.save_to_preset(path)
+            self.lm.save_to_preset(path, overwrite=True)
         if self.log.rows and importlib.util.find_spec("matplotlib"):
             self.log.figure().savefig(self.output / CURVES, dpi=150)
         elif self.verbose and self.log.rows:

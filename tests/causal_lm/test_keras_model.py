@@ -1,11 +1,14 @@
 """Keras model features (files, config, summary, stateless calls) and presets."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
-from keras_gemma import GemmaCausalLM, samplers
+from keras_gemma import GemmaBackbone, GemmaCausalLM, catalogue, samplers
+from keras_gemma.backend import uninitialized
 from tests.models import compile_lm, make_lm, on_torch
 
 IDS = np.array([[2, 9, 31, 8, 300, 77, 5], [2, 400, 3, 17, 60, 0, 0]], "int32")
@@ -69,7 +72,23 @@ def test_summary(lm, capsys):
     shown = capsys.readouterr().out
     assert "gemma_backbone" in shown
     assert f"{lm.backbone.config.parameter_count:,}" in shown
+    assert "Preprocessor" in shown and "(GemmaTokenizer)" in shown
+    assert f"Vocab size: {lm.preprocessor.tokenizer.vocabulary_size():,}" in shown
     assert lm.count_params() == lm.backbone.count_params() == lm.backbone.config.parameter_count
+
+
+@pytest.mark.once
+def test_summary_of_a_large_model(monkeypatch):
+    """No number is cut in a terminal of 80 columns."""
+    sizes = catalogue.presets()["gemma2_27b_en"].config.to_dict()
+    with uninitialized():
+        backbone = GemmaBackbone(**sizes | {"num_layers": 1}, dtype="bfloat16")
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = []
+    backbone.summary(print_fn=lines.append)
+    text = "\n".join(lines)
+    assert f"{sizes['vocabulary_size'] * sizes['hidden_dim']:,}" in text
+    assert not re.search(r",\d*…", text)
 
 
 def test_outputs(lm):

@@ -225,3 +225,29 @@ def test_devices(monkeypatch):
     assert environment == {"CUDA_VISIBLE_DEVICES": "1"}
     choose_device("CPU")
     assert [environment[name] for name in names] == ["", "cpu", "cpu"]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("command", ["convert", "quantize"])
+def test_existing_targets(command, tmp_path, monkeypatch):
+    """They are found before the model is read."""
+    preset = tmp_path / "preset"
+    assert main(["convert", "gemma_tiny_en", str(preset)]) == 0
+    before = (preset / "model.weights.h5").read_bytes()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text('{"mine": 1}')
+
+    def read(*args, **kwargs):
+        raise AssertionError("The model was read.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GemmaCausalLM, "from_preset", read)
+        with pytest.raises(ValueError, match=r"The target exists: .* pass --overwrite"):
+            main([command, "gemma_tiny_en", str(preset)])
+        for options in ([], ["--overwrite"]):
+            with pytest.raises(ValueError, match="--overwrite replaces only folders of Gemma"):
+                main([command, "gemma_tiny_en", str(tmp_path / "mine"), *options])
+    assert (preset / "model.weights.h5").read_bytes() == before
+    assert (tmp_path / "mine" / "config.json").read_text() == '{"mine": 1}'
+    assert main([command, str(preset), str(preset), "--overwrite"]) == 0
+    assert GemmaCausalLM.from_preset(preset).backbone.config

@@ -3,7 +3,7 @@
 import keras
 import pytest
 
-from keras_gemma import export
+from keras_gemma import export, extras
 from keras_gemma.causal_lm.model import GemmaCausalLM
 from keras_gemma.cli import main
 
@@ -19,6 +19,7 @@ def seen(monkeypatch):
 
     for name in export.FORMATS:
         monkeypatch.setitem(export.FORMATS, name, write)
+        monkeypatch.setitem(extras.EXPORTS, name, (name, ()))
     return calls
 
 
@@ -32,7 +33,7 @@ def test_saved_model(tmp_path, seen, capsys):
     assert backbone.quantization.mode == "int8"
     assert keras.backend.standardize_dtype(backbone.compute_dtype) == "float32"
     assert "as tf_saved_model: 2 files" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="overwrite=True"):
+    with pytest.raises(ValueError, match=r"The target exists: .*pass --overwrite to replace it"):
         main(command)
     assert main([*command, "--overwrite"]) == 0
     assert seen[1][1] == {}
@@ -67,13 +68,32 @@ def test_target_is_checked_before_the_model_is_read(tmp_path, monkeypatch):
         raise AssertionError("The model was read.")
 
     monkeypatch.setattr(GemmaCausalLM, "from_preset", read)
+    monkeypatch.setitem(extras.EXPORTS, "tf_saved_model", ("tensorflow", ()))
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "thesis.txt").write_text("")
     for place, message in (
-        ("file/model", "`path` cannot be written: .*Pass a writable path"),
-        ("file", "`path` exists"),
-        ("folder", "`path` exists"),
+        ("file/model", "`target` cannot be written: .*Pass a writable path"),
+        ("file", "The target must be a folder"),
+        ("folder", "The target exists, and --overwrite replaces only exports"),
     ):
         with pytest.raises(ValueError, match=message):
             main(["export", "gemma_tiny_en", str(tmp_path / place)])
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("format", "missing", "extra"),
+    [
+        ("tf_saved_model", "tensorflow and tensorflow_text", "tensorflow"),
+        ("jax", "flatbuffers", "jax"),
+        ("onnx", "torch and onnx and onnxscript", "onnx"),
+    ],
+)
+def test_missing_packages(format, missing, extra, monkeypatch, tmp_path):
+    """The message names the format, not a backend that the user did not choose."""
+    packages = missing.split(" and ")
+    monkeypatch.setattr(extras, "is_installed", lambda name: name not in packages)
+    words = rf'format={format!r} needs {missing}, not .*`pip install "\.\[{extra}\]"`'
+    with pytest.raises(ImportError, match=words):
+        main(["export", "gemma_tiny_en", str(tmp_path / "x"), "--format", format])

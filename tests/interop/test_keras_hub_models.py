@@ -356,7 +356,7 @@ def test_other_objects_are_refused(tiny_proto):
 def test_without_keras_hub(monkeypatch):
     monkeypatch.setitem(sys.modules, "keras_hub", None)
     for convert in (to_keras_hub, from_keras_hub):
-        with pytest.raises(ImportError, match=r'pip install "keras-gemma\[hub\]"'):
+        with pytest.raises(ImportError, match=r'pip install "\.\[hub\]"'):
             convert(None)
 
 

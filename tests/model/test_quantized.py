@@ -1,5 +1,6 @@
 """Quantized backbones, compared with unquantized ones that hold the dequantized weights."""
 
+import re
 import warnings
 import weakref
 
@@ -239,5 +240,8 @@ def test_summary(capsys):
     backbone.quantize("int8")
     lines = []
     backbone.summary(print_fn=lines.append)
-    assert "bfloat16" in lines[-1] and "int8" in lines[-1] and "MB" in lines[-1]
+    assert "bfloat16" in lines[-1] and "int8" in lines[-1]
+    size = sum(weight.bytes for weight in backbone.named_weights().values())
+    (total,) = re.findall(r"Total params: .* \((.*)\)", "\n".join(lines))
+    assert total == f"{size / 2**10:.2f} KB"
     assert keras_gemma.quantization.report is report

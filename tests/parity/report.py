@@ -4,8 +4,7 @@ KERAS_BACKEND selects the backend. Differences are relative to the largest value
 to the root mean square.
 """
 
-import keras
-
+from keras_gemma.backend_choice import use_backend
 from tests.configurations import CONFIGURATIONS
 from tests.parity.pairs import (
     FULL,
@@ -20,7 +19,7 @@ from tests.parity.pairs import (
 
 
 def main() -> None:
-    print(f"| {keras.config.backend()} | hidden | logits | padded logits | bfloat16 logits |")
+    print(f"| {use_backend()} | hidden | logits | padded logits | bfloat16 logits |")
     print("|---|---|---|---|---|")
     for variant, configuration in CONFIGURATIONS.items():
         ours, theirs = make_ours(configuration), make_theirs(configuration)

@@ -99,7 +99,7 @@ def test_wrong_result_types_raise():
 
 def test_without_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ImportError, match=r'pip install "keras-gemma\[plots\]"'):
+    with pytest.raises(ImportError, match=r'pip install "\.\[plots\]"'):
         plots.surprisal(SCORES)
 
 

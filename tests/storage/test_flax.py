@@ -137,7 +137,7 @@ def test_reads_shards(folder, backbone):
 def test_safetensors_have_precedence(folder):
     other = make_backbone(CONFIGURATIONS["gemma1_multi_query"])
     other.named_weights()["final_norm"].assign(np.full(32, 0.5, "float32"))
-    save_to_hugging_face(Task(other), folder)
+    save_to_hugging_face(Task(other), folder, overwrite=True)
     assert not (folder / WEIGHTS).exists()  # a save replaces the whole model
     (folder / WEIGHTS).write_bytes(b"not read")
     assert_same_weights(GemmaBackbone.from_preset(folder), other)

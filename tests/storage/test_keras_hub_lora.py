@@ -61,6 +61,7 @@ def test_bad_files(tmp_path):
     (tmp_path / "a.lora.h5").write_bytes(b"x")
     with pytest.raises(ValueError, match="cannot be read as a file of KerasHub's"):
         backbone.load_lora_weights(tmp_path / "a.lora.h5")
+    (tmp_path / "a.lora.h5").unlink()
     backbone.save_lora_weights(tmp_path / "a.lora.h5")
     other = make_backbone(GEMMA2)
     with pytest.raises(ValueError, match=r"does not fit this model \(\d problems\)"):

@@ -57,7 +57,7 @@ def test_bfloat16_and_shards_in_both_directions(sharded, tmp_path):
     assert ours.dtype_policy.name == "bfloat16"
     assert_same_as_keras_hub(ours, theirs)
 
-    save(ours, tmp_path / "ours", max_shard_size=size)
+    save(ours, tmp_path / "ours", max_shard_size=size / 2**30)
     files = sorted(path.name for path in (tmp_path / "ours").iterdir())
     assert files == sorted(path.name for path in (tmp_path / "theirs").iterdir())
     assert ("model_00001.weights.h5" in files) == sharded
@@ -167,7 +167,7 @@ def test_shard_sizes():
 
 def test_shard_smaller_than_tensor(tmp_path):
     with pytest.raises(ValueError, match=r"token_embedding: 65536 bytes.*Received: 10 bytes"):
-        save(make_backbone(GEMMA1), tmp_path / "new", max_shard_size=10)
+        save(make_backbone(GEMMA1), tmp_path / "new", max_shard_size="10B")
     assert not (tmp_path / "new").exists()
 
 
@@ -183,8 +183,10 @@ def test_interrupted_save_keeps_earlier_preset(preset, monkeypatch):
         return write(self, name, **kwargs)
 
     monkeypatch.setattr(h5py.Group, "create_dataset", failing)
-    with pytest.raises(OSError, match="No space left"):
-        other.save_to_preset(preset)
+    with pytest.raises(
+        OSError, match=r"No space is left on the disk of `preset_dir`.*was replaced"
+    ):
+        other.save_to_preset(preset, overwrite=True)
     assert {p: p.read_bytes() for p in preset.rglob("*") if p.is_file()} == before
     assert list(preset.parent.iterdir()) == [preset]
 
@@ -192,13 +194,13 @@ def test_interrupted_save_keeps_earlier_preset(preset, monkeypatch):
 def test_save_replaces_weights_and_keeps_other_files(preset):
     (preset / "README.md").write_text("mine")
     other = make_backbone(GEMMA2)
-    save(other, preset, max_shard_size="70KB")
+    save(other, preset, max_shard_size="70KB", overwrite=True)
     names = {path.name for path in preset.iterdir()}
     assert not {"task.json", "model.weights.h5"} & names
     assert {"README.md", "tokenizer.json", "model.weights.json", "assets"} <= names
     assert_same_weights(Task.from_preset(preset).backbone, other)
 
-    Task(other).save_to_preset(preset)
+    Task(other).save_to_preset(preset, overwrite=True)
     names = {path.name for path in preset.iterdir()}
     assert not {"tokenizer.json", "preprocessor.json", "model.weights.json"} & names
     assert {"README.md", "task.json", "model.weights.h5"} <= names

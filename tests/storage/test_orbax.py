@@ -397,12 +397,12 @@ def test_saves_replace_each_other(model, tiny_proto):
     (model / "notes.txt").write_text("kept")
     (model / "d/notes.txt").write_text("kept")
     task = make_task(GEMMA1, tiny_proto)
-    save(task, model)
+    save(task, model, overwrite=True)
     names = {path.relative_to(model).as_posix() for path in model.rglob("*") if path.is_file()}
     assert {"notes.txt", "d/notes.txt", "model.weights.h5"} <= names
     assert not [name for name in names if "ocdbt" in name or "METADATA" in name]
     assert_same_weights(GemmaBackbone.from_preset(model), task.backbone)
-    save_to_orbax(make_task(GEMMA2, tiny_proto), model)
+    save_to_orbax(make_task(GEMMA2, tiny_proto), model, overwrite=True)
     assert not (model / "model.weights.h5").exists()
     assert GemmaBackbone.from_preset(model).config == GemmaConfig(**GEMMA2)
     with pytest.raises(ValueError, match="`preset_dir` holds an Orbax checkpoint"):
@@ -426,7 +426,7 @@ def test_models_that_deepminds_package_does_not_compute(tmp_path):
 
 def test_missing_package(model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorstore", None)
-    line = r'`pip install "keras-gemma\[orbax\]"`'
+    line = r'`pip install "\.\[orbax\]"`'
     with pytest.raises(ImportError, match=f"Reading Orbax checkpoints needs .*{line}"):
         GemmaBackbone.from_preset(model)
     with pytest.raises(ImportError, match=f"Writing Orbax checkpoints needs .*{line}"):

@@ -1,11 +1,15 @@
 """Names and folders of presets, and the objects built from them."""
 
 import keras
+import numpy as np
 import pytest
 
 from keras_gemma import catalogue
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.storage import resolve
+from keras_gemma.storage.hub import downloads
+from keras_gemma.storage.hub.downloads import DownloadError, RequiredFiles
+from keras_gemma.storage.presets import PresetParts
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor, GemmaPreprocessor
 from keras_gemma.text.tokenizer import GemmaTokenizer
 from tests.configurations import GEMMA1
@@ -90,12 +94,13 @@ def test_preset_without_vocabulary(tmp_path):
 
 
 def test_parts_can_be_saved_one_by_one(preset, tmp_path, tiny_proto):
-    GemmaTokenizer.from_preset(preset).save_to_preset(tmp_path)
-    assert GemmaTokenizer.from_preset(tmp_path).proto == tiny_proto
-    make_backbone(GEMMA1).save_to_preset(tmp_path)
+    folder = tmp_path / "parts"
+    GemmaTokenizer.from_preset(preset).save_to_preset(folder)
+    assert GemmaTokenizer.from_preset(folder).proto == tiny_proto
+    make_backbone(GEMMA1).save_to_preset(folder)
     preprocessor = GemmaCausalLMPreprocessor.from_preset(preset, add_start_token=False)
-    preprocessor.save_to_preset(tmp_path)
-    task = Task.from_preset(tmp_path)
+    preprocessor.save_to_preset(folder, overwrite=True)  # also writes the tokenizer
+    task = Task.from_preset(folder)
     assert task.preprocessor.add_start_token is False
     assert_same_weights(task.backbone, make_backbone(GEMMA1))
 
@@ -201,3 +206,45 @@ def test_models_know_their_preset(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     backbone.save_to_preset("mine")
     assert GemmaBackbone.from_preset("mine").preset == str(tmp_path / "mine")
+
+
+def test_random_weights(preset):
+    """Initial weights have the deviation of the layers, and the seed decides them."""
+
+    def draw(seed, **options):
+        keras.utils.set_random_seed(seed)
+        return GemmaBackbone.from_preset(preset, load_weights=False, **options)
+
+    first = draw(1)
+    keras.utils.set_random_seed(2)
+    built = GemmaBackbone(**first.config.to_dict())
+    for name, weight in built.named_weights().items():
+        numbers = first.named_weights()[name].numpy()
+        assert abs(numbers.std() - weight.numpy().std()) < 0.002, name
+        assert abs(numbers.mean()) < 0.002, name
+    assert_same_weights(draw(1), first)
+    other = draw(2).named_weights()["token_embedding"].numpy()
+    assert not np.array_equal(other, first.named_weights()["token_embedding"].numpy())
+    quantized = draw(1, quantization="int8").named_weights()["layers.0.gate"].numpy()
+    assert abs(quantized.std() - 0.02) < 0.002
+
+
+def refuse(*arguments):
+    raise DownloadError("no network")
+
+
+@pytest.mark.once
+def test_random_weights_need_no_download(monkeypatch):
+    """A published model without its tokenizer; with one, the message says so."""
+    monkeypatch.setattr(downloads, "from_kaggle", refuse)
+    monkeypatch.setattr(downloads, "from_hugging_face", refuse)
+    monkeypatch.setattr(RequiredFiles, "are_cached", lambda files, find: False)
+    folders = []
+    with monkeypatch.context() as patch:
+        patch.setattr(PresetParts, "task", lambda parts, *rest: folders.append(parts.folder))
+        for name in catalogue.presets():
+            Task.from_preset(name, load_weights=False, preprocessor=None)
+    assert len(folders) == len(catalogue.presets()) > 30
+    assert all((folder / "config.json").is_file() for folder in folders)
+    with pytest.raises(ValueError, match=r"no network.*pass `preprocessor=None`"):
+        Task.from_preset("gemma_2b_en", load_weights=False)

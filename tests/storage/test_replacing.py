@@ -1,11 +1,14 @@
 """Replacement of folders: permissions, files of other formats, invalid paths."""
 
+import errno
+import json
 import os
 import stat
 
 import numpy as np
 import pytest
 
+from keras_gemma import GemmaCausalLM
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.storage import save
 from keras_gemma.storage.files import replacing
@@ -52,7 +55,7 @@ def test_folder_keeps_permissions(writer, task, tmp_path):
     modes = {folder: 0o700, weights: 0o600, folder / "mine": 0o750, folder / "mine/notes": 0o640}
     for path, value in modes.items():
         path.chmod(value)
-    writer(task, folder)
+    writer(task, folder, overwrite=True)
     assert {path: mode(path) for path in modes} == modes
     writer(task, tmp_path / "other")
     assert mode(tmp_path / "other") == usual
@@ -65,17 +68,19 @@ def test_file_keeps_permissions(task, tmp_path):
     usual = mode(path)
     assert usual != 0o600
     path.chmod(0o600)
-    save_to_gguf(task, path)
+    save_to_gguf(task, path, overwrite=True)
     assert mode(path) == 0o600
 
 
 def test_links_and_empty_folders_stay(task, tmp_path):
     folder = tmp_path / "model"
+    save(task, folder)
     (folder / "empty").mkdir(parents=True)
     (folder / "broken").symlink_to("nowhere")
-    (tmp_path / "outside").touch(mode=0o600)
+    (folder / "config.json").rename(tmp_path / "outside")
+    (tmp_path / "outside").chmod(0o600)
     (folder / "config.json").symlink_to(tmp_path / "outside")
-    save(task, folder)
+    save(task, folder, overwrite=True)
     assert KERAS | {"empty", "broken"} == names(folder)
     assert not (folder / "config.json").is_symlink()
     assert mode(tmp_path / "outside") == 0o600
@@ -92,20 +97,20 @@ def test_whole_model_replaces_other_format(task, tmp_path):
     (folder / "model_backup").mkdir()
     (folder / "model_backup" / "a.weights.h5").touch()
     mine = {"README.md", "model_backup"}
-    save(task, folder)
+    save(task, folder, overwrite=True)
     assert names(folder) == KERAS | mine
     assert_same_weights(Task.from_preset(folder).backbone, task.backbone)
-    save_to_hugging_face(task, folder)
+    save_to_hugging_face(task, folder, overwrite=True)
     assert names(folder) == HUGGING_FACE | mine
     assert_same_weights(Task.from_preset(folder).backbone, task.backbone)
     save(task.backbone, tmp_path / "part")
     (tmp_path / "part" / "model_backup").mkdir()
     (tmp_path / "part" / "model_backup" / "a.weights.h5").touch()
-    save(task.backbone, tmp_path / "part")
+    save(task.backbone, tmp_path / "part", overwrite=True)
     assert (tmp_path / "part" / "model_backup" / "a.weights.h5").exists()
-    save(Task(task.backbone), folder, max_shard_size="70KB")
+    save(Task(task.backbone), folder, max_shard_size="70KB", overwrite=True)
     assert not names(folder) & (HUGGING_FACE - {"config.json"})
-    save_to_hugging_face(Task(task.backbone), folder)
+    save_to_hugging_face(Task(task.backbone), folder, overwrite=True)
     assert names(folder) == {"config.json", "model.safetensors"} | mine
 
 
@@ -124,7 +129,7 @@ def test_part_does_not_mix_with_other_format(part, task, tmp_path):
         save(item, folder)
     (folder / "config.json").unlink()
     save(item, folder)
-    save(item, folder)
+    save(item, folder, overwrite=True)
 
 
 # Places that are none.
@@ -257,8 +262,107 @@ def test_arguments_of_gguf(task, tmp_path):
 
 
 def test_tokenizer_is_saved_next_to_other_files(task, tmp_path):
-    (tmp_path / "model").mkdir()
+    save(task.backbone, tmp_path / "model")
     (tmp_path / "model" / "notes.txt").write_text("mine")
     (tmp_path / "model" / "tokenizer.json").write_text("{")
-    save(task.preprocessor.tokenizer, tmp_path / "model")
+    save(task.preprocessor.tokenizer, tmp_path / "model", overwrite=True)
     GemmaTokenizer.from_preset(tmp_path / "model")
+    assert (tmp_path / "model" / "notes.txt").read_text() == "mine"
+
+
+# Targets that exist.
+
+
+WRITERS = {
+    "preset": (lambda lm, path, **how: lm.save_to_preset(path, **how), "model"),
+    "hugging_face": (lambda lm, path, **how: lm.save_to_hugging_face(path, **how), "model"),
+    "orbax": (lambda lm, path, **how: lm.save_to_orbax(path, **how), "model"),
+    "gguf": (lambda lm, path, **how: lm.save_to_gguf(path, **how), "model.gguf"),
+    "lora": (lambda lm, path, **how: lm.save_lora(path, **how), "adapter"),
+    "h5": (lambda lm, path, **how: lm.backbone.save_lora_weights(path, **how), "x.lora.h5"),
+}
+
+
+def contents(path):
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
+
+
+@pytest.fixture(scope="module")
+def adapted():
+    lm = GemmaCausalLM.from_preset("gemma_tiny_en")
+    lm.enable_lora(rank=2)
+    return lm
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("name", WRITERS)
+def test_existing_targets(name, adapted, tmp_path):
+    """A result is replaced on request only, and anything else never."""
+    write, place = WRITERS[name]
+    target = tmp_path / place
+    if "." not in place:
+        target.mkdir()  # an empty folder holds nothing to lose
+    write(adapted, target)
+    before = contents(target)
+    with pytest.raises(ValueError, match=r"exists: choose another path, or pass overwrite=True"):
+        write(adapted, target)
+    assert contents(target) == before
+    write(adapted, target, overwrite=True)
+    assert contents(target) != before
+
+    other = tmp_path / f"other_{place}"
+    if "." in place:
+        other.write_text("mine")
+    else:
+        other.mkdir()
+        (other / "config.json").write_text('{"mine": 1}')
+    before = contents(other)
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="exists, and `overwrite=True` replaces only"):
+            write(adapted, other, overwrite=overwrite)
+    assert contents(other) == before
+
+
+@pytest.mark.once
+def test_parts_complete_a_preset(task, tmp_path):
+    """KerasHub saves a tokenizer and a backbone to one folder."""
+    save(task.preprocessor, tmp_path / "model")
+    save(task.backbone, tmp_path / "model")
+    for part in (task.preprocessor, task.preprocessor.tokenizer, task.backbone, task):
+        with pytest.raises(ValueError, match="pass overwrite=True"):
+            save(part, tmp_path / "model")
+    assert_same_weights(Task.from_preset(tmp_path / "model").backbone, task.backbone)
+
+
+@pytest.mark.once
+def test_models_of_other_families_are_not_replaced(task, tmp_path):
+    for config in ({"model_type": "llama"}, {"class_name": "BertBackbone", "config": {}}):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ValueError, match="replaces only folders of Gemma models"):
+            save(task, tmp_path, overwrite=True)
+        assert json.loads((tmp_path / "config.json").read_text()) == config
+
+
+# A disk without space.
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        RuntimeError(
+            "Disable slist on flush dest failure failed (errno = 28, error message = "
+            "'No space left on device', buf = 0x562e196c4708)"
+        ),
+    ],
+)
+def test_full_disk(error, tmp_path):
+    with (
+        pytest.raises(OSError, match=r"No space is left on the disk of `preset_dir`.*Free") as full,
+        replacing(tmp_path / "new", lambda name: False),
+    ):
+        raise error
+    assert full.value.errno == errno.ENOSPC and "0x" not in str(full.value)
+    assert list(tmp_path.iterdir()) == []

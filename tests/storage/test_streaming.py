@@ -52,13 +52,15 @@ def memory(what):
 
 before = memory("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")
-quantization = {"none": None, "int8": "int8", "int4": {"mode": "int4", "embedding": "int4"}}
-bits = quantization[sys.argv[3]]
+quantization = {"int8": "int8", "int4": {"mode": "int4", "embedding": "int4"}}
+bits = quantization.get(sys.argv[3])
 if bits is not None:
     GemmaBackbone(512, 2, 4, 2, 64, 128, 16, dtype=sys.argv[2]).quantize(bits)
     before = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
 arguments = {} if bits is None else {"quantization": bits}
+if sys.argv[3] == "random":
+    arguments["load_weights"] = False
 backbone = GemmaBackbone.from_preset(sys.argv[1], dtype=sys.argv[2], **arguments)
 print(memory("VmHWM") - before)
 """
@@ -112,6 +114,14 @@ def test_peak_memory(large, command_environment):
         size = backbone.config.weight_bytes(dtype)
         largest = size * 16384 * 512 // backbone.config.parameter_count
         assert 0.9 * size < measured <= 1.15 * size + largest + SLACK, (form, dtype)
+
+
+@needs_linux
+def test_peak_memory_of_random_weights(large, command_environment):
+    backbone, folder = large
+    size = backbone.config.weight_bytes("bfloat16")
+    measured = measure_peak(folder / "h5", "bfloat16", "random", command_environment)
+    assert 0.9 * size < measured <= 1.15 * size + SLACK
 
 
 @needs_linux

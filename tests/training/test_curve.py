@@ -53,7 +53,7 @@ def test_losses_match_peft(tokenizer, tmp_path):
     lm.save_lora(tmp_path / "before")
     data = chat_dataset(PAIRS, tokenizer, 32, packing=False, batch_size=2)
     settings = {"steps": STEPS, "warmup": WARMUP / STEPS, "learning_rate": PEAK}
-    result = finetune(lm, data, tmp_path, weight_decay=DECAY, verbose=False, **settings)
+    result = finetune(lm, data, tmp_path / "run", weight_decay=DECAY, verbose=False, **settings)
     batches = []
     for epoch in range(STEPS // len(data)):
         data.epoch = epoch

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from keras_gemma import GemmaCausalLM
 from keras_gemma.cli import main
 from keras_gemma.training import FinetuneSettings, chat_dataset, checkpoint, finetune
-from keras_gemma.training.log import Log, smooth
+from keras_gemma.training.log import COLUMNS, Log, smooth
 from tests.models import make_lm
 from tests.training.runs import PAIRS, SETTINGS, make, run_long
 
@@ -358,3 +358,25 @@ def test_command(tmp_path, monkeypatch, capsys):
         main([*command, "--full"])
     assert main([*command, "--full", "--quantization", "int4"]) == 2
     assert "quantized weights cannot be trained" in capsys.readouterr().err
+
+
+def test_output_with_something_else(tiny_proto, data, tmp_path):
+    """The folder is checked before the training, also for what is written at its end."""
+    (tmp_path / "thesis.txt").write_text("mine")
+    (tmp_path / "run" / "adapter").mkdir(parents=True)
+    (tmp_path / "run" / "adapter" / "notes").write_text("mine")
+    for output in (tmp_path, tmp_path / "run"):
+        for overwrite in (False, True):
+            with pytest.raises(ValueError, match=r"`output` exists.*replaces only training runs"):
+                finetune(None, data, output, overwrite=overwrite, **SETTINGS)
+    (tmp_path / "run" / "log.csv").write_text(",".join(COLUMNS) + "\n")
+    with pytest.raises(ValueError, match="replaces only folders of adapters"):
+        finetune(None, data, tmp_path / "run", **SETTINGS)
+
+
+def test_overwrite_starts_again(tiny_proto, data, tmp_path):
+    finetune(make(tiny_proto), data, tmp_path, **SETTINGS)
+    changed = SETTINGS | {"epochs": 1}
+    result = finetune(make(tiny_proto), data, tmp_path, overwrite=True, **changed)
+    assert result.steps == len(data) == len(result.log.rows)
+    assert finetune(make(tiny_proto), data, tmp_path, **changed).steps == len(data)

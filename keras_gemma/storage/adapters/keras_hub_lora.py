@@ -24,16 +24,29 @@ import numpy as np
 from keras_gemma.config import GemmaConfig
 from keras_gemma.lora.adapters import Arrays, check_finite
 from keras_gemma.lora.config import MATRICES, Lora
-from keras_gemma.storage.files import local_path, scratch_folder
+from keras_gemma.storage.files import Kind, check_target, local_path, scratch_folder
 from keras_gemma.storage.tensor_streaming import report_problems
 
 ENDING = ".lora.h5"
 NAME = "default"
 
 
-def save_lora_weights(backbone: Any, filepath: str | Path) -> None:
+def is_lora_file(path: Path) -> bool:
+    """Returns True if `path` is an H5 file with an adapter."""
+    if not path.is_file() or not h5py.is_hdf5(path):
+        return False
+    with h5py.File(path) as file:
+        return "lora" in file
+
+
+LORA_FILES = Kind("files of adapters", is_lora_file, is_folder=False)
+"""Files that saving an adapter may replace."""
+
+
+def save_lora_weights(backbone: Any, filepath: str | Path, overwrite: bool = False) -> None:
     """Implements `GemmaBackbone.save_lora_weights`."""
     path = _path(filepath)
+    check_target(path, LORA_FILES, overwrite, "filepath")
     name = backbone.adapters.active_name()
     arrays, lora = backbone.adapters.arrays(name), backbone.adapters.configs[name]
     check_finite(arrays, f"The adapter {name!r}")

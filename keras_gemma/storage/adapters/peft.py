@@ -15,7 +15,15 @@ import numpy as np
 
 from keras_gemma.lora.adapters import Arrays, check_finite
 from keras_gemma.lora.config import Lora, check_lora_numbers, target_names
-from keras_gemma.storage.files import check_types, local_path, read_json, replacing, write_json
+from keras_gemma.storage.files import (
+    Kind,
+    check_target,
+    check_types,
+    local_path,
+    read_json,
+    replacing,
+    write_json,
+)
 from keras_gemma.storage.hugging_face.layout import tensor_name
 from keras_gemma.storage.hugging_face.safetensors import save_file, tensors
 from keras_gemma.storage.tensor_streaming import StoredTensor, TensorSpec, compare, report_problems
@@ -50,12 +58,20 @@ _REASONS = {
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initializations that change the matrices of the base model."""
 
+ADAPTERS = Kind("folders of adapters", lambda folder: (folder / CONFIG).is_file())
+"""Folders that saving an adapter may replace."""
+
 
 def save_lora(
-    backbone: Any, directory: str | Path, name: str | None = None, base_model: str | None = None
+    backbone: Any,
+    directory: str | Path,
+    name: str | None = None,
+    base_model: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Implements `GemmaCausalLM.save_lora`."""
     directory = local_path(directory, "directory")
+    check_target(directory, ADAPTERS, overwrite, "directory")
     name = backbone.adapters.active_name(name)
     arrays = backbone.adapters.arrays(name)
     check_finite(arrays, f"The adapter {name!r}")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from keras_gemma import backend
+from keras_gemma.extras import install_hint
 from keras_gemma.storage.gguf.header import TensorInfo, read_header, size_of
 from keras_gemma.storage.gguf.layout import EMBEDDING
 from keras_gemma.storage.gguf.plain_forms import plain_form
@@ -141,6 +142,6 @@ def _import_gguf() -> ModuleType:
         import gguf
     except ImportError as error:
         raise ImportError(
-            'Reading GGUF files needs the package gguf: `pip install "keras-gemma[gguf]"`.'
+            f"Reading GGUF files needs the package gguf. {install_hint('gguf')}"
         ) from error
     return gguf

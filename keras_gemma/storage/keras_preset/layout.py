@@ -31,6 +31,12 @@ SHARD_PATTERN = "model_*.weights.h5"
 
 BACKBONE_FILES = (TASK, WEIGHTS, WEIGHTS_INDEX, SHARD_PATTERN)
 """Files that a new backbone replaces or outdates."""
+PART_FILES = {
+    "backbone": (CONFIG, METADATA, *BACKBONE_FILES),
+    "preprocessor": (TOKENIZER, PREPROCESSOR, VOCABULARY),
+    "tokenizer": (TOKENIZER, VOCABULARY),
+}
+"""Files of a part of a model that is saved by itself."""
 FILES = (CONFIG, TOKENIZER, PREPROCESSOR, METADATA, VOCABULARY, *BACKBONE_FILES)
 
 KERAS_HUB_VERSION = "0.32.0"

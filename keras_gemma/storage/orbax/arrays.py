@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from keras_gemma.extras import install_hint
 from keras_gemma.storage.files import read_json, within
 from keras_gemma.storage.orbax import layout
 from keras_gemma.storage.tensor_streaming import MAX_LAYERS
@@ -81,8 +82,7 @@ def import_tensorstore(action: str) -> ModuleType:
         import tensorstore
     except ImportError as error:
         raise ImportError(
-            f"{action} Orbax checkpoints needs the package tensorstore: "
-            '`pip install "keras-gemma[orbax]"`.'
+            f"{action} Orbax checkpoints needs the package tensorstore. {install_hint('orbax')}"
         ) from error
     return tensorstore
 

@@ -1,0 +1,38 @@
+"""Packages that extras of this package install, and how an error says that one is missing.
+
+Imports neither Keras nor the packages.
+"""
+
+import importlib.util
+
+EXPORTS = {
+    "tf_saved_model": ("tensorflow", ("tensorflow", "tensorflow_text")),
+    "torch": ("torch", ("torch",)),
+    "jax": ("jax", ("jax", "flatbuffers")),
+    "onnx": ("onnx", ("torch", "onnx", "onnxscript")),
+}
+"""Extra of each export format, and the packages that the export imports."""
+
+
+def is_installed(package: str) -> bool:
+    """Returns True if `package` is installed, without importing it."""
+    return importlib.util.find_spec(package) is not None
+
+
+def install_hint(extra: str) -> str:
+    """Returns a sentence on how to install an extra of this package, such as `"gguf"`.
+
+    The package is not on PyPI yet, so it is installed from a clone.
+    """
+    return f'Install with `pip install ".[{extra}]"` in a clone of keras_gemma.'
+
+
+def check_export(format: str) -> None:
+    """Checks that the packages of an export format are installed."""
+    extra, packages = EXPORTS[format]
+    missing = [name for name in packages if not is_installed(name)]
+    if missing:
+        raise ImportError(
+            f"format={format!r} needs {' and '.join(missing)}, not installed here. "
+            f"{install_hint(extra)}"
+        )
