@@ -3,7 +3,6 @@
 Imports Keras, so commands import this module after they have chosen the backend.
 """
 
-import contextlib
 import dataclasses
 import sys
 from pathlib import Path
@@ -11,11 +10,19 @@ from typing import Any
 
 from keras_gemma import backend, catalogue, progress
 from keras_gemma.causal_lm.model import GemmaCausalLM
-from keras_gemma.cli.options import Dtype, Fit, LoadedQuantization, ModelOptions, drop_none
+from keras_gemma.cli.options import (
+    Dtype,
+    Fit,
+    LoadedQuantization,
+    ModelOptions,
+    drop_none,
+    full_name,
+)
 from keras_gemma.config import GemmaConfig
 from keras_gemma.generation.memory import Workload, bytes_needed
-from keras_gemma.quantization import QuantizationConfig
-from keras_gemma.storage.adapters.peft import find_adapter
+from keras_gemma.quantization import QuantizationConfig, to_config
+from keras_gemma.storage.adapters.peft import CONFIG, base_model, find_adapter
+from keras_gemma.storage.files import read_json
 from keras_gemma.storage.formats import format_of
 from keras_gemma.storage.hub.locate import resolve
 
@@ -46,19 +53,23 @@ class Choice:
     """True if the user asked for this precision, or the model is stored in it."""
 
 
+def find_name(options: ModelOptions, default: str) -> str:
+    """Returns the model of a command: --model, else the base of --lora, else `default`."""
+    if options.model is not None:
+        return full_name(options.model)
+    return (options.lora and base_model(options.lora)) or default
+
+
 def load_model(
-    options: ModelOptions,
-    name: str,
-    quantization: LoadedQuantization | None = None,
-    silent: bool = False,
-    explain: bool = False,
+    options: ModelOptions, name: str, silent: bool = False, explain: bool = False
 ) -> GemmaCausalLM:
     """Returns the model of a command, and prints to standard error in which precision.
 
-    `quantization` overrides `options.fit`. `explain` prints even the expected precision.
+    `explain` prints even the expected precision.
     """
-    choice = choose(name, options.fit, options.dtype, quantization)
+    choice = choose(name, options.fit, options.dtype, options.quantization)
     if not silent and (explain or not choice.is_expected):
+        progress.end_status()
         print(f"{name}: {choice.reason}", file=sys.stderr)
     return load(choice, name, silent, options.lora)
 
@@ -69,7 +80,7 @@ def load(
     """Returns the model, with the adapter in folder `lora`. `silent` hides the progress bar."""
     if lora is not None:
         find_adapter(lora)  # Fails before the weights are read.
-    with progress.hidden() if silent else contextlib.nullcontext():
+    with progress.hidden() if silent else progress.status(f"Loading {model} ..."):
         lm = GemmaCausalLM.from_preset(model, **choice.arguments)
     if lora is not None:
         lm.load_lora(lora)
@@ -110,6 +121,44 @@ def read_description(model: str) -> dict[str, Any]:
     """Returns the stored arguments of a model's backbone, without reading its weights."""
     folder = resolve(model, text=False, weights=False)
     return format_of(folder).read_backbone(folder)
+
+
+def describe_folder(model: str) -> dict[str, Any]:
+    """Returns what the folder or file of a model is: format, precision and sizes."""
+    path = resolve(model, text=False)
+    format = format_of(path)
+    description = format.read_backbone(path)
+    config = GemmaConfig.from_dict(description)
+    quantization = to_config(description.get("quantization"))
+    types: dict[str, str] = {}
+    if format.read_stored_types is not None:
+        types = format.read_stored_types(path, config)
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return {
+        "name": model,
+        "format": format.title,
+        "parameters": config.parameter_count,
+        "dtype": description.get("dtype"),
+        "quantization": quantization and quantization.describe(),
+        **({"stored types": ", ".join(sorted(set(types.values())))} if types else {}),
+        "bytes on disk": sum(file.stat().st_size for file in files),
+        **config.to_dict(),
+    }
+
+
+def describe_adapter(folder: Path) -> dict[str, Any]:
+    """Returns the base model and the settings of an adapter."""
+    find_adapter(folder)
+    values = read_json(folder / CONFIG)
+    return {
+        "name": str(folder),
+        "format": "LoRA adapter (PEFT)",
+        "base model": base_model(folder),
+        "rank": values.get("r"),
+        "alpha": values.get("lora_alpha"),
+        "targets": ", ".join(values.get("target_modules") or []),
+        "bytes on disk": sum(file.stat().st_size for file in folder.iterdir()),
+    }
 
 
 def stored_dtype(model: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_gemma.backend import uninitialized
-from keras_gemma.catalogue import find
+from keras_gemma.catalogue import find, presets
 from keras_gemma.config import GemmaConfig
 from keras_gemma.model.weights import QuantizedWeight
 from keras_gemma.quantization import AS_STORED, QuantizationConfig, to_config
@@ -57,7 +57,12 @@ def load(
     parts = PresetParts(folder, formats.format_of(folder), load_weights)
     if text and (message := parts.format.find_ignored_part(folder)) is not None:
         warnings.warn(message, stacklevel=3)  # the caller of `from_preset`
-    return getattr(parts, kind)(cls, kwargs, dtype)
+    item = getattr(parts, kind)(cls, kwargs, dtype)
+    if model and load_weights:
+        is_name = "://" in str(preset) or preset in presets()
+        backbone = item.backbone if kind == "task" else item
+        backbone.preset = str(preset) if is_name else str(Path(folder).absolute())
+    return item
 
 
 def save(item: Any, preset_dir: str | Path, max_shard_size: int | str = "10GB") -> None:
