@@ -45,6 +45,8 @@ def in_options(message: str, names: dict[str, str]) -> str:
 
     def assignment(match: re.Match) -> str:
         name, value = names[match[1]], match[2]
+        if re.fullmatch(r"'[\w./:-]+'", value):
+            value = value[1:-1]
         return name if value == "True" else f"{name} {value}"
 
     value = r"'[^']*'|\"[^\"]*\"|[^\s,;)`]*[^\s,;)`.]"

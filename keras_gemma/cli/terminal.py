@@ -107,9 +107,10 @@ class Terminal:
         """Sends `text` and prints the reply until its end or Ctrl-C."""
         watch, before = Watch(), len(self.chat.dropped)
         stream = self.chat.stream(text)
-        # The first Ctrl-C before the first piece of text is acknowledged by a note.
-        with interrupts(lambda note: watch.times or self.note(note)) as interrupted:
+        has_begun = False
+        with interrupts(lambda note: has_begun or self.note(note)) as interrupted:
             for piece in progress.status_until_first("Thinking ...", stream):
+                has_begun = True  # Ctrl-C needs no note any more.
                 watch.piece()
                 show(piece, end="")
                 if interrupted():

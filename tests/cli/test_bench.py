@@ -56,7 +56,7 @@ def measured(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--shape", "gemma2_3b"], "Similar names are 'gemma2_2b_en'"),
+        (["--shape", "gemma2_3b"], "'gemma2_2b_en', "),
         (["--shape", "gemma2_2b", "--layers", "0"], "--layers"),
         (["--layers", "2"], "needs --shape"),
         (["--shape", "gemma2_2b", "--preset", "gemma_tiny_en"], "not both"),

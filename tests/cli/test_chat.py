@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from keras_gemma.cli import main
-from keras_gemma.cli.keyboard import interrupts
+from keras_gemma.cli.keyboard import interrupts, make_history
 from keras_gemma.cli.terminal import Terminal
 from keras_gemma.cli.texts import read_message
 from tests.cli.process import COMMAND, ROOT
@@ -136,8 +136,9 @@ def test_second_interrupt_raises():
 
 
 BUSY = """
-import ctypes
-from keras_gemma.cli.keyboard import interrupts
+import ctypes, sys
+sys.argv[0] = "keras-gemma"  # imports no Keras
+from keras_gemma.cli.keyboard import interrupts, make_history
 with interrupts(lambda text: print(text, flush=True)):
     print("busy", flush=True)
     mutex = ctypes.create_string_buffer(64)
