@@ -17,7 +17,7 @@ REFRESHES_PER_SECOND = 4
 """Refreshes of a status line. Each takes the interpreter from the task for a moment."""
 
 _is_hidden = ContextVar("is_hidden", default=False)
-_status: ContextVar[Any] = ContextVar("status", default=None)
+_statuses: list[Any] = []  # those of all threads, because they share the terminal
 
 
 @contextlib.contextmanager
@@ -72,18 +72,17 @@ def status(title: str) -> Iterator[None]:
         redirect_stdout=False,  # A command replaces `sys.stderr` while the status is shown.
         redirect_stderr=False,
     )
-    token = _status.set(live)
+    _statuses.append(live)
     try:
         with live:
             yield
     finally:
-        _status.reset(token)
+        _statuses.remove(live)
 
 
 def end_status() -> None:
     """Removes the status line, so that something else can be printed."""
-    live = _status.get()
-    if live is not None:
+    for live in _statuses:
         live.stop()
 
 

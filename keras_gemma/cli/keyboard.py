@@ -5,7 +5,6 @@ messages, Tab completes commands. Messages are kept in the user's cache for the 
 """
 
 import contextlib
-import contextvars
 import os
 import signal
 import sys
@@ -44,7 +43,7 @@ def interrupts(note: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
 
     wake, signaled = os.pipe()
     os.set_blocking(signaled, False)
-    thread = threading.Thread(target=contextvars.copy_context().run, args=(acknowledge,))
+    thread = threading.Thread(target=acknowledge)
     thread.start()
     previous = signal.signal(signal.SIGINT, on_signal)
     previous_descriptor = signal.set_wakeup_fd(signaled, warn_on_full_buffer=False)

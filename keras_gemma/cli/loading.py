@@ -3,8 +3,11 @@
 Imports Keras, so commands import this module after they have chosen the backend.
 """
 
+import contextlib
 import dataclasses
+import math
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from keras_gemma.generation.memory import Workload, bytes_needed
 from keras_gemma.quantization import QuantizationConfig, to_config
 from keras_gemma.storage.adapters.peft import CONFIG, base_model, find_adapter
 from keras_gemma.storage.files import read_json
+from keras_gemma.storage.format_interface import Reader
 from keras_gemma.storage.formats import format_of
 from keras_gemma.storage.hub.locate import resolve
 
@@ -125,25 +129,36 @@ def read_description(model: str) -> dict[str, Any]:
 
 def describe_folder(model: str) -> dict[str, Any]:
     """Returns what the folder or file of a model is: format, precision and sizes."""
-    path = resolve(model, text=False)
+    path = resolve(model, text=False, weights=False)
     format = format_of(path)
     description = format.read_backbone(path)
     config = GemmaConfig.from_dict(description)
     quantization = to_config(description.get("quantization"))
-    types: dict[str, str] = {}
-    if format.read_stored_types is not None:
-        types = format.read_stored_types(path, config)
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return {
         "name": model,
         "format": format.title,
         "parameters": config.parameter_count,
-        "dtype": description.get("dtype"),
+        "stored as": stored_types(format, path, config),
         "quantization": quantization and quantization.describe(),
-        **({"stored types": ", ".join(sorted(set(types.values())))} if types else {}),
         "bytes on disk": sum(file.stat().st_size for file in files),
         **config.to_dict(),
     }
+
+
+def stored_types(format: Reader, path: Path, config: GemmaConfig) -> str | None:
+    """Returns the number formats of the weights in a folder or file, that of most numbers first.
+
+    Returns `None` if there are no weights.
+    """
+    if format.read_stored_types is not None:
+        types = format.read_stored_types(path, config)
+        return ", ".join(sorted(set(types.values()))) or "floating point"
+    counts: Counter[str] = Counter()
+    with contextlib.suppress(FileNotFoundError), format.open_weights(path) as stored:
+        for tensor in stored.values():
+            counts[tensor.dtype] += math.prod(tensor.shape)
+    return ", ".join(dtype for dtype, _ in counts.most_common()) or None
 
 
 def describe_adapter(folder: Path) -> dict[str, Any]:
