@@ -686,7 +686,8 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         Args:
             directory: The folder, created if it does not exist. An adapter in it is replaced.
             name: Name of the adapter. Defaults to the active adapter.
-            base_model: Base model to record for PEFT, such as `"google/gemma-2-2b"`.
+            base_model: Base model to record for PEFT, such as `"google/gemma-2-2b"`. Defaults to
+                the preset that the model was loaded from.
 
         Raises:
             ValueError: If the adapter is unknown, it contains NaN or infinity, or the folder

@@ -23,13 +23,16 @@ from keras_gemma.cli.printing import make_console, make_table
 from keras_gemma.config import GemmaConfig
 from keras_gemma.version import __version__
 
+MAX_LAYERS = 300
+"""Maximum number of layers. Keras's graph of about 500 exceeds Python's recursion limit."""
+
 
 def bench(
     model: ModelOption = None,
     preset: str | None = Option(None, hidden=True, help="Earlier name of --model."),
     shape: str | None = Option(None, help="Use random weights in the sizes of this preset."),
     layers: int | None = Option(
-        None, min=1, help="Number of layers of --shape.", show_default="all"
+        None, min=1, max=MAX_LAYERS, help="Number of layers of --shape.", show_default="all"
     ),
     dtype: DtypeOption = None,
     quantization: LoadedQuantization | None = Option(

@@ -23,6 +23,7 @@ from keras_gemma.cli.options import (
 def finetune(
     data: Path = Option(help="JSON Lines: messages; prompt, completion; instruction; or text."),
     output: Path = Option(
+        ...,
         "--output",
         "-o",
         help="Folder to write. An interrupted run in it is resumed.",

@@ -38,7 +38,11 @@ def option_names(command: Any) -> dict[str, str]:
 
 
 def in_options(message: str, names: dict[str, str]) -> str:
-    """Returns `message` with the options of `names` instead of Python arguments."""
+    """Returns `message` with the options of `names` instead of Python arguments.
+
+    Prompts are counted from 1, and not from 0 as in Python.
+    """
+    message = re.sub(r"\bPrompt (\d+)\b", lambda match: f"Prompt {int(match[1]) + 1}", message)
     any_name = "|".join(map(re.escape, names))
     if not any_name:
         return message

@@ -158,20 +158,17 @@ class Request:
         for i, (prompt, count) in enumerate(zip(self.prompts, self.max_new_tokens, strict=True)):
             if not len(prompt):
                 raise ValueError(
-                    f"{self._name(i)} has no tokens. Pass at least one, such as the start token."
+                    f"Prompt {i} has no tokens. Pass at least one, such as the start token."
                 )
             if count < 1 or len(prompt) + count > context:
                 raise ValueError(
-                    f"{self._name(i)} has {len(prompt)} tokens, but the context length is "
+                    f"Prompt {i} has {len(prompt)} tokens, but the context length is "
                     f"{context}. With the new tokens, there must be at most {context} tokens in "
                     "all, and at least one new token. Shorten the prompt, or allow fewer new "
                     f"tokens. Received: up to {count} new tokens"
                 )
         if self.draft is not None:
             self.draft.check(config, self.max_text_length(), self.sampler)
-
-    def _name(self, i: int) -> str:
-        return f"Prompt {i + 1} of {len(self.prompts)}" if len(self.prompts) > 1 else "The prompt"
 
     def max_text_length(self) -> int:
         """Returns the maximum number of tokens per sequence, including the prompt."""

@@ -178,6 +178,7 @@ def test_report(error, expected, capsys):
         ("generate", "Received: top_p=3.0", "Received: --top-p 3.0"),
         ("generate", "`preset` names", "--model names"),
         ("generate", "Received: preset='a b'", "Received: --model 'a b'"),
+        ("generate", "Prompt 0 has no tokens", "Prompt 1 has no tokens"),
         ("convert", "`preset` names", "SOURCE names"),
         ("convert", "`preset_dir` must be a folder", "TARGET must be a folder"),
         ("export", "name another, or pass overwrite=True.", "name another, or pass --overwrite."),
