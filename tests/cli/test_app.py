@@ -127,7 +127,7 @@ def test_unsupported_backend(monkeypatch):
     assert sys.excepthook.func is report
 
 
-@pytest.mark.parametrize("arguments", [["presets"], ["info", "--json"]])
+@pytest.mark.parametrize("arguments", [["presets"], ["info", "2b", "--json"]])
 def test_closed_pipe_is_not_an_error(command_environment, arguments):
     """The pipe is closed before all is written, as by `| head`."""
     read, write = os.pipe()

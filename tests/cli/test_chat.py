@@ -249,6 +249,7 @@ def test_in_a_terminal(command_environment, tmp_path):
     from pexpect import EOF, fdpexpect
 
     environment = {**command_environment, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
+    environment["XDG_CACHE_HOME"] = str(tmp_path / "cache")
     options = ["chat", "--max-new-tokens", "5", "--seed", "1"]
     ours, theirs = os.openpty()
     process = subprocess.Popen(  # `pexpect.spawn` would fork, which JAX's threads do not survive.
@@ -272,3 +273,5 @@ def test_in_a_terminal(command_environment, tmp_path):
         child.expect(printed)
     assert process.wait(timeout=240) == 0
     child.close()
+    history = (tmp_path / "cache" / "keras_gemma" / "chat_history").read_text()
+    assert "+who's\n+there\n" in history
