@@ -5,6 +5,7 @@ Keras and no network; `storage/` fetches and loads what is listed here.
 """
 
 import dataclasses
+import difflib
 import functools
 import importlib.util
 import json
@@ -99,6 +100,19 @@ def _read_all() -> tuple[Preset, ...]:
 def presets() -> dict[str, Preset]:
     """Returns all presets by name, smallest first."""
     return {preset.name: preset for preset in _read_all()}
+
+
+def suggest(name: str) -> str:
+    """Returns advice for a name that is not a preset: similar names, if there are any."""
+    names = {preset_name: preset_name for preset_name in presets()}
+    for preset in presets().values():
+        names.setdefault(preset.name.removesuffix("_en"), preset.name)
+        # Many know only the publisher's name.
+        names.setdefault((preset.hugging_face_handle or "").rpartition("/")[2], preset.name)
+    matches = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.6)
+    similar = ", ".join(repr(near) for near in dict.fromkeys(map(names.get, matches)))
+    listed = "`keras-gemma presets` lists all names."
+    return f"Similar names are {similar}; {listed}" if similar else listed
 
 
 def find(preset: str | Path) -> Preset | None:

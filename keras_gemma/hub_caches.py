@@ -26,9 +26,8 @@ def kaggle_finder(handle: str) -> Find:
             .complete/3/config.json.complete    that file is complete
             3.complete                          all files of version 3 are complete
     """
-    default = Path.home() / ".cache" / "kagglehub"
     variation, _, version = handle.rpartition("/")
-    folder = Path(os.environ.get("KAGGLEHUB_CACHE", default)) / "models" / variation
+    folder = kaggle_cache() / "models" / variation
 
     def find(name: str) -> Path | None:
         markers = (
@@ -64,6 +63,11 @@ def folder_finder(folder: Path) -> Find:
         return path if path.is_file() else None
 
     return find
+
+
+def kaggle_cache() -> Path:
+    """Returns the cache folder of `kagglehub`, using its environment variable."""
+    return Path(os.environ.get("KAGGLEHUB_CACHE", Path.home() / ".cache" / "kagglehub"))
 
 
 def hugging_face_cache() -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_gemma import backend
+from keras_gemma import backend, progress
 from keras_gemma.benchmark import memory
 from keras_gemma.benchmark.arithmetic import bandwidth_utilization, decode_bytes, prefill_flops
 from keras_gemma.benchmark.machine import best_product
@@ -83,21 +83,24 @@ def measure(make: Callable[[], Any], work: Work) -> dict[str, Any]:
     before = memory.resident()
     memory.reset_peak()
     start = time.perf_counter()
-    lm = make()
+    with progress.status("Loading the model ..."):
+        lm = make()
     load = time.perf_counter() - start
     load_peak = memory.peak()
     config, dtype = lm.backbone.config, lm.compute_dtype
     check_context(config, work)
 
     memory.reset_peak()
-    seconds = time_calls(lm, work)
+    with progress.status(f"Compiling, and generating {work.repeat + 1} times ..."):
+        seconds = time_calls(lm, work)
     generate_peak = memory.peak()
     device_peak = backend.peak_device_memory()
 
     # Measured twice, because other programs may use the machine at times.
-    bandwidth = backend.memory_bandwidth()
-    product, product_dtype = best_product(dtype)
-    bandwidth = max(bandwidth, backend.memory_bandwidth())
+    with progress.status("Measuring the machine ..."):
+        bandwidth = backend.memory_bandwidth()
+        product, product_dtype = best_product(dtype)
+        bandwidth = max(bandwidth, backend.memory_bandwidth())
     weights = sum(_bytes(variable) for variable in lm.backbone.weights)
     read = decode_bytes(
         config,

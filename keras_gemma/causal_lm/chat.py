@@ -198,7 +198,10 @@ class Chat:
                     dropped += 2
                     ids = self._ids([*messages[:system], *messages[system + dropped :]])
         if limit - len(ids) < 1:
-            remedy = "Make the message shorter"
+            remedy = (
+                "Make the message shorter, or use a model with a longer context, which "
+                "`keras-gemma presets` lists"
+            )
             if self.history and not dropped:
                 remedy = "Undo or clear turns, or create the chat with context_full='drop_oldest'"
             raise ValueError(

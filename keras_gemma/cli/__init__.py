@@ -4,12 +4,15 @@ Knows terminals, pipes and exit codes. Each command imports Keras when it runs a
 that `--help` answers at once.
 
     app.py        the application: its commands, exit codes and errors
+    messages.py   error messages in the words of the command line
     options.py    options that several commands share, and their common start
+    texts.py      texts from the command line, files and a pipe
     loading.py    loads a model, in a precision that fits into memory
     printing.py   tables, and safe output of generated text
     speed.py      the report of `--benchmark`
     chat.py       `keras-gemma chat`
     terminal.py   its conversation in a terminal
+    keyboard.py   editor and Ctrl-C of the conversation
     generate.py   `keras-gemma generate`
     score.py      `keras-gemma score`
     presets.py    `keras-gemma presets`

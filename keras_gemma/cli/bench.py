@@ -1,14 +1,13 @@
 """`keras-gemma bench`: speed and memory of a model, compared with what the machine can reach."""
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Callable
 from typing import Any
 
 from typer import BadParameter, Option
 
-from keras_gemma import catalogue
+from keras_gemma import catalogue, progress
 from keras_gemma.cli.options import (
     DEFAULT_MODEL,
     BackendOption,
@@ -16,21 +15,24 @@ from keras_gemma.cli.options import (
     DtypeOption,
     JsonOption,
     LoadedQuantization,
+    ModelOption,
+    full_name,
     start,
 )
 from keras_gemma.cli.printing import make_console, make_table
 from keras_gemma.config import GemmaConfig
 from keras_gemma.version import __version__
 
+MAX_LAYERS = 300
+"""Maximum number of layers. Keras's graph of about 500 exceeds Python's recursion limit."""
+
 
 def bench(
-    model: str | None = Option(
-        None, help="Preset name, handle, folder or GGUF file.", show_default=DEFAULT_MODEL
-    ),
+    model: ModelOption = None,
     preset: str | None = Option(None, hidden=True, help="Earlier name of --model."),
     shape: str | None = Option(None, help="Use random weights in the sizes of this preset."),
     layers: int | None = Option(
-        None, min=1, help="Number of layers of --shape.", show_default="all"
+        None, min=1, max=MAX_LAYERS, help="Number of layers of --shape.", show_default="all"
     ),
     dtype: DtypeOption = None,
     quantization: LoadedQuantization | None = Option(
@@ -50,12 +52,13 @@ def bench(
         raise BadParameter("pass --model or --shape, not both", param_hint="--shape")
     if layers is not None and shape is None:
         raise BadParameter("needs --shape", param_hint="--layers")
-    name = find_shape(shape) if shape else model or DEFAULT_MODEL
+    name = find_shape(shape) if shape else full_name(model or DEFAULT_MODEL)
     start(backend, debug=debug)
 
     # These imports load Keras on the chosen backend.
-    from keras_gemma.benchmark.generation import Work, check_context, check_memory, measure
-    from keras_gemma.cli.loading import read_description
+    with progress.status("Starting ..."):
+        from keras_gemma.benchmark.generation import Work, check_context, check_memory, measure
+        from keras_gemma.cli.loading import read_description
 
     work = Work(prompt, new, batch, repeat)
     listed = catalogue.presets().get(name)
@@ -81,11 +84,7 @@ def find_shape(name: str) -> str:
     for candidate in (name, f"{name}_en"):
         if candidate in listed:
             return candidate
-    near = difflib.get_close_matches(name, listed, n=3, cutoff=0.5) or list(listed)[:3]
-    raise BadParameter(
-        f"unknown preset {name!r}. The closest names are {', '.join(near)}",
-        param_hint="--shape",
-    )
+    raise BadParameter(f"unknown preset {name!r}. {catalogue.suggest(name)}", param_hint="--shape")
 
 
 def model_maker(

@@ -2,48 +2,37 @@
 
 import json
 import sys
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from typer import Argument, BadParameter, Option
 
+from keras_gemma import catalogue, progress
 from keras_gemma.cli.options import (
-    MODES,
+    DEFAULT_CHAT_MODEL,
     BenchmarkOption,
-    Mode,
     ModelOptions,
-    SeedOption,
+    SamplingOptions,
     SilentOption,
-    drop_none,
-    full_name,
     start,
-    with_model_options,
+    with_shared_options,
 )
 from keras_gemma.cli.printing import show
 from keras_gemma.cli.speed import Watch
-
-DEFAULT_MODEL = "gemma_tiny_instruct_en"
-"""Built-in chat model, used if no model is named. It is too small for random sampling."""
+from keras_gemma.cli.texts import read_message
 
 
-@with_model_options
+@with_shared_options
 def chat(
     prompt: list[str] = Argument(
         [],
         metavar="PROMPT",
-        help="Message to reply to, instead of a conversation. A pipe is appended to it.",
+        help="Message to reply to, instead of a conversation. Files and a pipe are appended to it.",
         show_default=False,
     ),
     *,
     options: ModelOptions,
-    mode: Mode | None = Option(
-        None, help="Sampling settings.", show_default="chat; factual with the built-in model"
-    ),
     system: str | None = Option(None, help="System message."),
-    max_new_tokens: int | None = Option(
-        None, min=1, help="Maximum tokens per reply.", show_default="the rest of the context"
-    ),
-    seed: SeedOption = None,
+    sampling: SamplingOptions,
     silent: SilentOption = False,
     benchmark: BenchmarkOption = False,
 ) -> None:
@@ -54,13 +43,17 @@ def chat(
     start(options.backend, options.device, options.debug)
 
     # These imports load Keras on the chosen backend.
-    from keras_gemma import catalogue
-    from keras_gemma.cli.loading import load_model
+    with progress.hidden() if silent else progress.status("Starting ..."):
+        from keras_gemma.causal_lm.settings import GenerationSettings
+        from keras_gemma.cli.loading import find_name, load_model
 
-    name = full_name(options.model or DEFAULT_MODEL)
-    mode = mode or ("factual" if name == DEFAULT_MODEL else "chat")
-    settings = MODES[mode] | drop_none(seed=seed, max_new_tokens=max_new_tokens)
-    lm = load_model(options, name, silent=silent, explain=text is None)
+        name = find_name(options, DEFAULT_CHAT_MODEL)
+        settings = sampling.settings("factual" if name == DEFAULT_CHAT_MODEL else "chat")
+        try:  # before the weights are read
+            GenerationSettings(**settings)
+        except ValueError as error:
+            raise BadParameter(str(error)) from error
+        lm = load_model(options, name, silent=silent, explain=text is None)
     conversation = lm.chat(system, context_full="drop_oldest", **settings)
     if text is not None:
         answer(conversation, text, name, options.as_json, benchmark)
@@ -71,28 +64,12 @@ def chat(
     Terminal(conversation, name, benchmark, silent).talk(listed.description if listed else "")
 
 
-def read_message(prompt: list[str], file: Path | None, stdin: TextIO) -> str | None:
-    """Returns the message to reply to: command line, file and pipe, each on its own lines.
-
-    Without any of these, returns `None`, which starts a conversation.
-    """
-    parts = [" ".join(prompt)] if prompt else []
-    if file is not None:
-        parts.append(file.read_text(encoding="utf-8").strip())
-    if not stdin.isatty():
-        parts.append(stdin.read().strip())
-    if not parts:
-        return None
-    if not any(parts):
-        raise BadParameter("standard input is empty", param_hint="PROMPT")
-    return "\n".join(part for part in parts if part)
-
-
 def answer(conversation: Any, text: str, model: str, as_json: bool, benchmark: bool) -> None:
     """Prints the reply to `text`."""
     watch = Watch()
     if as_json:
-        reply = conversation.send(text)
+        with progress.status("Thinking ..."):
+            reply = conversation.send(text)
         entry = {
             "model": model,
             "messages": conversation.messages,
@@ -103,7 +80,7 @@ def answer(conversation: Any, text: str, model: str, as_json: bool, benchmark: b
         }
         show(json.dumps(entry, ensure_ascii=False))
     else:
-        for piece in conversation.stream(text):
+        for piece in progress.status_until_first("Thinking ...", conversation.stream(text)):
             watch.piece()
             show(piece, end="")
         show()

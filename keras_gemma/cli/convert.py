@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from typer import Argument, BadParameter, Option
 
+from keras_gemma import progress
 from keras_gemma.cli.options import (
     BackendOption,
     DebugOption,
@@ -19,6 +20,7 @@ from keras_gemma.cli.options import (
     full_name,
     start,
 )
+from keras_gemma.cli.printing import plural
 
 SourceArgument = Annotated[
     str,
@@ -74,10 +76,11 @@ def convert(
     check_target(target, GGUF_FILES if is_gguf else MODELS, overwrite)
     name = full_name(source)
     lm = load(choose(name, "exact", dtype, quantization), name, lora=lora)  # The writers merge it.
-    if is_gguf:
-        lm.save_to_gguf(target, gguf_type, overwrite=overwrite)
-    else:
-        save_as(lm, to, target, max_shard_size, overwrite=overwrite)
+    with progress.status(f"Writing {target} ..."):
+        if is_gguf:
+            lm.save_to_gguf(target, gguf_type, overwrite=overwrite)
+        else:
+            save_as(lm, to, target, max_shard_size, overwrite=overwrite)
     print(f"Wrote {source} to {target} as {to}: {size_on_disk(target)}")
 
 
@@ -92,6 +95,7 @@ def quantize(
     dtype: Dtype | None = Option(None, help="Data type of weights that are not quantized."),
     overwrite: OverwriteOption = False,
     backend: BackendOption = None,
+    verbose: bool = Option(False, "--verbose", help="Print the error of each weight."),
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -108,10 +112,15 @@ def quantize(
     except ValueError as error:
         raise BadParameter(str(error)) from error
     check_target(target, MODELS, overwrite)
-    lm = GemmaCausalLM.from_preset(full_name(source), dtype=dtype, quantization=config)
-    lm.save_to_preset(target, overwrite=overwrite)
-    result = report(lm)
-    print(json.dumps(result.to_dict()) if as_json else result)
+    with progress.status(f"Quantizing {source} ..."):
+        lm = GemmaCausalLM.from_preset(full_name(source), dtype=dtype, quantization=config)
+        lm.save_to_preset(target, overwrite=overwrite)
+        result = report(lm)
+    if as_json:
+        print(json.dumps(result.to_dict()))
+        return
+    print(result if verbose else result.summary())
+    print(f"Wrote {source} to {target}: {size_on_disk(target)}")
 
 
 def check_target(target: Path, kind: Any, overwrite: bool) -> None:
@@ -137,4 +146,4 @@ def size_on_disk(target: Path) -> str:
     """Returns the number of files in `target` and their total size, to be printed."""
     files = [path for path in target.rglob("*") if path.is_file()] or [target]
     size = sum(path.stat().st_size for path in files)
-    return f"{len(files)} file{'s' * (len(files) > 1)}, {size / 1e6:,.1f} MB"
+    return f"{plural(len(files), 'file')}, {size / 1e6:,.1f} MB"

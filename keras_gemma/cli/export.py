@@ -6,6 +6,7 @@ from typing import Literal
 
 from typer import Argument, BadParameter, Option
 
+from keras_gemma import progress
 from keras_gemma.backend_choice import Backend
 from keras_gemma.cli.convert import SourceArgument, check_target, size_on_disk
 from keras_gemma.cli.options import (
@@ -81,7 +82,8 @@ def export(
     from keras_gemma.export.folder import EXPORTS, new_folder
 
     check_target(target, EXPORTS, overwrite)
-    with new_folder(target, format, overwrite) as directory:  # before the model is read
+    # The target is checked before the model is read.
+    with new_folder(target, format, overwrite) as directory, progress.status("Exporting ..."):
         lm = GemmaCausalLM.from_preset(full_name(source), dtype=dtype, quantization=quantization)
         FORMATS[format](lm, directory, **options)
     print(f"Wrote {source} to {target} as {format}: {size_on_disk(target)}")

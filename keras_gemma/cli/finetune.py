@@ -11,7 +11,7 @@ from typer import BadParameter, Option
 
 from keras_gemma.cli.convert import check_target
 from keras_gemma.cli.options import (
-    DEFAULT_MODEL,
+    DEFAULT_CHAT_MODEL,
     BackendOption,
     DebugOption,
     DeviceOption,
@@ -27,9 +27,13 @@ from keras_gemma.cli.options import (
 def finetune(
     data: Path = Option(help="JSON Lines: messages; prompt, completion; instruction; or text."),
     output: Path = Option(
-        help="Folder to write. An interrupted run in it is resumed.", file_okay=False
+        ...,
+        "--output",
+        "-o",
+        help="Folder to write. An interrupted run in it is resumed.",
+        file_okay=False,
     ),
-    model: ModelOption = DEFAULT_MODEL,
+    model: ModelOption = DEFAULT_CHAT_MODEL,
     validation: Path | None = Option(
         None, help="JSON Lines to evaluate on. The best weights are kept."
     ),

@@ -1,122 +1,74 @@
 """`keras-gemma generate`: continues prompts from the command line, a file or a pipe."""
 
+import contextlib
 import json
 import sys
-from typing import Any, Literal
+from typing import Any
 
 from typer import Argument, BadParameter, Option
 
-from keras_gemma import catalogue
+from keras_gemma import catalogue, progress
 from keras_gemma.cli.options import (
     DEFAULT_MODEL,
-    MODES,
+    SEARCHES,
     BenchmarkOption,
-    LoadedQuantization,
-    Mode,
     ModelOptions,
-    SeedOption,
+    SamplingOptions,
     SilentOption,
-    drop_none,
-    full_name,
-    read_prompts,
     start,
-    with_model_options,
+    with_shared_options,
 )
 from keras_gemma.cli.printing import show
 from keras_gemma.cli.speed import Watch
+from keras_gemma.cli.texts import read_prompts
 
 DEFAULT_MAX_NEW_TOKENS = 128
 """Default number of new tokens, if the context has room for them."""
 
 
-SamplerName = Literal["greedy", "random", "top_k", "top_p", "min_p", "beam", "contrastive"]
-"""Method that chooses the next token."""
-
-SEARCHES = ("beam", "contrastive")
-"""Samplers that cannot stream, because they know their text only at its end."""
-
-
-@with_model_options
+@with_shared_options
 def generate(
     prompts: list[str] = Argument(
         [],
         metavar="PROMPT",
-        help='Texts to continue, each by itself. "-", or a pipe and no PROMPT: standard input.',
+        help='Texts to continue, each by itself. "-", or a pipe and no PROMPT: standard input. '
+        "Each --file is one prompt.",
         show_default=False,
     ),
     *,
     options: ModelOptions,
-    mode: Mode | None = Option(None, help="Sampling settings, which the options below override."),
-    max_new_tokens: int | None = Option(
-        None,
-        min=1,
-        help="Maximum number of new tokens.",
-        show_default=f"{DEFAULT_MAX_NEW_TOKENS}, or the rest of the context",
-    ),
-    sampler: SamplerName | None = Option(
-        None, help="Sampling method.", show_default="greedy, or random if another option needs it"
-    ),
-    temperature: float | None = Option(
-        None, min=0, help="Divisor of the logits. 0 means greedy decoding."
-    ),
-    top_k: int | None = Option(None, min=1, help="Sample from the K most likely tokens."),
-    top_p: float | None = Option(
-        None, help="Sample from the most likely tokens with total probability P."
-    ),
-    min_p: float | None = Option(
-        None, help="Minimum probability of a token, relative to the most likely one."
-    ),
-    repetition_penalty: float | None = Option(
-        None, help="Above 1, tokens in the text become less likely."
-    ),
-    stop: list[str] = Option([], help="Stop string. Can be repeated."),
-    seed: SeedOption = None,
+    sampling: SamplingOptions,
     strip_prompt: bool = Option(False, "--strip-prompt", help="Print only the continuation."),
-    quantization: LoadedQuantization | None = Option(
-        None, help="Precision of the matrices, instead of --fit."
-    ),
     silent: SilentOption = False,
     benchmark: BenchmarkOption = False,
 ) -> None:
     """Continue each PROMPT and print it with its continuation."""
-    if quantization is not None and options.fit != "auto":
-        raise BadParameter("pass --fit or --quantization, not both")
     texts = read_prompts(prompts, sys.stdin, options.file)
+    settings = sampling.settings()
     start(options.backend, options.device, options.debug)
 
     # These imports load Keras on the chosen backend.
-    from keras_gemma.causal_lm.settings import GenerationSettings
-    from keras_gemma.cli.loading import load_model
+    with progress.hidden() if silent else progress.status("Starting ..."):
+        from keras_gemma.causal_lm.settings import GenerationSettings
+        from keras_gemma.cli.loading import find_name, load_model
 
-    settings = dict(MODES[mode]) if mode else {}
-    settings |= drop_none(sampler=sampler, temperature=temperature, top_k=top_k, top_p=top_p)
-    settings |= drop_none(min_p=min_p, repetition_penalty=repetition_penalty, seed=seed)
-    settings |= {"stop": stop} if stop else {}
-    samples = {"sampler", "temperature", "top_k", "top_p", "min_p"} & settings.keys()
-    if "seed" in settings and not samples:
-        settings["sampler"] = "random"  # A seed has no effect on a greedy sampler.
-    try:  # before the weights are read
-        GenerationSettings(**settings)
-    except ValueError as error:
-        raise BadParameter(str(error)) from error
-    model = full_name(options.model or DEFAULT_MODEL)
+        try:  # before the weights are read
+            GenerationSettings(**settings)
+        except ValueError as error:
+            raise BadParameter(str(error)) from error
+        model = find_name(options, DEFAULT_MODEL)
+        lm = load_model(options, model, silent)
     if benchmark:
         print(summary(model), file=sys.stderr)
-    lm = load_model(options, model, quantization, silent)
-    settings["max_new_tokens"] = max_new_tokens or default_new_tokens(lm, texts)
+    settings.setdefault("max_new_tokens", default_new_tokens(lm, texts))
     watch = Watch()
-    if options.as_json or len(texts) > 1 or sampler in SEARCHES:
-        continuations = []
-        outputs = lm.generate(texts, strip_prompt=strip_prompt, **settings)
-        for prompt, text in zip(texts, outputs, strict=True):
-            entry = {"model": model, "prompt": prompt, "text": text}
-            show(json.dumps(entry, ensure_ascii=False) if options.as_json else text)
-            continuations.append(text if strip_prompt else text[len(prompt) :])
-    else:
-        continuations = [stream(lm, texts[0], settings, strip_prompt, watch)]
+    with progress.hidden() if silent else contextlib.nullcontext():
+        if options.as_json:
+            tokens = print_json(lm, model, texts, settings, strip_prompt)
+        else:
+            tokens = print_texts(lm, texts, settings, strip_prompt, watch)
     if benchmark:
-        encode = lm.preprocessor.tokenizer.encode
-        watch.report(sum(map(len, encode(texts))), 0, sum(map(len, encode(continuations))))
+        watch.report(sum(map(len, lm.preprocessor.tokenizer.encode(texts))), 0, tokens)
 
 
 def summary(model: str) -> str:
@@ -141,14 +93,54 @@ def default_new_tokens(lm: Any, texts: list[str]) -> int | list[int]:
     return counts[0] if len(counts) == 1 else counts
 
 
-def stream(lm: Any, text: str, settings: dict[str, Any], strip_prompt: bool, watch: Watch) -> str:
-    """Prints `text` and its continuation while it is generated. Returns the continuation."""
-    pieces = []
-    stream = lm.stream(text, **settings)
-    show("" if strip_prompt else text, end="")
-    for piece in stream:
+def print_json(
+    lm: Any, model: str, texts: list[str], settings: dict[str, Any], strip_prompt: bool
+) -> int:
+    """Prints a line per text. Returns the number of new tokens."""
+    with progress.status("Generating ..."):
+        completions = lm.generate(
+            texts, strip_prompt=strip_prompt, return_logprobs=True, **settings
+        )
+    prompts = lm.preprocessor.tokenize_prompts(texts)
+    for prompt, ids, completion in zip(texts, prompts, completions, strict=True):
+        entry = {
+            "model": model,
+            "prompt": prompt,
+            "text": completion.text,
+            "finish_reason": completion.finish_reason,
+            "prompt_tokens": len(ids),
+            "new_tokens": len(completion.token_ids),
+        }
+        show(json.dumps(entry, ensure_ascii=False))
+    return sum(len(completion.token_ids) for completion in completions)
+
+
+def print_texts(
+    lm: Any, texts: list[str], settings: dict[str, Any], strip_prompt: bool, watch: Watch
+) -> int:
+    """Prints the texts, the first while it is generated. Returns the number of new tokens."""
+    if settings.get("sampler") in SEARCHES:
+        with progress.status("Searching ..."):
+            pieces = iter([lm.generate(texts, strip_prompt=True, **settings)])
+    else:
+        stream = lm.stream(texts, **settings)
+        pieces = progress.status_until_first("Generating ...", stream)
+    continuations = next(pieces, [""] * len(texts))
+    watch.piece()
+    beginnings = [heading(text) if len(texts) > 1 else "" for text in texts]
+    if not strip_prompt:
+        beginnings = [start + text for start, text in zip(beginnings, texts, strict=True)]
+    show(beginnings[0] + continuations[0], end="")
+    for new in pieces:
         watch.piece()
-        show(piece, end="")
-        pieces.append(piece)
+        show(new[0], end="")
+        continuations = [old + text for old, text in zip(continuations, new, strict=True)]
     show()
-    return "".join(pieces)
+    for beginning, continuation in zip(beginnings[1:], continuations[1:], strict=True):
+        show(f"\n{beginning}{continuation}")
+    return sum(map(len, lm.preprocessor.tokenizer.encode(continuations)))
+
+
+def heading(text: str) -> str:
+    """Returns the line above one of several texts."""
+    return f"==> {json.dumps(text, ensure_ascii=False)[:60]} <==\n"

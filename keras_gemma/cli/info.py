@@ -1,16 +1,17 @@
-"""`keras-gemma info`: installed versions and the backend, or the sizes of a model."""
+"""`keras-gemma info`: versions and device of this machine, or a model, folder or adapter."""
 
 import importlib.metadata
 import json
 import os
 import platform
+from pathlib import Path
 from typing import Any
 
 from typer import Argument
 
-from keras_gemma import catalogue
+from keras_gemma import catalogue, hub_caches, progress
 from keras_gemma.backend_choice import choose_backend, configured_backend, is_installed
-from keras_gemma.cli.options import JsonOption, full_name, start
+from keras_gemma.cli.options import BackendOption, JsonOption, full_name, start
 from keras_gemma.cli.presets import describe
 from keras_gemma.version import __version__
 
@@ -26,12 +27,15 @@ def installed_version(package: str) -> str | None:
 
 def info(
     model: str | None = Argument(
-        None, help="Preset name, handle, folder or GGUF file to describe.", show_default=False
+        None,
+        help="Preset name, handle, folder, GGUF file or adapter to describe.",
+        show_default=False,
     ),
+    backend: BackendOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show installed versions and the backend, or the sizes of MODEL."""
-    facts = model_facts(full_name(model)) if model else installed_versions()
+    """Show versions, device and caches, or what MODEL is: its format, precision and sizes."""
+    facts = model_facts(full_name(model)) if model else machine_facts(backend)
     if as_json:
         print(json.dumps(facts, ensure_ascii=False))
         return
@@ -42,28 +46,40 @@ def info(
         print(f"{name:<{width}} {missing if value is None else shown}")
 
 
-def installed_versions() -> dict[str, str | None]:
-    """Returns the backend, and the versions of this package, Python and the frameworks."""
-    return {
+def machine_facts(backend_name: str | None) -> dict[str, Any]:
+    """Returns versions, and the backend's device, its free memory, and the folders of caches."""
+    facts: dict[str, Any] = {
         "keras-gemma": __version__,
-        "backend": choose_backend(os.environ, configured_backend(os.environ), is_installed),
+        "backend": backend_name
+        or choose_backend(os.environ, configured_backend(os.environ), is_installed),
         "python": platform.python_version(),
         **{package: installed_version(package) for package in PACKAGES},
     }
+    start(backend_name)
+    with progress.status("Starting ..."):
+        from keras_gemma import backend
+
+        on_gpu = backend.peak_device_memory() is not None
+        free = backend.free_memory()
+    facts["device"] = "gpu" if on_gpu else "cpu"
+    facts["free memory"] = "unknown" if free is None else f"{free / 1e9:.1f} GB"
+    caches = hub_caches.hugging_face_cache(), hub_caches.kaggle_cache(), hub_caches.own_cache()
+    names = ("Hugging Face cache", "Kaggle cache", "own cache")
+    return facts | {name: str(folder) for name, folder in zip(names, caches, strict=True)}
 
 
 def model_facts(model: str) -> dict[str, Any]:
-    """Returns the sizes of a model, without importing Keras if it has a preset name."""
+    """Returns what a model is, without importing Keras if it has a preset name."""
     listed = catalogue.find(model)
     if listed is not None:
-        facts, config = describe(listed), listed.config
-    else:
-        start(None)
-        from keras_gemma.cli.loading import read_description
-        from keras_gemma.config import GemmaConfig
+        facts = describe(listed)
+        memory = facts.pop("memory")
+        facts |= {f"bytes in {dtype}": size for dtype, size in memory.items()}
+        return {**facts, "dtype": listed.dtype, **listed.config.to_dict()}
+    start(None)
+    with progress.status("Starting ..."):
+        from keras_gemma.cli.loading import describe_adapter, describe_folder
 
-        config = GemmaConfig.from_dict(read_description(model))
-        facts = {"name": model, "parameters": config.parameter_count}
-    memory = facts.pop("memory", None) or {"bfloat16": config.weight_bytes("bfloat16")}
-    facts |= {f"bytes in {dtype}": size for dtype, size in memory.items()}
-    return {**facts, **config.to_dict()}
+    if (Path(model) / "adapter_config.json").is_file():
+        return describe_adapter(Path(model))
+    return describe_folder(model)

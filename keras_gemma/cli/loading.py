@@ -5,17 +5,28 @@ Imports Keras, so commands import this module after they have chosen the backend
 
 import contextlib
 import dataclasses
+import math
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from keras_gemma import backend, catalogue, progress
 from keras_gemma.causal_lm.model import GemmaCausalLM
-from keras_gemma.cli.options import Dtype, Fit, LoadedQuantization, ModelOptions, drop_none
+from keras_gemma.cli.options import (
+    Dtype,
+    Fit,
+    LoadedQuantization,
+    ModelOptions,
+    drop_none,
+    full_name,
+)
 from keras_gemma.config import GemmaConfig
 from keras_gemma.generation.memory import Workload, bytes_needed
-from keras_gemma.quantization import QuantizationConfig
-from keras_gemma.storage.adapters.peft import find_adapter
+from keras_gemma.quantization import QuantizationConfig, to_config
+from keras_gemma.storage.adapters.peft import CONFIG, base_model, find_adapter
+from keras_gemma.storage.files import read_json
+from keras_gemma.storage.format_interface import Reader
 from keras_gemma.storage.formats import format_of
 from keras_gemma.storage.hub.locate import resolve
 
@@ -46,19 +57,23 @@ class Choice:
     """True if the user asked for this precision, or the model is stored in it."""
 
 
+def find_name(options: ModelOptions, default: str) -> str:
+    """Returns the model of a command: --model, else the base of --lora, else `default`."""
+    if options.model is not None:
+        return full_name(options.model)
+    return (options.lora and base_model(options.lora)) or default
+
+
 def load_model(
-    options: ModelOptions,
-    name: str,
-    quantization: LoadedQuantization | None = None,
-    silent: bool = False,
-    explain: bool = False,
+    options: ModelOptions, name: str, silent: bool = False, explain: bool = False
 ) -> GemmaCausalLM:
     """Returns the model of a command, and prints to standard error in which precision.
 
-    `quantization` overrides `options.fit`. `explain` prints even the expected precision.
+    `explain` prints even the expected precision.
     """
-    choice = choose(name, options.fit, options.dtype, quantization)
+    choice = choose(name, options.fit, options.dtype, options.quantization)
     if not silent and (explain or not choice.is_expected):
+        progress.end_status()
         print(f"{name}: {choice.reason}", file=sys.stderr)
     return load(choice, name, silent, options.lora)
 
@@ -69,7 +84,7 @@ def load(
     """Returns the model, with the adapter in folder `lora`. `silent` hides the progress bar."""
     if lora is not None:
         find_adapter(lora)  # Fails before the weights are read.
-    with progress.hidden() if silent else contextlib.nullcontext():
+    with progress.hidden() if silent else progress.status(f"Loading {model} ..."):
         lm = GemmaCausalLM.from_preset(model, **choice.arguments)
     if lora is not None:
         lm.load_lora(lora)
@@ -115,6 +130,55 @@ def read_config(model: str) -> GemmaConfig:
     """Returns a model's config, without reading its weights."""
     listed = catalogue.find(model)
     return listed.config if listed else GemmaConfig.from_dict(read_description(model))
+
+
+def describe_folder(model: str) -> dict[str, Any]:
+    """Returns what the folder or file of a model is: format, precision and sizes."""
+    path = resolve(model, text=False, weights=False)
+    format = format_of(path)
+    description = format.read_backbone(path)
+    config = GemmaConfig.from_dict(description)
+    quantization = to_config(description.get("quantization"))
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return {
+        "name": model,
+        "format": format.title,
+        "parameters": config.parameter_count,
+        "stored as": stored_types(format, path, config),
+        "quantization": quantization and quantization.describe(),
+        "bytes on disk": sum(file.stat().st_size for file in files),
+        **config.to_dict(),
+    }
+
+
+def stored_types(format: Reader, path: Path, config: GemmaConfig) -> str | None:
+    """Returns the number formats of the weights in a folder or file, that of most numbers first.
+
+    Returns `None` if there are no weights.
+    """
+    if format.read_stored_types is not None:
+        types = format.read_stored_types(path, config)
+        return ", ".join(sorted(set(types.values()))) or "floating point"
+    counts: Counter[str] = Counter()
+    with contextlib.suppress(FileNotFoundError), format.open_weights(path) as stored:
+        for tensor in stored.values():
+            counts[tensor.dtype] += math.prod(tensor.shape)
+    return ", ".join(dtype for dtype, _ in counts.most_common()) or None
+
+
+def describe_adapter(folder: Path) -> dict[str, Any]:
+    """Returns the base model and the settings of an adapter."""
+    find_adapter(folder)
+    values = read_json(folder / CONFIG)
+    return {
+        "name": str(folder),
+        "format": "LoRA adapter (PEFT)",
+        "base model": base_model(folder),
+        "rank": values.get("r"),
+        "alpha": values.get("lora_alpha"),
+        "targets": ", ".join(values.get("target_modules") or []),
+        "bytes on disk": sum(file.stat().st_size for file in folder.iterdir()),
+    }
 
 
 def stored_dtype(model: str) -> str:

@@ -12,14 +12,18 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TextIO
+from typing import Annotated, Any, Literal, get_args
 
 from typer import BadParameter, Option
 
+from keras_gemma import catalogue
 from keras_gemma.backend_choice import Backend, use_backend
 
 DEFAULT_MODEL = "gemma_tiny_en"
 """Built-in model, used if no model is named."""
+
+DEFAULT_CHAT_MODEL = "gemma_tiny_instruct_en"
+"""Built-in model of `chat` and `finetune`. It is too small for random sampling."""
 
 SIZES = {size: f"gemma2_instruct_{size}_en" for size in ("2b", "9b", "27b")}
 """Short names of the instruction-tuned models."""
@@ -46,9 +50,30 @@ MODES: dict[Mode, dict[str, Any]] = {
 }
 """Generation settings of each mode."""
 
+SamplerName = Literal["greedy", "random", "top_k", "top_p", "min_p", "beam", "contrastive"]
+"""Method that chooses the next token."""
+
+SEARCHES = ("beam", "contrastive")
+"""Samplers that cannot stream, because they know their text only at its end."""
+
 MODEL_HELP = "Preset name, 2b, 9b, 27b, kaggle:// or hf:// handle, folder or GGUF file."
 
-ModelOption = Annotated[str, Option(help=MODEL_HELP)]
+
+def complete_model(incomplete: str) -> list[str]:
+    """Returns the preset names that start with `incomplete`, for the shell's completion."""
+    return [name for name in catalogue.presets() if name.startswith(incomplete)]
+
+
+ModelOption = Annotated[
+    str | None,
+    Option(
+        "--model",
+        "-m",
+        help=MODEL_HELP,
+        show_default="a built-in model",
+        autocompletion=complete_model,
+    ),
+]
 DtypeOption = Annotated[
     Dtype | None,
     Option(help="Data type of weights and activations.", show_default="as stored"),
@@ -60,7 +85,6 @@ BackendOption = Annotated[
     Backend | None,
     Option(help="Keras backend.", show_default="KERAS_BACKEND, or the first installed"),
 ]
-SeedOption = Annotated[int | None, Option(help="The same seed gives the same text.")]
 LoraOption = Annotated[
     Path | None,
     Option(
@@ -73,7 +97,7 @@ JsonOption = Annotated[bool, Option("--json", help="Print JSON, one line per ent
 OverwriteOption = Annotated[
     bool, Option("--overwrite", help="Replace an earlier result. Nothing else is replaced.")
 ]
-SilentOption = Annotated[bool, Option("--silent", help="Print only the text.")]
+SilentOption = Annotated[bool, Option("--silent", "-q", help="Print only the text.")]
 BenchmarkOption = Annotated[
     bool, Option("--benchmark", help="Print speed and peak memory to standard error.")
 ]
@@ -86,8 +110,11 @@ DebugOption = Annotated[
 class ModelOptions:
     """Options of the commands that run a model on texts: `chat`, `generate` and `score`."""
 
-    file: Annotated[Path | None, Option(help="Read a prompt from this file.", exists=True)] = None
-    model: Annotated[str | None, Option(help=MODEL_HELP, show_default="a built-in model")] = None
+    file: Annotated[
+        list[Path],
+        Option("--file", "-f", help="Read a prompt from this file. Can be repeated.", exists=True),
+    ] = dataclasses.field(default_factory=list)
+    model: ModelOption = None
     lora: LoraOption = None
     fit: Annotated[
         Fit,
@@ -96,7 +123,10 @@ class ModelOptions:
             "the embedding; auto: the first of these that fits into memory."
         ),
     ] = "auto"
-    preset: Annotated[Fit | None, Option(hidden=True, help="Earlier name of --fit.")] = None
+    preset: Annotated[str | None, Option(hidden=True, help="Earlier name of --fit.")] = None
+    quantization: Annotated[
+        LoadedQuantization | None, Option(help="Precision of the matrices, instead of --fit.")
+    ] = None
     dtype: DtypeOption = None
     device: DeviceOption = None
     backend: BackendOption = None
@@ -104,27 +134,127 @@ class ModelOptions:
     debug: DebugOption = False
 
     def __post_init__(self) -> None:
-        self.fit = self.preset or self.fit
+        if self.preset is not None:
+            if self.preset not in get_args(Fit):
+                raise BadParameter(
+                    f"{self.preset!r} is not one of {', '.join(get_args(Fit))}. To choose a model, "
+                    "pass --model",
+                    param_hint="--preset",
+                )
+            self.fit = self.preset
+        if self.quantization is not None and self.fit != "auto":
+            raise BadParameter("pass --fit or --quantization, not both")
 
 
-def with_model_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Decorates a command: its parameter `options` becomes one option per `ModelOptions` field."""
-    fields = dataclasses.fields(ModelOptions)
+@dataclasses.dataclass
+class SamplingOptions:
+    """Options of the commands that generate text: `chat` and `generate`."""
+
+    mode: Annotated[
+        Mode | None,
+        Option(
+            help="Sampling settings, which the options below override.",
+            show_default="in chat: chat, or factual with the built-in model",
+        ),
+    ] = None
+    max_new_tokens: Annotated[
+        int | None,
+        Option(
+            "--max-new-tokens",
+            "-n",
+            min=1,
+            help="Maximum number of new tokens.",
+            show_default="the rest of the context, in generate at most 128",
+        ),
+    ] = None
+    sampler: Annotated[
+        SamplerName | None,
+        Option(
+            help="Sampling method.", show_default="greedy, or random if another option needs it"
+        ),
+    ] = None
+    temperature: Annotated[
+        float | None,
+        Option(
+            "--temperature", "-t", min=0, help="Divisor of the logits. 0 means greedy decoding."
+        ),
+    ] = None
+    top_k: Annotated[
+        int | None,
+        Option("--top-k", "-k", min=1, help="Sample from the K most likely tokens."),
+    ] = None
+    top_p: Annotated[
+        float | None,
+        Option(
+            "--top-p",
+            "-p",
+            help="Sample from the most likely tokens with total probability P.",
+        ),
+    ] = None
+    min_p: Annotated[
+        float | None,
+        Option(help="Minimum probability of a token, relative to the most likely one."),
+    ] = None
+    repetition_penalty: Annotated[
+        float | None, Option(help="Above 1, tokens in the text become less likely.")
+    ] = None
+    stop: Annotated[list[str], Option(help="Stop string. Can be repeated.")] = dataclasses.field(
+        default_factory=list
+    )
+    seed: Annotated[
+        int | None, Option("--seed", "-s", help="The same seed gives the same text.")
+    ] = None
+
+    def settings(self, mode: Mode | None = None) -> dict[str, Any]:
+        """Returns the generation settings. `mode` is the default of --mode."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        own = drop_none(**values | {"stop": self.stop or None})
+        mode = own.pop("mode", mode)
+        return combine(MODES[mode] if mode else {}, own)
+
+
+def combine(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Returns `settings` with `changes`, and without settings that contradict them."""
+    filters = {"temperature", "top_k", "top_p", "min_p"}
+    if changes.get("sampler") in ("greedy", *SEARCHES):
+        settings = {name: value for name, value in settings.items() if name not in filters}
+    if filters & changes.keys() and settings.get("sampler") == "greedy":
+        settings = {name: value for name, value in settings.items() if name != "sampler"}
+    settings = settings | changes
+    if "seed" in settings and not ({"sampler", *filters} & settings.keys()):
+        settings["sampler"] = "random"  # A seed has no effect on a greedy sampler.
+    return settings
+
+
+def with_shared_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Decorates a command: a parameter that is a dataclass becomes one option per field."""
+    own = inspect.signature(command).parameters
+    groups = {
+        name: {field.name: field for field in dataclasses.fields(parameter.annotation)}
+        for name, parameter in own.items()
+        if dataclasses.is_dataclass(parameter.annotation)
+    }
 
     @functools.wraps(command)
     def run(**arguments: Any) -> None:
-        options = ModelOptions(**{field.name: arguments.pop(field.name) for field in fields})
-        command(options=options, **arguments)
+        for name, fields in groups.items():
+            values = {field: arguments.pop(field) for field in fields}
+            arguments[name] = own[name].annotation(**values)
+        command(**arguments)
 
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    shared = [
-        inspect.Parameter(field.name, keyword, default=field.default, annotation=field.type)
-        for field in fields
-    ]
-    parameters = dict(inspect.signature(command).parameters)
-    del parameters["options"]
-    texts, *others = parameters.values()
-    run.__signature__ = inspect.Signature([texts, *shared, *others])  # type: ignore[attr-defined]
+    parameters = []
+    for name, parameter in own.items():
+        for field in groups.get(name, {}).values():
+            has_factory = field.default is dataclasses.MISSING
+            default = field.default_factory() if has_factory else field.default
+            parameters.append(
+                inspect.Parameter(
+                    field.name, parameter.kind, default=default, annotation=field.type
+                )
+            )
+        if name not in groups:
+            parameters.append(parameter)
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return run
 
 
@@ -136,31 +266,6 @@ def full_name(model: str) -> str:
 def drop_none(**settings: Any) -> dict[str, Any]:
     """Returns the settings that are not `None`."""
     return {name: value for name, value in settings.items() if value is not None}
-
-
-def read_prompts(prompts: list[str], stdin: TextIO, file: Path | None = None) -> list[str]:
-    """Returns the prompts of the command line and of `file`. "-" means the content of `stdin`.
-
-    Without any prompt or file, `stdin` is read if it is a pipe. A missing prompt, an empty pipe
-    and an empty file are wrong usage.
-    """
-    if file is not None:
-        prompts = [*prompts, _check_text(file.read_text(encoding="utf-8"), f"{file} is empty")]
-    elif not prompts and not stdin.isatty():
-        prompts = ["-"]
-    if not prompts:
-        raise BadParameter("pass a prompt, or pipe a text in", param_hint="PROMPT")
-    if "-" not in prompts:
-        return prompts
-    piped = _check_text(stdin.read(), "standard input is empty")
-    return [piped if prompt == "-" else prompt for prompt in prompts]
-
-
-def _check_text(text: str, message: str) -> str:
-    text = text.removesuffix("\n")
-    if not text:
-        raise BadParameter(message, param_hint="PROMPT")
-    return text
 
 
 def start(backend: Backend | None, device: str | None = None, debug: bool = False) -> None:

@@ -24,6 +24,10 @@ def show(text: str = "", end: str = "\n") -> None:
     print(printable(text) if sys.stdout.isatty() else text, end=end, flush=True)
 
 
+def plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def printable(text: str) -> str:
     """Returns `text` without control characters except newlines and tabs."""
     return CONTROL.sub("", text)

@@ -6,18 +6,13 @@ from typing import Any
 
 from typer import Argument, Option
 
-from keras_gemma.cli.options import (
-    DEFAULT_MODEL,
-    ModelOptions,
-    full_name,
-    read_prompts,
-    start,
-    with_model_options,
-)
-from keras_gemma.cli.printing import show
+from keras_gemma import progress
+from keras_gemma.cli.options import DEFAULT_MODEL, ModelOptions, start, with_shared_options
+from keras_gemma.cli.printing import plural, show
+from keras_gemma.cli.texts import read_prompts
 
 
-@with_model_options
+@with_shared_options
 def score(
     texts: list[str] = Argument(
         [],
@@ -34,18 +29,20 @@ def score(
     start(options.backend, options.device, options.debug)
 
     # These imports load Keras on the chosen backend.
-    from keras_gemma.cli.loading import load_model
+    with progress.status("Starting ..."):
+        from keras_gemma.cli.loading import find_name, load_model
 
-    model = full_name(options.model or DEFAULT_MODEL)
-    lm = load_model(options, model)
+        model = find_name(options, DEFAULT_MODEL)
+        lm = load_model(options, model)
     for text in texts:
-        entry = {"model": model, "text": text, **measure(lm, text)}
+        with progress.status("Scoring ..."):
+            entry = {"model": model, "text": text, **measure(lm, text)}
         if options.as_json:
             show(json.dumps(entry, ensure_ascii=False))
             continue
         show(
             f"perplexity {entry['perplexity']:.4g}, {entry['nats_per_token']:.4g} nats per token, "
-            f"{entry['tokens']} tokens: {json.dumps(text, ensure_ascii=False)[:60]}"
+            f"{plural(entry['tokens'], 'token')}: {json.dumps(text, ensure_ascii=False)[:60]}"
         )
         if tokens:
             for piece, loss in zip(entry["pieces"], entry["losses"], strict=True):

@@ -1,34 +1,42 @@
-"""Conversation in a terminal: reads messages and commands, and streams the replies.
+"""Conversation in a terminal: its commands, and the streamed replies.
 
-Enter sends; Alt-Enter, or a backslash and Enter, starts a new line; the arrow keys recall earlier
-messages. Ctrl-C stops the reply, Ctrl-D the program. Knows a `Chat`, but no model.
+Knows a `Chat`, but no model. `keyboard.py` reads what is typed.
 """
 
 import json
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from keras_gemma import progress
+from keras_gemma.checks import check_argument_names
+from keras_gemma.cli.keyboard import interrupts, make_reader
+from keras_gemma.cli.options import SamplingOptions, combine, drop_none
 from keras_gemma.cli.printing import printable, show
 from keras_gemma.cli.speed import Watch
 
 HELP = """\
 !new session     forget the conversation          (also !new)
 !undo            remove the last message and its reply
+!retry           replace the last reply
+!set NAME VALUE  change a setting, as in !set temperature 0.9; without VALUE, the default;
+                 without NAME, show the settings
 !system TEXT     set the system message; without TEXT, remove it
 !history         show the conversation
 !save FILE       write the conversation to a file
 !load FILE       continue the conversation in a file
 !help            show this help
-!exit            leave                            (also Ctrl-D)
+!exit            leave                            (also exit, quit, Ctrl-D)
 Enter sends. Alt-Enter, or a backslash and Enter, starts a new line. The arrow keys recall earlier
-messages. Ctrl-C stops a reply. A slash works like the exclamation mark, as in /save."""
+messages. Ctrl-C stops a reply. A slash works like the exclamation mark, as in /save. Tab completes
+a command."""
+
+EXITS = ("exit", "quit", "bye")
+"""Words that leave the conversation, with or without a mark."""
 
 FORMAT = "keras-gemma chat"
 """Format name in saved conversations."""
@@ -53,6 +61,8 @@ class Terminal:
         self.commands: dict[str, Callable[[str], None]] = {
             "new": self.new,
             "undo": self.undo,
+            "retry": self.retry,
+            "set": self.set,
             "system": self.system,
             "history": self.history,
             "save": self.save,
@@ -65,7 +75,7 @@ class Terminal:
         if not self.silent:
             self.note(about)
             self.note("!help shows the commands, !exit leaves.")
-        read = reader()
+        read = make_reader([*self.commands, *EXITS[:1]], self.note)
         while True:
             try:
                 text = read()
@@ -75,12 +85,12 @@ class Terminal:
             except EOFError:
                 return
             name, _, rest = text.strip().partition(" ")
-            if name in ("!exit", "/exit", "!quit", "/quit"):
+            if not rest and name.lower().lstrip("!/") in EXITS:
                 return
             try:
                 self.handle(text, name, rest.strip())
             except (ValueError, TypeError, OSError) as error:
-                self.note(f"error: {error}")
+                self.note(f"error: {error}")  # in Python's words, which are those of !set
             except KeyboardInterrupt:
                 self.note("(stopped, and the reply was discarded)")
 
@@ -88,7 +98,7 @@ class Terminal:
         """Runs the command `name` with the argument `rest`, or sends `text` to the model."""
         if name[:1] in ("!", "/") and name[1:] in self.commands:
             self.commands[name[1:]](rest)
-        elif name[:1] == "!" and name[1:].isalpha() and not rest:
+        elif name[:1] in ("!", "/") and name[1:].isalpha() and not rest:
             self.note(f"Unknown command {name}. !help shows the commands.")
         elif text.strip():
             self.reply(text)
@@ -97,8 +107,10 @@ class Terminal:
         """Sends `text` and prints the reply until its end or Ctrl-C."""
         watch, before = Watch(), len(self.chat.dropped)
         stream = self.chat.stream(text)
-        with interrupts() as interrupted:
-            for piece in stream:
+        has_begun = False
+        with interrupts(lambda note: has_begun or self.note(note)) as interrupted:
+            for piece in progress.status_until_first("Thinking ...", stream):
+                has_begun = True  # Ctrl-C needs no note any more.
                 watch.piece()
                 show(piece, end="")
                 if interrupted():
@@ -116,11 +128,42 @@ class Terminal:
 
     def new(self, _: str) -> None:
         self.chat.clear()
-        self.note("A new session.")
+        kept = " The system message is kept; !system removes it." if self.chat.system else ""
+        self.note(f"A new session.{kept}")
 
     def undo(self, _: str) -> None:
         undone = self.chat.undo()
         self.note(f"Removed: {undone[0]['content']}" if undone else "There is nothing to undo.")
+
+    def retry(self, _: str) -> None:
+        """Replaces the last reply. Random sampling without a seed gives another text."""
+        undone = self.chat.undo()
+        if not undone:
+            self.note("There is nothing to retry.")
+            return
+        history = list(self.chat.history)
+        try:
+            self.reply(undone[0]["content"])
+        except BaseException:
+            self.chat.history[:] = history + undone
+            raise
+
+    def set(self, text: str) -> None:
+        """Changes, resets or shows settings of the following replies."""
+        from keras_gemma.causal_lm.settings import GenerationSettings
+
+        name, _, value = text.partition(" ")
+        name = name.strip("-").replace("-", "_")
+        if name:
+            names = [name for name in vars(SamplingOptions()) if name != "mode"]
+            check_argument_names("!set", [name], names, ValueError)
+            settings = {key: old for key, old in self.chat.settings.items() if key != name}
+            if value:
+                settings = combine(settings, {name: _parse(value.strip())})
+            GenerationSettings(**settings)  # checks them
+            self.chat.settings = settings
+        shown = drop_none(**self.chat.settings)
+        self.note(", ".join(f"{name} {value}" for name, value in shown.items()) or "No settings.")
 
     def system(self, text: str) -> None:
         self.chat.system = text or None
@@ -136,8 +179,12 @@ class Terminal:
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         content = {"format": FORMAT, "model": self.model, "messages": self.chat.messages}
         text = json.dumps(content, ensure_ascii=False, indent=2)
-        temporary.write_text(text + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        try:
+            temporary.write_text(text + "\n", encoding="utf-8")
+            os.replace(temporary, path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise ValueError(f"{path} cannot be written: {error.strerror}") from error
         self.note(f"Saved {len(self.chat.history)} messages to {path}.")
 
     def load(self, file: str) -> None:
@@ -147,6 +194,8 @@ class Terminal:
         path = self._path(file, "load")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror}") from error
         except ValueError as error:
             raise ValueError(f"{path} is not a saved conversation: {error}") from error
         messages = content.get("messages") if isinstance(content, dict) else content
@@ -174,45 +223,9 @@ class Terminal:
             self.console.print(printable(text), style="dim")
 
 
-@contextmanager
-def interrupts() -> Iterator[Callable[[], bool]]:
-    """Yields a function that returns True after the first Ctrl-C. The second one raises."""
-    interrupted = False
-
-    def on_signal(signum: int, frame: Any) -> None:
-        nonlocal interrupted
-        if interrupted:
-            raise KeyboardInterrupt
-        interrupted = True
-
-    previous = signal.signal(signal.SIGINT, on_signal)
+def _parse(value: str) -> Any:
+    """Returns a number or a string."""
     try:
-        yield lambda: interrupted
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
-def reader() -> Callable[[], str]:
-    """Returns a function that reads a message: with an editor in a terminal, else `input`."""
-    if not sys.stdout.isatty():
-        return input
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.key_binding import KeyBindings
-
-    keys = KeyBindings()
-
-    @keys.add("enter")
-    def _(event: Any) -> None:
-        buffer = event.current_buffer
-        if buffer.document.char_before_cursor == "\\":
-            buffer.delete_before_cursor()
-            buffer.insert_text("\n")
-        else:
-            buffer.validate_and_handle()
-
-    @keys.add("escape", "enter")
-    def _(event: Any) -> None:
-        event.current_buffer.insert_text("\n")
-
-    session = PromptSession("> ", multiline=True, key_bindings=keys, prompt_continuation="  ")
-    return session.prompt
+        return json.loads(value)
+    except ValueError:
+        return value

@@ -19,6 +19,7 @@ from keras_gemma.checks import check_integer
 from keras_gemma.export.folder import write_metadata
 from keras_gemma.export.forward import forward, named_arrays
 from keras_gemma.export.subprocess_export import check, make
+from keras_gemma.storage.hugging_face.safetensors import write_tensors
 
 PROGRAMS = {"prefill": "prefill.jax_export", "step": "step.jax_export"}
 WEIGHTS = "weights.safetensors"
@@ -36,7 +37,6 @@ def write(lm: Any, directory: Path, batch_size: int | None = 1) -> None:
 def build(lm: Any, directory: Path, report: Callable[[str], None], batch_size: int | None) -> None:
     """Writes the export, on the JAX backend."""
     import jax
-    from safetensors.numpy import save_file
 
     config = lm.backbone.config
     arrays = named_arrays(lm.backbone)
@@ -61,7 +61,8 @@ def build(lm: Any, directory: Path, report: Callable[[str], None], batch_size: i
         )
         (directory / file).write_bytes(exported.serialize())
     report("Writing")
-    save_file({name: np.asarray(array) for name, array in arrays.items()}, directory / WEIGHTS)
+    stored = {name: np.asarray(array) for name, array in arrays.items()}
+    write_tensors(directory / WEIGHTS, stored)
     write_metadata(
         lm,
         directory,

@@ -163,10 +163,10 @@ class Request:
                 )
             if count < 1 or len(prompt) + count > context:
                 raise ValueError(
-                    f"Prompt {i} has {len(prompt)} tokens, but the context length is {context}. "
-                    f"With the new tokens, there must be at most {context} tokens in all, and at "
-                    "least one new token. Shorten the prompt, or change `max_length` or "
-                    f"`max_new_tokens`. Received: up to {count} new tokens"
+                    f"Prompt {i} has {len(prompt)} tokens, but the context length is "
+                    f"{context}. With the new tokens, there must be at most {context} tokens in "
+                    "all, and at least one new token. Shorten the prompt, or allow fewer new "
+                    f"tokens. Received: up to {count} new tokens"
                 )
         if self.draft is not None:
             self.draft.check(config, self.max_text_length(), self.sampler)

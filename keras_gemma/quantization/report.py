@@ -54,6 +54,19 @@ class Report:
         totals = {"bytes_before": self.bytes_before, "bytes_after": self.bytes_after}
         return {**dataclasses.asdict(self), **totals}
 
+    def summary(self) -> str:
+        """Returns a line with the settings, the sizes, and the largest error of a weight."""
+        before, after = self.bytes_before, self.bytes_after
+        line = (
+            f"{self.quantization}; {before / 1e6:,.1f} MB before, {after / 1e6:,.1f} MB after: "
+            f"{after / before:.1%}"
+        )
+        errors = [w for w in self.weights if w.relative_error and w.kept is None]
+        if errors:
+            worst = max(errors, key=lambda weight: weight.relative_error)
+            line += f"; error at most {worst.relative_error:.2%} ({worst.name})"
+        return line
+
     def __str__(self) -> str:
         from rich.console import Console
         from rich.table import Table
@@ -76,9 +89,7 @@ class Report:
         out = io.StringIO()
         Console(file=out, width=200, color_system=None).print(table)
         lines = [line.rstrip() for line in out.getvalue().splitlines()]
-        before, after = self.bytes_before, self.bytes_after
-        total = f"{before / 1e6:,.1f} MB before, {after / 1e6:,.1f} MB after: {after / before:.1%}"
-        return "\n".join([f"{self.quantization}; {total}", *lines])
+        return "\n".join([self.summary(), *lines])
 
 
 def report(model: Any) -> Report:

@@ -85,7 +85,7 @@ def as_str(text: Any) -> str:
     except UnicodeError as error:
         raise ValueError(
             "Text must be valid Unicode. Decode it with its encoding, or replace invalid bytes "
-            f"with `errors='replace'`. Received: {text!r}"
+            f"with `errors='replace'`. Received: {text!r:.80}"
         ) from error
     return str(text)
 

@@ -1,5 +1,6 @@
 """Exit codes, errors and output of the command, in a subprocess only if the process matters."""
 
+import importlib.metadata
 import io
 import json
 import os
@@ -8,16 +9,25 @@ import sys
 
 import keras
 import pytest
+import typer
 
 from keras_gemma.cli import main
-from keras_gemma.cli.app import report
+from keras_gemma.cli.app import app, report
+from keras_gemma.cli.messages import in_options, option_names
+from keras_gemma.hub_caches import own_cache
 from tests.cli.process import COMMAND, PREAMBLE, ROOT, run
 
 HEAVY = ("keras", "numpy", "kagglehub", "huggingface_hub")
 
 
 def test_commands_that_need_no_keras(command_environment):
-    commands = [["--help"], ["generate", "--help"], ["bench", "--help"], ["presets"], ["info"]]
+    commands = [
+        ["--help"],
+        ["generate", "--help"],
+        ["bench", "--help"],
+        ["presets"],
+        ["info", "2b"],
+    ]
     code = f"{PREAMBLE}[main(command) for command in {commands}]; "
     code += f"sys.exit(str(set({HEAVY}) & set(sys.modules) or ''))"
     result = subprocess.run(
@@ -32,16 +42,52 @@ def test_info(capsys):
     facts = json.loads(capsys.readouterr().out)
     assert facts["backend"] == keras.config.backend()
     assert facts["keras"] and facts["keras-gemma"]
+    assert facts["device"] in ("cpu", "gpu") and facts["free memory"].endswith(" GB")
+    assert facts["own cache"] == str(own_cache())
+
+
+@pytest.mark.once
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"keras-gemma {importlib.metadata.version('keras-gemma')}\n"
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["generate", "-h"]])
+def test_help(arguments, capsys):
+    assert main(arguments) == 0
+    printed = capsys.readouterr()
+    assert "Usage: keras-gemma" in printed.out and printed.err == ""
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [("keras-gemma gene", "generate"), ("keras-gemma chat --model gemma_tiny", "gemma_tiny_en")],
+)
+def test_shell_completion(words, expected, command_environment):
+    """The shell's script calls the command with these variables."""
+    command_environment |= {
+        "_KERAS_GEMMA_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(words.count(" ")),
+    }
+    assert expected in run([], command_environment).stdout.split()
 
 
 @pytest.mark.once
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Missing command"),
         (["generate"], "standard input is empty"),
         (["generate", "x", "--sampler", "best"], "--sampler"),
-        (["generate", "x", "--sampler", "greedy", "--top-k", "3"], "does not use `top_k`"),
+        (["generate", "x", "--sampler", "greedy", "--top-k", "3"], "does not use --top-k"),
+        (["generate", "x", "--temperature", "-1"], "equal to 0. Received: -1"),
+        (["generate", "x", "-n", "foo"], "--max-new-tokens must be a valid integer. Received: foo"),
+        (["generate", "x", "--sampler", "best"], "'--sampler': 'best' is not one of"),
+        (["generate", "x", "--preset", "gemma2_2b_en"], "To choose a model, pass --model"),
+        (["chat", ""], "the message is empty"),
+        (["chat", " "], "the message is empty"),
         (["generate", "x", "--max-new-tokens", "0"], "--max-new-tokens"),
         (["generate", "x", "--backend", "numpy"], "--backend"),
         (["generate", "x", "--nonsense"], "--nonsense"),
@@ -53,6 +99,7 @@ def test_wrong_usage(arguments, message, monkeypatch, capsys):
     printed = capsys.readouterr()
     assert message in printed.err.splitlines()[0]
     assert len(printed.err.splitlines()) == 2
+    assert printed.err.endswith(f"Run keras-gemma {arguments[0]} --help to see the usage.\n")
     assert printed.out == ""
 
 
@@ -77,10 +124,10 @@ def test_unsupported_backend(monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "numpy")
     with pytest.raises(ValueError, match=r"^KERAS_BACKEND must be one of"):
         main(["info"])
-    assert sys.excepthook is report
+    assert sys.excepthook.func is report
 
 
-@pytest.mark.parametrize("arguments", [["presets"], ["info", "--json"]])
+@pytest.mark.parametrize("arguments", [["presets"], ["info", "2b", "--json"]])
 def test_closed_pipe_is_not_an_error(command_environment, arguments):
     """The pipe is closed before all is written, as by `| head`."""
     read, write = os.pipe()
@@ -113,9 +160,34 @@ def test_generates_from_a_pipe(command_environment):
         (KeyError("name"), "error: KeyError: 'name'\n"),
         (RuntimeError(), "error: RuntimeError: \n"),
         (ValueError("one\n\ntwo"), "error: one\ntwo\n"),
+        (PermissionError(13, "Permission denied", "/x/y"), "error: /x/y: Permission denied\n"),
+        (ValueError("x" * 10_000), f"error: {'x' * 600} ... (--debug shows more)\n"),
         (ValueError("one\ntwo\nthree"), "error: one\ntwo (--debug shows more)\n"),
     ],
 )
 def test_report(error, expected, capsys):
     report(type(error), error, None)
     assert capsys.readouterr().err == expected
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("command", "message", "expected"),
+    [
+        ("generate", "change `max_new_tokens`", "change --max-new-tokens"),
+        ("generate", "Received: top_p=3.0", "Received: --top-p 3.0"),
+        ("generate", "`preset` names", "--model names"),
+        ("generate", "Received: preset='a b'", "Received: --model 'a b'"),
+        ("generate", "Prompt 0 has no tokens", "Prompt 1 has no tokens"),
+        ("convert", "`preset` names", "SOURCE names"),
+        ("convert", "`preset_dir` must be a folder", "TARGET must be a folder"),
+        ("export", "name another, or pass overwrite=True.", "name another, or pass --overwrite."),
+        ("export", "pass `overwrite=True`", "pass --overwrite"),
+        ("bench", "Received: prompt=8190, new=32", "Received: --prompt 8190, --new 32"),
+        ("finetune", "or skip them (`skip_bad`)", "or skip them (--skip-bad)"),
+        ("generate", "`logits_processors` of a model", "`logits_processors` of a model"),
+    ],
+)
+def test_messages_name_options(command, message, expected):
+    names = option_names(typer.main.get_command(app).commands[command])
+    assert in_options(message, names) == expected

@@ -56,8 +56,9 @@ def measured(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--shape", "gemma2_3b"], "The closest names are gemma"),
+        (["--shape", "gemma2_3b"], "'gemma2_2b_en', "),
         (["--shape", "gemma2_2b", "--layers", "0"], "--layers"),
+        (["--shape", "gemma_tiny", "--layers", "1000"], "equal to 300. Received: 1000"),
         (["--layers", "2"], "needs --shape"),
         (["--shape", "gemma2_2b", "--preset", "gemma_tiny_en"], "not both"),
         (["--quantization", "int2"], "--quantization"),

@@ -5,13 +5,15 @@ import json
 import os
 import signal
 import subprocess
+import sys
 
 import pytest
 import typer
 
 from keras_gemma.cli import main
-from keras_gemma.cli.chat import read_message
-from keras_gemma.cli.terminal import Terminal, interrupts
+from keras_gemma.cli.keyboard import interrupts, make_history
+from keras_gemma.cli.terminal import Terminal
+from keras_gemma.cli.texts import read_message
 from tests.cli.process import COMMAND, ROOT
 from tests.cli.process import Terminal as Keyboard
 from tests.models import make_lm
@@ -37,7 +39,7 @@ def talk(lm, monkeypatch, capsys):
                 raise KeyboardInterrupt
             return line
 
-        monkeypatch.setattr("keras_gemma.cli.terminal.reader", lambda: read)
+        monkeypatch.setattr("keras_gemma.cli.terminal.make_reader", lambda *_: read)
         terminal = Terminal(lm.chat(max_new_tokens=4), "tiny", **arguments)
         terminal.talk("A model.")
         return terminal, capsys.readouterr()
@@ -50,13 +52,16 @@ def test_read_message(tmp_path):
     file = tmp_path / "file.txt"
     file.write_text("of a file\n")
     pipe = "from\na pipe\n"
-    assert read_message(["say", "it"], None, Keyboard()) == "say it"
-    assert read_message([], None, Keyboard()) is None
-    assert read_message([], None, io.StringIO(pipe)) == "from\na pipe"
-    assert read_message(["say"], file, io.StringIO(pipe)) == "say\nof a file\nfrom\na pipe"
-    assert read_message(["say"], None, io.StringIO()) == "say"
+    assert read_message(["say", "it"], [], Keyboard()) == "say it"
+    assert read_message([], [], Keyboard()) is None
+    assert read_message([], [], io.StringIO(pipe)) == "from\na pipe"
+    assert read_message(["say"], [file], io.StringIO(pipe)) == "say\nof a file\nfrom\na pipe"
+    assert read_message([], [file, file], Keyboard()) == "of a file\nof a file"
+    assert read_message(["say"], [], io.StringIO()) == "say"
     with pytest.raises(typer.BadParameter, match="standard input is empty"):
-        read_message([], None, io.StringIO("\n"))
+        read_message([], [], io.StringIO("\n"))
+    with pytest.raises(typer.BadParameter, match="the message is empty"):
+        read_message([" "], [], Keyboard())
 
 
 def test_conversation(talk):
@@ -110,23 +115,95 @@ def test_errors_do_not_end_the_conversation(talk, tmp_path):
     wrong.write_text('{"messages": [{"role": "assistant", "content": "x"}]}')
     terminal, printed = talk(
         *("to be " * 9000, "!load", f"!load {wrong}", f"!load {tmp_path / 'none.json'}"),
-        *(f"!load {__file__}", "to be"),
+        *(f"!load {__file__}", f"!save {tmp_path / 'none' / 'chat.json'}", "to be"),
     )
     errors = [line for line in printed.out.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 5
+    assert len(errors) == 6
+    assert "none/chat.json cannot be written: No such file" in printed.out.replace("\n", "")
     assert len(terminal.chat.history) == 2
 
 
 @pytest.mark.once
 def test_second_interrupt_raises():
     before = signal.getsignal(signal.SIGINT)
-    with interrupts() as interrupted:
+    with interrupts(lambda text: None) as interrupted:
         assert not interrupted()
         os.kill(os.getpid(), signal.SIGINT)
         assert interrupted()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+BUSY = """
+import ctypes, sys
+sys.argv[0] = "keras-gemma"  # imports no Keras
+from keras_gemma.cli.keyboard import interrupts, make_history
+with interrupts(lambda text: print(text, flush=True)):
+    print("busy", flush=True)
+    mutex = ctypes.create_string_buffer(64)
+    for _ in range(2):  # The second lock waits forever, in C, as a compiler may.
+        ctypes.CDLL(None).pthread_mutex_lock(mutex)
+"""
+
+
+@pytest.mark.once
+def test_interrupt_is_acknowledged_at_once(command_environment):
+    """The note appears although this program never returns to the interpreter."""
+    command = [sys.executable, "-c", BUSY]
+    environment = command_environment | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "busy\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "(stopping)\n"
+        process.kill()
+
+
+@pytest.mark.once
+def test_messages_are_kept_for_the_next_conversation(tmp_path):
+    file, notes = tmp_path / "new" / "history", []
+    make_history(file, notes.append).append_string("to be\nor not")
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert list(make_history(file, notes.append).load_history_strings()) == ["to be\nor not"]
+    assert notes == []
+    history = make_history(file / "in a file", notes.append)
+    for _ in range(2):
+        history.append_string("to be")
+    assert history.get_strings() == ["to be", "to be"]
+    (note,) = notes
+    assert "not kept for the next time" in note and str(file) in note
+
+
+def test_retry_and_set(talk):
+    terminal, printed = talk(
+        *("!retry", "to be", "!set temperature 1.5", "!set seed 1", "!retry", "!set", "/retyr"),
+        *("!set max-new-tokens 2", "!retry", "!set temperature", "!set temprature 1"),
+        *("!set top_p 7", "!set", "quit", "never read"),
+    )
+    assert [message["role"] for message in terminal.chat.history] == ["user", "assistant"]
+    assert terminal.chat.history[0]["content"] == "to be"
+    assert terminal.chat.new_tokens == 2
+    assert terminal.chat.settings == {"max_new_tokens": 2, "seed": 1}
+    for remark in (
+        "There is nothing to retry.",
+        "max_new_tokens 4, temperature 1.5, seed 1\n",
+        "Unknown command /retyr.",
+        "error: `!set` has no argument `temprature`. Did you mean `temperature`?",
+        "error: `top_p` must be in (0, 1]",
+    ):
+        assert remark in printed.out
+
+
+def test_retry_keeps_the_turn_if_it_fails(talk, monkeypatch):
+    def fail(terminal, text):
+        raise KeyboardInterrupt
+
+    terminal, _ = talk("to be")
+    history = list(terminal.chat.history)
+    monkeypatch.setattr(Terminal, "reply", fail)
+    with pytest.raises(KeyboardInterrupt):
+        terminal.retry("")
+    assert terminal.chat.history == history
 
 
 def test_interrupt_stops_the_reply(talk, lm, monkeypatch):
@@ -172,6 +249,7 @@ def test_in_a_terminal(command_environment, tmp_path):
     from pexpect import EOF, fdpexpect
 
     environment = {**command_environment, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
+    environment["XDG_CACHE_HOME"] = str(tmp_path / "cache")
     options = ["chat", "--max-new-tokens", "5", "--seed", "1"]
     ours, theirs = os.openpty()
     process = subprocess.Popen(  # `pexpect.spawn` would fork, which JAX's threads do not survive.
@@ -195,3 +273,5 @@ def test_in_a_terminal(command_environment, tmp_path):
         child.expect(printed)
     assert process.wait(timeout=240) == 0
     child.close()
+    history = (tmp_path / "cache" / "keras_gemma" / "chat_history").read_text()
+    assert "+who's\n+there\n" in history

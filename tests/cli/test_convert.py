@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from typing import get_args
 
 import numpy as np
@@ -38,6 +39,10 @@ def test_score(tiny, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"perplexity {entry['perplexity']:.4g}, ")
     assert len(lines) == 1 + entry["tokens"]
+    assert main(["score", text * 100]) == 0  # longer than the context of 256 tokens
+    assert f"perplexity {tiny.perplexity(text * 100):.4g}, " in capsys.readouterr().out
+    assert main(["score", "b"]) == 0
+    assert ", 1 token: " in capsys.readouterr().out
 
 
 def test_convert(tmp_path, tiny, capsys):
@@ -58,6 +63,12 @@ def test_convert(tmp_path, tiny, capsys):
     assert file.read_bytes()[:4] == b"GGUF"
 
 
+def umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 def test_lora(tmp_path, tiny, capsys, monkeypatch):
     """The adapter is loaded by `score`, `generate` and `chat`, and merged by `convert`."""
     folder, text = tmp_path / "tuned" / "adapter", "To be, or not to be"
@@ -68,6 +79,7 @@ def test_lora(tmp_path, tiny, capsys, monkeypatch):
         shapes = [tuple(variable.shape) for variable in (low_rank.a, low_rank.b)]
         low_rank.assign(*(np.random.default_rng(1).normal(0, 0.03, shape) for shape in shapes))
     lm.save_lora(folder)
+    assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o666 & ~umask()}
     lora = ["--lora", str(folder)]
     assert main(["score", text, "--json", *lora]) == 0
     perplexity = json.loads(capsys.readouterr().out)["perplexity"]
@@ -79,13 +91,13 @@ def test_lora(tmp_path, tiny, capsys, monkeypatch):
     assert merged.perplexity(text) == pytest.approx(perplexity, rel=1e-4)
 
     def load_lora(lm, path):
-        raise ConnectionAbortedError(path)
+        raise ConnectionAbortedError(f"{path} onto {lm.backbone.preset}")
 
     monkeypatch.setattr("sys.stdin", io.StringIO())
     monkeypatch.setattr(GemmaCausalLM, "load_lora", load_lora)
     for command in ("generate", "chat"):
-        with pytest.raises(ConnectionAbortedError, match="adapter"):
-            main([command, text, *lora])
+        with pytest.raises(ConnectionAbortedError, match="adapter onto gemma_tiny_en"):
+            main([command, text, *lora])  # `chat` has another default model.
     monkeypatch.setattr(GemmaCausalLM, "from_preset", None)  # The adapter is checked first.
     with pytest.raises(
         FileNotFoundError, match=r"There is an adapter in .*tuned.adapter: pass that"
@@ -93,10 +105,20 @@ def test_lora(tmp_path, tiny, capsys, monkeypatch):
         main(["score", text, "--lora", str(tmp_path / "tuned")])
 
 
+def error_of(weight):
+    return weight.relative_error
+
+
 def test_quantize(tmp_path, capsys):
     options = ["--bits", "int4", "--embedding", "int4", "--json"]
     assert main(["quantize", "gemma_tiny_en", str(tmp_path / "small"), *options]) == 0
     result = json.loads(capsys.readouterr().out)
+    assert main(["quantize", "gemma_tiny_en", str(tmp_path / "other")]) == 0
+    summary, written = capsys.readouterr().out.splitlines()
+    assert summary.startswith("int4 in groups of 32, embedding int8; 11.4 MB before, 1.7 MB after")
+    worst = max(report(GemmaCausalLM.from_preset(tmp_path / "other")).weights, key=error_of)
+    assert summary.endswith(f"; error at most {worst.relative_error:.2%} ({worst.name})")
+    assert written == f"Wrote gemma_tiny_en to {tmp_path / 'other'}: 7 files, 1.9 MB"
     lm = GemmaCausalLM.from_preset(tmp_path / "small")
     assert lm.backbone.quantization == QuantizationConfig("int4", embedding="int4")
     assert report(lm).bytes_after == result["bytes_after"]
@@ -109,8 +131,8 @@ def test_quantize(tmp_path, capsys):
         (["convert", "x", "y.gguf", "--to", "keras"], "ends in .gguf"),
         (["convert", "x", "y", "--to", "gguf"], "ends in .gguf"),
         (["convert", "x", "y.gguf", "--max-shard-size", "1GB"], "one file"),
-        (["quantize", "x", "y", "--bits", "int8", "--zero-points"], "require mode='int4'"),
-        (["quantize", "x", "y", "--bits", "int8", "--zeros"], "require mode='int4'"),
+        (["quantize", "x", "y", "--bits", "int8", "--zero-points"], "require --bits int4"),
+        (["quantize", "x", "y", "--bits", "int8", "--zeros"], "require --bits int4"),
         (["generate", "x", "--fit", "memory", "--quantization", "int8"], "not both"),
         (["generate", "x", "--preset", "memory", "--quantization", "int8"], "not both"),
         (["generate", "x", "--lora", "no_such_folder"], "no_such_folder"),
@@ -144,6 +166,33 @@ def test_info_about_a_model(capsys):
     assert (facts["num_layers"], facts["sliding_window_size"]) == (26, 4096)
     assert main(["info", "gemma_tiny_en"]) == 0
     assert "2,855,616" in capsys.readouterr().out
+
+
+def test_info_tells_the_truth_about_a_folder(tmp_path, capsys):
+    def facts(path):
+        assert main(["info", str(path), "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    lm = GemmaCausalLM.from_preset("gemma_tiny_instruct_en", dtype="bfloat16")
+    lm.save_to_preset(tmp_path / "keras")
+    lm.save_to_hugging_face(tmp_path / "hf")
+    lm.enable_lora(4, targets="all-linear", alpha=8)
+    lm.save_lora(tmp_path / "adapter")
+    lm.set_adapter(None)
+    lm.quantize("int4")
+    lm.save_to_preset(tmp_path / "small")
+    folders = {name: facts(tmp_path / name) for name in ("keras", "hf", "small", "adapter")}
+    for name, entry in folders.items():
+        files = [path for path in (tmp_path / name).rglob("*") if path.is_file()]
+        assert entry["bytes on disk"] == sum(len(path.read_bytes()) for path in files)
+    plain, hugging_face, small, adapter = folders.values()
+    assert (plain["format"], hugging_face["format"]) == ("Keras preset", "Hugging Face checkpoint")
+    assert plain["stored as"] == hugging_face["stored as"] == "bfloat16"
+    assert plain["quantization"] is None
+    assert small["stored as"] == "uint8, int8, bfloat16, float32"  # A uint8 holds two int4.
+    assert small["quantization"] == "int4 in groups of 32, embedding int8"
+    assert (adapter["rank"], adapter["alpha"]) == (4, 8)
+    assert adapter["base model"] == "gemma_tiny_instruct_en"
 
 
 def bits(choice: Choice) -> str | None:

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import pytest
 import typer
 
+from keras_gemma.causal_lm.completion import Completion
 from keras_gemma.cli import main
 from keras_gemma.cli.loading import Choice
-from keras_gemma.cli.options import read_prompts
+from keras_gemma.cli.texts import read_prompts
 from tests.cli.process import Terminal
 
 APACHE = "https://www.apache.org/licenses/LICENSE-2.0"
@@ -25,11 +26,15 @@ class Model:
 
     def generate(self, prompts, strip_prompt, **settings):
         self.settings, self.strip_prompt = settings, strip_prompt
-        return [f"{prompt} ❧" for prompt in prompts]
+        texts = [" ❧" if strip_prompt else f"{prompt} ❧" for prompt in prompts]
+        if settings.get("return_logprobs"):
+            return [Completion(text, [3, 4], "length") for text in texts]
+        return texts
 
-    def stream(self, prompt, **settings):
+    def stream(self, prompts, **settings):
         self.settings = settings
-        yield from (" ", "❧")
+        for piece in (" ", "❧"):
+            yield [piece] * len(prompts)
 
     @property
     def backbone(self):
@@ -86,6 +91,10 @@ def test_no_prompt(prompts, stdin, message):
         (["--temperature", "0.5", "--top-p", "0.9"], {"temperature": 0.5, "top_p": 0.9}),
         (["--mode", "factual"], {"sampler": "greedy"}),
         (["--mode", "chat", "--top-p", "0.5"], {"temperature": 0.7, "top_p": 0.5}),
+        (["--mode", "factual", "--temperature", "0.9"], {"temperature": 0.9}),
+        (["--mode", "chat", "--sampler", "greedy"], {"sampler": "greedy"}),
+        (["-t", "0.5", "-k", "5", "-p", "0.9"], {"temperature": 0.5, "top_k": 5, "top_p": 0.9}),
+        (["-n", "3", "-t", "0.5", "-s", "7"], {"max_new_tokens": 3, "temperature": 0.5, "seed": 7}),
         (["--max-new-tokens", "3"], {"max_new_tokens": 3}),
     ],
 )
@@ -96,9 +105,10 @@ def test_options(model, options, settings):
 
 def test_settings_are_checked_before_the_model_is_loaded(model, capsys):
     for options, message in (
-        (["--top-p", "0"], "top_p=0"),
-        (["--sampler", "beam", "--top-k", "3"], "`top_k` cannot be changed for BeamSampler"),
-        (["--stop", ""], "stop="),
+        (["--top-p", "0"], "--top-p must be in (0, 1], or a list with one for each row. "),
+        (["--top-p", "0"], "Received: --top-p 0"),
+        (["--sampler", "beam", "--top-k", "3"], "--top-k cannot be changed for BeamSampler"),
+        (["--stop", ""], "Received: --stop ['']"),
     ):
         assert main(["generate", "one", *options]) == 2
         assert message in capsys.readouterr().err
@@ -129,7 +139,7 @@ def test_one_text_is_streamed(model, tmp_path, capsys):
 
 def test_generate(model, capsys):
     assert main(["generate", "one", "two", "--dtype", "bfloat16", "--seed", "7"]) == 0
-    assert capsys.readouterr().out == "one ❧\ntwo ❧\n"
+    assert capsys.readouterr().out == '==> "one" <==\none ❧\n\n==> "two" <==\ntwo ❧\n'
     assert model.loaded == ("gemma_tiny_en", {"dtype": "bfloat16"})
     assert model.settings["seed"] == 7
 
@@ -149,11 +159,33 @@ def test_unknown_quantization(model, capsys):
 def test_generate_json(model, capsys):
     assert main(["generate", "one", "two", "--model", "mine", "--json", "--strip-prompt"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    counts = {"finish_reason": "length", "prompt_tokens": 3, "new_tokens": 2}
     assert lines == [
-        {"model": "mine", "prompt": "one", "text": "one ❧"},
-        {"model": "mine", "prompt": "two", "text": "two ❧"},
+        {"model": "mine", "prompt": "one", "text": " ❧", **counts},
+        {"model": "mine", "prompt": "two", "text": " ❧", **counts},
     ]
     assert model.strip_prompt is True
+
+
+def test_files_are_prompts(model, tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(f"text {name}\n")
+    files = ["--file", str(tmp_path / "a"), "-f", str(tmp_path / "b")]
+    assert main(["generate", "--json", *files]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [json.loads(line)["prompt"] for line in lines] == ["text a", "text b"]
+
+
+@pytest.mark.parametrize("content", [b"\x7fELF\x02\x01\0", b"caf\xe9", b"\xff" * 500_000])
+def test_binary_input_is_refused(model, content, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "program"
+    file.write_bytes(content)
+    assert main(["generate", "--file", str(file)]) == 2
+    assert f"{file} is not a text in UTF-8" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
+    assert main(["generate", "-"]) == 2
+    error = capsys.readouterr().err
+    assert "standard input is not a text in UTF-8" in error and len(error) < 200
 
 
 def test_errors_while_loading_are_not_usage_errors(model, monkeypatch):

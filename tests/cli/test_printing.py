@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from keras_gemma.cli.chat import answer
-from keras_gemma.cli.generate import stream
+from keras_gemma.cli.generate import print_texts
 from keras_gemma.cli.printing import show
 from keras_gemma.cli.speed import Watch
 from keras_gemma.cli.terminal import Terminal
@@ -43,8 +43,12 @@ def test_show(terminal, expected, monkeypatch):
 @EXPECTED
 def test_generated_text(terminal, expected, monkeypatch):
     out = output(monkeypatch, terminal)
-    lm = SimpleNamespace(stream=lambda text, **_: iter(EVIL))
-    assert stream(lm, EVIL, {}, False, Watch()) == EVIL
+    tokenizer = SimpleNamespace(encode=lambda texts: texts)
+    lm = SimpleNamespace(
+        stream=lambda texts, **_: ([character] for character in EVIL),
+        preprocessor=SimpleNamespace(tokenizer=tokenizer),
+    )
+    assert print_texts(lm, [EVIL], {}, False, Watch()) == len(EVIL)
     assert out.getvalue() == 2 * expected + "\n"
 
 

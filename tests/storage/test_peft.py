@@ -8,6 +8,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from keras_gemma import GemmaCausalLM
+from keras_gemma.storage.adapters.peft import base_model
 from tests.configurations import GEMMA1, GEMMA2, VOCABULARY_SIZE
 from tests.lora_values import fill
 from tests.parity.pairs import FULL, IDS, TOLERANCE, make_ours, make_theirs, run_ours, run_theirs
@@ -103,6 +104,27 @@ def test_peft_reads_adapter(configuration, tmp_path):
     assert len(load_file(tmp_path / "adapter" / WEIGHTS)) == 2 * len(
         lm.adapters.configs["mine"].sizes
     )
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("preset", "name", "loaded"),
+    [
+        ("gemma_tiny_en", "gemma_tiny_en", "gemma_tiny_en"),
+        ("gemma2_2b_en", "google/gemma-2-2b", "gemma2_2b_en"),
+        ("hf://me/base", "me/base", "hf://me/base"),
+        ("/models/base", "/models/base", "/models/base"),
+        (None, None, None),
+    ],
+)
+def test_adapter_names_its_base(preset, name, loaded, tmp_path):
+    """PEFT gets a name that it can load, and this package its own."""
+    lm = make_lm()
+    lm.backbone.preset = preset
+    lm.enable_lora(2)
+    lm.save_lora(tmp_path)
+    assert peft.PeftConfig.from_pretrained(tmp_path).base_model_name_or_path == name
+    assert base_model(tmp_path) == loaded
 
 
 def test_several_adapters(tmp_path):

@@ -125,7 +125,9 @@ def test_other_classes_are_refused():
     [
         ("gemma_2b_e", ValueError, "Unknown preset 'gemma_2b_e'. Similar names are 'gemma_2b_en'"),
         ("gemma4_1b", ValueError, "Similar names are"),
-        ("completely else", ValueError, "Similar names are"),
+        ("gemma-2-2b-it", ValueError, "Similar names are 'gemma2_instruct_2b_en'"),
+        ("google/gemma-2-2b", FileNotFoundError, "pass 'hf://google/gemma-2-2b'"),
+        ("completely else", ValueError, "'completely else'. `keras-gemma presets` lists all"),
         ("./nowhere", FileNotFoundError, "does not exist. Received: preset='./nowhere'"),
         ("no/where", FileNotFoundError, "does not exist"),
         ("gs://bucket/gemma", ValueError, "kaggle:// or hf://"),

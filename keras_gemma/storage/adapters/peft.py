@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_gemma import catalogue
 from keras_gemma.lora.adapters import Arrays, check_finite
 from keras_gemma.lora.config import Lora, check_lora_numbers, target_names
 from keras_gemma.storage.files import (
@@ -25,7 +26,7 @@ from keras_gemma.storage.files import (
     write_json,
 )
 from keras_gemma.storage.hugging_face.layout import tensor_name
-from keras_gemma.storage.hugging_face.safetensors import save_file, tensors
+from keras_gemma.storage.hugging_face.safetensors import tensors, write_tensors
 from keras_gemma.storage.tensor_streaming import StoredTensor, TensorSpec, compare, report_problems
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -75,7 +76,7 @@ def save_lora(
     name = backbone.adapters.active_name(name)
     arrays = backbone.adapters.arrays(name)
     check_finite(arrays, f"The adapter {name!r}")
-    base_model = base_model or backbone.preset
+    base_model = base_model or _name_for_peft(backbone.preset)
     config = _to_values(backbone.adapters.configs[name], backbone.config, base_model)
     stored = {}
     for matrix, pair in arrays.items():
@@ -83,7 +84,7 @@ def save_lora(
             stored[_tensor(matrix, part)] = np.ascontiguousarray(array)
     with replacing(directory, lambda file: file == PICKLE, "directory") as folder:
         write_json(folder / CONFIG, config)
-        save_file(stored, folder / WEIGHTS, {"format": "pt"})
+        write_tensors(folder / WEIGHTS, stored, {"format": "pt"})
 
 
 def load_lora(backbone: Any, directory: str | Path, name: str, dtype: str) -> None:
@@ -125,6 +126,26 @@ def find_adapter(directory: str | Path) -> Path:
             remedy = f"There is an adapter in {within[0]}: pass that folder."
         raise FileNotFoundError(f"{folder} holds no {file}. {remedy}")
     return folder
+
+
+def base_model(directory: str | Path) -> str | None:
+    """Returns the preset of the model that an adapter was trained on, if the adapter names it."""
+    name = read_json(find_adapter(directory) / CONFIG).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        return None
+    if name in catalogue.presets() or "://" in name or Path(name).exists():
+        return name
+    for preset in catalogue.presets().values():
+        if preset.hugging_face_handle == f"hf://{name}":
+            return preset.name
+    return f"hf://{name}" if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) else name
+
+
+def _name_for_peft(preset: str | None) -> str | None:
+    """Returns Hugging Face's name of a preset if it has one. PEFT loads models by this name."""
+    published = catalogue.presets().get(preset or "")
+    handle = (published and published.hugging_face_handle) or preset
+    return handle and handle.removeprefix("hf://")
 
 
 def _module(matrix: str) -> str:
@@ -224,10 +245,11 @@ def _check(
     problems = compare(stored, specs)
     if not sizes and not problems:
         problems = ["no tensor belongs to a matrix of Gemma's blocks"]
+    base = values.get("base_model_name_or_path") or ""
     report_problems(
         problems,
         f"The adapter in {folder} does not fit this model",
-        "Load it onto the model that it was trained on",
+        f"Load it onto the model that it was trained on{base and f', {base}'}",
     )
     dropout, use_rslora = values.get("lora_dropout", 0.0), values.get("use_rslora", False)
     return Lora(sizes, float(dropout), use_rslora, dtype)

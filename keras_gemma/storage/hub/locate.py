@@ -4,13 +4,12 @@ Decides where a preset comes from; `downloads.py` fetches it, `installed.py` joi
 nothing about the content of the folders.
 """
 
-import difflib
 import logging
 import re
 import warnings
 from pathlib import Path
 
-from keras_gemma.catalogue import Preset, presets
+from keras_gemma.catalogue import Preset, presets, suggest
 from keras_gemma.storage.gguf.header import is_gguf
 from keras_gemma.storage.hub import downloads, installed
 from keras_gemma.storage.hub.downloads import DownloadError, RequiredFiles
@@ -58,12 +57,14 @@ def resolve(preset: str | Path, *, text: bool = True, weights: bool = True) -> P
         )
     is_path = "/" in name or "\\" in name or name.startswith((".", "~")) or path.suffix == ".gguf"
     if isinstance(preset, Path) or is_path:
+        hint = ""
+        if HUGGING_FACE.fullmatch(name) and path.suffix != ".gguf":
+            hint = f" For the model on Hugging Face, pass 'hf://{name}'."
         raise FileNotFoundError(
-            f"`preset` names a folder or file that does not exist. Received: preset={name!r}"
+            f"`preset` names a folder or file that does not exist.{hint} Received: preset={name!r}"
         )
-    near = difflib.get_close_matches(name, presets(), n=3, cutoff=0.5) or list(presets())[:3]
     raise ValueError(
-        f"Unknown preset {name!r}. Similar names are {', '.join(map(repr, near))}. "
+        f"Unknown preset {name!r}. {suggest(name)} "
         "A kaggle:// or hf:// handle, or the path of a folder or GGUF file, is accepted too. "
         f"Received: preset={name!r}"
     )

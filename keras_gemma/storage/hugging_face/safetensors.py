@@ -1,7 +1,7 @@
-"""Locates the tensors in a safetensors file, which are read one by one without mapping the file.
+"""Writes safetensors files, and locates their tensors, which are read without mapping the file.
 
 The safetensors library validates the file's header and offsets. It does not expose the offsets, so
-they are read from the header here. Also writes small files; `writer.py` streams large ones.
+they are read from the header here.
 """
 
 import json
@@ -9,11 +9,24 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file as write_file
+from safetensors.numpy import save_file
 
 from keras_gemma.storage.tensor_streaming import StoredTensor, in_file
 
 _DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+def write_tensors(
+    path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str] | None = None
+) -> None:
+    """Writes a file that others may read as any new file, or as before if `path` exists.
+
+    The library's own files are readable only by their owner.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(arrays, path, metadata)
+    path.chmod(mode)
 
 
 def tensors(path: Path) -> dict[str, StoredTensor]:
@@ -38,14 +51,3 @@ def tensors(path: Path) -> dict[str, StoredTensor]:
         )
         for name, entry in header.items()
     }
-
-
-def save_file(arrays: dict[str, np.ndarray], path: Path, metadata: dict[str, str]) -> None:
-    """Writes arrays to a file that others may read, as far as the process's umask allows.
-
-    The library by itself creates a file that only its owner can read.
-    """
-    path.touch()
-    mode = path.stat().st_mode
-    write_file(arrays, path, metadata)
-    path.chmod(mode)
