@@ -74,8 +74,8 @@ def test_notebooks_explain_their_pictures():
         for cell, after in zip(cells, [*cells[1:], None], strict=True):
             kinds = {kind for output in cell.get("outputs", []) for kind in output.get("data", {})}
             if kinds & {"image/png", "text/html"}:
-                text = "".join(after["source"]) if after else "#"
-                assert after["cell_type"] == "markdown" and text[0] != "#", (path.name, cell["id"])
+                is_text = after is not None and after["cell_type"] == "markdown"
+                assert is_text and after["source"][0][0] != "#", (path.name, cell["id"])
 
 
 def test_readme_links_exist():
