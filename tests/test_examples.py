@@ -1,6 +1,7 @@
 """Runs every example of the README, the pages and the docstrings without changes."""
 
 import ast
+import json
 import re
 import subprocess
 import warnings
@@ -9,7 +10,7 @@ from pathlib import Path
 import keras
 import pytest
 
-from tests.notebooks import REAL_MODEL, execute, kinds, printed, read_notebook
+from tests.notebooks import REAL_MODEL, execute, printed, read_notebook
 
 ROOT = Path(__file__).parents[1]
 COMMITS = int(
@@ -95,23 +96,6 @@ def test_training_from_scratch(tmp_path, monkeypatch, capsys):
     assert keras.backend.standardize_dtype(lm.backbone.token_embedding.tensor.dtype) == "float32"
 
 
-@in_turn(2)
-def test_fine_tuning(monkeypatch):
-    pytest.importorskip("matplotlib")
-    monkeypatch.setenv("MPLBACKEND", "agg")
-    notebook = read_notebook("finetune_lora")
-    saved = kinds(notebook)
-    execute(notebook)
-    assert kinds(notebook) == saved
-    assert saved.count("image/png") == 1
-    text = "".join(printed(notebook))
-    right, of = re.search(r"(\d+) of (\d+) are answers", text).groups()
-    assert right == of == "6"
-    source = "".join("".join(cell["source"]) for cell in notebook["cells"])
-    for answer in re.findall("(?:bits|merged): (.*)", text):
-        assert f'"{answer}"' in source
-
-
 @pytest.mark.parametrize(
     ("name", "packages"),
     [
@@ -176,6 +160,22 @@ def test_a_tiny_model_that_follows_instructions(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["x", str(preset), str(data / "held_out.jsonl")])
     instruct_accuracy.main()
     assert "| second turn | 1 | 0.0% |" in capsys.readouterr().out
+
+
+@pytest.mark.once
+def test_calendar_messages():
+    """No message is in two files, and each entry says what its message says."""
+    examples = [
+        json.loads(line)
+        for name in ("train", "validation", "test")
+        for line in (ROOT / f"examples/data/calendar_{name}.jsonl").read_text("utf-8").splitlines()
+    ]
+    assert len({example["prompt"] for example in examples}) == len(examples) == 120 + 24 + 24
+    assert len({example["completion"] for example in examples}) == len(examples)
+    for example in examples:
+        message, (_, day, time, place) = example["prompt"], example["completion"].split(" | ")
+        assert day in message and re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", time), message
+        assert place == "-" or place.lower() in message.lower(), message
 
 
 @pytest.mark.once

@@ -22,6 +22,14 @@ pytestmark = [
 ]
 
 
+SHORTER = {
+    "epochs=5": "steps=1",
+    "max_new_tokens=24": "max_new_tokens=2",
+    "for line in lines]": "for line in lines[:3]]",
+}
+"""Changes of the fine-tuning for a quick test."""
+
+
 @pytest.fixture(scope="module", autouse=True)
 def quick():
     """Overrides the quick compilation of the other tests: this model is too large for it."""
@@ -52,3 +60,15 @@ def test_looking_inside():
     (text,) = printed(notebook)
     unchanged, *ablated = map(float, re.findall(r"\d\.\d+", text))
     assert unchanged > 0.4 and ablated[2] == min(ablated) < unchanged / 2
+
+
+def test_fine_tuning():
+    pytest.importorskip("matplotlib")
+    notebook = read_notebook("finetune_lora")
+    saved, text = kinds(notebook), "".join(printed(notebook))
+    scores = re.findall(r"(validation|test): (\d+) of (\d+) fields are right", text)
+    (_, before, _), (_, validation, _), (name, test, total) = scores
+    assert name == "test" and total == "96" and int(before) < 20
+    assert min(int(validation), int(test)) > 80
+    execute(notebook, changes=SHORTER)
+    assert kinds(notebook) == saved

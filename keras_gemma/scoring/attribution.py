@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_gemma import backend
+from keras_gemma import backend, progress
 from keras_gemma.scoring.answer import log_probability, read_answer
 from keras_gemma.scoring.gradient import gradient
 from keras_gemma.scoring.inputs import encode_short, read_integer, tokens_of
@@ -114,9 +114,11 @@ def integrated_gradients(
     start = _embed(lm, np.where(ids == START, START, baseline))
     fractions = (np.arange(steps, dtype="float32") + 0.5) / steps
     total = np.zeros(end.shape, "float32")
-    for i in range(0, steps, MAX_BATCH_SIZE):
-        points = start + fractions[i : i + MAX_BATCH_SIZE, None, None] * (end - start)
-        total += gradient(of_answer, points).sum(0)
+    with progress.bar("Integrating", steps) as advance:
+        for i in range(0, steps, MAX_BATCH_SIZE):
+            points = start + fractions[i : i + MAX_BATCH_SIZE, None, None] * (end - start)
+            total += gradient(of_answer, points).sum(0)
+            advance(len(points))
     end_log_prob, start_log_prob = _values(of_answer, end, start)
     shares = total / steps * (end - start)
     return _result(lm, ids, answer, "integrated gradients", shares, end_log_prob, start_log_prob)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_gemma import backend
+from keras_gemma import backend, progress
 from keras_gemma.model.hooks import BLOCK_HOOK_POINTS
 from keras_gemma.scoring.answer import log_probability, read_answer
 from keras_gemma.scoring.inputs import encode_short, tokens_of
@@ -119,17 +119,19 @@ def activation_patching(
 
     clean_activations = trace(lm, ids, f"block.*.{hook_point}")
     scores = np.zeros((layers, length), "float32")
-    for layer in range(layers):
-        name = f"block.{layer}.{hook_point}"
-        for start in range(0, length, MAX_BATCH_SIZE):
-            positions = np.arange(start, min(start + MAX_BATCH_SIZE, length))
-            mask = positions[:, None] == np.arange(length)  # each row patches one position
+    with progress.bar("Patching", layers) as advance:
+        for layer in range(layers):
+            name = f"block.{layer}.{hook_point}"
+            for start in range(0, length, MAX_BATCH_SIZE):
+                positions = np.arange(start, min(start + MAX_BATCH_SIZE, length))
+                mask = positions[:, None] == np.arange(length)  # each row patches one position
 
-            def patch(x: Any, mask: np.ndarray = mask, name: str = name) -> Any:
-                mask = mask.reshape(mask.shape + (1,) * (len(x.shape) - 2))
-                return ops.where(backend.to_tensor(mask), clean_activations[name], x)
+                def patch(x: Any, mask: np.ndarray = mask, name: str = name) -> Any:
+                    mask = mask.reshape(mask.shape + (1,) * (len(x.shape) - 2))
+                    return ops.where(backend.to_tensor(mask), clean_activations[name], x)
 
-            scores[layer, positions] = ask(other, len(positions), {name: patch})
+                scores[layer, positions] = ask(other, len(positions), {name: patch})
+            advance(1)
     return Patching(
         tokens_of(lm, ids),
         tokens_of(lm, other),

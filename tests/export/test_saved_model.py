@@ -1,8 +1,10 @@
 """A SavedModel computes the same as the model, without Keras and this package."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -208,6 +210,15 @@ def test_runs_without_keras(lm, folder, on_tensorflow):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout) == lm.generate(PROMPTS, max_new_tokens=12)
+
+
+def test_documented_program(folder, tmp_path, monkeypatch, on_tensorflow):
+    """The page has a program that loads what the one before it has exported."""
+    page = Path(__file__).parents[2] / "docs/export.md"
+    (code,) = re.findall(r"```py\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "served_gemma").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "export.md", "exec"), {})
 
 
 def test_weights_are_stored_once(lm, folder):

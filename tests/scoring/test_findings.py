@@ -1,10 +1,12 @@
 """Perplexity, logit lens, attention maps, patching and attribution, each by its definition."""
 
+import contextlib
+
 import numpy as np
 import pytest
 from keras import ops
 
-from keras_gemma import scoring
+from keras_gemma import progress, scoring
 from keras_gemma.scoring.gradient import gradient
 from keras_gemma.scoring.perplexity import windows
 from tests.models import make_lm
@@ -21,6 +23,24 @@ def lm(tiny_proto):
 @pytest.fixture(scope="module")
 def ids(lm):
     return lm.preprocessor.tokenize_prompts([TEXT])[0]
+
+
+@pytest.fixture
+def bars(monkeypatch):
+    """Title, total and completed amount of each progress bar."""
+    rows = []
+
+    @contextlib.contextmanager
+    def bar(title, total):
+        rows.append([title, total, 0])
+
+        def advance(amount):
+            rows[-1][2] += amount
+
+        yield advance
+
+    monkeypatch.setattr(progress, "bar", bar)
+    return rows
 
 
 def log_softmax(logits):
@@ -145,13 +165,14 @@ def test_patching_matches_single_patches(lm, ids):
     np.testing.assert_allclose(grid.scores[:, :3], grid.corrupted, atol=1e-4)
 
 
-def test_patching_the_last_residual_recovers_everything(lm, ids):
+def test_patching_the_last_residual_recovers_everything(lm, ids, bars):
     other = ids.copy()
     other[3] = (other[3] + 7) % 512
     grid = scoring.activation_patching(lm, ids, other, 40)
     assert grid.recovered.shape == (4, len(ids))
     np.testing.assert_allclose(grid.recovered[-1, -1], 1, atol=1e-3)
     np.testing.assert_allclose(grid.recovered[-1, :-1], 0, atol=1e-3)
+    assert bars == [["Patching", 4, 4]]
 
 
 @pytest.mark.parametrize(
@@ -199,11 +220,12 @@ def test_gradient_times_input_is_a_slope(lm, ids):
     np.testing.assert_allclose(shares.scores, slopes, rtol=0, atol=0.03 * largest)
 
 
-def test_integrated_gradients_sum_to_the_change(lm, ids):
+def test_integrated_gradients_sum_to_the_change(lm, ids, bars):
     shares = scoring.integrated_gradients(lm, ids, 40, steps=256)
     change = shares.log_probability - shares.baseline
     assert shares.scores.sum() == pytest.approx(change, rel=0.02, abs=0.02)
     assert shares.scores[0] == 0  # <bos> is the same in both texts
+    assert bars == [["Integrating", 256, 256]]
     for wrong in ({"steps": 0}, {"steps": 2.5}, {"steps": "8"}, {"baseline": 512}):
         ((name, value),) = wrong.items()
         with pytest.raises(ValueError, match=f"`{name}` must be an? .*integer.*{name}={value!r}"):
