@@ -19,7 +19,7 @@ from keras_gemma.checks import check_integer
 from keras_gemma.export.folder import write_metadata
 from keras_gemma.export.forward import forward, named_arrays
 from keras_gemma.export.subprocess_export import check, make
-from keras_gemma.storage.hugging_face.safetensors import write_tensors
+from keras_gemma.storage.hugging_face.safetensors import save_file
 
 PROGRAMS = {"prefill": "prefill.jax_export", "step": "step.jax_export"}
 WEIGHTS = "weights.safetensors"
@@ -61,8 +61,7 @@ def build(lm: Any, directory: Path, report: Callable[[str], None], batch_size: i
         )
         (directory / file).write_bytes(exported.serialize())
     report("Writing")
-    stored = {name: np.asarray(array) for name, array in arrays.items()}
-    write_tensors(directory / WEIGHTS, stored)
+    save_file({name: np.asarray(array) for name, array in arrays.items()}, directory / WEIGHTS)
     write_metadata(
         lm,
         directory,

@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 from safetensors import SafetensorError, safe_open
 
-from keras_gemma.storage.hugging_face.safetensors import write_tensors
+from keras_gemma.storage.hugging_face.safetensors import save_file
 
 METADATA_KEY = "facts"
 """Key of the JSON metadata in the file's header."""
@@ -37,7 +37,7 @@ def write_checkpoint(path: Path, variables: Mapping[str, Any], metadata: Mapping
     temporary = path.with_name(path.name + ".new")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        write_tensors(temporary, arrays, {METADATA_KEY: json.dumps(dict(metadata))})
+        save_file(arrays, temporary, metadata={METADATA_KEY: json.dumps(dict(metadata))})
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -10,6 +10,7 @@ import sys
 import pytest
 import typer
 
+from keras_gemma.backend.host import program_cache
 from keras_gemma.cli import main
 from keras_gemma.cli.keyboard import interrupts, make_history
 from keras_gemma.cli.terminal import Terminal
@@ -250,6 +251,7 @@ def test_in_a_terminal(command_environment, tmp_path):
 
     environment = {**command_environment, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
     environment["XDG_CACHE_HOME"] = str(tmp_path / "cache")
+    environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(program_cache("jax")))
     options = ["chat", "--max-new-tokens", "5", "--seed", "1"]
     ours, theirs = os.openpty()
     process = subprocess.Popen(  # `pexpect.spawn` would fork, which JAX's threads do not survive.

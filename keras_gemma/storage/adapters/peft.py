@@ -26,7 +26,7 @@ from keras_gemma.storage.files import (
     write_json,
 )
 from keras_gemma.storage.hugging_face.layout import tensor_name
-from keras_gemma.storage.hugging_face.safetensors import tensors, write_tensors
+from keras_gemma.storage.hugging_face.safetensors import save_file, tensors
 from keras_gemma.storage.tensor_streaming import StoredTensor, TensorSpec, compare, report_problems
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -84,7 +84,7 @@ def save_lora(
             stored[_tensor(matrix, part)] = np.ascontiguousarray(array)
     with replacing(directory, lambda file: file == PICKLE, "directory") as folder:
         write_json(folder / CONFIG, config)
-        write_tensors(folder / WEIGHTS, stored, {"format": "pt"})
+        save_file(stored, folder / WEIGHTS, {"format": "pt"})
 
 
 def load_lora(backbone: Any, directory: str | Path, name: str, dtype: str) -> None:

@@ -8,16 +8,16 @@ import json
 from pathlib import Path
 
 import numpy as np
+import safetensors.numpy
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from keras_gemma.storage.tensor_streaming import StoredTensor, in_file
 
 _DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
-def write_tensors(
-    path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str] | None = None
+def save_file(
+    arrays: dict[str, np.ndarray], path: Path, metadata: dict[str, str] | None = None
 ) -> None:
     """Writes a file that others may read as any new file, or as before if `path` exists.
 
@@ -25,7 +25,7 @@ def write_tensors(
     """
     path.touch()
     mode = path.stat().st_mode
-    save_file(arrays, path, metadata)
+    safetensors.numpy.save_file(arrays, path, metadata)
     path.chmod(mode)
 
 
