@@ -156,6 +156,8 @@ class PresetParts:
             arguments["quantization"] = quantization
         elif requested is not None and requested.mode == AS_STORED:
             arguments["quantization"] = quantization = _as_stored(format, folder, config)
+        if not self.load_weights and quantization is not None and quantization.mode == AS_STORED:
+            return cls(**arguments)  # zeros, because no random numbers have the types of the file
         if not self.load_weights:
             with uninitialized():
                 backbone = cls(**arguments)

@@ -199,7 +199,8 @@ def test_generate_functions_of_keras_hub(lm):
     batch = {"token_ids": ids, "padding_mask": ids > 0}
     expected = lm.generate(batch, stop_token_ids=None)
     lm.generate_function = None  # KerasHub's way to compile again
-    for function in (lm.generate_step, lm.generate_function, lm.make_generate_function()):
+    made = lm.make_generate_function()
+    for function in (lm.generate_step, lm.generate_function, made):
         result = function(batch)
         np.testing.assert_array_equal(result["token_ids"], expected["token_ids"])
         assert result["padding_mask"].all()

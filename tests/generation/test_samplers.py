@@ -32,15 +32,15 @@ DRAWS = 4000
 def compiled(structure):
     """Returns the program of all samplers with this `structure`; settings are arguments."""
     if structure == "greedy":
-        return backend.compile(GreedySampler())
+        return backend.compile(GreedySampler().choose_next)
     _, *names = structure
-    return backend.compile(RandomSampler(**dict.fromkeys(names, 1)))
+    return backend.compile(RandomSampler(**dict.fromkeys(names, 1)).choose_next)
 
 
 def draw(sampler, probabilities=P, rows=DRAWS, seed=11):
     logits = np.tile(np.log(probabilities), (rows, 1)).astype("float32")
     structure = sampler.structure()
-    program = sampler if structure is sampler else compiled(structure)
+    program = sampler.choose_next if structure is sampler else compiled(structure)
     ids, _ = program(ops.convert_to_tensor(logits), sampler.init(rows, seed))
     return ops.convert_to_numpy(ids)
 
@@ -153,7 +153,7 @@ def test_without_a_seed_calls_differ_but_programs_are_repeatable():
 
 def test_draws_depend_on_the_step_and_not_on_the_batch():
     sampler = RandomSampler(seed=1)
-    program = backend.compile(sampler)
+    program = backend.compile(sampler.choose_next)
     logits = ops.convert_to_tensor(np.tile(np.log(P), (50, 1)).astype("float32"))
     first, state = program(logits, sampler.init(50))
     second, _ = program(logits, state)

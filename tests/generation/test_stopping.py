@@ -105,7 +105,7 @@ def test_context_length(lm):
         lm.generate(PROMPTS, max_new_tokens=context - 4, stop_token_ids=None)
     with pytest.raises(ValueError, match="Prompt 1 has 8192 tokens"):
         lm.generate([[2], [2] * context], max_new_tokens=1, stop_token_ids=None)
-    with pytest.raises(ValueError, match="max_length"):
+    with pytest.raises(ValueError, match="allow fewer new tokens"):
         lm.generate(PROMPTS, max_length=context + 1, stop_token_ids=None)
 
 

@@ -218,7 +218,8 @@ def test_numbers_that_are_not_finite_name_their_weight(tmp_path):
 
 
 def test_invalid_mode_is_refused_first():
-    with pytest.raises(ValueError, match=r"`mode` must be one of .* Received: mode='int5'"):
+    says = r"`quantization` must be one of .* Received: quantization='int5'"
+    with pytest.raises(ValueError, match=says):
         GemmaBackbone.from_preset("no such preset", quantization="int5")
     with pytest.raises(TypeError, match="`quantization`"):
         GemmaCausalLM.from_preset("no such preset", quantization=8)

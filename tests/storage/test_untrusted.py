@@ -195,7 +195,7 @@ def test_weights_beyond_float16(format, dtype, tmp_path):
     large[3, 4] = -65504.0
     weight.assign(large)
     if dtype == "float32":
-        save_as(Task(backbone), format, tmp_path / "model")
+        save_as(Task(backbone), format, tmp_path / "model", overwrite=True)
         narrow = GemmaBackbone.from_preset(tmp_path / "model", dtype="float16")
         assert narrow.named_weights()["layers.1.up"].numpy()[3, 4] == -65504.0
 

@@ -226,8 +226,8 @@ def test_tf_data_maps_the_tokenizer(proto, tokenizer):
     mapped = dataset.batch(2).map(dense)
     assert mapped.element_spec == tf.TensorSpec((None, 5), tf.int32)
     assert next(mapped.as_numpy_iterator()).tolist() == dense(["fox", "née"]).tolist()
-    with pytest.raises(ValueError, match="sequence_length"):
-        dataset.batch(2).map(tokenizer)
+    with pytest.raises(ValueError, match="a string or a batch of strings"):
+        dataset.batch(2).batch(1).map(tokenizer)
     turn = tf.data.Dataset.from_tensors("<end_of_turn>")
     plain = turn.map(lambda x: tokenizer(x, parse_special=False))
     assert next(turn.map(tokenizer).as_numpy_iterator()).tolist() == [107]

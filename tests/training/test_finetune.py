@@ -144,16 +144,16 @@ def test_nan_stops_training(tiny_proto, data, tmp_path):
 
 
 def test_full_disk(tiny_proto, data, tmp_path, monkeypatch):
-    save, calls = checkpoint.save_file, []
+    write, calls = checkpoint.write_tensors, []
 
-    def full(arrays, path, **rest):
+    def full(path, *arrays):
         calls.append(path)
         if len(calls) == 2:
             path.write_bytes(b"half")
             raise OSError(28, "No space left on device")
-        save(arrays, path, **rest)
+        write(path, *arrays)
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint, "write_tensors", full)
     with pytest.raises(OSError, match=r"previous one is intact.*No space left.*Free disk"):
         finetune(make(tiny_proto), data, tmp_path, **SETTINGS)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last.safetensors", "log.csv"]
@@ -341,7 +341,8 @@ def test_command(tmp_path, monkeypatch, capsys):
     assert "10 samples" in printed and "1 bad, skipped" in printed
     assert "skipped: data.jsonl, line 11: invalid JSON" in printed
     adapter = tmp_path / "out" / "adapter"
-    assert f": {adapter}\nTry it: keras-gemma chat --model gemma_tiny_en --lora " in printed
+    command = "keras-gemma chat --model gemma_tiny_instruct_en --lora "
+    assert f": {adapter}\nTry it: {command}" in printed
     assert printed.strip().endswith(str(adapter))
     config = json.loads((adapter / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "gemma_tiny_en"

@@ -30,9 +30,10 @@ from keras_gemma.backend.torch.quantized import NOT_COMPILED
 LOGITS_PER_CHUNK = 1 << 20
 """Logits that a loss processes at a time: 4 MB of float32, which stay in the processor's cache."""
 
-MIN_COMPILED_BYTES = 16 << 20
-"""Minimum bytes of a block to be compiled. For smaller blocks, 10 to 20 seconds of compilation
-save only a few milliseconds per token."""
+MIN_COMPILED_BYTES = 2 << 20
+"""Minimum bytes of a block to be compiled. Those of Gemma 3 270M, 11 MB in bfloat16, compile in 3
+seconds, and then 128 tokens take 2.8 s instead of 6.2. For tiny models, compilation takes longer
+than a text."""
 
 
 def from_numpy(packed: np.ndarray) -> Tensor:
