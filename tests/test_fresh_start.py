@@ -19,7 +19,12 @@ pytestmark = pytest.mark.skipif(
 def pages() -> list:
     """Returns the examples of README and pages that do without a second framework."""
     own = [example for example in examples() if example.id.startswith(("README", "docs"))]
-    return [example for example in own if "tensorflow" not in example.values[0]]
+    needs_tensorflow = ("tensorflow", "served_gemma")
+    return [
+        example
+        for example in own
+        if not any(name in example.values[0] for name in needs_tensorflow)
+    ]
 
 
 def imports_of_notebooks() -> list:

@@ -211,10 +211,10 @@ def test_settings_per_row():
     mixed = RandomSampler(temperature=temperatures, top_k=ks, top_p=ps)
     for _ in range(20):
         seeds = [seed + 5 for seed in seeds]
-        together, _ = mixed(logits, mixed.init(3, seeds, row_keys=[0, 0, 1]))
+        together, _ = mixed.choose_next(logits, mixed.init(3, seeds, row_keys=[0, 0, 1]))
         for i in range(3):
             one = RandomSampler(temperature=temperatures[i], top_k=ks[i], top_p=ps[i])
-            single, _ = one(logits[:1], one.init(1, seeds[i], row_keys=[int(i == 2)]))
+            single, _ = one.choose_next(logits[:1], one.init(1, seeds[i], row_keys=[int(i == 2)]))
             assert int(single[0]) == int(together[i])
     # Copies of a prompt are adjacent.
     state = mixed.init(6)

@@ -144,16 +144,16 @@ def test_nan_stops_training(tiny_proto, data, tmp_path):
 
 
 def test_full_disk(tiny_proto, data, tmp_path, monkeypatch):
-    write, calls = checkpoint.write_tensors, []
+    save, calls = checkpoint.save_file, []
 
-    def full(path, *arrays):
+    def full(arrays, path, **rest):
         calls.append(path)
         if len(calls) == 2:
             path.write_bytes(b"half")
             raise OSError(28, "No space left on device")
-        write(path, *arrays)
+        save(arrays, path, **rest)
 
-    monkeypatch.setattr(checkpoint, "write_tensors", full)
+    monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(OSError, match=r"previous one is intact.*No space left.*Free disk"):
         finetune(make(tiny_proto), data, tmp_path, **SETTINGS)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last.safetensors", "log.csv"]
@@ -341,11 +341,11 @@ def test_command(tmp_path, monkeypatch, capsys):
     assert "10 samples" in printed and "1 bad, skipped" in printed
     assert "skipped: data.jsonl, line 11: invalid JSON" in printed
     adapter = tmp_path / "out" / "adapter"
-    command = "keras-gemma chat --model gemma_tiny_instruct_en --lora "
-    assert f": {adapter}\nTry it: {command}" in printed
+    advice = "Try it: keras-gemma chat --model gemma_tiny_instruct_en --lora "
+    assert f": {adapter}\n{advice}" in printed
     assert printed.strip().endswith(str(adapter))
     config = json.loads((adapter / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == "gemma_tiny_en"
+    assert config["base_model_name_or_path"] == "gemma_tiny_instruct_en"
     if not all(map(importlib.util.find_spec, ("tensorflow", "tensorboard"))):
         with pytest.raises(ImportError, match="pip install tensorflow tensorboard"):
             main([*command, "--tensorboard", str(tmp_path / "board")])
