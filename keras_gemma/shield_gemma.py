@@ -93,8 +93,11 @@ class ShieldGemma(GemmaCausalLM):
     ```python
     import keras_gemma
 
-    shield = keras_gemma.models.ShieldGemma.from_preset("gemma_tiny_instruct_en")
-    shield.predict("Who's there?")  # {"No Dangerous Content": 0.51, "No Hate Speech": ...}
+    # The preset "shieldgemma_2b_en" needs no `context_length`.
+    shield = keras_gemma.models.ShieldGemma.from_preset(
+        "gemma_tiny_instruct_en", context_length=2048
+    )
+    shield.predict("Who's there?")  # {"No Dangerous Content": ..., "No Hate Speech": ...}
     shield.predict(["Who's there?", "Speak."])["No Harassment"]  # float32 [2]
     shield.predict({"prompts": ["Who's there?"], "responses": ["Nay, answer me."]})
     shield.predict("Buy now!", policies={"No Spam": "The prompt shall not contain advertising."})

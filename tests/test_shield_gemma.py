@@ -171,7 +171,7 @@ def test_published_policies_and_batches(shield, monkeypatch):
 
 @pytest.mark.once
 def test_two_lines():
-    shield = ShieldGemma.from_preset("gemma_tiny_instruct_en", quantization="int8")
+    shield = ShieldGemma.from_preset("gemma_tiny_instruct_en", context_length=2048)
     probabilities = shield.predict("Who's there?")
     assert list(probabilities) == list(PROMPT_POLICIES)
     assert all(0 < probability < 1 for probability in probabilities.values())

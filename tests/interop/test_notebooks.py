@@ -78,7 +78,7 @@ def test_get_started(gemma3_preset, capsys):
     assert gemma_lm.generate(prompt, max_length=24).startswith(prompt)
     gemma_lm.compile(sampler="top_k")
     assert isinstance(gemma_lm.generate("To be", max_length=12), str)
-    with pytest.raises(ValueError, match="models read text.*'images'"):
+    with pytest.raises(ValueError, match=r"models read text.*'images'"):
         gemma_lm.generate({"images": np.zeros((4, 4, 3)), "prompts": prompt})
 
 
@@ -120,7 +120,7 @@ def test_code_completion():
     tokenizer = gemma_lm.preprocessor.tokenizer
     names = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", tokenizer.end_token)
     stop_token_ids = tuple(tokenizer.token_to_id(name) for name in names)
-    prompt = "{0}import {1}sys.exit(0){2}".format(*names)
+    prompt = "{}import {}sys.exit(0){}".format(*names)
     text = gemma_lm.generate(prompt, stop_token_ids=stop_token_ids, max_length=64)
     assert text.startswith(prompt)
 
@@ -144,8 +144,8 @@ def test_shield_gemma(tiny_proto):
     """
     from keras_gemma.shield_gemma import PROMPT_TEMPLATE, answer_ids
 
-    causal_lm = keras_hub.models.GemmaCausalLM.from_preset(PRESET)
-    causal_lm.preprocessor.sequence_length = 256
+    causal_lm = keras_hub.models.GemmaCausalLM.from_preset(PRESET, context_length=1024)
+    causal_lm.preprocessor.sequence_length = 512
     yes, no = answer_ids(causal_lm.preprocessor.tokenizer)
     inputs = causal_lm.input
     outputs = YesNoProbability(yes, no)(causal_lm(inputs), inputs["padding_mask"])
