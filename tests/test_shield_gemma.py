@@ -172,9 +172,8 @@ def test_published_policies_and_batches(shield, monkeypatch):
 @pytest.mark.once
 def test_two_lines():
     shield = ShieldGemma.from_preset("gemma_tiny_instruct_en", context_length=2048)
-    probabilities = shield.predict("Who's there?")
-    assert list(probabilities) == list(PROMPT_POLICIES)
-    assert all(0 < probability < 1 for probability in probabilities.values())
+    (probability,) = shield.predict("Who's there?", ["No Harassment"]).values()
+    assert isinstance(probability, float) and 0 < probability < 1
     assert isinstance(shield, GemmaCausalLM)
 
 
