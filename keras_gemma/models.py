@@ -8,6 +8,7 @@ from keras_gemma.gemma3 import (
     Gemma3Tokenizer,
 )
 from keras_gemma.model.backbone import GemmaBackbone
+from keras_gemma.shield_gemma import ShieldGemma
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor, GemmaPreprocessor
 from keras_gemma.text.tokenizer import GemmaTokenizer
 
@@ -32,5 +33,6 @@ __all__ = [
     "GemmaPreprocessor",
     "GemmaTokenizer",
     "Preprocessor",
+    "ShieldGemma",
     "Tokenizer",
 ]

@@ -25,7 +25,7 @@ FLOORS = (
     ("storage", "generation", "scoring"),
     ("export",),
     ("causal_lm",),
-    ("gemma3",),
+    ("gemma3", "shield_gemma"),
     ("training", "serving", "evaluation", "distribution", "interop", "benchmark"),
     ("cli",),
     ("public names",),

@@ -4,9 +4,11 @@ Picks the strategy that the sampler declares. Knows no text.
 """
 
 import weakref
+from typing import Any
 
 import numpy as np
 
+from keras_gemma import backend
 from keras_gemma.generation.memory import check_memory
 from keras_gemma.generation.programs import Programs
 from keras_gemma.generation.request import (
@@ -60,3 +62,24 @@ def prefill(programs: Programs, ids: np.ndarray) -> PrefixCache:
     backbone = programs.backbone
     _, cache = programs.prefill([ids], None, backbone.tensors())
     return PrefixCache(ids, cache, weakref.ref(backbone), weights_fingerprint(backbone))
+
+
+def next_token_logits(
+    programs: Programs, prompts: list[np.ndarray], prefix: PrefixCache | None = None
+) -> Any:
+    """Returns the logits of the token after each prompt, float32 `[B, V]`.
+
+    Args:
+        programs: Programs of the model.
+        prompts: Token ids of each prompt, int32 `[n]`.
+        prefix: Prefix cache of the model with its current weights.
+    """
+    check(programs, Request(prompts, [1] * len(prompts), GreedySampler(), prefix=prefix))
+    weights, config = programs.backbone.tensors(), programs.config
+    hidden, _ = programs.prefill(prompts, prefix, weights)
+    head = programs.functions.head
+    run = programs.program(
+        "next token",
+        lambda: backend.compile(lambda weights, hidden: head(hidden, weights, config)),
+    )
+    return run(weights["head"], hidden)

@@ -124,14 +124,7 @@ def encode_turns(
     Raises:
         ValueError: If the vocabulary lacks a control token.
     """
-    names = ("<bos>", START, END)
-    bos, start, end = (vocabulary.id_or_none(name) for name in names)
-    missing = [n for n, id in zip(names, (bos, start, end), strict=True) if id is None]
-    if missing:
-        raise ValueError(
-            f"The vocabulary has no {' and no '.join(missing)}, which conversations require. Use "
-            "the vocabulary of a Gemma checkpoint, or create one with `train_vocabulary`."
-        )
+    bos, start, end = control_token_ids(vocabulary)
     generated = [(replies or {}).get(t.text) if t.role == "model" else None for t in turns]
     texts = [
         turn.head + turn.text if reply is None else turn.head
@@ -146,6 +139,23 @@ def encode_turns(
             spans.append(range(begin, len(ids)))
         ids += newline
     return ([*ids, start, *model] if prompt else ids), spans
+
+
+def control_token_ids(vocabulary: Pieces) -> tuple[int, int, int]:
+    """Returns the ids of `<bos>`, `<start_of_turn>` and `<end_of_turn>`.
+
+    Raises:
+        ValueError: If the vocabulary lacks one of them.
+    """
+    names = ("<bos>", START, END)
+    ids = tuple(vocabulary.id_or_none(name) for name in names)
+    missing = [name for name, id in zip(names, ids, strict=True) if id is None]
+    if missing:
+        raise ValueError(
+            f"The vocabulary has no {' and no '.join(missing)}, which conversations require. Use "
+            "the vocabulary of a Gemma checkpoint, or create one with `train_vocabulary`."
+        )
+    return ids
 
 
 def _check_message(i: int, message: Any) -> None:
