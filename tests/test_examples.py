@@ -100,7 +100,6 @@ def test_training_from_scratch(tmp_path, monkeypatch, capsys):
     ("name", "packages"),
     [
         ("get_started", []),
-        ("kaggle_gemma", []),
         pytest.param("migrate_from_keras_hub", ["keras_hub"], marks=in_turn(1)),
         pytest.param("migrate_from_transformers", ["torch", "transformers"], marks=in_turn(2)),
     ],
