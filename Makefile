@@ -7,7 +7,7 @@ DEMO := .venv
 TEST := .venv-test
 SOURCES := pyproject.toml $(shell find keras_gemma presets -type f -not -name '*.pyc')
 
-.PHONY: demo test test-quick test-extras docs lint format clean
+.PHONY: demo test test-quick test-extras test-oldest docs lint format clean
 
 demo: $(DEMO)/.installed
 	@KERAS_BACKEND=jax $(DEMO)/bin/keras-gemma generate "Photosynthesis is" \
@@ -45,6 +45,26 @@ test-quick: lint
 test-extras:
 	$(PYTHON) tests/extras/check.py $(EXTRAS)
 
+# The oldest supported versions, in an environment of their own: gigabytes of downloads, because
+# PyPI has this torch only with CUDA libraries.
+OLDEST := .venv-oldest
+CORE := tests/model/test_backbone.py tests/model/test_layout_map.py tests/causal_lm/test_generate.py \
+	tests/causal_lm/test_fit.py tests/generation/test_samplers.py tests/backend/test_packing.py
+
+test-oldest: $(OLDEST)/.installed
+	@status=0; \
+	for backend in jax torch tensorflow; do \
+		echo "== KERAS_BACKEND=$$backend"; \
+		KERAS_BACKEND=$$backend OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q $(CORE) || status=1; \
+	done; \
+	exit $$status
+
+$(OLDEST)/.installed: pyproject.toml tests/oldest.txt
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --constraint tests/oldest.txt \
+		--editable ".[jax,torch,tensorflow]" pytest hypothesis
+	@touch $@
+
 # Into site/; a link that leads nowhere is an error.
 docs: $(TEST)/.installed
 	NO_MKDOCS_2_WARNING=1 $(TEST)/bin/python -m mkdocs build --strict
@@ -58,7 +78,7 @@ format: $(TEST)/.installed
 	$(TEST)/bin/ruff format .
 
 clean:
-	rm -rf $(DEMO) $(TEST) build dist site .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(DEMO) $(TEST) $(OLDEST) build dist site .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(DEMO)/.installed: $(SOURCES)

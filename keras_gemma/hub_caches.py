@@ -19,13 +19,17 @@ Find = Callable[[str], Path | None]
 def kaggle_finder(handle: str) -> Find:
     """Returns a finder for `owner/model/framework/variation/version`; the version is required.
 
-    Only files with a marker of a complete download are found:
+    A model that is attached to a Kaggle notebook is complete. In the cache, only files with a
+    marker of a complete download are found:
 
         models/owner/model/framework/variation/
             3/config.json                       a file of version 3
             .complete/3/config.json.complete    that file is complete
             3.complete                          all files of version 3 are complete
     """
+    for attached in attached_folders(handle):
+        if attached.is_dir():
+            return folder_finder(attached)
     variation, _, version = handle.rpartition("/")
     folder = kaggle_cache() / "models" / variation
 
@@ -68,6 +72,13 @@ def folder_finder(folder: Path) -> Find:
 def kaggle_cache() -> Path:
     """Returns the cache folder of `kagglehub`, using its environment variable."""
     return Path(os.environ.get("KAGGLEHUB_CACHE", Path.home() / ".cache" / "kagglehub"))
+
+
+def attached_folders(handle: str) -> tuple[Path, Path]:
+    """Returns the folders of a model attached to a Kaggle notebook: the current one, and an older
+    one without the owner. Uses the environment variable of `kagglehub`."""
+    root = Path(os.environ.get("KAGGLE_CACHE_MOUNT_FOLDER", "/kaggle/input"))
+    return root / "models" / handle, root / handle.partition("/")[2]
 
 
 def hugging_face_cache() -> Path:

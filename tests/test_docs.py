@@ -180,6 +180,24 @@ def test_models_page():
     assert not [words for words in quoted if not any(words in advice for _, advice in rules)]
 
 
+def test_kaggle_page():
+    """Memory is that of the catalogue: one T4 in float32, and a part of bfloat16 weights."""
+    text = (ROOT / "docs/kaggle.md").read_text(encoding="utf-8")
+    work = Workload(num_prompts=1, rows_per_prompt=1, prompt_length=1024, text_length=1280)
+    rows = re.findall(r"^\| `(\w+)` \| ([\d. |]+) \|$", text, re.MULTILINE)
+    assert len(rows) > 8
+    for name, cells in rows:
+        config = presets()[name].config
+        generation = {dtype: bytes_needed(work, config, dtype) for dtype in ("float32", "bfloat16")}
+        sizes = [
+            config.weight_bytes(d) + generation["float32"] for d in ("float32", "int8", "int4")
+        ]
+        sizes += [config.weight_bytes("bfloat16") / n + generation["bfloat16"] for n in (2, 8)]
+        assert cells.split(" | ") == [f"{size / 1e9:.1f}" for size in sizes], name
+    for handle in re.findall(r"/kaggle/input/models/(\S+)", text):
+        assert f"kaggle://{handle}" in {preset.kaggle_handle for preset in presets().values()}
+
+
 def test_pages_begin_with_their_use():
     for page in PAGES[1:]:
         text = page.read_text(encoding="utf-8")

@@ -11,6 +11,7 @@ compiler reads fastest, and nothing above this folder knows that layout.
                                        without a copy if nothing has to change
     unpack(packed, shape)              inverse of `pack`
     to_numpy(tensor)                   copy of a tensor in host memory
+    view(x, dtype)                     the bits of `x` as numbers of another dtype of the same size
     uninitialized()                    context manager: new variables allocate no memory until
     assign(variable, packed)           gives a variable a packed weight, and shares its memory if
                                        the framework can
@@ -77,6 +78,7 @@ MAX_CHUNK_ELEMENTS = 1 << 22
 ROW_ALIGNMENT = 64
 """Rows that every layout keeps together."""
 
+view = keras_internals.view
 uninitialized = keras_internals.uninitialized
 unpack = packing.unpack
 to_numpy = _module.to_numpy

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import httpx2
@@ -12,6 +13,7 @@ import requests
 from huggingface_hub import errors
 from kagglehub import exceptions
 
+from keras_gemma.catalogue import presets
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.storage import resolve
 from keras_gemma.storage.hub import downloads
@@ -118,6 +120,21 @@ def test_kaggle_cache(whole, caches, keras_folder):
     task = Task.from_preset(f"kaggle://{KAGGLE}")
     assert_same_weights(task.backbone, GemmaBackbone.from_preset(keras_folder))
     assert task.preprocessor.sequence_length == 24
+
+
+@pytest.mark.parametrize("place", [f"models/{KAGGLE}", KAGGLE.partition("/")[2]])
+def test_attached_to_a_kaggle_notebook(place, caches, keras_folder, monkeypatch):
+    """Found without a network, before the cache, by name, by handle and by path."""
+    monkeypatch.setenv("KAGGLE_CACHE_MOUNT_FOLDER", str(caches / "input"))
+    lay_out_kaggle(caches / "kagglehub", KAGGLE, keras_folder, names=["config.json"])
+    attached = shutil.copytree(keras_folder, caches / "input" / place)
+    for name in ("gemma2_2b_en", f"kaggle://{KAGGLE}", str(attached)):
+        assert resolve(name) == attached
+    assert presets()["gemma2_2b_en"].is_cached()
+    task = Task.from_preset("gemma2_2b_en", dtype="float32")
+    assert_same_weights(task.backbone, GemmaBackbone.from_preset(keras_folder))
+    with pytest.raises(ValueError, match="no network"):
+        resolve(f"kaggle://{KAGGLE[:-1]}3")
 
 
 def test_file_without_marker_is_incomplete(caches, keras_folder):

@@ -20,7 +20,12 @@ from keras_gemma.backend import packing
 from keras_gemma.backend.quantized import Quantized
 from keras_gemma.backend.xla_cpu import one_query, xla_quantized
 
-LEAST_MEMORY = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+HAS_SCHEDULERS = jax.__version_info__ >= (0, 10)
+"""True if XLA has the compiler option; with an earlier one, programs need more memory."""
+
+LEAST_MEMORY = (
+    {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if HAS_SCHEDULERS else {}
+)
 """Compiler options for programs. For float32 sums, XLA on CPU converts the operands that its
 library does not accept. Its default scheduler converts those of all layers in advance."""
 
