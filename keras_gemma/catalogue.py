@@ -108,7 +108,9 @@ def suggest(name: str) -> str:
     for preset in presets().values():
         names.setdefault(preset.name.removesuffix("_en"), preset.name)
         # Many know only the publisher's name.
-        names.setdefault((preset.hugging_face_handle or "").rpartition("/")[2], preset.name)
+        publishers_name = (preset.hugging_face_handle or "").rpartition("/")[2].lower()
+        if publishers_name:
+            names.setdefault(publishers_name, preset.name)
     matches = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.6)
     similar = ", ".join(repr(near) for near in dict.fromkeys(map(names.get, matches)))
     listed = "`keras-gemma presets` lists all names."

@@ -11,7 +11,6 @@ compiler reads fastest, and nothing above this folder knows that layout.
                                        without a copy if nothing has to change
     unpack(packed, shape)              inverse of `pack`
     to_numpy(tensor)                   copy of a tensor in host memory
-    view(x, dtype)                     the bits of `x` as numbers of another dtype of the same size
     uninitialized()                    context manager: new variables allocate no memory until
     assign(variable, packed)           gives a variable a packed weight, and shares its memory if
                                        the framework can
@@ -78,7 +77,6 @@ MAX_CHUNK_ELEMENTS = 1 << 22
 ROW_ALIGNMENT = 64
 """Rows that every layout keeps together."""
 
-view = keras_internals.view
 uninitialized = keras_internals.uninitialized
 unpack = packing.unpack
 to_numpy = _module.to_numpy
@@ -178,8 +176,10 @@ def to_tensor(array: Any) -> Any:
     """Converts an array to a tensor of the same dtype. A tensor is returned as it is.
 
     By default, Keras converts integers to `keras.config.floatx()` if that is bfloat16, on JAX.
+    float64 becomes float32, as with Keras.
     """
-    return ops.convert_to_tensor(array, keras.backend.standardize_dtype(array.dtype))
+    dtype = keras.backend.standardize_dtype(array.dtype)
+    return ops.convert_to_tensor(array, "float32" if dtype == "float64" else dtype)
 
 
 def assign(variable: keras.Variable, packed: np.ndarray) -> None:

@@ -5,31 +5,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import keras
-from keras import ops
 from keras.src.backend.common import global_state
 
 QUANTIZED = ("int8", "uint8", "int32")
 """Integer dtypes of weights."""
 
 _PENDING = "uninitialized_variables"  # Keras's list of variables with deferred initialization
-
-
-def view(x: Any, dtype: str) -> Any:
-    """Returns the bits of `x` as numbers of `dtype`, which has the same size.
-
-    `ops.view` exists since Keras 3.13.
-    """
-    if hasattr(ops, "view"):
-        return ops.view(x, dtype)
-    if keras.config.backend() == "jax":
-        return x.view(dtype)
-    if keras.config.backend() == "torch":
-        import torch
-
-        return x.view(getattr(torch, dtype))
-    import tensorflow as tf
-
-    return tf.bitcast(x, dtype)
 
 
 @contextmanager

@@ -145,6 +145,11 @@ class Chat:
         prefix = self._prefix
         if prefix is not None and not prefix.matches(self._lm.backbone):
             prefix = None  # The weights have changed.
+        if self._lm.overrides_steps:
+            raise ValueError(
+                "A model that overrides `generate_step`, `call_with_cache` or `build_cache` "
+                "generates whole texts: call `generate_chat` instead of a chat."
+            )
         request = TextRequest(self._lm, prompt, turn, prefix, self._draft)
         return self._stream_reply(message, request, request.stream(), dropped)
 

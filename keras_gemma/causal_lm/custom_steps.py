@@ -2,6 +2,7 @@
 
     generate
       generate_step       padded ids of a batch -> ids with the new tokens
+        build_cache       the ids of the prompts -> KV cache
         call_with_cache   the next tokens and the KV cache -> logits
 
 `generate` calls them only if a subclass or an object overrides one: its own cache has fewer slots
@@ -68,7 +69,7 @@ def generate_step(
     """Implements `GemmaCausalLM.generate_step` for models that override `call_with_cache`."""
     token_ids = ops.convert_to_tensor(inputs["token_ids"], dtype="int32")
     mask = ops.cast(inputs["padding_mask"], "bool")
-    hidden_states, cache = build_cache(lm, token_ids)
+    hidden_states, cache = lm.build_cache(token_ids)
 
     def next_logits(tokens: Any, cache: Any, index: Any) -> tuple[Any, Any, Any]:
         token = ops.take(tokens, index - 1, axis=1)[:, None]

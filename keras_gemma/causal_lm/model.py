@@ -149,9 +149,9 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         self.sampler, self.generation_settings = sampler, settings
         self._generate_function = None
         if isinstance(loss, str) and loss == "auto":
-            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, dtype="float32")
         if isinstance(weighted_metrics, str) and weighted_metrics == "auto":
-            weighted_metrics = [keras.metrics.SparseCategoricalAccuracy()]
+            weighted_metrics = [keras.metrics.SparseCategoricalAccuracy(dtype="float32")]
         self._set_chunked_loss(loss, kwargs.get("metrics"), weighted_metrics)
         super().compile(
             optimizer=keras.optimizers.Adam(2e-5) if optimizer == "auto" else optimizer,
@@ -232,18 +232,13 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         call_settings = read_settings(settings, "generate").with_defaults(self.generation_settings)
         draft = read_draft(draft, num_draft_tokens)
         self.make_generate_function()
-        is_custom = any(
-            is_overridden(self, GemmaCausalLM, name)
-            for name in ("generate_step", "call_with_cache")
-        )
-        decode = partial(generate_with_steps, self) if is_custom else None
+        decode = partial(generate_with_steps, self) if self.overrides_steps else None
         if tf_data.is_dataset(inputs):
-            batches = [
-                TextRequest(self, batch, call_settings, prefix, draft).complete(
-                    strip_prompt, decode
-                )
+            requests = (
+                TextRequest(self, batch, call_settings, prefix, draft)
                 for batch in inputs.as_numpy_iterator()
-            ]
+            )
+            batches = [request.complete(strip_prompt, decode) for request in requests]
             if not batches:
                 raise ValueError("The dataset of prompts is empty.")
             if isinstance(batches[0], dict):
@@ -297,8 +292,19 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
                 "`stream` does not support `return_logprobs`: use `generate` with "
                 f"`return_logprobs`. Received: return_logprobs={call_settings.return_logprobs!r}"
             )
+        if self.overrides_steps:
+            raise ValueError(
+                "A model that overrides `generate_step`, `call_with_cache` or `build_cache` "
+                "generates whole texts: call `generate` instead of `stream`."
+            )
         draft = read_draft(draft, num_draft_tokens)
         return TextRequest(self, inputs, call_settings, prefix, draft).stream()
+
+    @property
+    def overrides_steps(self) -> bool:
+        """True if a subclass or this object overrides a step of generation."""
+        steps = ("generate_step", "call_with_cache", "build_cache")
+        return any(is_overridden(self, GemmaCausalLM, step) for step in steps)
 
     def call_with_cache(
         self, token_ids: Any, cache: Any, cache_update_index: Any
@@ -336,7 +342,8 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
             inputs: `{"token_ids", "padding_mask"}`, arrays `[B, S]`.
             stop_token_ids: Same as in `generate`.
         """
-        if is_overridden(self, GemmaCausalLM, "call_with_cache"):
+        steps = ("call_with_cache", "build_cache")
+        if any(is_overridden(self, GemmaCausalLM, step) for step in steps):
             return generate_step(self, inputs, stop_token_ids)
         settings = read_settings({"stop_token_ids": stop_token_ids}, "generate")
         request = TextRequest(self, inputs, settings.with_defaults(self.generation_settings))
@@ -506,7 +513,9 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         rows = [np.array(row, "int32") for row in ([ids] if single else ids)]
         prompts = Prompts(rows, texts=True, single=single)
         draft = read_draft(draft, num_draft_tokens)
-        return TextRequest(self, prompts, call_settings, prefix, draft).complete(strip_prompt=True)
+        decode = partial(generate_with_steps, self) if self.overrides_steps else None
+        request = TextRequest(self, prompts, call_settings, prefix, draft)
+        return request.complete(strip_prompt=True, decode=decode)
 
     # Scoring
 

@@ -9,6 +9,7 @@ from typer import Argument, BadParameter, Option
 from keras_gemma import catalogue, progress
 from keras_gemma.cli.options import (
     DEFAULT_CHAT_MODEL,
+    SEARCHES,
     BenchmarkOption,
     ModelOptions,
     SamplingOptions,
@@ -49,6 +50,11 @@ def chat(
 
         name = find_name(options, DEFAULT_CHAT_MODEL)
         settings = sampling.settings("factual" if name == DEFAULT_CHAT_MODEL else "chat")
+        if settings.get("sampler") in SEARCHES:
+            raise BadParameter(
+                f"{settings['sampler']} search cannot be streamed in a conversation: use generate",
+                param_hint="--sampler",
+            )
         try:  # before the weights are read
             GenerationSettings(**settings)
         except ValueError as error:

@@ -123,22 +123,22 @@ def quantize(
     print(f"Wrote {source} to {target}: {size_on_disk(target)}")
 
 
-def check_target(target: Path, kind: Any, overwrite: bool) -> None:
+def check_target(target: Path, kind: Any, overwrite: bool, argument: str = "target") -> None:
     """Checks that `target` can be written, before a model is read.
 
-    `kind` is the `Kind` that may be replaced.
+    `kind` is the `Kind` that may be replaced, and `argument` the name of the parameter.
     """
     from keras_gemma.storage import files
 
-    target = files.local_path(target, "target").absolute()
+    target = files.local_path(target, argument).absolute()
     try:
-        files.check_target(target, kind, overwrite, "target")
+        files.check_target(target, kind, overwrite, argument)
     except ValueError as error:
-        message = str(error).replace("`target`", "The target")
+        message = str(error).replace(f"`{argument}`", "The target")
         for words in ("`overwrite=True`", "overwrite=True"):
             message = message.replace(words, "--overwrite")
         raise ValueError(message) from error
-    with files.scratch_folder(target, "target"):
+    with files.scratch_folder(target, argument):
         pass
 
 

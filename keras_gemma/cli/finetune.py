@@ -78,7 +78,7 @@ def finetune(
         None,
         min=0,
         help="Peak learning rate.",
-        show_default="2e-4 for 2b, more for smaller models; a tenth with --full",
+        show_default="2e-4 for Gemma 1 2B, more for smaller models; a tenth with --full",
     ),
     warmup: float = Option(0.05, min=0, max=0.99, help="Share of the steps with a rising rate."),
     weight_decay: float = Option(0.0, min=0, max=0.99, help="Weight decay of AdamW."),
@@ -137,7 +137,7 @@ def finetune(
         "rematerialize": rematerialize,
     }
     training.FinetuneSettings(**settings)  # checks them
-    check_target(output, RUNS, overwrite=True)  # an earlier run is continued
+    check_target(output, RUNS, True, "output")  # an earlier run is continued
     model = full_name(model)
     context = read_config(model).context_length
     if sequence_length is not None and sequence_length > context:

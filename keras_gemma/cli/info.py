@@ -35,7 +35,7 @@ def info(
     as_json: JsonOption = False,
 ) -> None:
     """Show versions, device and caches, or what MODEL is: its format, precision and sizes."""
-    facts = model_facts(full_name(model)) if model else machine_facts(backend)
+    facts = model_facts(full_name(model), backend) if model else machine_facts(backend)
     if as_json:
         print(json.dumps(facts, ensure_ascii=False))
         return
@@ -59,16 +59,16 @@ def machine_facts(backend_name: str | None) -> dict[str, Any]:
     with progress.status("Starting ..."):
         from keras_gemma import backend
 
-        on_gpu = backend.peak_device_memory() is not None
+        has_accelerator = backend.peak_device_memory() is not None
         free = backend.free_memory()
-    facts["device"] = "gpu" if on_gpu else "cpu"
+    facts["device"] = "accelerator" if has_accelerator else "cpu"
     facts["free memory"] = "unknown" if free is None else f"{free / 1e9:.1f} GB"
     caches = hub_caches.hugging_face_cache(), hub_caches.kaggle_cache(), hub_caches.own_cache()
     names = ("Hugging Face cache", "Kaggle cache", "own cache")
     return facts | {name: str(folder) for name, folder in zip(names, caches, strict=True)}
 
 
-def model_facts(model: str) -> dict[str, Any]:
+def model_facts(model: str, backend_name: Any = None) -> dict[str, Any]:
     """Returns what a model is, without importing Keras if it has a preset name."""
     listed = catalogue.find(model)
     if listed is not None:
@@ -76,7 +76,7 @@ def model_facts(model: str) -> dict[str, Any]:
         memory = facts.pop("memory")
         facts |= {f"bytes in {dtype}": size for dtype, size in memory.items()}
         return {**facts, "dtype": listed.dtype, **listed.config.to_dict()}
-    start(None)
+    start(backend_name)
     with progress.status("Starting ..."):
         from keras_gemma.cli.loading import describe_adapter, describe_folder
 

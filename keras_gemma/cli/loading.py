@@ -170,13 +170,14 @@ def describe_adapter(folder: Path) -> dict[str, Any]:
     """Returns the base model and the settings of an adapter."""
     find_adapter(folder)
     values = read_json(folder / CONFIG)
+    modules = values.get("target_modules") or []
     return {
         "name": str(folder),
         "format": "LoRA adapter (PEFT)",
         "base model": base_model(folder),
         "rank": values.get("r"),
         "alpha": values.get("lora_alpha"),
-        "targets": ", ".join(values.get("target_modules") or []),
+        "targets": modules if isinstance(modules, str) else ", ".join(modules),
         "bytes on disk": sum(file.stat().st_size for file in folder.iterdir()),
     }
 

@@ -13,8 +13,8 @@ MAX_LINE = 600
 PYTHON_NAMES = {
     "preset": ("model", "source"),
     "preset_dir": ("target",),
-    "path": ("target",),
-    "directory": ("lora", "target"),
+    "path": ("output", "target"),
+    "directory": ("lora", "output", "target"),
     "text": ("texts",),
     "mode": ("bits",),
 }

@@ -15,7 +15,7 @@ from rich.console import Console
 from keras_gemma import progress
 from keras_gemma.checks import check_argument_names
 from keras_gemma.cli.keyboard import interrupts, make_reader
-from keras_gemma.cli.options import SamplingOptions, combine, drop_none
+from keras_gemma.cli.options import SEARCHES, SamplingOptions, combine, drop_none
 from keras_gemma.cli.printing import printable, show
 from keras_gemma.cli.speed import Watch
 
@@ -35,7 +35,7 @@ Enter sends. Alt-Enter, or a backslash and Enter, starts a new line. The arrow k
 messages. Ctrl-C stops a reply. A slash works like the exclamation mark, as in /save. Tab completes
 a command."""
 
-EXITS = ("exit", "quit", "bye")
+EXITS = ("exit", "quit")
 """Words that leave the conversation, with or without a mark."""
 
 FORMAT = "keras-gemma chat"
@@ -53,6 +53,7 @@ class Terminal:
         self, chat: Any, model: str, benchmark: bool = False, silent: bool = False
     ) -> None:
         self.chat = chat
+        self.defaults = dict(chat.settings)
         self.model = model
         self.benchmark = benchmark
         self.silent = silent
@@ -137,13 +138,15 @@ class Terminal:
 
     def retry(self, _: str) -> None:
         """Replaces the last reply. Random sampling without a seed gives another text."""
+        from keras_gemma.text.chat import message_text
+
         undone = self.chat.undo()
         if not undone:
             self.note("There is nothing to retry.")
             return
         history = list(self.chat.history)
         try:
-            self.reply(undone[0]["content"])
+            self.reply(message_text(undone[0]))
         except BaseException:
             self.chat.history[:] = history + undone
             raise
@@ -158,6 +161,10 @@ class Terminal:
             names = [name for name in vars(SamplingOptions()) if name != "mode"]
             check_argument_names("!set", [name], names, ValueError)
             settings = {key: old for key, old in self.chat.settings.items() if key != name}
+            if not value and name in self.defaults:
+                settings[name] = self.defaults[name]
+            if value.strip() in SEARCHES:
+                raise ValueError(f"{value.strip()} search cannot be streamed in a conversation")
             if value:
                 settings = combine(settings, {name: _parse(value.strip())})
             GenerationSettings(**settings)  # checks them
@@ -176,6 +183,8 @@ class Terminal:
     def save(self, file: str) -> None:
         """Writes the conversation to `file` atomically."""
         path = self._path(file, "save")
+        if path.exists() and not _is_conversation(path):
+            raise ValueError(f"{path} exists and is not a saved conversation: choose another name")
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         content = {"format": FORMAT, "model": self.model, "messages": self.chat.messages}
         text = json.dumps(content, ensure_ascii=False, indent=2)
@@ -229,3 +238,12 @@ def _parse(value: str) -> Any:
         return json.loads(value)
     except ValueError:
         return value
+
+
+def _is_conversation(path: Path) -> bool:
+    """Returns True if `!save` wrote the file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("format") == FORMAT

@@ -22,7 +22,8 @@ def read_prompts(prompts: list[str], stdin: TextIO, files: Sequence[Path] = ()) 
         if stdin.isatty():
             raise BadParameter("pass a prompt, or pipe a text in", param_hint="PROMPT")
         prompts = ["-"]
-    texts = [_nonempty(read_pipe(stdin), "standard input") if p == "-" else p for p in prompts]
+    piped = _nonempty(read_pipe(stdin), "standard input") if "-" in prompts else ""
+    texts = [piped if prompt == "-" else prompt for prompt in prompts]
     return texts + [_nonempty(read_file(path), str(path)) for path in files]
 
 

@@ -267,6 +267,7 @@ class Adapters:
             is_target = self.active is not None and name in self.configs[self.active].sizes
             layer.applied = self.applied if is_target else None
             layer.saves_low_ranks = not self.merged
+            layer.merges_updates = not self.configs
             if layer.applied is not None:
                 low_rank = layer.low_ranks[layer.applied]
                 trained |= {id(low_rank.a), id(low_rank.b)}

@@ -54,12 +54,16 @@ class LowRank:
 
     def merged_with(self, matrix: np.ndarray) -> np.ndarray:
         """Returns `matrix + s B A`, `[out, in]`, in the dtype of `matrix`, rounded once."""
-        a, b = self.numpy()
-        matrix = np.array(matrix)
-        for start in range(0, len(matrix), MERGED_ROWS):
-            rows = slice(start, start + MERGED_ROWS)
-            matrix[rows] = matrix[rows].astype("float32") + self.scale * (b[rows] @ a)
-        return matrix
+        return merge_update(matrix, *self.numpy(), self.scale)
+
+
+def merge_update(matrix: np.ndarray, a: np.ndarray, b: np.ndarray, scale: float) -> np.ndarray:
+    """Returns `matrix + s B A`, `[out, in]`, in the dtype of `matrix`, rounded once."""
+    matrix = np.array(matrix)
+    for start in range(0, len(matrix), MERGED_ROWS):
+        rows = slice(start, start + MERGED_ROWS)
+        matrix[rows] = matrix[rows].astype("float32") + scale * (b[rows] @ a)
+    return matrix
 
 
 def low_rank_product(x: Any, weight: LoraWeight) -> Any:

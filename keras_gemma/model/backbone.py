@@ -177,7 +177,6 @@ class GemmaBackbone(Presettable, TrainableModel):
         self.config = config
         self.wrapping_models: weakref.WeakSet = weakref.WeakSet()
         self.adapters = Adapters(self)
-        self.preset: str | None = None  # name, handle or path that the weights came from
         keras_internals.restore_quantize(self)
         if quantization is not None:
             freeze_floats(self)

@@ -7,7 +7,7 @@ import numpy as np
 
 from keras_gemma import backend
 from keras_gemma.backend import keras_internals
-from keras_gemma.lora.low_rank import LowRank
+from keras_gemma.lora.low_rank import LowRank, merge_update
 from keras_gemma.model.matrix import MatrixLayer, matmul
 
 
@@ -25,6 +25,7 @@ class Linear(MatrixLayer):
         self.low_ranks: dict[str, LowRank] = {}
         self.applied: str | None = None
         self.saves_low_ranks = True
+        self.merges_updates = True  # of a file; False if the model has adapters
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         self.add_matrix((self.out_dim, input_shape[-1]))
@@ -71,7 +72,7 @@ class Linear(MatrixLayer):
         keys = list(store.keys())
         stored = {key[: -len(_A)] for key in keys if key.endswith(_A)}
         scales = {name: np.array(store[name + _SCALE]) for name in stored if name + _SCALE in keys}
-        if not self.low_ranks and self.quantization is None and set(scales) == stored:
+        if self.merges_updates and self.quantization is None and set(scales) == stored:
             super().load_own_variables(store)
             self._add_updates(store, scales)
             return
@@ -89,10 +90,10 @@ class Linear(MatrixLayer):
         """Merges the updates of a file, as Keras does for a model without them."""
         if not any(scales.values()):
             return
-        matrix = self.numpy().astype("float32")
+        matrix = self.numpy()
         for name, scale in scales.items():
             a, b = (np.array(store[part], "float32") for part in _parts(name))
-            matrix += scale * (b @ a)
+            matrix = merge_update(matrix, a, b, float(scale))
         variable = self.variables_of_matrix
         backend.assign(variable, backend.pack(matrix, self.kind, variable.dtype))
 

@@ -165,7 +165,7 @@ class ChatDataset(keras.utils.PyDataset):
         encoder.check_any()
         if chooses_length:
             sizes = [len(document.inputs) for document in documents]
-            length = choose_length(sizes, shape.batch_size, shape.length)
+            length = choose_length(sizes, shape.batch_size, shape.length, shape.packing)
             shape = dataclasses.replace(shape, length=length)
         self.counts, self.shape, self.shuffle, self.seed = encoder.counts, shape, shuffle, seed
         if shuffle:  # before packing, because neighbors in a sorted file resemble each other

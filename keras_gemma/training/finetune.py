@@ -12,6 +12,7 @@ from typing import Any
 import keras
 
 from keras_gemma.causal_lm.model import GemmaCausalLM
+from keras_gemma.storage.files import local_path
 from keras_gemma.training.chat_dataset import ChatDataset, ChatStream
 from keras_gemma.training.log import Log
 from keras_gemma.training.settings import read_settings
@@ -98,7 +99,9 @@ def finetune(
     ```
     """
     settings = read_settings(settings)
-    run = TrainingRun(lm, data, Path(output), validation_data, settings, verbose, overwrite)
+    run = TrainingRun(
+        lm, data, local_path(output, "output"), validation_data, settings, verbose, overwrite
+    )
     callback_list = keras.callbacks.CallbackList(list(callbacks), add_history=False, model=lm)
     callback_list.on_train_begin()
     for step in run.remaining_steps():

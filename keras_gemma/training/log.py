@@ -6,6 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from keras_gemma.extras import install_hint
+
 COLUMNS = ("step", "epoch", "loss", "accuracy", "learning_rate", "validation_loss")
 
 
@@ -54,8 +56,8 @@ class Log:
             from matplotlib.figure import Figure
         except ImportError as error:
             raise ImportError(
-                'Plots need matplotlib: run `pip install "keras-gemma[plots]"`. The file '
-                f"{self.path} has the numbers."
+                f"Plots need matplotlib. {install_hint('plots')} The file {self.path} has the "
+                "numbers."
             ) from error
 
         figure = Figure(figsize=(8, 5), layout="constrained")

@@ -92,7 +92,7 @@ class PreferenceLoss(keras.losses.Loss):
         self, beta: float = 0.1, label_smoothing: float = 0.0, name: str = "preference_loss"
     ) -> None:
         check_settings(beta, label_smoothing)
-        super().__init__(name=name, reduction="sum")  # `call` returns the mean
+        super().__init__(name=name, reduction="sum", dtype="float32")  # `call` returns the mean
         self.beta, self.label_smoothing = beta, label_smoothing
 
     def call(self, y_true: Any, y_pred: Any) -> Any:

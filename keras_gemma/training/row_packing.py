@@ -25,13 +25,15 @@ Batch = tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]
 """`({"token_ids", "padding_mask"}, labels, weights)`, each `[B, S]`; weights are float32."""
 
 
-def choose_length(sizes: list[int], batch_size: int, limit: int) -> int:
+def choose_length(sizes: list[int], batch_size: int, limit: int, packing: bool) -> int:
     """Returns the positions of a row that suits documents of these sizes, at most `limit`.
 
-    A row fits the longest document, and is longer if the documents fill enough batches: a few
-    samples in one row would make one update of the weights.
+    A row fits the longest document. With `packing`, it is longer if the documents fill enough
+    batches: a few samples in one row would make one update of the weights.
     """
-    length = max(max(sizes), sum(sizes) // (MIN_BATCHES * batch_size))
+    length = max(sizes)
+    if packing:
+        length = max(length, sum(sizes) // (MIN_BATCHES * batch_size))
     return min(limit, -(-length // 16) * 16)
 
 

@@ -124,7 +124,7 @@ class TrainingRun:
                 gradient_accumulation_steps=accumulate,
             ),
             loss=keras.losses.SparseCategoricalCrossentropy(
-                from_logits=True, reduction="mean_with_sample_weight"
+                from_logits=True, reduction="mean_with_sample_weight", dtype="float32"
             ),
             run_eagerly=lm.run_eagerly,
             **{**generation, "sampler": lm.sampler},

@@ -129,3 +129,9 @@ def test_weights_with_an_adapter_load_without_it(lm, tmp_path):
     tuned.save_weights(path)
     plain.load_weights(path)
     np.testing.assert_allclose(scores(plain, ids), base, atol=1e-5)
+
+
+def test_streams_do_not_ignore_overridden_steps(lm):
+    loud = derived(Loud, lm)
+    with pytest.raises(ValueError, match="call `generate` instead of `stream`"):
+        loud.stream(PROMPTS[0], **NEW)

@@ -73,3 +73,15 @@ def test_presets_hold_the_merged_model(tmp_path):
     backbone.set_adapter("default")
     assert largest(run(GemmaBackbone.from_preset(tmp_path / "merged")), run(backbone)) < 1e-5
     assert largest(run(GemmaBackbone.from_preset(tmp_path / "base")), plain) < 1e-6
+
+
+def test_updates_are_not_merged_into_a_model_with_adapters(tmp_path):
+    path = tmp_path / "model.weights.h5"
+    backbone = make_ours(GEMMA1)
+    backbone.enable_lora(2, "all-linear")
+    fill(backbone)
+    backbone.save_weights(path)
+    other = GemmaBackbone(**GEMMA1)
+    other.enable_lora(2)  # on queries and values
+    with pytest.raises(ValueError, match=r"has the adapters \['default'\], but the model has \[\]"):
+        other.load_weights(path)

@@ -53,12 +53,12 @@ def to_numpy(x: Tensor) -> np.ndarray:
 def _for_inductor(x: Tensor) -> bool:
     """Returns True if Inductor compiles this for a CPU, where its loops beat library calls."""
     # An exported program may also run uncompiled.
-    is_compiling = torch.compiler.is_compiling() and not torch_quantized.is_exporting()
+    is_compiling = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
     return x.device.type == "cpu" and is_compiling
 
 
 def matmul(x: Tensor, packed: Tensor) -> Tensor:
-    if torch_quantized.is_exporting():  # for any number of rows
+    if torch.compiler.is_exporting():  # for any number of rows
         return F.linear(x, packed)
     rows = x.numel() // x.shape[-1]
     if rows <= cpu.MAX_ROWS_IN_LOOP and _for_inductor(x):

@@ -34,9 +34,6 @@ from keras_gemma.backend import quantized
 from keras_gemma.backend.quantized import Layout, Quantized
 from keras_gemma.backend.torch.cpu import materialize
 
-is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
-"""PyTorch's function, which exists since 2.7."""
-
 # Inductor warns when a loop reads both: here float16 scales and bfloat16 activations.
 warnings.filterwarnings("ignore", "bf16 and fp16 are mixed", UserWarning)
 
@@ -262,7 +259,7 @@ def _dequantize_fast(dtype: torch.dtype, values: Any, *of_groups: Any) -> Tensor
     """Same as `_dequantize_blocks`, compiled if possible: 2 ms for a matrix instead of 10 to 40."""
     global _can_compile
     worth = values.device.type == "cpu" and values.nbytes >= 1 << 18
-    if _can_compile and worth and not is_exporting():
+    if _can_compile and worth and not torch.compiler.is_exporting():
         try:
             with _compile_lock:
                 return _compiled_dequantize_blocks()(dtype, values, *of_groups)
@@ -363,7 +360,7 @@ def matmul(x: Tensor, packed: Quantized) -> Tensor:
     has_groups = packed.has_groups
     rows = x.reshape(-1, x.shape[-1])
     # An exported program may run without Inductor and without this package's operations.
-    compiling = torch.compiler.is_compiling() and not is_exporting()
+    compiling = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
     if x.requires_grad and torch.is_grad_enabled():
         y = _opaque_many_rows(rows, *packed)
     elif compiling and len(rows) <= (

@@ -37,7 +37,6 @@ import numpy as np
 from keras import ops
 
 from keras_gemma.backend import packing, quantized
-from keras_gemma.backend.keras_internals import view
 from keras_gemma.backend.quantized import Layout, Quantized
 
 MIN_VECTOR = 8
@@ -236,8 +235,8 @@ def _narrow(numbers: Any, dtype: str) -> Any:
     """
     if dtype != "bfloat16":
         return ops.cast(numbers, dtype)
-    bits = ops.right_shift(view(numbers, "int32") + 0x8000, 16)
-    return view(ops.cast(bits, "int16"), "bfloat16")
+    bits = ops.right_shift(ops.view(numbers, "int32") + 0x8000, 16)
+    return ops.view(ops.cast(bits, "int16"), "bfloat16")
 
 
 def dequantize(packed: Quantized, dtype: str) -> list[Any]:

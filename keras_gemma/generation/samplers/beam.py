@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_gemma import backend
 from keras_gemma.checks import check_bool, check_integer, check_numbers
-from keras_gemma.generation.samplers.loop import Next, Prompt, each_repeated, rows_of
+from keras_gemma.generation.samplers.loop import Next, Prompt, repeat_numbers, take_rows
 from keras_gemma.generation.samplers.sampler import Numbers, Sampler, Seeds, tempered
 
 
@@ -88,7 +88,7 @@ class BeamSampler(Sampler):
     ) -> Any:
         batch, length = tokens.shape
         beams = self.num_beams
-        rows = each_repeated(batch, beams)
+        rows = repeat_numbers(batch, beams)
         prompt = prompt.repeat(beams)
 
         def body(index: Any, tokens: Any, cache: Any, state: Any) -> tuple[Any, Any, Any]:
@@ -96,11 +96,11 @@ class BeamSampler(Sampler):
             logits = ops.broadcast_to(logits, (batch * beams, logits.shape[-1]))
             fixed = prompt.is_fixed(tokens, index)
             parents, ids, state = best_beams(logits, fixed, state, beams)
-            tokens = prompt.write(rows_of(tokens, parents), index, ids)
-            return tokens, rows_of(cache, parents), state
+            tokens = prompt.write(take_rows(tokens, parents), index, ids)
+            return tokens, take_rows(cache, parents), state
 
         state = self.init(batch * beams)
-        tokens, cache = rows_of(tokens, rows), rows_of(cache, rows)
+        tokens, cache = take_rows(tokens, rows), take_rows(cache, rows)
         tokens, _, state = prompt.loop(body, index, tokens, cache, state)
         scores = score(state["total"], state["count"], state["length_penalty"])
         scores, order = ops.top_k(ops.reshape(scores, (batch, beams)), beams)

@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from keras_gemma.checks import check_integer, check_numbers
-from keras_gemma.generation.samplers.loop import Next, Prompt, each_repeated, rows_of
+from keras_gemma.generation.samplers.loop import Next, Prompt, repeat_numbers, take_rows
 from keras_gemma.generation.samplers.sampler import Numbers, Sampler, tempered
 
 
@@ -76,7 +76,7 @@ class ContrastiveSampler(Sampler):
             )
         batch, k = tokens.shape[0], self.k
         candidates = prompt.repeat(k)
-        rows = each_repeated(batch, k)
+        rows = repeat_numbers(batch, k)
         first = ops.arange(batch, dtype="int32") * k
 
         def body(
@@ -84,16 +84,16 @@ class ContrastiveSampler(Sampler):
         ) -> tuple[Any, ...]:
             logits = tempered(ops.cast(logits, "float32"), state)
             probabilities, ids = ops.top_k(ops.softmax(logits, axis=-1), k)
-            tokens = candidates.write(rows_of(tokens, rows), index, ops.reshape(ids, (-1,)))
-            logits, new, cache = next(tokens, rows_of(cache, rows), index + 1)
+            tokens = candidates.write(take_rows(tokens, rows), index, ops.reshape(ids, (-1,)))
+            logits, new, cache = next(tokens, take_rows(cache, rows), index + 1)
             directions = ops.reshape(unit_vectors(new), (batch, k, 1, -1))
             similarity = ops.sum(unit_vectors(hidden)[:, None] * directions, axis=-1)  # [B, k, T]
             is_earlier = ops.arange(hidden.shape[1], dtype="int32") < index
             similarity = ops.max(ops.where(is_earlier, similarity, -1.0), axis=-1)
             best = first + best_candidate(probabilities, similarity, state)
-            new = ops.cast(rows_of(new, best), hidden.dtype)
+            new = ops.cast(take_rows(new, best), hidden.dtype)
             hidden = ops.slice_update(hidden, [0, index, 0], new[:, None])
-            tokens, cache, logits = rows_of((tokens, cache, logits), best)
+            tokens, cache, logits = take_rows((tokens, cache, logits), best)
             return tokens, cache, logits, hidden, state
 
         logits, _, cache = next(tokens, cache, ops.cast(index, "int32"))

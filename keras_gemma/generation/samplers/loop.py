@@ -21,7 +21,6 @@ class Prompt:
     """Rules for the tokens `[B, T]` of a loop: which are kept, and when a row is finished."""
 
     def __init__(self, tokens: Any, mask: Any, stop_token_ids: Sequence[int] | None) -> None:
-        self.dtype = tokens.dtype
         self.mask = ops.zeros_like(tokens, "bool") if mask is None else ops.cast(mask, "bool")
         self.stop_token_ids = stop_token_ids
 
@@ -39,11 +38,11 @@ class Prompt:
 
     def is_fixed(self, tokens: Any, index: Any) -> Any:
         """Returns True for rows that keep their token at `index`: bool `[B]`."""
-        return ops.logical_or(column(self.mask, index), self.is_finished(tokens))
+        return ops.logical_or(take_column(self.mask, index), self.is_finished(tokens))
 
     def write(self, tokens: Any, index: Any, ids: Any) -> Any:
         """Returns `tokens` with `ids [B]` at `index`, except in rows that keep theirs."""
-        current = column(tokens, index)
+        current = take_column(tokens, index)
         ids = ops.where(self.is_fixed(tokens, index), current, ops.cast(ids, tokens.dtype))
         return ops.slice_update(tokens, [0, index], ids[:, None])
 
@@ -59,16 +58,16 @@ class Prompt:
         )[1:]
 
 
-def column(array: Any, index: Any) -> Any:
+def take_column(array: Any, index: Any) -> Any:
     """Returns `array[:, index]`."""
     return ops.take(array, index, axis=1)
 
 
-def rows_of(cache: Any, rows: Any) -> Any:
+def take_rows(cache: Any, rows: Any) -> Any:
     """Returns a cache with `rows [R]` of its arrays `[B, ...]`."""
     return keras.tree.map_structure(lambda array: ops.take(array, rows, axis=0), cache)
 
 
-def each_repeated(rows: int, count: int) -> Any:
+def repeat_numbers(rows: int, count: int) -> Any:
     """Returns the numbers of `rows`, each `count` times: int32 `[rows * count]`."""
     return ops.repeat(ops.arange(rows, dtype="int32"), count)

@@ -11,7 +11,6 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_gemma import backend
 from keras_gemma.backend.reference import LOWEST
 from keras_gemma.checks import check_numbers
 from keras_gemma.generation.samplers.sampler import (
@@ -36,7 +35,7 @@ def _keep(logits: Any, weights: Any, enough: Callable[[Any], Any]) -> Any:
 
     `enough` maps the kept tokens, bool `[B, V]`, to bool `[B, 1]`; True if all tokens are kept.
     """
-    bits = backend.view(weights, "int32")
+    bits = ops.view(weights, "int32")
     low = ops.zeros_like(bits[:, :1])
     high = low + ONE_BITS + 1
 

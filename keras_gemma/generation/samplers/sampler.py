@@ -196,7 +196,7 @@ class Sampler:
         Raises:
             ValueError: If `hidden_states` are needed and missing.
         """
-        tokens = ops.convert_to_tensor(prompt)
+        tokens = ops.convert_to_tensor(prompt, dtype="int32")
         rules = Prompt(tokens, mask, stop_token_ids)
         cache = () if cache is None else cache
         return self.decode(next, rules, tokens, cache, index, hidden_states)

@@ -143,7 +143,7 @@ def base_model(directory: str | Path) -> str | None:
 
 def _name_for_peft(preset: str | None) -> str | None:
     """Returns Hugging Face's name of a preset if it has one. PEFT loads models by this name."""
-    published = catalogue.presets().get(preset or "")
+    published = catalogue.find(preset) if preset else None
     handle = (published and published.hugging_face_handle) or preset
     return handle and handle.removeprefix("hf://")
 
