@@ -176,10 +176,10 @@ def to_tensor(array: Any) -> Any:
     """Converts an array to a tensor of the same dtype. A tensor is returned as it is.
 
     By default, Keras converts integers to `keras.config.floatx()` if that is bfloat16, on JAX.
-    float64 becomes float32, as with Keras.
+    Numbers of 64 bits become numbers of 32, which JAX computes with.
     """
     dtype = keras.backend.standardize_dtype(array.dtype)
-    return ops.convert_to_tensor(array, "float32" if dtype == "float64" else dtype)
+    return ops.convert_to_tensor(array, dtype.replace("64", "32"))
 
 
 def assign(variable: keras.Variable, packed: np.ndarray) -> None:

@@ -1,5 +1,7 @@
 """Names and folders of presets, and the objects built from them."""
 
+import types
+
 import keras
 import numpy as np
 import pytest
@@ -242,8 +244,13 @@ def test_random_weights_need_no_download(monkeypatch):
     monkeypatch.setattr(downloads, "from_hugging_face", refuse)
     monkeypatch.setattr(RequiredFiles, "are_cached", lambda files, find: False)
     folders = []
+
+    def task(parts, *rest):
+        folders.append(parts.folder)
+        return types.SimpleNamespace(backbone=types.SimpleNamespace())
+
     with monkeypatch.context() as patch:
-        patch.setattr(PresetParts, "task", lambda parts, *rest: folders.append(parts.folder))
+        patch.setattr(PresetParts, "task", task)
         for name in catalogue.presets():
             Task.from_preset(name, load_weights=False, preprocessor=None)
     assert len(folders) == len(catalogue.presets()) > 30
