@@ -300,7 +300,7 @@ def test_rows_longer_than_the_context(tiny_proto, tokenizer, data, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--learning-rate", "-1"], "Invalid value for '--learning-rate'"),
+        (["--learning-rate", "-1"], "--learning-rate must be greater than or equal to 0"),
         (["--sequence-length", "257"], "--sequence-length: 257 tokens do not fit into the context"),
         (["--output", __file__ + "/out"], "test_finetune.py cannot be written: Not a directory"),
     ],
