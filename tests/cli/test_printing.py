@@ -62,7 +62,9 @@ def test_reply(terminal, expected, monkeypatch):
 @EXPECTED
 def test_conversation(terminal, expected, monkeypatch):
     out = output(monkeypatch, terminal)
-    chat = Chat(dropped=[], finish_reason="stop", messages=[{"role": "user", "content": EVIL}])
+    chat = Chat(
+        settings={}, dropped=[], finish_reason="stop", messages=[{"role": "user", "content": EVIL}]
+    )
     conversation = Terminal(chat, "tiny", silent=True)
     conversation.reply(EVIL)
     assert out.getvalue() == expected + "\n"
