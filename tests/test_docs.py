@@ -184,7 +184,7 @@ def test_kaggle_page():
     """Memory is that of the catalogue: one T4 in float32, and a part of bfloat16 weights."""
     text = (ROOT / "docs/kaggle.md").read_text(encoding="utf-8")
     work = Workload(num_prompts=1, rows_per_prompt=1, prompt_length=1024, text_length=1280)
-    rows = re.findall(r"^\| `(\w+)` \| ([\d. |]+) \|$", text, re.MULTILINE)
+    rows = re.findall(r"^\| `([\w.]+)` \| ([\d. |]+) \|$", text, re.MULTILINE)
     assert len(rows) > 8
     for name, cells in rows:
         config = presets()[name].config
