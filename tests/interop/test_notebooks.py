@@ -269,9 +269,7 @@ def test_distributed_tuning(command_environment):
     """gemma-cookbook: docs/core/distributed_tuning.ipynb, on 8 simulated devices"""
     flags = "--xla_force_host_platform_device_count=8"
     command_environment |= {"XLA_FLAGS": flags, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    command_environment["NPROC"] = (
-        "64"  # threads of XLA: devices that wait for each other need some
-    )
+    command_environment["NPROC"] = "64"  # XLA's threads, which devices block while they wait
     result = subprocess.run(
         [sys.executable, "-c", DISTRIBUTED],
         env=command_environment,

@@ -54,9 +54,7 @@ for layout_of in (published, keras_gemma.GemmaBackbone.get_layout_map):
 def test_sharded_model(command_environment):
     """Two devices compute the same, and each holds a half of every matrix, by heads or by F."""
     command_environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
-    command_environment["NPROC"] = (
-        "64"  # threads of XLA: devices that wait for each other need some
-    )
+    command_environment["NPROC"] = "64"  # XLA's threads, which devices block while they wait
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         env=command_environment,
