@@ -4,6 +4,7 @@ import sys
 import time
 
 from keras_gemma.benchmark import memory
+from keras_gemma.cli.printing import plural
 
 MIN_PIECES = 8
 """Minimum number of pieces for a speed of the second half."""
@@ -38,6 +39,7 @@ class Watch:
         if peak is not None:
             speed += f"; peak memory {peak / 1e9:.2f} GB"
         print(
-            f"{read} tokens read{reused}, {new} generated in {seconds:.2f} s{first}: {speed}",
+            f"{plural(read, 'token')} read{reused}, {new} generated in {seconds:.2f} s{first}: "
+            f"{speed}",
             file=sys.stderr,
         )
