@@ -14,15 +14,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_gemma import backend
 from keras_gemma.generation.request import Request, SequenceOutput
+from keras_gemma.generation.samplers.loop import Prompt
 from keras_gemma.generation.stopping import ends_with_stop_token
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.model.head import final_norm, to_logits
 from keras_gemma.model.transformer import forward_with_cache
+from keras_gemma.text.inputs import pad_rows
 
 
 def call_with_cache(
@@ -87,11 +88,7 @@ def generate_step(
         hidden_states=hidden_states,
         model=lm,
     )
-    is_stop = ops.zeros_like(mask)
-    if stop_token_ids is not None:
-        stops = ops.convert_to_tensor(list(stop_token_ids), dtype="int32")
-        is_stop = ops.logical_and(ops.any(new[:, :, None] == stops, axis=-1), ~mask)
-    is_stop = ops.cast(is_stop, "int32")
+    is_stop = ops.cast(Prompt(token_ids, mask, stop_token_ids).is_new_stop(new), "int32")
     stops_before = ops.cumsum(is_stop, axis=-1) - is_stop
     return {"token_ids": new, "padding_mask": stops_before == 0}
 
@@ -111,10 +108,7 @@ def generate_with_steps(lm: Any, request: Request) -> list[SequenceOutput]:
                 f"own sampler and no other settings. Received: {name}={getattr(request, name)!r}"
             )
     request.check(lm.backbone.config)
-    shape = len(request.prompts), request.max_text_length()
-    token_ids, mask = np.zeros(shape, "int32"), np.zeros(shape, "bool")
-    for row, prompt in enumerate(request.prompts):
-        token_ids[row, : len(prompt)], mask[row, : len(prompt)] = prompt, True
+    token_ids, mask = pad_rows(request.prompts, request.max_text_length(), pad_id=0)
     stop_token_ids = request.stop_token_ids or None
     inputs = {"token_ids": backend.to_tensor(token_ids), "padding_mask": backend.to_tensor(mask)}
     result = lm.generate_step(inputs, stop_token_ids=stop_token_ids)

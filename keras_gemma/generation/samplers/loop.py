@@ -28,13 +28,17 @@ class Prompt:
         """Returns the rules of `count` rows in place of each."""
         return Prompt(self.mask, ops.repeat(self.mask, count, axis=0), self.stop_token_ids)
 
-    def is_finished(self, tokens: Any) -> Any:
-        """Returns True for rows with a new stop token: bool `[B]`."""
+    def is_new_stop(self, tokens: Any) -> Any:
+        """Returns True at stop tokens that are not kept: bool `[B, T]`."""
         if self.stop_token_ids is None:
-            return ops.zeros(tokens.shape[:1], dtype="bool")
+            return ops.zeros_like(self.mask)
         stops = ops.convert_to_tensor(list(self.stop_token_ids), dtype="int32")
         is_stop = ops.any(ops.cast(tokens, "int32")[:, :, None] == stops, axis=-1)
-        return ops.any(ops.logical_and(is_stop, ops.logical_not(self.mask)), axis=-1)
+        return ops.logical_and(is_stop, ops.logical_not(self.mask))
+
+    def is_finished(self, tokens: Any) -> Any:
+        """Returns True for rows with a new stop token: bool `[B]`."""
+        return ops.any(self.is_new_stop(tokens), axis=-1)
 
     def is_fixed(self, tokens: Any, index: Any) -> Any:
         """Returns True for rows that keep their token at `index`: bool `[B]`."""
