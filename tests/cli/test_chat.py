@@ -111,6 +111,23 @@ def test_commands(talk, tmp_path):
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_save_replaces_conversations_only(talk, tmp_path):
+    thesis, saved = tmp_path / "thesis.txt", tmp_path / "chat.json"
+    thesis.write_text("mine")
+    _, printed = talk("to be", f"!save {saved}", f"!save {thesis}", "or not", f"!save {saved}")
+    assert "exists and is not a saved conversation" in printed.out.replace("\n", " ")
+    assert thesis.read_text() == "mine"
+    assert len(json.loads(saved.read_text())["messages"]) == 4
+
+
+@pytest.mark.once
+def test_searches_are_refused_before_the_model_is_read(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", Keyboard())
+    monkeypatch.setattr("keras_gemma.cli.loading.load", None)
+    assert main(["chat", "hi", "--sampler", "beam"]) == 2
+    assert "--sampler: beam search cannot be streamed" in " ".join(capsys.readouterr().err.split())
+
+
 def test_errors_do_not_end_the_conversation(talk, tmp_path):
     wrong = tmp_path / "wrong.json"
     wrong.write_text('{"messages": [{"role": "assistant", "content": "x"}]}')

@@ -276,6 +276,8 @@ def test_rows_fit_the_samples(tokenizer):
     many = chat_dataset(few * 200, tokenizer)
     assert 64 <= len(many.rows) < 100 and many.shape.length > 5 * longest
     assert chat_dataset(few * 200, tokenizer, max_sequence_length=64).shape.length == 64
+    alone = chat_dataset(few * 200, tokenizer, packing=False)
+    assert longest <= alone.shape.length < longest + 16  # no padding that packing would fill
     assert chat_dataset(lambda: iter(few), tokenizer).shape.length == 1024
     with pytest.raises(ValueError, match="sequence_length=8 allows 9"):
         chat_dataset(few, tokenizer, max_sequence_length=8)
