@@ -3,8 +3,10 @@
 import gc
 import os
 import random
+import subprocess
+import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import keras
@@ -143,3 +145,25 @@ def command_environment(tmp_path) -> dict[str, str]:
         "KERAS_BACKEND": keras.config.backend(),
         "KERAS_HOME": str(tmp_path / "keras_home"),
     }
+
+
+@pytest.fixture
+def run_on_devices(command_environment) -> Callable[..., str]:
+    """Returns a function that runs a program on simulated devices of JAX, and returns its output.
+
+    XLA's threads are as many as cores, and devices block them while they wait for each other.
+    """
+
+    def run(program: str, devices: int, **environment: str) -> str:
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        result = subprocess.run(
+            [sys.executable, "-c", program],
+            env=command_environment | {"XLA_FLAGS": flags, "NPROC": "64"} | environment,
+            cwd=TESTS.parent,
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode == 0, result.stderr[-2000:]
+        return result.stdout
+
+    return run

@@ -5,10 +5,6 @@ of the download and short texts in place of the data. `docs/migration.md` lists 
 what differs.
 """
 
-import subprocess
-import sys
-from pathlib import Path
-
 import keras
 import numpy as np
 import pytest
@@ -265,20 +261,9 @@ print(gemma_lm.generate("To be", max_length=8))
 """
 
 
-def test_distributed_tuning(command_environment):
+def test_distributed_tuning(run_on_devices):
     """gemma-cookbook: docs/core/distributed_tuning.ipynb, on 8 simulated devices"""
-    flags = "--xla_force_host_platform_device_count=8"
-    command_environment |= {"XLA_FLAGS": flags, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    command_environment["NPROC"] = "64"  # XLA's threads, which devices block while they wait
-    result = subprocess.run(
-        [sys.executable, "-c", DISTRIBUTED],
-        env=command_environment,
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert "To be" in result.stdout
+    assert "To be" in run_on_devices(DISTRIBUTED, 8, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
 
 
 def test_workshop_of_fine_tuning(tmp_path, capsys):

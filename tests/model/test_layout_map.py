@@ -1,9 +1,6 @@
 """Models on several devices, with KerasHub's layout maps."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import keras
 import pytest
@@ -51,19 +48,11 @@ for layout_of in (published, keras_gemma.GemmaBackbone.get_layout_map):
 
 
 @pytest.mark.once
-def test_sharded_model(command_environment):
+def test_sharded_model(run_on_devices):
     """Two devices compute the same, and each holds a half of every matrix, by heads or by F."""
-    command_environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
-    command_environment["NPROC"] = "64"  # XLA's threads, which devices block while they wait
-    result = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        env=command_environment,
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
-    for line in result.stdout.splitlines():
+    lines = run_on_devices(PROGRAM, 2).splitlines()
+    assert len(lines) == 2
+    for line in lines:
         is_same, parts = json.loads(line)
         assert is_same
         for path, (held, (out, *rest)) in parts.items():
@@ -74,7 +63,6 @@ def test_sharded_model(command_environment):
                 assert held == [out, rest[0] // 2], path
             else:
                 assert held == [out], path
-    assert len(result.stdout.splitlines()) == 2
 
 
 @pytest.mark.once
