@@ -6,6 +6,9 @@ import numbers
 from collections.abc import Collection, Iterable
 from typing import Any
 
+FOR_EACH_ROW = ", or a list with one for each row"
+"""Part of the messages of `check_numbers`, which the command line leaves out."""
+
 
 def is_integer(value: Any) -> bool:
     """Returns True if `value` is a Python or NumPy integer. A bool is not an integer here."""
@@ -82,7 +85,7 @@ def check_numbers(name: str, value: Any, range: str = "(-inf, inf)", whole: bool
     values = value if rank else [value if rank is None else value[()]]
     if not len(values) or not all(has_type(number) and _is_in(number, range) for number in values):
         expected = _description(range, "an integer" if whole else "a finite number")
-        expected += ", or a list with one for each row"
+        expected += FOR_EACH_ROW
         raise ValueError(_message(name, value, expected, ""))
 
 

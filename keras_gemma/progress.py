@@ -6,7 +6,7 @@ Only shown in terminals and notebooks. Knows nothing about the tasks.
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -21,9 +21,9 @@ _statuses: list[Any] = []  # those of all threads, because they share the termin
 
 
 @contextlib.contextmanager
-def hidden() -> Iterator[None]:
-    """Hides the progress bars and status lines that begin in this block."""
-    token = _is_hidden.set(True)
+def hidden(is_hidden: bool = True) -> Iterator[None]:
+    """Hides the progress bars and status lines that begin in this block, if `is_hidden`."""
+    token = _is_hidden.set(is_hidden or _is_hidden.get())
     try:
         yield
     finally:
@@ -86,14 +86,16 @@ def end_status() -> None:
         live.stop()
 
 
-def status_until_first(title: str, items: Iterable[Any]) -> Iterator[Any]:
-    """Yields `items`, and shows `title` until the first one."""
+def status_until_first(title: str, items: Iterable[Any]) -> Generator[Any, None, Any]:
+    """Yields `items`, and shows `title` until the first one. Returns what `items` returns."""
     iterator = iter(items)
     with status(title):
-        first = next(iterator, iterator)
-    if first is not iterator:
-        yield first
-        yield from iterator
+        try:
+            first = next(iterator)
+        except StopIteration as end:
+            return end.value
+    yield first
+    return (yield from iterator)
 
 
 def _rich_bar() -> "rich.progress.Progress":  # noqa: F821

@@ -270,7 +270,8 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
 
         Returns:
             An iterator of strings. For a list of prompts, an iterator of lists with one string
-            per sequence, which is empty if the sequence has no new text.
+            per sequence, which is empty if the sequence has no new text. The iterator is a
+            generator, whose return value is a list with the finish reason of each sequence.
 
         Raises:
             ValueError, TypeError: Same as in `generate`. Raised by the call, before iteration.

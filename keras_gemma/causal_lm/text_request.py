@@ -1,8 +1,8 @@
 """Text generation for one batch: tokenizes, generates and detokenizes."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, Literal
 
 import numpy as np
 
@@ -143,8 +143,11 @@ class TextRequest:
         outputs = [self._finish(*parts) for parts in zip(prompts, rows, streams, strict=True)]
         return self.prompts.answer(outputs, num_return_sequences)
 
-    def stream(self) -> Iterator[Any]:
-        """Yields the new text of a single prompt, or a list with the new text of each row."""
+    def stream(self) -> Generator[Any, None, list[str]]:
+        """Yields the new text of a single prompt, or a list with the new text of each row.
+
+        Returns a list with the finish reason of each row.
+        """
         require_preprocessor(self.preprocessor, "`stream`", "Use `generate` with token ids")
         check(self.programs, self.token_request)
         return self._pieces()
@@ -156,9 +159,9 @@ class TextRequest:
 
     def is_stopped(self) -> bool:
         """Returns True if a single-prompt stream has reached a stop token or stop string."""
-        return self.session.outputs()[0].stopped or self.streams[0].stopped
+        return finish_reason(self.session.outputs()[0], self.streams[0]) == "stop"
 
-    def _pieces(self) -> Iterator[Any]:
+    def _pieces(self) -> Generator[Any, None, list[str]]:
         session = self.session = start(self.programs, self.token_request)
         streams = self.streams = self._streams()
         single = self.prompts.single and len(streams) == 1
@@ -168,6 +171,8 @@ class TextRequest:
         texts = [stream.finish() for stream in streams]
         if any(texts):
             yield texts[0] if single else texts
+        rows = zip(session.outputs(), streams, strict=True)
+        return [finish_reason(row, stream) for row, stream in rows]
 
     def _streams(self) -> list[TextStream]:
         rows = len(self.prompts.ids) * self.token_request.num_return_sequences
@@ -203,11 +208,10 @@ class TextRequest:
         if self.token_request.top_logprobs:
             pairs = zip(row.top_ids, row.top_logprobs, strict=True)
             tops = [dict(zip(a.tolist(), b.tolist(), strict=True)) for a, b in pairs]
-        stopped = row.stopped or (stream is not None and stream.stopped)
         return Completion(
             text=text,
             token_ids=row.ids.tolist(),
-            finish_reason="stop" if stopped else "length",
+            finish_reason=finish_reason(row, stream),
             logprobs=row.logprobs,
             top_logprobs=tops,
             acceptance_rate=row.acceptance_rate,
@@ -256,6 +260,11 @@ class TextRequest:
         size = self.programs.config.vocabulary_size
         ids = [stop_token_ids] if np.ndim(stop_token_ids) == 0 else list(stop_token_ids)
         return tuple(to_ids("stop_token_ids", ids, 1, size).tolist())
+
+
+def finish_reason(row: SequenceOutput, stream: TextStream | None) -> Literal["stop", "length"]:
+    """Returns `"stop"` if a stop token or stop string ended the text, otherwise `"length"`."""
+    return "stop" if row.stopped or (stream is not None and stream.stopped) else "length"
 
 
 def check_same_pieces(tokenizer: GemmaTokenizer, other: GemmaTokenizer) -> None:

@@ -26,24 +26,25 @@ that `--help` answers at once.
 import os
 import sys
 
-import typer
-
-from keras_gemma.cli import app
-
 __all__ = ["main"]
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as in shells."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command with `arguments`, or those of the process, and returns the exit code.
 
     If the reader of a pipe leaves early, as `head` does, the exit code is 0 and nothing is printed.
+    After Ctrl-C, it is 130.
     """
     try:
+        from keras_gemma.cli import app  # takes 0.1 s, in which Ctrl-C may come
+
         code = app.main(arguments)
         print(end="", flush=True)  # A closed pipe must raise here, not at exit.
-    except (KeyboardInterrupt, typer.Abort):
-        print(file=sys.stderr)
-        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except (BrokenPipeError, SystemExit) as error:
         # typer and rich turn a broken pipe into an exit.
         if not any(isinstance(e, BrokenPipeError) for e in (error, error.__context__)):

@@ -1,6 +1,6 @@
 """The application: its commands, exit codes and error messages.
 
-Exit codes: 0 success, 1 failure, 2 wrong usage. An error is one or two lines on stderr.
+Exit codes: 0 success, 1 failure, 2 wrong usage, 130 Ctrl-C. An error is one or two lines on stderr.
 """
 
 import functools
@@ -66,6 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
         program = f"keras-gemma {command.name}" if command else "keras-gemma"
         print(f"Run {program} --help to see the usage.", file=sys.stderr)
         return error.exit_code
+    except typer.Abort as abort:  # typer's own name of Ctrl-C
+        raise KeyboardInterrupt from abort
     return code or 0
 
 

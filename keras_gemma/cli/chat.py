@@ -1,5 +1,6 @@
 """`keras-gemma chat`: a conversation in the terminal, or one reply to a prompt or a pipe."""
 
+import dataclasses
 import json
 import sys
 from typing import Any
@@ -38,6 +39,10 @@ def chat(
     benchmark: BenchmarkOption = False,
 ) -> None:
     """Talk with a model. Type !help in the conversation to see its commands."""
+
+    def settings_of(model: str) -> dict[str, Any]:
+        return sampling.settings("factual" if model == DEFAULT_CHAT_MODEL else "chat")
+
     text = read_message(prompt, options.file, sys.stdin)
     if text is None and options.as_json:
         raise BadParameter("--json needs a prompt, or a pipe", param_hint="PROMPT")
@@ -49,7 +54,7 @@ def chat(
         from keras_gemma.cli.loading import find_name, load_model
 
         name = find_name(options, DEFAULT_CHAT_MODEL)
-        settings = sampling.settings("factual" if name == DEFAULT_CHAT_MODEL else "chat")
+        settings = settings_of(name)
         if settings.get("sampler") in SEARCHES:
             raise BadParameter(
                 f"{settings['sampler']} search cannot be streamed in a conversation: use generate",
@@ -60,14 +65,22 @@ def chat(
         except ValueError as error:
             raise BadParameter(str(error)) from error
         lm = load_model(options, name, silent=silent, explain=text is None)
-    conversation = lm.chat(system, context_full="drop_oldest", **settings)
-    if text is not None:
-        answer(conversation, text, name, options.as_json, benchmark)
-        return
-    from keras_gemma.cli.terminal import Terminal
 
-    listed = catalogue.presets().get(name)
-    Terminal(conversation, name, benchmark, silent).talk(listed.description if listed else "")
+    def open_chat(model: str) -> Any:
+        """Returns an empty conversation with another model."""
+        lm = load_model(dataclasses.replace(options, lora=None), model, silent, explain=True)
+        return lm.chat(context_full="drop_oldest", **settings_of(model))
+
+    conversation = lm.chat(system, context_full="drop_oldest", **settings)
+    with progress.hidden(silent):
+        if text is not None:
+            answer(conversation, text, name, options.as_json, benchmark)
+            return
+        from keras_gemma.cli.terminal import Terminal
+
+        listed = catalogue.presets().get(name)
+        terminal = Terminal(conversation, name, benchmark, silent, open_chat)
+        terminal.talk(listed.description if listed else "")
 
 
 def answer(conversation: Any, text: str, model: str, as_json: bool, benchmark: bool) -> None:

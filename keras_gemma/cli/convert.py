@@ -123,10 +123,13 @@ def quantize(
     print(f"Wrote {source} to {target}: {size_on_disk(target)}")
 
 
-def check_target(target: Path, kind: Any, overwrite: bool, argument: str = "target") -> None:
+def check_target(
+    target: Path, kind: Any, overwrite: bool, argument: str = "target", in_place: bool = False
+) -> None:
     """Checks that `target` can be written, before a model is read.
 
-    `kind` is the `Kind` that may be replaced, and `argument` the name of the parameter.
+    `kind` is the `Kind` that may be replaced, and `argument` the name of the parameter. Files are
+    added to an earlier result if it is changed `in_place`, otherwise a new one replaces it.
     """
     from keras_gemma.storage import files
 
@@ -138,8 +141,7 @@ def check_target(target: Path, kind: Any, overwrite: bool, argument: str = "targ
         for words in ("`overwrite=True`", "overwrite=True"):
             message = message.replace(words, "--overwrite")
         raise ValueError(message) from error
-    with files.scratch_folder(target, argument):
-        pass
+    files.check_writable(target if in_place else target.parent, argument)
 
 
 def size_on_disk(target: Path) -> str:

@@ -3,7 +3,6 @@
 import importlib.util
 import shlex
 import sys
-import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -113,7 +112,6 @@ def finetune(
             raise FileNotFoundError(f"{path} does not exist, or is not a file.")
     if tensorboard and not all(map(importlib.util.find_spec, ("tensorflow", "tensorboard"))):
         raise ImportError("--tensorboard needs two packages: pip install tensorflow tensorboard")
-    check_writable(output)
     start(backend, device, debug)
 
     # These imports load Keras on the chosen backend.
@@ -137,7 +135,7 @@ def finetune(
         "rematerialize": rematerialize,
     }
     training.FinetuneSettings(**settings)  # checks them
-    check_target(output, RUNS, True, "output")  # an earlier run is continued
+    check_target(output, RUNS, True, "output", in_place=True)  # An earlier run is continued.
     model = full_name(model)
     context = read_config(model).context_length
     if sequence_length is not None and sequence_length > context:
@@ -188,16 +186,3 @@ def finetune(
     command = ["keras-gemma", "chat" if has_turns else "generate", "--model"]
     command += [str(result.path)] if full else [model, "--lora", str(result.path)]
     print(f"Try it: {shlex.join(command)}")
-
-
-def check_writable(output: Path) -> None:
-    """Raises a usage error if the folder `output` cannot be written or created."""
-    folder = output.expanduser().absolute()
-    while not folder.exists():
-        folder = folder.parent
-    try:
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise BadParameter(
-            f"{folder} cannot be written: {error.strerror}", param_hint="--output"
-        ) from error

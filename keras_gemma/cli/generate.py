@@ -1,8 +1,8 @@
 """`keras-gemma generate`: continues prompts from the command line, a file or a pipe."""
 
-import contextlib
 import json
 import sys
+from collections.abc import Generator
 from typing import Any
 
 from typer import Argument, BadParameter, Option
@@ -62,11 +62,13 @@ def generate(
         print(summary(model), file=sys.stderr)
     settings.setdefault("max_new_tokens", default_new_tokens(lm, texts))
     watch = Watch()
-    with progress.hidden() if silent else contextlib.nullcontext():
+    with progress.hidden(silent):
         if options.as_json:
             tokens = print_json(lm, model, texts, settings, strip_prompt)
         else:
-            tokens = print_texts(lm, texts, settings, strip_prompt, watch)
+            tokens, reasons = print_texts(lm, texts, settings, strip_prompt, watch)
+            if sys.stderr.isatty() and not silent and (note := length_note(reasons)):
+                print(note, file=sys.stderr)
     if benchmark:
         watch.report(sum(map(len, lm.preprocessor.tokenizer.encode(texts))), 0, tokens)
 
@@ -117,28 +119,53 @@ def print_json(
 
 def print_texts(
     lm: Any, texts: list[str], settings: dict[str, Any], strip_prompt: bool, watch: Watch
-) -> int:
-    """Prints the texts, the first while it is generated. Returns the number of new tokens."""
+) -> tuple[int, list[str]]:
+    """Prints the texts, the first while it is generated.
+
+    Returns the number of new tokens, and the finish reason of each text.
+    """
     if settings.get("sampler") in SEARCHES:
-        with progress.status("Searching ..."):
-            pieces = iter([lm.generate(texts, strip_prompt=True, **settings)])
+        pieces = search(lm, texts, settings)
     else:
         stream = lm.stream(texts, **settings)
         pieces = progress.status_until_first("Generating ...", stream)
-    continuations = next(pieces, [""] * len(texts))
-    watch.piece()
     beginnings = [heading(text) if len(texts) > 1 else "" for text in texts]
     if not strip_prompt:
         beginnings = [start + text for start, text in zip(beginnings, texts, strict=True)]
-    show(beginnings[0] + continuations[0], end="")
-    for new in pieces:
-        watch.piece()
-        show(new[0], end="")
+    continuations, reasons = [""] * len(texts), None
+    while reasons is None:
+        try:
+            new = next(pieces)
+        except StopIteration as end:
+            new, reasons = [""] * len(texts), end.value or []
+        else:
+            watch.piece()
+        show(beginnings[0] + new[0], end="")
+        beginnings[0] = ""
         continuations = [old + text for old, text in zip(continuations, new, strict=True)]
     show()
     for beginning, continuation in zip(beginnings[1:], continuations[1:], strict=True):
         show(f"\n{beginning}{continuation}")
-    return sum(map(len, lm.preprocessor.tokenizer.encode(continuations)))
+    return sum(map(len, lm.preprocessor.tokenizer.encode(continuations))), reasons
+
+
+def search(
+    lm: Any, texts: list[str], settings: dict[str, Any]
+) -> Generator[list[str], None, list[str]]:
+    """Yields the texts of a search once, and returns their finish reasons, as `lm.stream` does."""
+    with progress.status("Searching ..."):
+        completions = lm.generate(texts, strip_prompt=True, return_logprobs=True, **settings)
+    yield [completion.text for completion in completions]
+    return [completion.finish_reason for completion in completions]
+
+
+def length_note(reasons: list[str]) -> str:
+    """Returns a note for texts that ended at their maximum length, or an empty string."""
+    cut = reasons.count("length")
+    if not cut:
+        return ""
+    subject = "the text" if len(reasons) == 1 else f"{cut} of {len(reasons)} texts"
+    return f"({subject} reached the maximum length: --max-new-tokens, or the model's context)"
 
 
 def heading(text: str) -> str:

@@ -7,6 +7,8 @@ are translated here: `max_new_tokens=0` becomes --max-new-tokens 0.
 import re
 from typing import Any
 
+from keras_gemma.checks import FOR_EACH_ROW
+
 MAX_LINE = 600
 """Maximum length of a printed line, in characters."""
 
@@ -40,8 +42,9 @@ def option_names(command: Any) -> dict[str, str]:
 def in_options(message: str, names: dict[str, str]) -> str:
     """Returns `message` with the options of `names` instead of Python arguments.
 
-    Prompts are counted from 1, and not from 0 as in Python.
+    Prompts are counted from 1, and not from 0 as in Python. An option has one value for all.
     """
+    message = message.replace(FOR_EACH_ROW, "")
     message = re.sub(r"\bPrompt (\d+)\b", lambda match: f"Prompt {int(match[1]) + 1}", message)
     any_name = "|".join(map(re.escape, names))
     if not any_name:

@@ -13,9 +13,9 @@ from typing import Any
 from rich.console import Console
 
 from keras_gemma import progress
-from keras_gemma.checks import check_argument_names
+from keras_gemma.checks import FOR_EACH_ROW, check_argument_names
 from keras_gemma.cli.keyboard import interrupts, make_reader
-from keras_gemma.cli.options import SEARCHES, SamplingOptions, combine, drop_none
+from keras_gemma.cli.options import SEARCHES, SamplingOptions, combine, drop_none, full_name
 from keras_gemma.cli.printing import printable, show
 from keras_gemma.cli.speed import Watch
 
@@ -25,6 +25,7 @@ HELP = """\
 !retry           replace the last reply
 !set NAME VALUE  change a setting, as in !set temperature 0.9; without VALUE, the default;
                  without NAME, show the settings
+!model NAME      continue with another model; without NAME, show the model
 !system TEXT     set the system message; without TEXT, remove it
 !history         show the conversation
 !save FILE       write the conversation to a file
@@ -45,14 +46,19 @@ FORMAT = "keras-gemma chat"
 class Terminal:
     """Interactive loop of a `Chat`, whose commands are its methods.
 
-    `model` is a name for saved conversations, `benchmark` prints the speed of each reply, and
-    `silent` prints only the replies.
+    `model` is a name for saved conversations, `benchmark` prints the speed of each reply, `silent`
+    prints only the replies, and `open_chat` returns an empty `Chat` with another model.
     """
 
     def __init__(
-        self, chat: Any, model: str, benchmark: bool = False, silent: bool = False
+        self,
+        chat: Any,
+        model: str,
+        benchmark: bool = False,
+        silent: bool = False,
+        open_chat: Callable[[str], Any] | None = None,
     ) -> None:
-        self.chat = chat
+        self.chat, self.open_chat = chat, open_chat
         self.defaults = dict(chat.settings)
         self.model = model
         self.benchmark = benchmark
@@ -64,6 +70,7 @@ class Terminal:
             "undo": self.undo,
             "retry": self.retry,
             "set": self.set,
+            "model": self.switch,
             "system": self.system,
             "history": self.history,
             "save": self.save,
@@ -90,8 +97,9 @@ class Terminal:
                 return
             try:
                 self.handle(text, name, rest.strip())
-            except (ValueError, TypeError, OSError) as error:
-                self.note(f"error: {error}")  # in Python's words, which are those of !set
+            except (ValueError, TypeError, OSError, ImportError) as error:
+                # `!set` has Python's words, but one value of each.
+                self.note(f"error: {str(error).replace(FOR_EACH_ROW, '')}")
             except KeyboardInterrupt:
                 self.note("(stopped, and the reply was discarded)")
 
@@ -171,6 +179,17 @@ class Terminal:
             self.chat.settings = settings
         shown = drop_none(**self.chat.settings)
         self.note(", ".join(f"{name} {value}" for name, value in shown.items()) or "No settings.")
+
+    def switch(self, name: str) -> None:
+        """Continues with the model `name`, and keeps the messages and the changed settings."""
+        if name:
+            old, new = self.chat, self.open_chat(full_name(name))
+            defaults = dict(new.settings)
+            changed = {k: v for k, v in old.settings.items() if self.defaults.get(k) != v}
+            new.settings, new.system = combine(defaults, changed), old.system
+            new.history[:] = old.history
+            self.chat, self.defaults, self.model = new, defaults, full_name(name)
+        self.note(f"The model is {self.model}.")
 
     def system(self, text: str) -> None:
         self.chat.system = text or None

@@ -157,6 +157,22 @@ def check_target(target: Path, kind: Kind, overwrite: bool, argument: str) -> No
         )
 
 
+def check_writable(folder: Path, argument: str) -> None:
+    """Raises a ValueError if `folder` cannot be written, or created. Creates nothing."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        raise _not_writable(argument, folder, error) from error
+
+
+def _not_writable(argument: str, path: Path, error: OSError) -> ValueError:
+    return ValueError(
+        f"`{argument}` cannot be written: {error.strerror}. Pass a writable path. "
+        f"Received: {argument}={str(path)!r}"
+    )
+
+
 def _check_folder(folder: Path, argument: str) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(
@@ -177,10 +193,7 @@ def scratch_folder(target: Path, argument: str) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as error:
-        raise ValueError(
-            f"`{argument}` cannot be written: {error.strerror}. Pass a writable path. "
-            f"Received: {argument}={str(target)!r}"
-        ) from error
+        raise _not_writable(argument, target, error) from error
     try:
         yield work
     except Exception as error:

@@ -17,7 +17,7 @@ from keras_gemma.text.preprocessor import require_preprocessor
 from keras_gemma.training.documents import Document, fit_to_length, make_document
 from keras_gemma.training.jsonl import parse, read_samples
 from keras_gemma.training.preferences import answer_log_probabilities
-from keras_gemma.training.row_packing import make_batch
+from keras_gemma.training.row_packing import choose_length, make_batch
 from keras_gemma.training.samples import BadSample, read_sample
 
 ANSWERS = ("chosen", "rejected")
@@ -26,7 +26,7 @@ ANSWERS = ("chosen", "rejected")
 def preference_dataset(
     lm: GemmaCausalLM,
     source: Any,
-    sequence_length: int = 1024,
+    sequence_length: int | None = None,
     *,
     batch_size: int = 1,
     shuffle: bool = True,
@@ -41,7 +41,8 @@ def preference_dataset(
         source: A list of samples, or the path of a JSON-lines file. A sample has `"prompt"`,
             `"chosen"` and `"rejected"`, each a string or a list of messages. Without `"prompt"`,
             the other two are whole conversations.
-        sequence_length: Positions of a row, S.
+        sequence_length: Positions of a row, S. `None` chooses a length that fits the longest
+            answer, up to the model's context length.
         batch_size: Pairs of a batch, B.
         shuffle: If True, the order differs in each epoch.
         seed: Seed of the order.
@@ -65,13 +66,14 @@ def preference_dataset(
     lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
     lm.enable_lora(rank=4)
     pairs = [{"prompt": "Who is there?", "chosen": "Nay, answer me.", "rejected": "Nobody."}]
-    data = training.preference_dataset(lm, pairs, sequence_length=64)
+    data = training.preference_dataset(lm, pairs)
     loss = training.PreferenceLoss(beta=0.1)
     lm.compile(optimizer=keras.optimizers.AdamW(1e-3), loss=loss, weighted_metrics=[])
     lm.fit(data, epochs=3)
     ```
     """
-    check_integer("sequence_length", sequence_length)
+    limit = lm.backbone.config.context_length if sequence_length is None else sequence_length
+    check_integer("sequence_length", limit)
     check_integer("batch_size", batch_size)
     require_preprocessor(lm.preprocessor, "training", None)
     pairs = []
@@ -81,12 +83,15 @@ def preference_dataset(
             for conversation in conversations(parse(sample)):
                 turns = read_sample(conversation)
                 document = make_document(turns, lm.preprocessor.tokenizer, "assistant")
-                pair.append(fit_to_length(document, sequence_length, truncate=False)[0])
+                pair.append(fit_to_length(document, limit, truncate=False)[0])
         except BadSample as problem:
             raise ValueError(f"{place}: {problem}. Correct it, or remove it.") from problem
         pairs.append(pair)
     if not pairs:
         raise ValueError("`source` has no usable sample.")
+    if sequence_length is None:
+        sizes = [len(document.inputs) for pair in pairs for document in pair]
+        sequence_length = choose_length(sizes, batch_size, limit, packing=False)
     return PreferenceDataset(lm, pairs, sequence_length, batch_size, shuffle, seed)
 
 

@@ -114,6 +114,16 @@ def test_failure_prints_a_short_error(command_environment):
 
 
 @pytest.mark.once
+@pytest.mark.parametrize("module", ["typer", "keras"])
+def test_interrupt_prints_no_traceback(module, command_environment, tmp_path):
+    """Ctrl-C while the command or the model's package is imported."""
+    (tmp_path / f"{module}.py").write_text("raise KeyboardInterrupt")
+    paths = f"{tmp_path}{os.pathsep}{command_environment.get('PYTHONPATH', '')}"
+    result = run(["generate", "x"], command_environment | {"PYTHONPATH": paths})
+    assert (result.returncode, result.stdout, result.stderr.strip()) == (130, "", "")
+
+
+@pytest.mark.once
 def test_debug_shows_the_traceback():
     with pytest.raises(ValueError, match="gemma_tiny_fr"):
         main(["generate", "x", "--model", "gemma_tiny_fr", "--debug"])
@@ -185,6 +195,11 @@ def test_report(error, expected, capsys):
         ("export", "pass `overwrite=True`", "pass --overwrite"),
         ("bench", "Received: prompt=8190, new=32", "Received: --prompt 8190, --new 32"),
         ("finetune", "or skip them (`skip_bad`)", "or skip them (--skip-bad)"),
+        (
+            "chat",
+            "`min_p` must be in [0, 1], or a list with one for each row.",
+            "--min-p must be in [0, 1].",
+        ),
         ("generate", "`logits_processors` of a model", "`logits_processors` of a model"),
     ],
 )

@@ -207,9 +207,52 @@ def test_retry_and_set(talk):
         "max_new_tokens 4, temperature 1.5, seed 1\n",
         "Unknown command /retyr.",
         "error: `!set` has no argument `temprature`. Did you mean `temperature`?",
-        "error: `top_p` must be in (0, 1]",
+        "error: `top_p` must be in (0, 1]. Received",
     ):
         assert remark in printed.out
+
+
+def test_another_model(talk, lm, monkeypatch):
+    other = make_lm(proto=lm.preprocessor.tokenizer.proto, sequence_length=64)
+
+    def open_chat(name):
+        if name != "gemma2_instruct_2b_en":
+            raise ValueError(f"No preset is called {name!r}.")
+        return other.chat(max_new_tokens=3, temperature=0.5)
+
+    terminal, printed = talk(
+        *(
+            "!system Be brief.",
+            "to be",
+            "!set temperature 2",
+            "!model",
+            "!model nonsense",
+            "!model 2b",
+        ),
+        *("or not", "!model", "!set temperature"),
+        open_chat=open_chat,
+    )
+    notes = [line for line in printed.out.splitlines() if "model" in line or "preset" in line]
+    old, new = "The model is tiny.", "The model is gemma2_instruct_2b_en."
+    assert notes == ["A model.", old, "error: No preset is called 'nonsense'.", new, new]
+    chat = terminal.chat
+    assert chat._lm is other and chat.new_tokens == 3
+    assert [message["role"] for message in chat.messages] == ["system", *["user", "assistant"] * 2]
+    assert chat.settings == {"max_new_tokens": 3, "temperature": 0.5}
+    assert "max_new_tokens 3, temperature 0.5\n" in printed.out  # of the new model
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_silence_has_no_status(silent, monkeypatch, capsys):
+    """In a terminal, a status is shown until the first word, unless the command is silent."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stdin", Keyboard())
+    monkeypatch.setattr("sys.stderr", Keyboard())
+    options = ["--silent"] if silent else []
+    for more in ([], ["--json"]):
+        assert main(["chat", "What is 1 + 2?", "-n", "1", *options, *more]) == 0
+    shown = sys.stderr.getvalue()
+    assert shown == "" if silent else shown.count("Thinking ...") >= 2
 
 
 def test_retry_keeps_the_turn_if_it_fails(talk, monkeypatch):

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -25,16 +26,16 @@ class Model:
         return self
 
     def generate(self, prompts, strip_prompt, **settings):
+        assert settings.pop("return_logprobs")
         self.settings, self.strip_prompt = settings, strip_prompt
         texts = [" ❧" if strip_prompt else f"{prompt} ❧" for prompt in prompts]
-        if settings.get("return_logprobs"):
-            return [Completion(text, [3, 4], "length") for text in texts]
-        return texts
+        return [Completion(text, [3, 4], "length") for text in texts]
 
     def stream(self, prompts, **settings):
         self.settings = settings
         for piece in (" ", "❧"):
             yield [piece] * len(prompts)
+        return ["length" if prompt == "one" else "stop" for prompt in prompts]
 
     @property
     def backbone(self):
@@ -105,8 +106,8 @@ def test_options(model, options, settings):
 
 def test_settings_are_checked_before_the_model_is_loaded(model, capsys):
     for options, message in (
-        (["--top-p", "0"], "--top-p must be in (0, 1], or a list with one for each row. "),
-        (["--top-p", "0"], "Received: --top-p 0"),
+        (["--top-p", "0"], "--top-p must be in (0, 1]. Received: --top-p 0"),
+        (["--min-p", "2"], "--min-p must be in (0, 1]. Received: --min-p 2.0"),
         (["--sampler", "beam", "--top-k", "3"], "--top-k cannot be changed for BeamSampler"),
         (["--stop", ""], "Received: --stop ['']"),
     ):
@@ -142,6 +143,26 @@ def test_generate(model, capsys):
     assert capsys.readouterr().out == '==> "one" <==\none ❧\n\n==> "two" <==\ntwo ❧\n'
     assert model.loaded == ("gemma_tiny_en", {"dtype": "bfloat16"})
     assert model.settings["seed"] == 7
+
+
+def test_note_of_a_text_that_reached_its_length(model, monkeypatch):
+    for options, note in (
+        (
+            ["one"],
+            "(the text reached the maximum length: --max-new-tokens, or the model's context)",
+        ),
+        (["two", "one", "one"], "(2 of 3 texts reached the maximum length"),
+        (["one", "--sampler", "beam"], "(the text reached the maximum length"),
+        (["two"], ""),
+        (["one", "--silent"], ""),
+    ):
+        monkeypatch.setattr("sys.stderr", Terminal())
+        assert main(["generate", *options]) == 0
+        printed = sys.stderr.getvalue()
+        assert note in printed and printed.count("maximum length") == bool(note)
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    assert main(["generate", "one"]) == 0
+    assert sys.stderr.getvalue() == ""
 
 
 @pytest.mark.parametrize("bits", ["int8", "int4"])

@@ -11,7 +11,7 @@ import pytest
 from keras_gemma import GemmaCausalLM
 from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.storage import save
-from keras_gemma.storage.files import replacing
+from keras_gemma.storage.files import check_writable, replacing
 from keras_gemma.storage.gguf.writer import save_to_gguf
 from keras_gemma.storage.sharding import parse_size
 from keras_gemma.text.tokenizer import GemmaTokenizer
@@ -168,6 +168,14 @@ def test_unwritable_paths(task, tmp_path):
     ):
         with pytest.raises(ValueError, match=rf"`{argument}` cannot be written: .*{target}'"):
             writer(task, target)
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_check_writable_creates_nothing(tmp_path):
+    (tmp_path / "file").touch()
+    check_writable(tmp_path / "new" / "model", "target")
+    with pytest.raises(ValueError, match="`target` cannot be written: Not a directory"):
+        check_writable(tmp_path / "file" / "new" / "model", "target")
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 

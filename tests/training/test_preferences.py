@@ -85,6 +85,15 @@ def test_fit_increases_the_margins(tokenizer, tiny_proto):
     assert PreferenceLoss.from_config(loss.get_config()).beta == 0.3
 
 
+def test_rows_fit_the_longest_answer(tiny_proto):
+    lm = make_lm(proto=tiny_proto)
+    context = lm.backbone.config.context_length
+    assert preference_dataset(lm, PAIRS).length == preference_dataset(lm, PAIRS, 32).length == 32
+    words = "to be " * context
+    with pytest.raises(ValueError, match=f"do not fit, because sequence_length={context} "):
+        preference_dataset(lm, [PAIRS[0] | {"chosen": words}])
+
+
 def test_bad_pairs(tokenizer, tiny_proto, tmp_path):
     lm = make_lm(proto=tiny_proto)
     path = tmp_path / "pairs.jsonl"
