@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import shutil
 import subprocess
 import warnings
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import keras
 import pytest
 
+from keras_gemma.storage.hub.locate import resolve
 from tests.notebooks import REAL_MODEL, execute, printed, read_notebook
 
 ROOT = Path(__file__).parents[1]
@@ -106,6 +108,23 @@ def test_training_from_scratch(tmp_path, monkeypatch, capsys):
 )
 def test_notebook(name, packages, tmp_path, monkeypatch):
     check_notebook(name, packages, tmp_path, monkeypatch)
+
+
+@in_turn(2)
+def test_kaggle_notebook(tmp_path, monkeypatch):
+    """Reads an attached model, and keeps the adapter in the folder of outputs."""
+    name = "gemma_tiny_instruct_en"
+    attached = tmp_path / "input/models/keras/gemma/keras" / name / "1"
+    shutil.copytree(resolve(name), attached)
+    monkeypatch.chdir(tmp_path)
+    working = tmp_path / "working"
+    working.mkdir()
+    notebook = read_notebook("kaggle_gemma")
+    handle, *saved = printed(notebook)
+    changes = {"/kaggle/input": str(tmp_path / "input"), "/kaggle/working": str(working)}
+    execute(notebook, changes=changes | {f'MODEL = "{name}"': f"MODEL = {str(attached)!r}"})
+    assert printed(notebook) == [f"{attached}\n{handle}", *saved]
+    assert [path.name for path in working.iterdir()] == ["my_adapter"]
 
 
 @in_turn(0)

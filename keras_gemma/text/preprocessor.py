@@ -13,6 +13,7 @@ from keras_gemma import tf_data
 from keras_gemma.checks import check_integer
 from keras_gemma.presettable import Presettable
 from keras_gemma.text.inputs import pad_rows, read_texts, to_numpy
+from keras_gemma.text.packer import StartEndPacker
 from keras_gemma.text.tokenizer import GemmaTokenizer
 
 
@@ -83,6 +84,13 @@ class GemmaPreprocessor(Presettable, keras.layers.Layer):
     @sequence_length.setter
     def sequence_length(self, value: int) -> None:
         self._sequence_length = _check_length(value)
+
+    @property
+    def packer(self) -> StartEndPacker:
+        """KerasHub's layer that adds start and end tokens to ids, for custom preprocessing."""
+        tokenizer = self.tokenizer
+        start, end = [tokenizer.start_token_id], [tokenizer.end_token_id]
+        return StartEndPacker(self.sequence_length, start, end, tokenizer.pad_token_id)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Same as `call`. Skips the `__call__` of Keras, which only accepts tensors."""
