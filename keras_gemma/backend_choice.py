@@ -66,10 +66,7 @@ def choose_backend(
                 f"KERAS_BACKEND must be one of {', '.join(BACKENDS)}. "
                 f"Received: KERAS_BACKEND={named!r}"
             )
-        if not installed(named):
-            raise ImportError(
-                f"KERAS_BACKEND={named!r}, but {named} is not installed. {install_hint(named)}"
-            )
+        check_installed(named, "KERAS_BACKEND", installed)
         return named
     for backend in (configured, *BACKENDS):
         if backend in BACKENDS and installed(backend):
@@ -78,6 +75,14 @@ def choose_backend(
         f"Keras needs a backend, and none of {', '.join(BACKENDS)} is installed. "
         f"{install_hint('jax')}"
     )
+
+
+def check_installed(backend: str, setting: str, installed: Callable[[str], bool]) -> None:
+    """Checks that `backend` is installed. `setting` is the variable or argument that names it."""
+    if not installed(backend):
+        raise ImportError(
+            f"{setting}={backend!r}, but {backend} is not installed. {install_hint(backend)}"
+        )
 
 
 def use_backend(name: str | None = None) -> str:
@@ -93,7 +98,9 @@ def use_backend(name: str | None = None) -> str:
                 f"Set KERAS_BACKEND={name} before Python starts. Received: backend={name!r}"
             )
         return running
-    environ = {**os.environ, "KERAS_BACKEND": name} if name else os.environ
-    backend = choose_backend(environ, configured_backend(os.environ), is_installed)
-    os.environ["KERAS_BACKEND"] = backend
-    return backend
+    if name is None:
+        name = choose_backend(os.environ, configured_backend(os.environ), is_installed)
+    else:
+        check_installed(name, "backend", is_installed)
+    os.environ["KERAS_BACKEND"] = name
+    return name

@@ -320,6 +320,7 @@ def silence_frameworks() -> None:
         os.environ.setdefault("TQDM_DISABLE", "1")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("KAGGLEHUB_VERBOSITY", "error")  # It logs to stdout.
+    os.environ.setdefault("TORCH_LOGS", "-all")  # PyTorch resets the levels of its loggers.
     for logger in ("absl", "jax", "tensorflow"):
         logging.getLogger(logger).setLevel(logging.ERROR)
     warnings.simplefilter("ignore")

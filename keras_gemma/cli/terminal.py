@@ -13,8 +13,9 @@ from typing import Any
 from rich.console import Console
 
 from keras_gemma import progress
-from keras_gemma.checks import FOR_EACH_ROW, check_argument_names
+from keras_gemma.checks import check_argument_names
 from keras_gemma.cli.keyboard import interrupts, make_reader
+from keras_gemma.cli.messages import in_options
 from keras_gemma.cli.options import SEARCHES, SamplingOptions, combine, drop_none, full_name
 from keras_gemma.cli.printing import printable, show
 from keras_gemma.cli.speed import Watch
@@ -98,8 +99,8 @@ class Terminal:
             try:
                 self.handle(text, name, rest.strip())
             except (ValueError, TypeError, OSError, ImportError) as error:
-                # `!set` has Python's words, but one value of each.
-                self.note(f"error: {str(error).replace(FOR_EACH_ROW, '')}")
+                # `!set` has the names of Python's arguments.
+                self.note(f"error: {in_options(str(error), {'preset': '!model'})}")
             except KeyboardInterrupt:
                 self.note("(stopped, and the reply was discarded)")
 

@@ -123,6 +123,19 @@ def test_interrupt_prints_no_traceback(module, command_environment, tmp_path):
     assert (result.returncode, result.stdout, result.stderr.strip()) == (130, "", "")
 
 
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="imports PyTorch")
+def test_pytorch_logs_errors_only(command_environment):
+    """Its compiler warns on machines that have CUDA's compiler and no GPU."""
+    program = (
+        f"{PREAMBLE}from keras_gemma.cli.options import silence_frameworks; silence_frameworks(); "
+        "import torch, logging; log = logging.getLogger('torch.utils.cpp_extension'); "
+        "print(log.isEnabledFor(logging.WARNING), log.isEnabledFor(logging.ERROR))"
+    )
+    command = [sys.executable, "-c", program]
+    printed = subprocess.check_output(command, env=command_environment, cwd=ROOT, text=True)
+    assert printed == "False True\n"
+
+
 @pytest.mark.once
 def test_debug_shows_the_traceback():
     with pytest.raises(ValueError, match="gemma_tiny_fr"):
@@ -194,6 +207,7 @@ def test_report(error, expected, capsys):
         ("export", "name another, or pass overwrite=True.", "name another, or pass --overwrite."),
         ("export", "pass `overwrite=True`", "pass --overwrite"),
         ("bench", "Received: prompt=8190, new=32", "Received: --prompt 8190, --new 32"),
+        ("bench", "backend='torch', but torch is", "--backend torch, but torch is"),
         ("finetune", "or skip them (`skip_bad`)", "or skip them (--skip-bad)"),
         (
             "chat",

@@ -6,11 +6,12 @@ import sys
 
 import pytest
 
-from keras_gemma import GemmaBackbone, GemmaCausalLM, catalogue
+from keras_gemma import GemmaBackbone, GemmaCausalLM, catalogue, progress
 from keras_gemma.catalogue import WeightsPackage
 from keras_gemma.cli import main
 from keras_gemma.storage.hub import installed
 from keras_gemma.storage.hub.locate import resolve
+from tests.cli.process import Terminal
 
 NAME = "gemma3_270m_q4_k_m"
 CONTENT = b"one, two and three"
@@ -50,6 +51,21 @@ def test_parts_are_joined_once(package, tmp_path, caplog):
     before = path.stat().st_ino
     assert installed.find("gemma", package).stat().st_ino == before
     assert len(caplog.records) == 1
+
+
+def test_terms_have_a_line_of_their_own(package, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stderr", Terminal())
+    is_shown = []
+
+    def log(*_):
+        is_shown.append(progress._statuses[-1].is_started)
+
+    monkeypatch.setattr(installed.logger, "warning", log)
+    with progress.status("Loading ..."):
+        log()
+        installed.find("gemma", package)
+    assert is_shown == [True, False]
 
 
 @pytest.mark.parametrize("content", [CONTENT[:-1], b"x" + CONTENT[1:]])

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from keras_gemma import progress
 from keras_gemma.catalogue import WeightsPackage
 from keras_gemma.extras import install_hint
 from keras_gemma.hub_caches import own_cache
@@ -47,6 +48,7 @@ def find(name: str, package: WeightsPackage) -> Path:
         if not path.is_file() or _sha256(path) != package.sha256:
             _join(parts, path, package)
         if not terms.exists():
+            progress.end_status()  # "Loading ..." is on the line that the terms get.
             logger.warning(GEMMA_TERMS, name)
             terms.touch()
     except OSError as error:
