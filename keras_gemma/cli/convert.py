@@ -104,7 +104,8 @@ def quantize(
 
     # These imports load Keras on the chosen backend.
     from keras_gemma.causal_lm.model import GemmaCausalLM
-    from keras_gemma.quantization import QuantizationConfig, report
+    from keras_gemma.cli.loading import read_description
+    from keras_gemma.quantization import QuantizationConfig, report, to_config
     from keras_gemma.storage.formats import MODELS
 
     try:
@@ -112,6 +113,12 @@ def quantize(
     except ValueError as error:
         raise BadParameter(str(error)) from error
     check_target(target, MODELS, overwrite)
+    stored = to_config(read_description(full_name(source)).get("quantization"))
+    if stored not in (None, config):
+        raise BadParameter(
+            f"{source} is quantized already ({stored.describe()}): pass the original model",
+            param_hint="SOURCE",
+        )
     with progress.status(f"Quantizing {source} ..."):
         lm = GemmaCausalLM.from_preset(full_name(source), dtype=dtype, quantization=config)
         lm.save_to_preset(target, overwrite=overwrite)

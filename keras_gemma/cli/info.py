@@ -11,6 +11,7 @@ from typer import Argument
 
 from keras_gemma import catalogue, hub_caches, progress
 from keras_gemma.backend_choice import choose_backend, configured_backend, is_installed
+from keras_gemma.checks import is_integer
 from keras_gemma.cli.options import BackendOption, JsonOption, full_name, start
 from keras_gemma.cli.presets import describe
 from keras_gemma.version import __version__
@@ -42,7 +43,7 @@ def info(
     missing = "none" if model else "not installed"
     width = max(map(len, facts)) + 1
     for name, value in facts.items():
-        shown = f"{value:,}" if isinstance(value, int) and value is not True else value
+        shown = f"{value:,}" if is_integer(value) else value
         print(f"{name:<{width}} {missing if value is None else shown}")
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 from typing import get_args
 
 import numpy as np
@@ -119,6 +120,11 @@ def test_quantize(tmp_path, capsys):
     worst = max(report(GemmaCausalLM.from_preset(tmp_path / "other")).weights, key=error_of)
     assert summary.endswith(f"; error at most {worst.relative_error:.2%} ({worst.name})")
     assert written == f"Wrote gemma_tiny_en to {tmp_path / 'other'}: 7 files, 1.9 MB"
+    assert (
+        main(["quantize", str(tmp_path / "other"), str(tmp_path / "third"), "--bits", "int8"]) == 2
+    )
+    error = " ".join(capsys.readouterr().err.split())
+    assert "SOURCE:" in error and "is quantized already (int4 in groups of 32, embedding i" in error
     lm = GemmaCausalLM.from_preset(tmp_path / "small")
     assert lm.backbone.quantization == QuantizationConfig("int4", embedding="int4")
     assert report(lm).bytes_after == result["bytes_after"]
@@ -165,7 +171,9 @@ def test_info_about_a_model(capsys):
     assert facts["parameters"] == 2614341888
     assert (facts["num_layers"], facts["sliding_window_size"]) == (26, 4096)
     assert main(["info", "gemma_tiny_en"]) == 0
-    assert "2,855,616" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "2,855,616" in printed
+    assert re.search(r"^use_query_key_norm +False$", printed, re.M)
 
 
 def test_info_tells_the_truth_about_a_folder(tmp_path, capsys):
