@@ -4,10 +4,11 @@ Knows the environment, the Keras configuration file and which packages are insta
 neither Keras nor a framework. By itself, Keras falls back to TensorFlow, installed or not.
 """
 
+import importlib.metadata
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal, get_args
@@ -25,6 +26,11 @@ KERAS_DEFAULTS = {
     "image_data_format": "channels_last",
 }
 """Content of the configuration file that Keras writes when it is first imported."""
+
+
+XNNPACK_VERSIONS = ((0, 7), (0, 8))
+"""JAX versions whose products of float32 outside of a compiled program are wrong in some calls on
+a CPU: a block's output differed by 7 from call to call. It did not without the library XNNPACK."""
 
 
 def is_command() -> bool:
@@ -103,4 +109,14 @@ def use_backend(name: str | None = None) -> str:
     else:
         check_installed(name, "backend", is_installed)
     os.environ["KERAS_BACKEND"] = name
+    if name == "jax":
+        avoid_xnnpack(os.environ, importlib.metadata.version("jax"))
     return name
+
+
+def avoid_xnnpack(environ: MutableMapping[str, str], version: str) -> None:
+    """Sets a flag of XLA, which reads it at the first computation, if this JAX version needs it."""
+    flags = environ.get("XLA_FLAGS", "")
+    minor = tuple(int(part) for part in version.split(".")[:2])
+    if minor in XNNPACK_VERSIONS and "xla_cpu_use_xnnpack" not in flags:
+        environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_xnnpack=false".strip()

@@ -8,6 +8,7 @@ import pytest
 
 from keras_gemma.backend_choice import (
     KERAS_DEFAULTS,
+    avoid_xnnpack,
     choose_backend,
     configured_backend,
     is_command,
@@ -100,6 +101,22 @@ def test_sets_the_environment_before_keras(monkeypatch):
     assert use_backend("torch") == "torch"
     with pytest.raises(ImportError, match=r"^backend='jax', but jax is not installed.*\.\[jax\]"):
         use_backend("jax")  # The variable is set, but the argument has the wrong value.
+
+
+@pytest.mark.parametrize(
+    ("version", "flags", "expected"),
+    [
+        ("0.7.2", None, "--xla_cpu_use_xnnpack=false"),
+        ("0.8.1", "--a=1", "--a=1 --xla_cpu_use_xnnpack=false"),
+        ("0.8.0", "--xla_cpu_use_xnnpack=true", "--xla_cpu_use_xnnpack=true"),
+        ("0.9.0", None, None),
+        ("0.12.0.1", "--a=1", "--a=1"),
+    ],
+)
+def test_versions_of_jax_without_xnnpack(version, flags, expected):
+    environ = {} if flags is None else {"XLA_FLAGS": flags}
+    avoid_xnnpack(environ, version)
+    assert environ.get("XLA_FLAGS") == expected
 
 
 @pytest.mark.parametrize(

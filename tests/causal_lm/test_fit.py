@@ -146,11 +146,11 @@ def test_one_batch(lm):
 
 def test_batches_of_strings(lm):
     inputs = lm.preprocessor(TEXTS[:2])
-    np.testing.assert_allclose(
-        lm.test_on_batch(TEXTS[:2])[0],
-        lm.test_on_batch(inputs[0], inputs[1], inputs[2])[0],
-        rtol=1e-6,
-    )
+    losses = []
+    for batch in ((TEXTS[:2],), inputs):
+        lm.reset_metrics()  # Keras 3.13 continues the means of earlier tests.
+        losses.append(lm.test_on_batch(*batch)[0])
+    np.testing.assert_allclose(*losses, rtol=1e-6)
     np.testing.assert_allclose(
         keras.ops.convert_to_numpy(lm.predict_on_batch(TEXTS[:2])),
         lm.predict(TEXTS[:2], verbose=0),
