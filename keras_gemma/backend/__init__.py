@@ -21,6 +21,8 @@ compiler reads fastest, and nothing above this folder knows that layout.
     quantized_unpack                   and int4 weights (`quantized.py`), which `matmul` and `embed`
                                        also accept
     attend(q, k, v, mask, scale, cap)  attention with soft cap and mask -> `[B, T, N, H]`
+    log_sum_and_max(products, cap)     log of the sum of exp(logit), and the largest logit, `[R]`
+                                       each, of `products [R, V]`
     cross_entropy(products, ids, cap)  losses `[...]`, hits, and the gradient of `products [..., V]`
     map(function, arrays)              `function` of each element along the first axis, in order
     write_cache(cache, new, slots)     writes `new [B, T, K, H]` to `slots [B, T]` of a cache
@@ -37,10 +39,10 @@ compiler reads fastest, and nothing above this folder knows that layout.
     peak_device_memory()               peak bytes on an accelerator; `None` on CPU
     memory_bandwidth()                 measured read bandwidth of this machine, in bytes/s
 
-`reference.py` implements matmul, embed, attend, cross_entropy, map and write_cache in plain
-`keras.ops`. The tests compare every backend with it. `jax/`, `tensorflow/` and `torch/` implement
-the contract, with kernels for CPU in their `cpu.py`. `xla_cpu/` has kernels that JAX and TensorFlow
-share.
+`reference.py` implements matmul, embed, attend, log_sum_and_max, cross_entropy, map and write_cache
+in plain `keras.ops`. The tests compare every backend with it. `jax/`, `tensorflow/` and `torch/`
+implement the contract, with kernels for CPU in their `cpu.py`. `xla_cpu/` has kernels that JAX and
+TensorFlow share.
 """
 
 from collections.abc import Callable
@@ -84,6 +86,7 @@ attend = _module.attend
 write_cache = _module.write_cache
 compile = _module.compile
 cross_entropy = _module.cross_entropy
+log_sum_and_max = _module.log_sum_and_max
 jit_part = _module.jit_part
 requires_grad = _module.requires_grad
 while_loop = _module.while_loop

@@ -62,6 +62,22 @@ def weigh(weights: Any, value: Any) -> Any:
     return ops.cast(ops.reshape(heads, (b, t, k * g, h)), dtype)
 
 
+def _capped(products: Any, soft_cap: float | None) -> Any:
+    logits = ops.cast(products, "float32")
+    return logits if soft_cap is None else ops.tanh(logits / soft_cap) * soft_cap
+
+
+def log_sum_and_max(products: Any, soft_cap: float | None) -> tuple[Any, Any]:
+    """Returns the log of the sum of exp(logit), and the largest logit, of `products [R, V]`.
+
+    Products are logits before the soft cap. Both results are float32 `[R]`.
+    """
+    # Of the products themselves: XLA would write out the logits in float32 for two uses.
+    largest = _capped(ops.max(products, axis=-1), soft_cap)
+    differences = _capped(products, soft_cap) - ops.expand_dims(largest, -1)
+    return ops.log(ops.sum(ops.exp(differences), axis=-1)) + largest, largest
+
+
 def cross_entropy(products: Any, target_ids: Any, soft_cap: float | None) -> tuple[Any, Any, Any]:
     """Computes the cross entropy, in nats, of `products [..., V]`: logits before the soft cap.
 
@@ -69,9 +85,7 @@ def cross_entropy(products: Any, target_ids: Any, soft_cap: float | None) -> tup
     and the gradient of `products` in their dtype. A backend may overwrite `products` with it.
     """
     dtype = keras.backend.standardize_dtype(products.dtype)
-    logits = ops.cast(products, "float32")
-    if soft_cap is not None:
-        logits = ops.tanh(logits / soft_cap) * soft_cap
+    logits = _capped(products, soft_cap)
     targets = ops.expand_dims(target_ids, -1)
     chosen = ops.take_along_axis(logits, targets, axis=-1)
     largest = ops.max(logits, axis=-1, keepdims=True)

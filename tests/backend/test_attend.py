@@ -1,5 +1,7 @@
 """Attention and cache updates, compared with NumPy loops over heads."""
 
+from functools import partial
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from keras import ops
 
 from keras_gemma import backend
 from keras_gemma.backend import reference
+from keras_gemma.scoring.gradient import gradient
 from tests.backend.arrays import assert_close, normal, tensor, to_numpy
 
 
@@ -48,6 +51,30 @@ def test_attend(queries, kv_heads, soft_cap, dtype, module):
     assert keras.backend.standardize_dtype(actual.dtype) == dtype
     assert_close(actual, attend_by_hand(query, key, value, mask, 0.7, soft_cap), dtype)
     np.testing.assert_array_equal(to_numpy(actual)[0, 0], 0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("soft_cap", [None, 2.0])
+def test_gradient_of_attention(soft_cap, dtype):
+    """The gradient of each backend's own forms is the reference's."""
+    heads = [4 * normal(2, 5, 4, 8, dtype=dtype)]
+    heads += [normal(2, 5, 2, 8, dtype=dtype, seed=seed) for seed in (1, 2)]
+    mask = np.tril(np.ones((5, 5), "bool"))[None].repeat(2, axis=0)
+    mask[0, 0] = False
+
+    for i in range(3):
+
+        def squares(x, module, i=i):
+            inputs = [tensor(head, dtype) for head in heads]
+            inputs[i] = ops.cast(x, dtype)
+            output = module.attend(*inputs, tensor(mask, "bool"), scale=0.7, soft_cap=soft_cap)
+            return ops.sum(ops.square(ops.cast(output, "float32")), axis=(1, 2, 3))
+
+        actual, expected = (
+            gradient(partial(squares, module=module), heads[i]) for module in (backend, reference)
+        )
+        assert np.abs(expected).max() > 0
+        assert_close(actual, expected, dtype)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -33,6 +33,19 @@ def test_cross_entropy(dtype, soft_cap, monkeypatch):
     assert to_numpy(hits).sum() < 15
 
 
+@pytest.mark.parametrize("soft_cap", [None, 2.0])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_log_sum_and_max(dtype, soft_cap, monkeypatch):
+    monkeypatch.setattr(backend._module, "LOGITS_PER_CHUNK", 1500, raising=False)  # 2 rows
+    products = 2 * normal(5, 700, dtype=dtype)
+    logits = products.astype("float64")
+    if soft_cap is not None:
+        logits = soft_cap * np.tanh(logits / soft_cap)
+    sums, largest = backend.log_sum_and_max(tensor(products, dtype), soft_cap)
+    assert_close(sums, np.log(np.exp(logits).sum(-1)), "float32")
+    assert_close(largest, logits.max(-1), "float32")
+
+
 def test_map_takes_elements_in_order():
     x, y = normal(4, 2, 3), normal(4, 3)
     sums, products = backend.map(

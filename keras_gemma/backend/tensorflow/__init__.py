@@ -110,6 +110,7 @@ def attend(
     return reference.attend(*inputs, **options)
 
 
+log_sum_and_max = reference.log_sum_and_max
 _compiled_cross_entropy = tf.function(reference.cross_entropy, jit_compile=True, autograph=False)
 
 
