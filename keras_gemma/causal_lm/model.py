@@ -35,6 +35,12 @@ from keras_gemma.lora.adapters import DEFAULT_NAME, Adapters
 from keras_gemma.model.backbone import GemmaBackbone, check_layer_arguments
 from keras_gemma.model.quantize import quantize, read_mode
 from keras_gemma.presettable import Presettable
+from keras_gemma.scoring.continuations import (
+    ContinuationScore,
+    ContinuationScorer,
+    choose,
+    score_continuations,
+)
 from keras_gemma.scoring.hooks import Hook, Intercept, read_hooks
 from keras_gemma.scoring.inputs import read_inputs
 from keras_gemma.scoring.perplexity import perplexity
@@ -103,6 +109,7 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         self.sampler = samplers.get("greedy")
         self._programs: Programs | None = None
         self._scorer: Scorer | None = None
+        self._continuation_scorer: ContinuationScorer | None = None
         self._generate_function: Any = None
         self.generation_settings = GenerationSettings()
         if compile:  # Usable at once: calling `compile` is only needed for other settings.
@@ -615,6 +622,78 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         ```
         """
         return perplexity(self, texts, stride, window)
+
+    def choose(self, prompt: Any, choices: Any) -> np.ndarray:
+        """Returns the log-probability of each choice as the continuation of a prompt.
+
+        The prompt is read once for all choices. Divide by the number of tokens or characters of
+        each choice if long choices should not be less likely than short ones.
+
+        Args:
+            prompt: A string, or a list of token ids.
+            choices: List of C strings, or of lists of token ids. A choice that is a word usually
+                begins with a space.
+
+        Returns:
+            Sums of the log-probabilities of the tokens of each choice, float64 `[C]`, in nats.
+
+        Raises:
+            ValueError: If `choices` is empty, a choice has no token, or the prompt and a choice are
+                longer than the context.
+            TypeError: If `choices` is not a list.
+
+        Example:
+
+        ```python
+        import keras_gemma
+
+        lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
+        choices = [" be", " bees", " sleep"]
+        log_probabilities = lm.choose("To be, or not to", choices)
+        print(choices[log_probabilities.argmax()])
+        ```
+        """
+        return choose(self, prompt, choices)
+
+    def score_continuations(self, prompts: Any, continuations: Any) -> list[ContinuationScore]:
+        """Returns the log-probabilities of continuations, each after its own prompt.
+
+        Each prompt is read once for all of its continuations, and the beginning that prompts share
+        is read once for all of them, whatever their order. The logits are computed only at tokens
+        of continuations.
+
+        Args:
+            prompts: List of B strings, or of lists of token ids.
+            continuations: List of B strings, or of lists of token ids.
+
+        Returns:
+            List of B `ContinuationScore`: `log_probability`, in nats, `is_greedy` and
+            `num_tokens`.
+
+        Raises:
+            ValueError: If the lists differ in length, a continuation has no token, or a prompt
+                and its continuation are longer than the context.
+            TypeError: If an argument is not a list.
+
+        Example:
+
+        ```python
+        import keras_gemma
+
+        lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
+        prompts = ["To be, or not to", "To be, or not to", "ROMEO"]
+        for score in lm.score_continuations(prompts, [" be", " sleep", ":"]):
+            print(score.log_probability / score.num_tokens, score.is_greedy)
+        ```
+        """
+        return score_continuations(self, prompts, continuations)
+
+    @property
+    def continuation_scorer(self) -> ContinuationScorer:
+        """Scorer of continuations, with its compiled programs."""
+        if self._continuation_scorer is None:
+            self._continuation_scorer = ContinuationScorer(self.backbone)
+        return self._continuation_scorer
 
     # LoRA
 

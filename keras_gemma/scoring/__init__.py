@@ -6,6 +6,8 @@ In the order of the data:
     hooks.py        hook points, and user-defined functions that read or replace activations there
     forward.py      forward pass from ids to the final norm, with hooks
     score.py        logits and losses, compiled if there are no hooks
+    token_tree.py   texts as one tree of tokens, read in chunks
+    continuations.py  log-probabilities of continuations and choices
     perplexity.py   log-probability of each token, over sliding windows
     tracing.py      activations by the names of their hook points
     lens.py         logit lens and attention maps
@@ -24,6 +26,7 @@ from keras_gemma.scoring.attribution import (
     integrated_gradients,
 )
 from keras_gemma.scoring.coloring import ColoredTokens
+from keras_gemma.scoring.continuations import ContinuationScore
 from keras_gemma.scoring.lens import AttentionMaps, LogitLens, attention_maps, logit_lens
 from keras_gemma.scoring.patching import Patching, activation_patching
 from keras_gemma.scoring.perplexity import TokenScores, score_tokens
@@ -33,6 +36,7 @@ __all__ = [
     "AttentionMaps",
     "Attribution",
     "ColoredTokens",
+    "ContinuationScore",
     "LogitLens",
     "Patching",
     "TokenScores",
