@@ -36,3 +36,9 @@ def check_export(format: str) -> None:
             f"format={format!r} needs {' and '.join(missing)}, not installed here. "
             f"{install_hint(extra)}"
         )
+
+
+def check_evaluation() -> None:
+    """Checks that lm-evaluation-harness is installed."""
+    if not is_installed("lm_eval"):
+        raise ImportError(f"Benchmarks need lm-eval. {install_hint('evaluation')}")

@@ -12,7 +12,7 @@ from keras import ops
 
 from keras_gemma import GemmaCausalLM, catalogue
 from tests.models import compile_lm
-from tests.parity.real_model import POSITIONS, PRESET, RESULTS
+from tests.parity.real_model import LIKELIHOODS, POSITIONS, PRESET, RESULTS
 
 pytestmark = pytest.mark.skipif(
     catalogue.presets()[PRESET].package.find_parts() is None,
@@ -76,6 +76,19 @@ def test_logits_of_transformers(lm, judged):
     totals = np.array([np.logaddexp.reduce(row, dtype="float64") for row in logits[:-1]])
     losses = totals - logits[np.arange(len(totals)), judged["ids"][1:]]
     np.testing.assert_allclose(losses, judged["losses"], rtol=0, atol=2 * bound)
+
+
+def test_likelihoods_of_lm_eval(lm, judged):
+    harness = pytest.importorskip("keras_gemma.evaluation.harness", reason="needs lm-eval")
+    from lm_eval.api.instance import Instance
+
+    ours = harness.KerasGemmaLM(lm)
+    found = ours.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in LIKELIHOODS])
+    expected = [tuple(answer) for answer in judged["likelihoods"]]
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+    for (_, continuation), (ours, _), (theirs, _) in zip(LIKELIHOODS, found, expected, strict=True):
+        tokens = len(lm.preprocessor.tokenizer.encode([continuation])[0])
+        assert abs(ours - theirs) <= 1e-4 * tokens
 
 
 def test_perplexity_in_bfloat16(judged):

@@ -38,6 +38,14 @@ FEATURES = {
     "plots": LOAD
     + "from keras_gemma import scoring\n"
     + "scoring.plots.logit_lens(scoring.logit_lens(lm, 'To be')).savefig('x.png')",
+    "evaluation": LOAD
+    + "import json, os, sys\n"
+    + "from keras_gemma.evaluation import evaluate\n"
+    + "row = {'goal': 'To sleep', 'sol1': 'Lie down', 'sol2': 'Stand up', 'label': 0}\n"
+    + "os.makedirs('data/piqa')\n"
+    + "open('data/piqa/validation.jsonl', 'w').write(json.dumps(row))\n"
+    + "assert evaluate(lm, 'piqa', data='data')['piqa'].items == 1\n"
+    + "assert not {'torch', 'transformers'} & set(sys.modules)",
     "onnx": LOAD + "lm.export('out', format='onnx'); import onnxruntime\n"
     "onnxruntime.InferenceSession('out/model.onnx')",
     "gemma3-270m": "import keras_gemma\n"

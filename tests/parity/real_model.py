@@ -3,8 +3,9 @@
     python -m tests.parity.real_model
 
 The judges take a minute to load the file, so `tests/test_real_model.py` reads their results from
-`real_model.json`. llama.cpp tokenizes and continues prompts; transformers computes logits, from the
-same GGUF file. The vocabulary is sampled to keep the file small. Losses depend on all of it.
+`real_model.json`. llama.cpp tokenizes and continues prompts; transformers computes logits, and
+lm-eval's model for transformers likelihoods of continuations, all from the same GGUF file. The
+vocabulary is sampled to keep the file small. Losses depend on all of it.
 """
 
 import importlib.metadata
@@ -47,6 +48,23 @@ PROMPTS = [
     "The recipe needs two eggs, a cup of flour and",
 ]
 
+QUESTION = "Question: Which of these is a source of light?\nAnswer:"
+EXAMPLES = "Question: Is snow cold?\nAnswer: yes\n\nQuestion: Do fish fly?\nAnswer: no\n\n"
+LIKELIHOODS = [
+    (QUESTION, " the Sun"),
+    (QUESTION, " a mirror on the wall"),
+    (QUESTION, " the Moon"),
+    (EXAMPLES + QUESTION, " the Sun"),
+    (EXAMPLES + QUESTION, " the Moon"),
+    (EXAMPLES + "Question: Is fire hot?\nAnswer:", " yes"),
+    (EXAMPLES + "Question: Is fire hot?\nAnswer:", " no"),
+    ("", "The capital of France is Paris."),
+    ("The capital of France is ", "Paris"),
+    ("1, 2, 3, 4, 5,", " 6, 7, 8"),
+    ("def fibonacci(n):\n", "    if n <= 1:\n        return n"),
+]
+"""Contexts and continuations."""
+
 
 def main() -> None:
     from keras_gemma.storage.hub.locate import resolve
@@ -57,12 +75,13 @@ def main() -> None:
     results = {
         "versions": {
             name: importlib.metadata.version(name)
-            for name in ("transformers", "torch", "llama-cpp-python")
+            for name in ("transformers", "torch", "llama-cpp-python", "lm-eval")
         },
         "text": text,
         "ids": ids,
         "answers": answers,
         **run_transformers(path, ids),
+        "likelihoods": run_lm_eval(path),
     }
     RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -102,6 +121,21 @@ def run_transformers(path: Path, ids: list[int]) -> dict[str, Any]:
         "losses": losses_of(logits, tokens[0]),
         "losses_bfloat16": losses_of(low, tokens[0]),
     }
+
+
+def run_lm_eval(path: Path) -> list[tuple[float, bool]]:
+    """Returns the log-probability of each of `LIKELIHOODS`, and whether it is the greedy text."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    model = AutoModelForCausalLM.from_pretrained(**source, dtype="float32")
+    tokenizer = AutoTokenizer.from_pretrained(**source)
+    lm = HFLM(pretrained=model, tokenizer=tokenizer, device="cpu", add_bos_token=True)
+    requests = [Instance("loglikelihood", {}, pair, 0) for pair in LIKELIHOODS]
+    answers = lm.loglikelihood(requests, disable_tqdm=True)
+    return [(round(log_probability, 5), greedy) for log_probability, greedy in answers]
 
 
 def losses_of(logits: Any, tokens: Any) -> list[float]:

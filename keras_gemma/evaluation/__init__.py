@@ -1,0 +1,1 @@
+"""Benchmarks of the model cards, on lm-evaluation-harness."""
