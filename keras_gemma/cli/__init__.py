@@ -19,6 +19,8 @@ that `--help` answers at once.
     info.py       `keras-gemma info`
     convert.py    `keras-gemma convert` and `quantize`
     finetune.py   `keras-gemma finetune`
+    evaluate.py   `keras-gemma evaluate`
+    leaderboard.py   `keras-gemma leaderboard`
     export.py     `keras-gemma export`
     bench.py      `keras-gemma bench`
 """

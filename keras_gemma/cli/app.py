@@ -12,10 +12,12 @@ import typer
 from keras_gemma.cli.bench import bench
 from keras_gemma.cli.chat import chat
 from keras_gemma.cli.convert import convert, quantize
+from keras_gemma.cli.evaluate import evaluate
 from keras_gemma.cli.export import export
 from keras_gemma.cli.finetune import finetune
 from keras_gemma.cli.generate import generate
 from keras_gemma.cli.info import info
+from keras_gemma.cli.leaderboard import leaderboard
 from keras_gemma.cli.messages import error_lines, in_options, option_names, usage_message
 from keras_gemma.cli.presets import presets
 from keras_gemma.cli.score import score
@@ -26,7 +28,20 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-COMMANDS = (chat, generate, score, presets, info, convert, quantize, finetune, export, bench)
+COMMANDS = (
+    chat,
+    generate,
+    score,
+    presets,
+    info,
+    convert,
+    quantize,
+    finetune,
+    evaluate,
+    leaderboard,
+    export,
+    bench,
+)
 for command in COMMANDS:
     app.command()(command)
 

@@ -4,11 +4,12 @@ import importlib.util
 import shlex
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from typer import BadParameter, Option
 
 from keras_gemma.cli.convert import check_target
+from keras_gemma.cli.evaluate import DATA_HELP, print_results
 from keras_gemma.cli.options import (
     DEFAULT_CHAT_MODEL,
     BackendOption,
@@ -21,6 +22,11 @@ from keras_gemma.cli.options import (
     full_name,
     start,
 )
+from keras_gemma.evaluation.tasks import select
+from keras_gemma.extras import check_evaluation
+
+if TYPE_CHECKING:
+    from keras_gemma.evaluation.results import Results
 
 
 def finetune(
@@ -94,6 +100,18 @@ def finetune(
     rematerialize: bool = Option(
         False, "--rematerialize", help="Use less memory and a third more time."
     ),
+    evaluate: str | None = Option(
+        None,
+        metavar="TASKS",
+        help="Benchmarks to run before and after, such as arc_easy:200. See `evaluate`.",
+    ),
+    evaluate_data: Path | None = Option(
+        None,
+        help=f"Data of --evaluate. {DATA_HELP}",
+        exists=True,
+        file_okay=False,
+        show_default="Hugging Face's data sets",
+    ),
     sample: list[str] = Option([], help="Question to answer at each checkpoint. Can be repeated."),
     tensorboard: Path | None = Option(None, help="Folder of TensorBoard logs. Needs TensorFlow."),
     seed: int = Option(0, help="Random seed of the adapter and the order of samples."),
@@ -105,6 +123,11 @@ def finetune(
     """Train a model on DATA. Write adapter, log and curves to OUTPUT. Run again to resume."""
     if full and quantization:
         raise BadParameter("quantized weights cannot be trained", param_hint="--full")
+    if evaluate_data and not evaluate:
+        raise BadParameter("needs --evaluate", param_hint="--evaluate-data")
+    if evaluate:
+        check_evaluation()
+        select(evaluate)  # A wrong name is found before training.
     if patience and not validation:
         raise BadParameter("needs --validation", param_hint="--patience")
     for path in filter(None, (data, validation)):
@@ -163,6 +186,7 @@ def finetune(
     lm = GemmaCausalLM.from_preset(model, dtype=policy, **arguments)
     if not full:
         lm.enable_lora(rank, target or "all-linear", alpha, dropout, seed=seed)
+    scores = [measure(lm, evaluate, evaluate_data)] if evaluate else []
     try:
         result = training.finetune(
             lm,
@@ -182,7 +206,20 @@ def finetune(
     if result.validation_loss is not None:
         print(f", validation loss {result.validation_loss:.4f}", end="")
     print(f"{', stopped early' if result.stopped_early else ''}: {result.path}")
+    if evaluate:
+        scores.append(measure(lm, evaluate, evaluate_data))
+        print_results(*scores)
     has_turns = tokenizer.token_to_id("<start_of_turn>") in train.rows[0][0].inputs
     command = ["keras-gemma", "chat" if has_turns else "generate", "--model"]
     command += [str(result.path)] if full else [model, "--lora", str(result.path)]
     print(f"Try it: {shlex.join(command)}")
+
+
+def measure(lm: Any, tasks: str, data: Path | None) -> "Results":
+    """Returns the scores of a model on benchmarks."""
+    from keras_gemma.evaluation.run import evaluate
+
+    results = evaluate(lm, tasks, data)
+    for reason in results.skipped.values():
+        print(f"skipped: {reason}", file=sys.stderr)
+    return results

@@ -22,6 +22,9 @@ PYTHON_NAMES = {
 }
 """Parameters of commands that are passed to the package under another name."""
 
+PYTHON_VALUES = {"run_programs='unsafe'": "--unsafe-programs"}
+"""Values of arguments that are options of their own."""
+
 
 def option_names(command: Any) -> dict[str, str]:
     """Returns the option, or the name in the usage, of each Python argument of a command."""
@@ -45,6 +48,8 @@ def in_options(message: str, names: dict[str, str]) -> str:
     Prompts are counted from 1, and not from 0 as in Python. An option has one value for all.
     """
     message = message.replace(FOR_EACH_ROW, "")
+    for value, option in PYTHON_VALUES.items():
+        message = message.replace(value, option)
     message = re.sub(r"\bPrompt (\d+)\b", lambda match: f"Prompt {int(match[1]) + 1}", message)
     any_name = "|".join(map(re.escape, names))
     if not any_name:

@@ -208,6 +208,7 @@ def test_report(error, expected, capsys):
         ("export", "pass `overwrite=True`", "pass --overwrite"),
         ("bench", "Received: prompt=8190, new=32", "Received: --prompt 8190, --new 32"),
         ("bench", "backend='torch', but torch is", "--backend torch, but torch is"),
+        ("evaluate", "pass run_programs='unsafe'. Missing", "pass --unsafe-programs. Missing"),
         ("finetune", "or skip them (`skip_bad`)", "or skip them (--skip-bad)"),
         (
             "chat",

@@ -48,7 +48,7 @@ def test_generated_text(terminal, expected, monkeypatch):
         stream=lambda texts, **_: ([character] for character in EVIL),
         preprocessor=SimpleNamespace(tokenizer=tokenizer),
     )
-    assert print_texts(lm, [EVIL], {}, False, Watch()) == len(EVIL)
+    assert print_texts(lm, [EVIL], {}, False, Watch()) == (len(EVIL), [])
     assert out.getvalue() == 2 * expected + "\n"
 
 
