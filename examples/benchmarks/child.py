@@ -56,6 +56,8 @@ def run_command(command: list[str], backend: str | None, limit: float) -> dict[s
         )
     except subprocess.TimeoutExpired:
         return {"error": f"no result within {limit} s"}
+    if result.returncode < 0:
+        return {"error": f"killed by signal {-result.returncode}, as when memory runs out"}
     if result.returncode:
         last = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
         return {"error": last}
