@@ -160,12 +160,13 @@ def test_command(folders, tmp_path, capsys):
 
 
 def test_figure(folders):
-    axes = compare(folders).figure().axes[0]
+    figure = compare(folders).figure()
+    axes = figure.axes[0]
     heights = [bar.get_height() for bars in axes.containers if hasattr(bars, "patches")
                for bar in bars.patches]  # fmt: skip
     scores = [100 * row.entry.tasks[task].score for row in compare(folders).rows for task in TASKS]
     assert heights == pytest.approx(scores)
-    assert {"chance", "published", "a", "b"} == {t.get_text() for t in axes.get_legend().texts}
+    assert {"chance", "published", "a", "b"} == {t.get_text() for t in figure.legends[0].texts}
 
 
 def test_one_folder_has_no_differences(folders):
