@@ -106,8 +106,8 @@ class ContinuationScorer:
                 own, rows = np.split(rows, [span.stop - span.start])
                 yield span, *self._head(weights, waiting[: own[-1] + 1], own, tree.targets[span])
                 end = span.stop
-                waiting = waiting[own[-1] :] if len(rows) else waiting[:0]
-                rows = rows - own[-1]
+                done = rows[0] if len(rows) else len(waiting)
+                waiting, rows = waiting[done:], rows - done
 
     def _head(
         self, weights: Any, x: np.ndarray, rows: np.ndarray, targets: np.ndarray

@@ -63,6 +63,19 @@ def test_tokens_are_reported(small_chunks):
     assert sum(read) == len({text[: i + 1] for text in texts for i in range(len(text) - 1)})
 
 
+def test_the_head_gets_no_more_rows_than_pairs(small_chunks, monkeypatch):
+    scorer, rows = make_lm().continuation_scorer, []
+    head = scorer._head
+
+    def watched(weights, x, own, targets):
+        rows.append((len(x), len(own)))
+        return head(weights, x, own, targets)
+
+    monkeypatch.setattr(scorer, "_head", watched)
+    list(scorer.score([(np.array([2]), np.arange(5, 60))]))
+    assert rows == [(8, 8)] * 6 + [(7, 7)]
+
+
 @pytest.fixture(scope="module")
 def lm():
     from keras_gemma import models
