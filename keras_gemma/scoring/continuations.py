@@ -61,7 +61,8 @@ class ContinuationScorer:
         self.programs: dict[str, Callable[..., Any]] = {}
         self.lock = threading.Lock()
         vocabulary_size = self.config.vocabulary_size
-        self.max_pairs = chunk_length(1, CHUNK_TOKENS, vocabulary_size, MAX_SCORED_LOGITS)
+        self.max_rows = chunk_length(1, CHUNK_TOKENS, vocabulary_size, MAX_SCORED_LOGITS)
+        self.max_pairs = 2 * self.max_rows  # choices share the row of their first token
 
     def score(
         self,
@@ -101,9 +102,12 @@ class ContinuationScorer:
             waiting = np.concatenate([waiting, x[nodes - chunk.first]])
             report(len(chunk.token_ids))
             is_last = chunk.first + len(chunk.token_ids) == tree.num_nodes
-            while len(rows) >= self.max_pairs or (is_last and len(rows)):
-                span = slice(end, end + min(self.max_pairs, len(rows)))
-                own, rows = np.split(rows, [span.stop - span.start])
+            while len(rows) and (
+                is_last or len(waiting) >= self.max_rows or len(rows) >= self.max_pairs
+            ):
+                count = min(self.max_pairs, int(np.searchsorted(rows, self.max_rows)))
+                span = slice(end, end + count)
+                own, rows = np.split(rows, [count])
                 yield span, *self._head(weights, waiting[: own[-1] + 1], own, tree.targets[span])
                 end = span.stop
                 done = rows[0] if len(rows) else len(waiting)

@@ -63,7 +63,7 @@ def test_tokens_are_reported(small_chunks):
     assert sum(read) == len({text[: i + 1] for text in texts for i in range(len(text) - 1)})
 
 
-def test_the_head_gets_no_more_rows_than_pairs(small_chunks, monkeypatch):
+def test_the_head_gets_full_blocks(small_chunks, monkeypatch):
     scorer, rows = make_lm().continuation_scorer, []
     head = scorer._head
 
@@ -74,6 +74,10 @@ def test_the_head_gets_no_more_rows_than_pairs(small_chunks, monkeypatch):
     monkeypatch.setattr(scorer, "_head", watched)
     list(scorer.score([(np.array([2]), np.arange(5, 60))]))
     assert rows == [(8, 8)] * 6 + [(7, 7)]
+    rows.clear()
+    choices = [np.array([first, 9]) for first in range(10, 20)]
+    list(scorer.score([(np.array([2]), choice) for choice in choices]))
+    assert rows == [(7, 16), (4, 4)]
 
 
 @pytest.fixture(scope="module")
