@@ -5,7 +5,6 @@ all of its continuations, and what prompts share, such as examples, once for all
 runs only where a token is scored, and each position once.
 """
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.model.cache import Cache, make_cache
 from keras_gemma.model.head import final_norm, soft_cap
 from keras_gemma.model.transformer import embed_tokens, run_blocks
+from keras_gemma.scoring.forward import CompiledScorer
 from keras_gemma.scoring.inputs import check_length, encode_one
 from keras_gemma.scoring.token_tree import Chunk, TokenTree, token_tree
 from keras_gemma.text.batches import is_text
@@ -48,18 +48,11 @@ class ContinuationScore(NamedTuple):
     """Number of tokens of the continuation."""
 
 
-class ContinuationScorer:
-    """Scoring of continuations with one backbone and its compiled programs.
-
-    Args:
-        backbone: The backbone. Its weights are read at each call, so training in between counts.
-    """
+class ContinuationScorer(CompiledScorer):
+    """Scoring of continuations."""
 
     def __init__(self, backbone: GemmaBackbone) -> None:
-        self.backbone = backbone
-        self.config = backbone.config
-        self.programs: dict[str, Callable[..., Any]] = {}
-        self.lock = threading.Lock()
+        super().__init__(backbone)
         vocabulary_size = self.config.vocabulary_size
         self.max_rows = chunk_length(1, CHUNK_TOKENS, vocabulary_size, MAX_SCORED_LOGITS)
         self.max_pairs = 2 * self.max_rows  # choices share the row of their first token
@@ -119,7 +112,7 @@ class ContinuationScorer:
         """Returns the log-probability and the hit of each target, given its row of `x [n, D]`."""
         x = np.pad(x, ((0, bucket(len(x)) - len(x)), (0, 0)))
         padding = (0, self.max_pairs - len(rows))
-        run = self._program("head", self._head_program)
+        run = self.program("head", self._head_program)
         results = run(
             weights["head"],
             ops.convert_to_tensor(x, self.backbone.compute_dtype),
@@ -139,8 +132,8 @@ class ContinuationScorer:
 
     def _read(self, tree: TokenTree, weights: Any) -> Iterator[tuple[Chunk, np.ndarray]]:
         """Yields each chunk of the tree with the input of the head at its nodes, `[T, D]`."""
-        read = self._program("read", self._read_program, donate=1)
-        move = self._program("move", _move)
+        read = self.program("read", self._read_program, donate=1)
+        move = self.program("move", _move)
         cache: Cache | None = None
         path_slots = 0
         for chunk in tree.chunks(CHUNK_TOKENS):
@@ -186,15 +179,6 @@ class ContinuationScorer:
             lambda slots: ops.arange(path_slots, slots, dtype="int32")[None],
         )
         return final_norm(x, weights["head"], config)[0], cache
-
-    def _program(
-        self, name: str, function: Callable[..., Any], donate: int | None = None
-    ) -> Callable[..., Any]:
-        """Returns the compiled `function`, which is compiled at its first use."""
-        with self.lock:
-            if name not in self.programs:
-                self.programs[name] = backend.compile(function, donate)
-            return self.programs[name]
 
 
 def _move(cache: Cache, source: Any) -> Cache:

@@ -1,6 +1,5 @@
 """Logits or losses at every position of texts: compiled, or eager if there are hooks."""
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -10,27 +9,16 @@ from keras import ops
 from keras_gemma import backend
 from keras_gemma.buckets import bucket
 from keras_gemma.losses import cross_entropy, token_losses
-from keras_gemma.model.backbone import GemmaBackbone
 from keras_gemma.model.transformer import hidden_states
-from keras_gemma.scoring.forward import constant_weights, logits_of
+from keras_gemma.scoring.forward import CompiledScorer, constant_weights, logits_of
 from keras_gemma.scoring.inputs import Inputs
 
 MAX_BUCKET_STEP = 256
 """Largest step between two length buckets, in tokens."""
 
 
-class Scorer:
-    """Scoring with one backbone and its compiled programs.
-
-    Args:
-        backbone: The backbone. Its weights are read at each call, so training in between counts.
-    """
-
-    def __init__(self, backbone: GemmaBackbone) -> None:
-        self.backbone = backbone
-        self.config = backbone.config
-        self.programs: dict[str, Callable[..., Any]] = {}
-        self.lock = threading.Lock()
+class Scorer(CompiledScorer):
+    """Scoring at every position of texts."""
 
     def score(
         self, inputs: Inputs, hooks: dict[str, Callable[[Any], Any]], scoring_mode: str
@@ -90,13 +78,6 @@ class Scorer:
 
     def _losses(self, head: Any, x: Any, target_ids: Any) -> Any:
         return token_losses(x, target_ids, head["token_embedding"], self.config)
-
-    def program(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Returns the compiled `function`, which is compiled at its first use."""
-        with self.lock:
-            if name not in self.programs:
-                self.programs[name] = backend.compile(function)
-            return self.programs[name]
 
 
 def _tensors(inputs: Inputs) -> tuple[Any, Any]:
