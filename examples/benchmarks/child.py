@@ -1,6 +1,6 @@
 """Measurement in a subprocess, memory of a process (Linux), and options of several scripts.
 
-Imports no other library.
+Imports no other library before a function needs it.
 """
 
 import argparse
@@ -22,6 +22,13 @@ def add_common_arguments(
     parser.add_argument("--backends", nargs="+", default=["jax", "torch", "tensorflow"])
     parser.add_argument("--limit", type=int, default=600, help="time limit of a line, in seconds")
     parser.add_argument("--one", help=argparse.SUPPRESS)
+
+
+def gguf_path(options: argparse.Namespace) -> Path:
+    """Returns the GGUF file of `--model`, a preset name or a path."""
+    from keras_gemma.storage.hub.locate import resolve
+
+    return resolve(options.model)
 
 
 def memory(name: str) -> float:

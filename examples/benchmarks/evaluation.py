@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from child import memory, reset_peak, run_command
+from child import gguf_path, memory, reset_peak, run_command
 
 WARM_UP = 2
 """Items per task before the measurement, for which programs are compiled."""
@@ -163,12 +163,6 @@ def load_llama_cpp(options: argparse.Namespace) -> Any:
             raise NotImplementedError
 
     return LlamaCpp()
-
-
-def gguf_path(options: argparse.Namespace) -> Path:
-    from keras_gemma.storage.hub.locate import resolve
-
-    return resolve(options.model)
 
 
 LOADERS = {

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from child import run_command
+from child import gguf_path, run_command
 
 FLOATS = ("float32", "bfloat16")
 CALIBRATED = "int4_calibrated"
@@ -115,12 +115,6 @@ def load_llama_cpp(precision: str, options: argparse.Namespace) -> Scorer:
         return largest + np.log(totals) - logits[np.arange(len(ids) - 1), ids[1:]]
 
     return Scorer(losses, path.stat().st_size)
-
-
-def gguf_path(options: argparse.Namespace) -> Path:
-    from keras_gemma.storage.hub.locate import resolve
-
-    return resolve(options.model)
 
 
 LOADERS = {
