@@ -41,7 +41,8 @@ def test_bits_equal_jax():
 
 
 def test_gumbel_noise():
-    program = backend.compile(lambda *args: gumbel(*args, 5000))
+    tokens = ops.arange(5000, dtype="int32")[None]
+    program = backend.compile(lambda *args: gumbel(*args, tokens))
 
     def noise_of(seed, rows, step):
         seeds = np.broadcast_to(seed, np.shape(rows))
@@ -66,12 +67,57 @@ def test_gumbel_noise():
     np.testing.assert_allclose(single[0], noise[2], rtol=1e-6)
 
 
+def test_bits_of_tokens():
+    """Against the definition of lowbias32 in unsigned arithmetic."""
+
+    def mix(x):
+        x = (x ^ (x >> 16)) * 0x7FEB352D % 2**32
+        x = (x ^ (x >> 15)) * 0x846CA68B % 2**32
+        return x ^ (x >> 16)
+
+    key, tokens = (0xDEADBEEF, 0xFFFFFFF0), [0, 1, 77, 262_143]
+    expected = [mix((mix((t * 0x9E3779B1 + key[0]) % 2**32) + key[1]) % 2**32) for t in tokens]
+    bits = noise.token_bits(words([[key[0]]], [[key[1]]]), words([tokens])[0])
+    assert ops.convert_to_numpy(bits).view("uint32").tolist() == [expected]
+
+
+def test_bits_of_tokens_are_uniform_and_independent():
+    keys = words(*np.random.default_rng(0).integers(0, 2**32, (2, 64, 1)))
+    tokens = ops.arange(1 << 14, dtype="int32")[None]
+    bits = ops.convert_to_numpy(noise.token_bits(keys, tokens)).view("uint32")
+    assert len(np.unique(bits)) > 0.999 * bits.size
+    for shift in (0, 12, 24):
+        counts = np.bincount((bits >> shift & 255).ravel(), minlength=256)
+        expected = bits.size / 256
+        chi_squared = ((counts - expected) ** 2 / expected).sum()
+        assert abs(chi_squared - 255) < 5 * np.sqrt(2 * 255)
+    numbers = bits / 2**32
+    correlations = np.corrcoef(numbers) - np.eye(64)
+    assert np.abs(correlations).max() < 5 / np.sqrt(1 << 14)
+    shifted = np.corrcoef(numbers[:, 1:].ravel(), numbers[:, :-1].ravel())[0, 1]
+    assert abs(shifted) < 5 / np.sqrt(bits.size)
+
+
+def test_drawn_tokens_have_their_probabilities():
+    probabilities = np.array([0.5, 0.25, 0.125, 0.0625, 0.0625])
+    rows = 4096
+    seeds, keys, step = (ops.zeros(rows, "int32"), ops.arange(rows, dtype="int32"), 0)
+    tokens = ops.arange(5, dtype="int32")[None]
+    values = gumbel(seeds, keys, ops.zeros(rows, "int32") + step, tokens)
+    ids = ops.convert_to_numpy(
+        ops.argmax(values + ops.convert_to_tensor(np.log(probabilities).astype("float32")), -1)
+    )
+    counts = np.bincount(ids, minlength=5)
+    expected = rows * probabilities
+    assert ((counts - expected) ** 2 / expected).sum() < 25  # 4 degrees of freedom
+
+
 def test_largest_noise_is_finite(monkeypatch):
     """Bits that are all ones give the largest noise."""
     ones = ops.convert_to_tensor(np.full((1, 3), -1, "int32"))
-    monkeypatch.setattr(noise, "threefry", lambda key, counter: (ones, ones))
+    monkeypatch.setattr(noise, "token_bits", lambda key, tokens: ones)
     zero = ops.zeros(1, dtype="int32")
-    largest = ops.convert_to_numpy(noise.gumbel(zero, zero, zero, 3))
+    largest = ops.convert_to_numpy(noise.gumbel(zero, zero, zero, ops.zeros((1, 3), "int32")))
     np.testing.assert_allclose(largest, -np.log(2.0**-24), rtol=1e-3)
 
 

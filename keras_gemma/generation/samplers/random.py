@@ -18,8 +18,12 @@ from keras_gemma.generation.samplers.sampler import (
     Sampler,
     Seeds,
     draw,
+    noise_of,
     tempered,
 )
+
+NUM_CANDIDATES = 128
+"""Number of most likely tokens that `draw_limited` looks at first."""
 
 ONE_BITS = 0x3F800000
 """Bits of 1.0 in float32. 31 halvings find any number in [0, 1] exactly."""
@@ -63,18 +67,18 @@ def keep_top_k(logits: Any, k: Any) -> Any:
 
 
 def keep_top_p(logits: Any, p: Any) -> Any:
-    """Keeps the fewest of `logits [B, V]` whose total probability is at least `p [B]`.
+    """Keeps the fewest of `logits [B, V]` whose total probability is at least `p [B]`; all if 1.
 
     Holtzman et al., 2019, arXiv:1904.09751.
     """
     weights = _weights(logits)
-    # Sums of rounded probabilities may be below 1; then no set of tokens would reach p=1.
-    p = ops.minimum(p, 1 - 1e-6)[:, None] * ops.sum(weights, axis=-1, keepdims=True)
+    # Sums of rounded probabilities may be below 1; then no set of tokens would reach a p near 1.
+    total = ops.minimum(p, 1 - 1e-6)[:, None] * ops.sum(weights, axis=-1, keepdims=True)
 
     def enough(kept: Any) -> Any:
-        return ops.sum(ops.where(kept, weights, 0.0), axis=-1, keepdims=True) >= p
+        return ops.sum(ops.where(kept, weights, 0.0), axis=-1, keepdims=True) >= total
 
-    return _keep(logits, weights, enough)
+    return ops.where(p[:, None] < 1, _keep(logits, weights, enough), logits)
 
 
 def keep_min_p(logits: Any, p: Any) -> Any:
@@ -105,7 +109,63 @@ class DrawingSampler(Sampler):
         return "draw", *(name for name in FILTERS if name in self.settings())
 
     def choose(self, logits: Any, state: dict[str, Any]) -> Any:
+        return draw_limited(logits, state)
+
+
+def draw_limited(logits: Any, state: dict[str, Any]) -> Any:
+    """Samples ids `[B]` from the tokens that the filters keep: `draw(limit(logits, state), state)`.
+
+    The filters keep few tokens as a rule. If these are among the `NUM_CANDIDATES` most likely
+    tokens of each row, only these are looked at: 10 ms instead of 150 for 8 rows of 262,144 logits.
+    Otherwise, all tokens are. The result is the same, up to the rounding of sums of probabilities.
+    """
+    names = [name for name in FILTERS if name in state]
+    if not names or logits.shape[-1] <= 2 * NUM_CANDIDATES:
         return draw(limit(logits, state), state)
+    everything = tempered(logits, state)
+    top, ids = ops.top_k(everything, NUM_CANDIDATES)  # in descending order
+    ids = ops.cast(ids, "int32")
+    # Not as slices: XLA merges them with `top_k`, which it then computes by sorting everything.
+    last, first = (bound(top, axis=-1, keepdims=True) for bound in (ops.min, ops.max))
+    weights, last_weight = ops.exp(top - first), ops.exp(last - first)
+    kept = ops.ones_like(top, "bool")
+    # True if no token outside the candidates is kept.
+    certain = ops.logical_and(state["temperature"][:, None] == 0, last < first)
+    # True if the sum of the weights that top-k keeps is known.
+    is_known = ops.ones_like(certain)
+    if "top_k" in state:
+        k = state["top_k"][:, None]
+        smallest = ops.take_along_axis(top, ops.clip(k, 1, NUM_CANDIDATES) - 1, axis=1)
+        within = ops.logical_and(k < NUM_CANDIDATES, last < smallest)
+        kept = ops.logical_or(ops.logical_not(within), top >= smallest)
+        certain = ops.logical_or(certain, within)
+        is_known = ops.logical_or(within, k >= logits.shape[-1])
+    if "top_p" in state:
+        p = state["top_p"][:, None]
+        total = ops.sum(_weights(everything), axis=-1, keepdims=True)
+        kept_weights = ops.where(kept, weights, 0.0)
+        if "top_k" in state:
+            total = ops.where(within, ops.sum(kept_weights, axis=-1, keepdims=True), total)
+        sums = ops.cumsum(kept_weights, axis=-1)
+        is_enough = sums >= ops.minimum(p, 1 - 1e-6) * total
+        smallest = ops.max(ops.where(is_enough, weights, 0.0), axis=-1, keepdims=True)
+        within = ops.logical_and(ops.logical_and(p < 1, is_known), last_weight < smallest)
+        kept = ops.logical_and(kept, ops.logical_or(ops.logical_not(within), weights >= smallest))
+        certain = ops.logical_or(certain, within)
+        is_known = ops.logical_or(is_known, p >= 1)
+    if "min_p" in state:
+        p = state["min_p"][:, None]
+        kept = ops.logical_and(kept, weights >= p)
+        certain = ops.logical_or(certain, ops.logical_and(is_known, last_weight < p))
+    values = ops.where(kept, top + noise_of(ids, state), LOWEST)
+    is_largest = values == ops.max(values, axis=-1, keepdims=True)
+    chosen = ops.min(ops.where(is_largest, ids, logits.shape[-1] - 1), axis=-1)
+    certain = certain[:, 0]
+    return ops.cond(
+        ops.all(certain),
+        lambda: chosen,
+        lambda: ops.where(certain, chosen, draw(limit(logits, state), state)),
+    )
 
 
 def limit(logits: Any, state: dict[str, Any]) -> Any:

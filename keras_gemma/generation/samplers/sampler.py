@@ -272,9 +272,17 @@ def draw(logits: Any, state: dict[str, Any]) -> Any:
 
     Uses the Gumbel-max trick. At temperature 0, returns the same ids as greedy decoding.
     """
-    noise = gumbel(state["seed"], state["rows"], state["step"], logits.shape[-1])
-    noise = ops.where(state["temperature"][:, None] > 0, noise, 0.0)
-    return first_argmax(logits + noise)
+    tokens = ops.arange(logits.shape[-1], dtype="int32")[None]
+    return first_argmax(logits + noise_of(tokens, state))
+
+
+def noise_of(tokens: Any, state: dict[str, Any]) -> Any:
+    """Returns the noise for the draw of `tokens [1 or B, n]`, float32 `[B, n]`.
+
+    It is zero in rows with a temperature of 0.
+    """
+    noise = gumbel(state["seed"], state["rows"], state["step"], tokens)
+    return ops.where(state["temperature"][:, None] > 0, noise, 0.0)
 
 
 def first_argmax(logits: Any) -> Any:

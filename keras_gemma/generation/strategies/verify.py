@@ -108,7 +108,7 @@ def rejection_sample(
     else:
         q = ops.where(draft[:, None] >= 0, probabilities(draft_logits, settings), 0.0)
     step = settings["step"] + VERIFY_STREAM
-    noise = gumbel(settings["seed"], settings["rows"], step, 1)[:, 0]
+    noise = gumbel(settings["seed"], settings["rows"], step, ops.zeros((1, 1), "int32"))[:, 0]
     uniform = ops.exp(-ops.exp(-noise))
     q_of_draft = ops.sum(ops.where(is_draft, q, 0.0), axis=-1)
     p_of_draft = ops.sum(ops.where(is_draft, p, 0.0), axis=-1)
