@@ -18,8 +18,11 @@ MIN_CACHE_SLOTS = 256
 """Minimum number of cache slots. They cost little memory, and short texts never grow their
 cache."""
 
-MAX_CHUNK_TOKENS = 512
-"""Maximum number of tokens in a prompt chunk, over all rows."""
+MAX_CHUNK_TOKENS = 256
+"""Maximum number of tokens in a prompt chunk, over all rows.
+
+The engine makes decode steps between two chunks. With chunks of 512 tokens, they would wait twice
+as long, and prefill would be up to 10 % faster."""
 
 
 def chunks(start: int, end: int, batch: int) -> list[tuple[int, int]]:
@@ -59,7 +62,7 @@ def read_chunk(
     """
     b, t = ops.shape(token_ids)
     positions = start + ops.zeros((b, 1), dtype="int32") + ops.arange(t, dtype="int32")[None]
-    x, cache = forward_with_cache(weights, token_ids, positions, cache, config)
+    x, cache = forward_with_cache(weights, token_ids, positions, cache, config, start=start)
     if len(hidden.shape) == 3:
         return ops.slice_update(hidden, (0, start, 0), x), cache
     last = lengths - 1 - start

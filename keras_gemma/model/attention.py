@@ -12,6 +12,7 @@ from keras import ops
 from keras_gemma import backend
 from keras_gemma.backend.reference import attention_weights, weigh
 from keras_gemma.config import GemmaConfig
+from keras_gemma.model.cache import take_slots
 from keras_gemma.model.hooks import Hooks, apply_hook
 from keras_gemma.model.linear import Linear
 from keras_gemma.model.matrix import matmul
@@ -110,12 +111,14 @@ def attention(
     cache: tuple[Any, Any] | None = None,
     slots: Any = None,
     hooks: Hooks = None,
+    first_slot: Any = None,
 ) -> tuple[Any, tuple[Any, Any]]:
     """Computes the attention half of a block from normalized `x [B, T, D]`, without its residual.
 
     `rotary` is the result of `rope.rotary_angles`, and `mask` is bool `[B, T, S]`. With a cache,
-    keys and values `[B, S, K, H]` of the text so far, those of `x` are written to `slots [B, T]`.
-    Returns `[B, T, D]`, and the keys and values that were attended to.
+    keys and values `[B, R, K, H]` of the text so far, those of `x` are written to `slots [B, T]`.
+    The mask is that of all R slots, or of the S slots from `first_slot` on, an int32 scalar.
+    Returns `[B, T, D]`, and the keys and values of the text.
     """
     query, key, value = project(x, weights, config, rotary)
     query = apply_hook(hooks, "attention.queries", query)
@@ -124,11 +127,14 @@ def attention(
     if cache is not None:
         key = backend.write_cache(cache[0], key, slots)
         value = backend.write_cache(cache[1], value, slots)
+    keys_and_values = key, value
+    if first_slot is not None:
+        key, value = (take_slots(array, first_slot, mask.shape[-1]) for array in keys_and_values)
     heads = attend(query, key, value, mask, config, hooks, own=cache is None)
     heads = apply_hook(hooks, "attention.heads", heads)
     b, t = ops.shape(x)[0], ops.shape(x)[1]
     heads = ops.reshape(heads, (b, t, config.num_query_heads * config.head_dim))
-    return matmul(heads, weights["output"]), (key, value)
+    return matmul(heads, weights["output"]), keys_and_values
 
 
 @keras.saving.register_keras_serializable(package="keras_gemma")

@@ -20,6 +20,7 @@ def decoder_block(
     slots: Any = None,
     dropout: Callable[[Any], Any] = lambda x: x,
     hooks: Hooks = None,
+    first_slot: Any = None,
 ) -> tuple[Any, tuple[Any, Any]]:
     """Computes one block. Gemma 2 also normalizes the output of each half, with its own norms.
 
@@ -33,7 +34,15 @@ def decoder_block(
 
     x = apply_hook(hooks, "residual.before", x)
     half, keys_and_values = attention(
-        normalize(x, "pre_attention_norm"), weights, config, rotary, mask, cache, slots, hooks
+        normalize(x, "pre_attention_norm"),
+        weights,
+        config,
+        rotary,
+        mask,
+        cache,
+        slots,
+        hooks,
+        first_slot,
     )
     if "post_attention_norm" in weights:
         half = normalize(half, "post_attention_norm")

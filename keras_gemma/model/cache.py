@@ -41,11 +41,45 @@ def cache_mask(slots: int, positions: Any, window: int | None) -> Any:
     query's window is overwritten.
     """
     stored = position_in(slots, positions[:, -1])[:, None, :]
-    positions = positions[:, :, None]
+    return visible_slots(stored, positions[:, :, None], window)
+
+
+def visible_slots(stored: Any, positions: Any, window: int | None) -> Any:
+    """Returns True for slots that are visible to a query: bool `[B, T, S]`.
+
+    `stored` are the positions in the slots, `[B or 1, 1, S]`, negative if empty, and `positions`
+    those of the queries, `[B, T, 1]`.
+    """
     visible = ops.logical_and(stored >= 0, stored <= positions)
     if window is not None:
         visible = ops.logical_and(visible, stored > positions - window)
     return visible
+
+
+def window_slots(slots: int, length: int, window: int | None) -> int | None:
+    """Returns the number of slots that a chunk of a prompt can see in a cache by position.
+
+    Args:
+        slots: Slots of the cache, S.
+        length: Tokens in the chunk.
+        window: Sliding window of the layer. `None` for a global layer.
+
+    Returns:
+        The number of slots. `None` if the chunk can see all of them.
+    """
+    if window is None or window + length >= slots:
+        return None
+    return window + length
+
+
+def take_slots(array: Any, first: Any, count: int) -> Any:
+    """Returns `count` slots of `array [B, R, K, H]`, from the slot `first` on, an integer or an
+    int32 scalar."""
+    if isinstance(first, int):
+        return array[:, first : first + count]
+    zero = ops.zeros_like(first)
+    b, _, k, h = array.shape
+    return ops.slice(array, ops.stack([zero, first, zero, zero]), (b, count, k, h))
 
 
 def make_cache(config: GemmaConfig, batch: int, slots: int, dtype: str) -> Cache:

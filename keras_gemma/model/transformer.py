@@ -15,7 +15,7 @@ from keras_gemma import backend
 from keras_gemma.config import GemmaConfig, LayerKind
 from keras_gemma.model.attention import causal_mask
 from keras_gemma.model.block import decoder_block
-from keras_gemma.model.cache import Cache, cache_mask, slot_of
+from keras_gemma.model.cache import Cache, cache_mask, slot_of, visible_slots, window_slots
 from keras_gemma.model.embedding import scale_embeddings
 from keras_gemma.model.head import final_norm, head
 from keras_gemma.model.hooks import Hooks, apply_hook
@@ -49,6 +49,7 @@ def run_blocks(
     cache: Cache | None = None,
     slots_of: Callable[[Any], Any] | None = None,
     *,
+    first_slot_of: Callable[[LayerKind, Any], Any] | None = None,
     first: int = 0,
     hooks: Hooks = None,
     block: Callable[..., Any] = decoder_block,
@@ -62,13 +63,15 @@ def run_blocks(
         mask_of: `(kind, R)` -> bool `[B, T, S]`. The cache size R is `None` without a cache.
         cache: Keys and values of earlier tokens. Layers of one kind have equally many slots.
         slots_of: `R` -> int32 `[B, T]`, the cache slot of each token. Required with `cache`.
+        first_slot_of: `(kind, R)` -> int32 scalar, the cache slot of the first key of the mask, or
+            `None` if the mask is that of all slots.
         hooks: Functions by hook point, such as `"block.0.residual.after"`.
 
     Returns:
         Output of the last block `[B, T, D]`, and the keys and values of each block.
     """
     angles: dict[Any, Any] = {}
-    shared: dict[LayerKind, tuple[Any, Any]] = {}
+    shared: dict[LayerKind, tuple[Any, Any, Any]] = {}
     new_cache = []
     for i, weights in enumerate(layers):
         kind = config.layer_kind(first + i)
@@ -78,11 +81,17 @@ def run_blocks(
         keys_and_values = None if cache is None else cache[i]
         if kind not in shared:
             size = None if keys_and_values is None else ops.shape(keys_and_values[0])[1]
-            shared[kind] = mask_of(kind, size), slots_of and slots_of(size)
-        mask, slots = shared[kind]
+            shared[kind] = (
+                mask_of(kind, size),
+                slots_of and slots_of(size),
+                first_slot_of and first_slot_of(kind, size),
+            )
+        mask, slots, first_slot = shared[kind]
         prefix = f"block.{first + i}."
         names = [name for name in hooks or () if name.startswith(prefix)]
         options = {"hooks": {n.removeprefix(prefix): hooks[n] for n in names}} if names else {}
+        if first_slot is not None:
+            options["first_slot"] = first_slot
         x, keys_and_values = block(
             x, weights, config, angles[rope], mask, keys_and_values, slots, **options
         )
@@ -97,20 +106,44 @@ def forward_with_cache(
     cache: Cache,
     config: GemmaConfig,
     functions: BlockFunctions = EAGER,
+    start: Any = None,
 ) -> tuple[Any, Cache]:
     """Reads tokens `[B, T]` that follow the cached ones, at consecutive `positions [B, T]`.
 
+    If all rows have the same positions, and all layers a cache by position, `start` is the first of
+    these, an int32 scalar. Local layers then read only the slots of their window.
+
     Returns the output of the last block `[B, T, D]`, before the final norm, and the updated cache.
     """
+    length = token_ids.shape[1]
+
+    def count_of(kind: LayerKind, slots: Any) -> int | None:
+        return None if start is None else window_slots(slots, length, kind.window)
+
+    def first_slot_of(kind: LayerKind, slots: Any) -> Any:
+        count = count_of(kind, slots)
+        if count is None:
+            return None
+        first = ops.convert_to_tensor(start, dtype="int32") + (length - count)
+        return ops.clip(first, 0, slots - count)
+
+    def mask_of(kind: LayerKind, slots: Any) -> Any:
+        count = count_of(kind, slots)
+        if count is None:
+            return cache_mask(slots, positions, kind.window)
+        stored = first_slot_of(kind, slots) + ops.arange(count, dtype="int32")
+        return visible_slots(stored[None, None], positions[:, :, None], kind.window)
+
     dtype = keras.backend.standardize_dtype(cache[0][0].dtype)  # norms may have another dtype
     return run_blocks(
         embed_tokens(weights, token_ids, config, dtype),
         weights["layers"],
         config,
         positions,
-        lambda kind, slots: cache_mask(slots, positions, kind.window),
+        mask_of,
         cache,
         lambda slots: slot_of(positions, slots),
+        first_slot_of=first_slot_of,
         block=functions.block,
     )
 

@@ -6,7 +6,7 @@ runs only where a token is scored, and each position once.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,6 +35,10 @@ MIN_PATH_SLOTS = 128
 
 MAX_PATH_STEP = 512
 """Largest step between two sizes of the cache. Every size compiles a program."""
+
+
+SLOT_STEP = 256
+"""Step between two numbers of slots of local layers. Every number compiles a program."""
 
 
 class ContinuationScore(NamedTuple):
@@ -132,7 +136,6 @@ class ContinuationScorer(CompiledScorer):
 
     def _read(self, tree: TokenTree, weights: Any) -> Iterator[tuple[Chunk, np.ndarray]]:
         """Yields each chunk of the tree with the input of the head at its nodes, `[T, D]`."""
-        read = self.program("read", self._read_program, donate=1)
         move = self.program("move", _move)
         cache: Cache | None = None
         path_slots = 0
@@ -150,13 +153,34 @@ class ContinuationScorer(CompiledScorer):
             visible = np.pad(chunk.visible, padding)
             np.fill_diagonal(visible, True)
             arrays = [*(np.pad(array, padding) for array in chunk[:3]), visible]
+            count = self._visible_slots(path_slots + length, int(chunk.positions.min()))
+            read = self.program(f"read {count}", partial(self._read_program, count), donate=1)
             x, cache = read(weights, cache, *(backend.to_tensor(array[None]) for array in arrays))
             yield chunk, backend.to_numpy(x).astype("float32")
 
+    def _visible_slots(self, slots: int, position: int) -> int | None:
+        """Returns the number of slots, at the end of the cache, that local layers can see from
+        `position` on. `None` if they can see all slots."""
+        if not self.config.use_sliding_window_attention:
+            return None
+        window = self.config.sliding_window_size
+        unseen = max(0, position - window + 1) // SLOT_STEP * SLOT_STEP
+        return slots - unseen if unseen else None
+
     def _read_program(
-        self, weights: Any, cache: Cache, token_ids: Any, positions: Any, shared: Any, visible: Any
+        self,
+        local_slots: int | None,
+        weights: Any,
+        cache: Cache,
+        token_ids: Any,
+        positions: Any,
+        shared: Any,
+        visible: Any,
     ) -> tuple[Any, Cache]:
-        """Reads a chunk, `[1, T]`, into the last T slots of the cache."""
+        """Reads a chunk, `[1, T]`, into the last T slots of the cache.
+
+        `local_slots` is the result of `_visible_slots`.
+        """
         config, length = self.config, token_ids.shape[1]
         path_slots = cache[0][0].shape[1] - length
         depths = ops.arange(path_slots, dtype="int32")[None]
@@ -167,7 +191,12 @@ class ContinuationScorer(CompiledScorer):
         def mask_of(kind: LayerKind, slots: Any) -> Any:
             if kind.window is None:
                 return seen
-            return ops.logical_and(seen, key_positions > positions[:, :, None] - kind.window)
+            visible = ops.logical_and(seen, key_positions > positions[:, :, None] - kind.window)
+            return visible if local_slots is None else visible[:, :, slots - local_slots :]
+
+        def first_slot_of(kind: LayerKind, slots: Any) -> Any:
+            is_short = kind.window is not None and local_slots is not None
+            return slots - local_slots if is_short else None
 
         x, cache = run_blocks(
             embed_tokens(weights, token_ids, config, self.backbone.compute_dtype),
@@ -177,6 +206,7 @@ class ContinuationScorer(CompiledScorer):
             mask_of,
             cache,
             lambda slots: ops.arange(path_slots, slots, dtype="int32")[None],
+            first_slot_of=first_slot_of,
         )
         return final_norm(x, weights["head"], config)[0], cache
 

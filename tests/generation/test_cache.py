@@ -115,8 +115,8 @@ def test_cache_growth_and_chunks_do_not_change_the_text(lm, monkeypatch):
 
 def test_chunks_are_buckets_and_bounded():
     assert prefill.chunks(0, 5, 1) == [(0, 16)]
-    assert prefill.chunks(0, 1100, 1) == [(0, 512), (512, 512), (1024, 128)]
-    assert prefill.chunks(30, 200, 4) == [(30, 128), (158, 64)]
+    assert prefill.chunks(0, 600, 1) == [(0, 256), (256, 256), (512, 128)]
+    assert prefill.chunks(30, 200, 4) == [(30, 64), (94, 64), (158, 64)]
     assert prefill.chunks(0, 40, 1000) == [(0, 16), (16, 16), (32, 16)]
 
 

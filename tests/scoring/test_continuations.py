@@ -32,6 +32,7 @@ def small_chunks(monkeypatch):
     """Several chunks, sizes of the cache, and passes of the head, with few tokens."""
     monkeypatch.setattr(continuations, "CHUNK_TOKENS", 16)
     monkeypatch.setattr(continuations, "MIN_PATH_SLOTS", 8)
+    monkeypatch.setattr(continuations, "SLOT_STEP", 2)
     monkeypatch.setattr(continuations, "MAX_SCORED_LOGITS", 8 * 512)
 
 
