@@ -3,7 +3,7 @@
 import difflib
 import math
 import numbers
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 FOR_EACH_ROW = ", or a list with one for each row"
@@ -157,3 +157,12 @@ def _message(name: str, value: Any, expected: str, advice: str) -> str:
     if advice:
         sentences.append(advice)
     return " ".join([*sentences, f"Received: {name}={value!r}"])
+
+
+def is_deeper(value: Any, levels: int) -> bool:
+    """Returns True if a JSON value has more than `levels` dicts and lists inside each other."""
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return False
+    return levels == 0 or any(is_deeper(item, levels - 1) for item in value)

@@ -13,6 +13,9 @@ EXPORTS = {
 }
 """Extra of each export format, and the packages that the export imports."""
 
+SERVE = ("fastapi", "uvicorn", "pydantic", "prometheus_client", "llguidance")
+"""Packages that the HTTP server imports."""
+
 
 def is_installed(package: str) -> bool:
     """Returns True if `package` is installed, without importing it."""
@@ -42,3 +45,18 @@ def check_evaluation() -> None:
     """Checks that lm-evaluation-harness is installed."""
     if not is_installed("lm_eval"):
         raise ImportError(f"Benchmarks need lm-eval. {install_hint('evaluation')}")
+
+
+def check_serve() -> None:
+    """Checks that the packages of the HTTP server are installed."""
+    missing = [name for name in SERVE if not is_installed(name)]
+    if missing:
+        raise ImportError(
+            f"The server needs {' and '.join(missing)}, not installed here. {install_hint('serve')}"
+        )
+
+
+def check_structured_output() -> None:
+    """Checks that llguidance is installed."""
+    if not is_installed("llguidance"):
+        raise ImportError(f"`response_format` needs llguidance. {install_hint('serve')}")

@@ -8,6 +8,11 @@ vocabulary.py     training of a SentencePiece vocabulary with Gemma's special id
 stream.py         incremental detokenization
 chat.py           messages as Gemma's turns
 chat_template.py  Jinja chat template for exported models
+grammar.py        structured output: JSON schemas, regular expressions and grammars as masks
+tools.py          formats of tools by name
+tool_calls.py     tools, calls and results: checks and types
+gemma3_tools.py   tools of Gemma 3
+function_gemma.py tools of FunctionGemma
 inputs.py         texts and ids in all containers that users pass
 """
 

@@ -59,9 +59,9 @@ def read_turns(messages: Sequence[Message]) -> list[Turn]:
             f"Received: messages={messages!r:.80}"
         )
     for i, message in enumerate(messages):
-        _check_message(i, message)
+        check_message(i, message)
     has_system = bool(messages) and messages[0]["role"] == "system"
-    preface = "".join(_parts(messages[0]["content"])) + "\n\n" if has_system else ""
+    preface = "".join(parts_of(messages[0]["content"])) + "\n\n" if has_system else ""
     rest = messages[has_system:]
     if not rest:
         raise ValueError(
@@ -85,10 +85,11 @@ def read_turns(messages: Sequence[Message]) -> list[Turn]:
 
 def message_text(message: Message) -> str:
     """Returns the text of a message's turn: its content without white space around each part."""
-    return "".join(part.strip() for part in _parts(message["content"]))
+    return "".join(part.strip() for part in parts_of(message["content"]))
 
 
-def _parts(content: str | Sequence[Mapping[str, str]]) -> list[str]:
+def parts_of(content: str | Sequence[Mapping[str, str]]) -> list[str]:
+    """Returns the texts of a content."""
     return [content] if isinstance(content, str) else [part["text"] for part in content]
 
 
@@ -158,7 +159,8 @@ def control_token_ids(vocabulary: Pieces) -> tuple[int, int, int]:
     return ids
 
 
-def _check_message(i: int, message: Any) -> None:
+def check_message(i: int, message: Any) -> None:
+    """Raises a TypeError or ValueError if message `i` has no valid role or content."""
     if not isinstance(message, Mapping):
         raise TypeError(
             '`messages` must be a list of {"role": ..., "content": ...}. '

@@ -72,14 +72,23 @@ class Pieces:
 
         A literal `▁`, which SentencePiece reads as a space, is encoded as three bytes. Names of
         control tokens become these tokens if `parse_special`, and are plain text otherwise.
+
+        Raises:
+            ValueError: If a text has half of a surrogate pair.
         """
         processor, atoms, pattern = self._parsing if parse_special else self._plain
         rows = [pattern.split(text) for text in texts]  # text, atom, text, atom, … text
         between = [text for parts in rows for text in parts[::2]]
-        if len(between) == 1:  # A list starts threads, which take longer than a short text.
-            encoded = iter([processor.encode(between[0], out_type=int)])
-        else:
-            encoded = iter(processor.encode(between, out_type=int))
+        try:
+            if len(between) == 1:  # A list starts threads, which take longer than a short text.
+                encoded = iter([processor.encode(between[0], out_type=int)])
+            else:
+                encoded = iter(processor.encode(between, out_type=int))
+        except (TypeError, UnicodeEncodeError) as error:  # The type depends on the number of texts.
+            raise ValueError(
+                "A text must be valid Unicode, without half of a surrogate pair. "
+                f"Received: {max(texts, key=has_surrogates)!a:.80}"
+            ) from error
         encoded_rows = []
         for parts in rows:
             ids = next(encoded)
@@ -139,6 +148,11 @@ class Pieces:
             if not self.processor.is_unknown(id):
                 model.pieces[id].type = protobuf.ModelProto.SentencePiece.CONTROL
         return model.SerializeToString()
+
+
+def has_surrogates(text: str) -> bool:
+    """Returns True if a string has half of a surrogate pair, which UTF-8 cannot encode."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def read_proto(proto: str | Path | bytes) -> bytes:

@@ -52,12 +52,12 @@ class TextStream:
             self.stopped = True
             self.rest = text[min(starts) :]
             return text[: min(starts)]
-        end = len(text) - max((_overlap(text, stop) for stop in self.stops), default=0)
+        end = len(text) - max((longest_overlap(text, stop) for stop in self.stops), default=0)
         self._withheld = text[end:]
         return text[:end]
 
 
-def _overlap(text: str, stop: str) -> int:
+def longest_overlap(text: str, stop: str) -> int:
     """Returns the length of the longest end of `text` that is a beginning of `stop`."""
     lengths = range(min(len(text), len(stop) - 1), 0, -1)
     return next((length for length in lengths if text.endswith(stop[:length])), 0)

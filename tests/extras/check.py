@@ -46,6 +46,11 @@ FEATURES = {
     + "open('data/piqa/validation.jsonl', 'w').write(json.dumps(row))\n"
     + "assert evaluate(lm, 'piqa', data='data')['piqa'].items == 1\n"
     + "assert not {'torch', 'transformers'} & set(sys.modules)",
+    "serve": LOAD + "assert lm.generate('', response_format={'type': 'choice', 'choices': ['Ay.']},"
+    " max_new_tokens=9) == 'Ay.'\n"
+    + "from keras_gemma.causal_lm.text_engine import create_text_engine\n"
+    + "from keras_gemma.serving import create_app\n"
+    + "create_app(create_text_engine(lm, max_batch_size=2))",
     "onnx": LOAD + "lm.export('out', format='onnx'); import onnxruntime\n"
     "onnxruntime.InferenceSession('out/model.onnx')",
     "gemma3-270m": "import keras_gemma\n"

@@ -3,6 +3,7 @@
 import copy
 from pathlib import Path
 
+import pytest
 import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -147,3 +148,9 @@ def test_vocabulary_without_bytes():
 
 def test_a_copy_works():
     assert copy.deepcopy(PIECES).encode(["<bos>"]) == [[2]]
+
+
+@pytest.mark.parametrize("texts", [["a\ud800b"], ["c", "a\ud800b"]])
+def test_half_of_a_surrogate_pair(proto, texts):
+    with pytest.raises(ValueError, match=r"valid Unicode.*Received: 'a\\ud800b'"):
+        Pieces(proto).encode(texts)
