@@ -32,6 +32,7 @@ BACKEND_FREE = (
     "cli/test_documented.py",
     "cli/test_presets.py",
     "cli/test_printing.py",
+    "generation/test_scheduler.py",
     "quantization/test_config.py",
     "storage/test_downloads.py",
     "storage/test_published_tokenizers.py",
@@ -45,8 +46,10 @@ BACKEND_FREE = (
     "test_floors.py",
     "test_prose.py",
     "text/test_chat.py",
+    "text/test_grammar.py",
     "text/test_pieces.py",
     "text/test_stream.py",
+    "text/test_tools.py",
     "text/test_vocabulary.py",
     "training/test_chat_dataset.py",
 )

@@ -26,7 +26,7 @@ FLOORS = (
     ("export",),
     ("causal_lm",),
     ("gemma3", "shield_gemma"),
-    ("training", "serving", "evaluation", "distribution", "interop", "benchmark"),
+    ("training", "serving", "batch", "evaluation", "distribution", "interop", "benchmark"),
     ("cli",),
     ("public names",),
 )

@@ -27,8 +27,12 @@ compiler reads fastest, and nothing above this folder knows that layout.
     map(function, arrays)              `function` of each element along the first axis, in order
     write_cache(cache, new, slots)     writes `new [B, T, K, H]` to `slots [B, T]` of a cache
                                        `[B, R, K, H]`, in place if the framework can
+    insert_row(array, row, at)         writes `row [1, ...]` to index `at` of `array [B, ...]`, in
+                                       place if the framework can
     compile(program, donate=None)      compiles a whole program, which may overwrite the argument
                                        number `donate`
+    compile_step(step, donate=None)    same for a program that runs for every token: it is compiled
+                                       for the fewest loops, which takes longer
     jit_part(function)                 compiles a part `(x, weights, ...)` that a program calls many
                                        times
     requires_grad(x)                   `x` detached from its graph, with gradients enabled
@@ -37,12 +41,14 @@ compiler reads fastest, and nothing above this folder knows that layout.
                                        `limit` times
     free_memory()                      free bytes on the device; `None` if unknown
     peak_device_memory()               peak bytes on an accelerator; `None` on CPU
+    release_threads()                  ends the threads of parallel loops that the calling thread
+                                       has run, which would slow down those of another thread
     memory_bandwidth()                 measured read bandwidth of this machine, in bytes/s
 
-`reference.py` implements matmul, embed, attend, log_sum_and_max, cross_entropy, map and write_cache
-in plain `keras.ops`. The tests compare every backend with it. `jax/`, `tensorflow/` and `torch/`
-implement the contract, with kernels for CPU in their `cpu.py`. `xla_cpu/` has kernels that JAX and
-TensorFlow share.
+`reference.py` implements matmul, embed, attend, log_sum_and_max, cross_entropy, map, write_cache
+and insert_row in plain `keras.ops`. The tests compare every backend with it. `jax/`, `tensorflow/`
+and `torch/` implement the contract, with kernels for CPU in their `cpu.py`. `xla_cpu/` has kernels
+that JAX and TensorFlow share.
 """
 
 from collections.abc import Callable
@@ -84,7 +90,9 @@ unpack = packing.unpack
 to_numpy = _module.to_numpy
 attend = _module.attend
 write_cache = _module.write_cache
+insert_row = _module.insert_row
 compile = _module.compile
+compile_step = _module.compile_step
 cross_entropy = _module.cross_entropy
 log_sum_and_max = _module.log_sum_and_max
 jit_part = _module.jit_part
@@ -94,6 +102,7 @@ map = _module.map
 free_memory = _module.free_memory
 peak_device_memory = _module.peak_device_memory
 memory_bandwidth = _module.memory_bandwidth
+release_threads = _module.release_threads
 
 
 def _has_blocks() -> bool:

@@ -110,6 +110,13 @@ def write_cache(cache: Any, new: Any, slots: Any) -> Any:
     return cache
 
 
+def insert_row(array: Any, row: Any, at: Any) -> Any:
+    """Returns `array [B, ...]` with `row [1, ...]` at the index `at`, an int32 scalar."""
+    shape = (-1, *(1 for _ in array.shape[1:]))
+    is_row = ops.reshape(ops.arange(array.shape[0], dtype="int32") == at, shape)
+    return ops.where(is_row, row, array)
+
+
 def while_loop(
     cond: Callable[[Any], Any], step: Callable[[Any, Any], Any]
 ) -> Callable[[Any, Any, int], Any]:

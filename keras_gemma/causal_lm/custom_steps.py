@@ -100,8 +100,9 @@ def generate_with_steps(lm: Any, request: Request) -> list[SequenceOutput]:
         ValueError: If the request has a setting that the step does not know.
     """
     known = Request(request.prompts, request.max_new_tokens, lm.sampler, request.stop_token_ids)
-    names = ("sampler", "seed", "num_return_sequences", "repetition_penalty", "logits_processors")
-    for name in (*names, "top_logprobs", "prefix", "draft"):
+    names = ("sampler", "seed", "num_return_sequences", "repetition_penalty", "frequency_penalty")
+    others = ("presence_penalty", "logits_processors", "top_logprobs", "prefix", "draft")
+    for name in (*names, *others):
         if getattr(request, name) != getattr(known, name):
             raise ValueError(
                 "A model that overrides `generate_step` or `call_with_cache` generates with its "

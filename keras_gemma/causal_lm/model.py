@@ -28,6 +28,11 @@ from keras_gemma.causal_lm.settings import GenerationSettings, read_settings
 from keras_gemma.causal_lm.text_request import TextRequest
 from keras_gemma.causal_lm.training import TrainableTextModel
 from keras_gemma.generation import samplers
+from keras_gemma.generation.engine import (
+    DEFAULT_BATCH_SIZE,
+    DEFAULT_QUEUED_REQUESTS,
+    Engine,
+)
 from keras_gemma.generation.generate import prefill
 from keras_gemma.generation.programs import Programs
 from keras_gemma.generation.request import PrefixCache
@@ -50,6 +55,7 @@ from keras_gemma.storage.formats import save_as
 from keras_gemma.storage.gguf.writer import save_to_gguf
 from keras_gemma.text.batches import is_text
 from keras_gemma.text.chat import Message
+from keras_gemma.text.grammar import GrammarCompiler
 from keras_gemma.text.preprocessor import GemmaCausalLMPreprocessor, require_preprocessor
 from keras_gemma.text.tokenizer import check_vocabulary_size
 
@@ -108,6 +114,7 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         self.preprocessor = preprocessor
         self.sampler = samplers.get("greedy")
         self._programs: Programs | None = None
+        self._grammar_compiler: GrammarCompiler | None = None
         self._scorer: Scorer | None = None
         self._continuation_scorer: ContinuationScorer | None = None
         self._generate_function: Any = None
@@ -220,8 +227,8 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
             num_draft_tokens: Number of draft tokens per verification. Defaults to 4.
             **settings: `GenerationSettings` that override those passed to `compile`:
                 `max_new_tokens`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`,
-                `seed`, `stop`, `num_return_sequences`, `logits_processors`, `return_logprobs`,
-                `sampler`.
+                `frequency_penalty`, `presence_penalty`, `seed`, `stop`, `num_return_sequences`,
+                `logits_processors`, `response_format`, `return_logprobs`, `sampler`.
 
         Returns:
             A string for a string, and a list for a list or a dataset. For a dict, a dict of the
@@ -419,12 +426,65 @@ class GemmaCausalLM(Presettable, TrainableTextModel):
         ids = read_prompt(inputs, self.preprocessor, self.backbone.config.vocabulary_size)
         return prefill(self.programs, ids)
 
+    def engine(
+        self,
+        max_batch_size: int = DEFAULT_BATCH_SIZE,
+        *,
+        max_length: int | None = None,
+        max_queued_requests: int = DEFAULT_QUEUED_REQUESTS,
+        max_queued_tokens: int | None = None,
+        prefix_cache_bytes: int | None = None,
+        pinned: bool = False,
+    ) -> Engine:
+        """Returns an engine that decodes requests together, whenever they come.
+
+        Args:
+            max_batch_size, max_length, max_queued_requests, max_queued_tokens,
+                prefix_cache_bytes, pinned: Same as in `Engine`.
+
+        Raises:
+            ValueError: If an argument is out of range, or the slots do not fit into memory.
+
+        Example:
+
+        ```python
+        import keras_gemma
+        from keras_gemma.generation.engine_request import EngineRequest
+
+        lm = keras_gemma.models.GemmaCausalLM.from_preset("gemma_tiny_en")
+        engine = lm.engine(max_batch_size=4)
+        prompts = lm.preprocessor.tokenize_prompts(["ROMEO:", "JULIET:"])
+        handles = [engine.add_request(EngineRequest(ids, max_new_tokens=8)) for ids in prompts]
+        while engine.has_work:
+            engine.step()
+        print([handle.result()[0].ids for handle in handles])
+        ```
+        """
+        return Engine(
+            self.programs,
+            max_batch_size,
+            max_length,
+            max_queued_requests,
+            max_queued_tokens,
+            prefix_cache_bytes,
+            pinned,
+        )
+
     @property
     def programs(self) -> Programs:
         """Compiled generation programs. `compile` keeps them, because most samplers share them."""
         if self._programs is None or self._programs.eager != self.run_eagerly:
             self._programs = Programs(self.backbone, eager=self.run_eagerly)
         return self._programs
+
+    @property
+    def grammar_compiler(self) -> GrammarCompiler:
+        """Compiler of response formats for the vocabulary of the preprocessor."""
+        tokenizer = self.preprocessor.tokenizer
+        if self._grammar_compiler is None or self._grammar_compiler.pieces is not tokenizer.pieces:
+            size = self.backbone.config.vocabulary_size
+            self._grammar_compiler = GrammarCompiler(tokenizer, size)
+        return self._grammar_compiler
 
     # Chat
 

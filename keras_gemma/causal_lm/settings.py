@@ -19,6 +19,7 @@ from keras_gemma.generation.samplers.sampler import (
     check_rows,
     check_seed,
 )
+from keras_gemma.text.grammar import read_response_format
 
 SAMPLER_SETTINGS = ("temperature", *FILTERS)
 """Settings that override fields of the sampler."""
@@ -50,6 +51,10 @@ class GenerationSettings:
             list.
         repetition_penalty: Values above 1 make tokens less likely if the text already contains
             them (arXiv:1909.05858). A number, or a list.
+        frequency_penalty: Value that is subtracted from the logit of a token for each time that it
+            is in the new text. A number, or a list.
+        presence_penalty: Value that is subtracted once, if the token is in the new text. A number,
+            or a list.
         seed: Random seed. The same seed gives the same text, whatever the rest of the batch. An
             integer, or a list.
         stop: A stop string, or a list of them. The returned text ends before the stop string.
@@ -59,12 +64,17 @@ class GenerationSettings:
         logits_processors: Functions `(ids int32 [B, S], logits float32 [B, V]) -> logits`. They
             are compiled, so they may only use `keras.ops`. Ids are -1 after the end of each
             sequence. Each new function triggers a compilation.
+        response_format: Format of the new text, as in OpenAI's API: `{"type": "json_object"}`,
+            `{"type": "json_schema", "json_schema": {"schema": ...}}`, `{"type": "regex", "regex":
+            ...}`, `{"type": "lark", "grammar": ...}`, `{"type": "choice", "choices": [...]}` or
+            `{"type": "text"}`. A JSON schema and a class of pydantic are accepted too. Needs the
+            extra `serve`.
         return_logprobs: If True, `generate` returns `Completion` objects with the log-probability
             of each new token. An integer adds this many top log-probabilities per token.
 
     Raises:
         ValueError: If a value is out of range or two settings exclude each other.
-        TypeError: If `stop` or `logits_processors` has the wrong type.
+        TypeError: If `stop`, `logits_processors` or `response_format` has the wrong type.
     """
 
     max_new_tokens: int | Sequence[int] | None = None
@@ -75,11 +85,14 @@ class GenerationSettings:
     top_p: Numbers | None = None
     min_p: Numbers | None = None
     repetition_penalty: Numbers | None = None
+    frequency_penalty: Numbers | None = None
+    presence_penalty: Numbers | None = None
     seed: Seeds = None
     stop: str | Sequence[str] | None = None
     stop_token_ids: Any = "auto"
     num_return_sequences: int | None = None
     logits_processors: Sequence[Callable[[Any, Any], Any]] | None = None
+    response_format: Any = None
     return_logprobs: bool | int | None = None
 
     def __post_init__(self) -> None:
@@ -97,6 +110,12 @@ class GenerationSettings:
             check_numbers("max_new_tokens", self.max_new_tokens, "[1, inf)", whole=True)
         if self.repetition_penalty is not None:
             check_numbers("repetition_penalty", self.repetition_penalty, "(0, 1e9)")
+        for name in ("frequency_penalty", "presence_penalty"):
+            if getattr(self, name) is not None:
+                check_numbers(name, getattr(self, name), "(-1e9, 1e9)")
+        if self.response_format is not None:
+            response_format = read_response_format(self.response_format)
+            object.__setattr__(self, "response_format", response_format)
         check_seed(self.seed)
         if self.stop is not None and not isinstance(self.stop, Collection):
             raise TypeError(f"{STOP_ERROR}. Received: stop={self.stop!r}")
@@ -199,7 +218,8 @@ class GenerationSettings:
 
     def check_rows(self, prompts: int) -> None:
         """Raises a ValueError if the length of a list differs from the number of prompts."""
-        for name in ("max_new_tokens", "repetition_penalty", "seed", *SAMPLER_SETTINGS):
+        penalties = ("repetition_penalty", "frequency_penalty", "presence_penalty")
+        for name in ("max_new_tokens", *penalties, "seed", *SAMPLER_SETTINGS):
             check_rows(name, getattr(self, name), prompts)
 
     def max_new_tokens_of(self, lengths: list[int], default_length: int | None) -> list[int]:

@@ -13,11 +13,13 @@ from keras_gemma.causal_lm.prompts import (
     read_prompts,
 )
 from keras_gemma.causal_lm.settings import GenerationSettings
+from keras_gemma.generation.engine_request import TokenConstraint
 from keras_gemma.generation.generate import check, generate, start
 from keras_gemma.generation.request import Draft, PrefixCache, Request, SequenceOutput
-from keras_gemma.generation.samplers.sampler import check_rows
+from keras_gemma.generation.samplers.sampler import Sampler, check_rows
 from keras_gemma.generation.session import DecodingSession
 from keras_gemma.generation.stopping import ends_with_stop_token
+from keras_gemma.text.grammar import check_can_end
 from keras_gemma.text.inputs import to_ids
 from keras_gemma.text.preprocessor import require_preprocessor
 from keras_gemma.text.stream import TextStream
@@ -86,6 +88,7 @@ class TextRequest:
             prefix.check(lm.backbone)
         if draft is not None and draft.tokenizer is not None and preprocessor is not None:
             check_same_pieces(preprocessor.tokenizer, draft.tokenizer)
+        stop_token_ids = self._stop_token_ids(settings.stop_token_ids)
         self.session: DecodingSession | None = None
         """Session of a stream. `None` before the first piece."""
         self.streams: list[TextStream] = []
@@ -93,14 +96,17 @@ class TextRequest:
             prompts=prompts.ids,
             max_new_tokens=self._max_new_tokens(),
             sampler=sampler,
-            stop_token_ids=self._stop_token_ids(settings.stop_token_ids),
+            stop_token_ids=stop_token_ids,
             seed=settings.seed,
             num_return_sequences=num_return_sequences,
             repetition_penalty=settings.repetition_penalty,
+            frequency_penalty=settings.frequency_penalty,
+            presence_penalty=settings.presence_penalty,
             logits_processors=settings.processors,
             top_logprobs=settings.top_logprobs,
             prefix=prefix,
             draft=draft,
+            constraint=read_constraint(lm, settings, sampler, stop_token_ids, draft),
         )
 
     def complete(
@@ -265,6 +271,38 @@ class TextRequest:
 def finish_reason(row: SequenceOutput, stream: TextStream | None) -> Literal["stop", "length"]:
     """Returns `"stop"` if a stop token or stop string ended the text, otherwise `"length"`."""
     return "stop" if row.stopped or (stream is not None and stream.stopped) else "length"
+
+
+def read_constraint(
+    lm: Any,
+    settings: GenerationSettings,
+    sampler: Sampler,
+    stop_token_ids: tuple[int, ...],
+    draft: Draft | None,
+) -> Callable[[], TokenConstraint] | None:
+    """Returns the function that returns a constraint of the response format, if there is one.
+
+    Raises:
+        ValueError: If the response format is invalid, or excludes another argument.
+    """
+    response_format = settings.response_format
+    if response_format is None or response_format["type"] == "text":
+        return None
+    require_preprocessor(lm.preprocessor, "`response_format`", "Leave it out")
+    problem = None
+    if draft is not None:
+        problem = "`response_format` does not support a `draft`. Leave one of them out"
+    elif sampler.strategy != "sample":
+        problem = "`response_format` needs a sampler that decodes token by token, such as 'greedy'"
+    elif lm.overrides_steps:
+        problem = (
+            "A model that overrides `generate_step`, `call_with_cache` or `build_cache` does not "
+            "support `response_format`"
+        )
+    if problem is not None:
+        raise ValueError(f"{problem}. Received: response_format={response_format!r:.80}")
+    check_can_end(lm.preprocessor.tokenizer.stop_token_ids, stop_token_ids)
+    return lm.grammar_compiler.compile(response_format)
 
 
 def check_same_pieces(tokenizer: GemmaTokenizer, other: GemmaTokenizer) -> None:

@@ -15,6 +15,9 @@ DEFAULT_MAX_NEW_TOKENS = 256
 
 UNSUPPORTED_SETTINGS = (
     "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+    "response_format",
     "logits_processors",
     "num_return_sequences",
     "return_logprobs",

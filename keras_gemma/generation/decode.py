@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from keras_gemma.config import GemmaConfig
+from keras_gemma.generation.penalties import penalize
 from keras_gemma.generation.samplers import Sampler
 from keras_gemma.generation.samplers.sampler import LogitsProcessor
 from keras_gemma.generation.stopping import is_stop_token
+from keras_gemma.generation.token_mask import apply_token_mask
 from keras_gemma.model.cache import Cache, grow_cache, resize
 from keras_gemma.model.transformer import EAGER, BlockFunctions, forward_with_cache
 
@@ -38,6 +40,10 @@ class DecodeState(NamedTuple):
     logprobs: Logprobs | None = None
     directions: Any = None  # float32 [B, S, 1, D]: normalized hidden states (contrastive search)
     logits: Any = None  # float32 [B, V]: of the next token (contrastive search)
+    counts: Any = None  # int32 [B, V]: new tokens; None without the next two penalties
+    frequency: Any = None  # float32 [B]: frequency penalty
+    presence: Any = None  # float32 [B]: presence penalty
+    allowed: Any = None  # int32 [B, ceil(V / 32)]: bits of the allowed tokens; None allows all
 
     def grow(self, capacity: int, slots: list[int]) -> "DecodeState":
         """Returns the state with space for `capacity` tokens, and `slots` cache slots per layer."""
@@ -77,6 +83,8 @@ def append_tokens(
 ) -> DecodeState:
     """Chooses the next token of each unfinished row from `logits [B, V]`, and appends it."""
     processed = apply_logits_processors(logits, state, processors)
+    if state.allowed is not None:
+        processed = apply_token_mask(processed, state.allowed)
     ids, sampler_state = sampler.choose_next(processed, state.sampler)
     return write_tokens(state._replace(sampler=sampler_state), logits, ids)
 
@@ -88,15 +96,20 @@ def write_tokens(state: DecodeState, logits: Any, ids: Any) -> DecodeState:
     is_new = ops.logical_and(positions_of(state) == state.length[:, None], unfinished[:, None])
     length = state.length + ops.cast(unfinished, "int32")
     ended = ops.logical_or(is_stop_token(ids, state.stop_token_ids), length >= state.end)
-    seen = state.seen
-    if seen is not None:
-        tokens = ops.arange(logits.shape[-1], dtype="int32")[None]
-        seen = ops.logical_or(seen, tokens == ids[:, None])
+    seen, counts = state.seen, state.counts
+    if seen is not None or counts is not None:
+        is_chosen = ops.arange(logits.shape[-1], dtype="int32")[None] == ids[:, None]
+        if seen is not None:
+            seen = ops.logical_or(seen, is_chosen)
+        if counts is not None:
+            is_counted = ops.logical_and(is_chosen, unfinished[:, None])
+            counts = counts + ops.cast(is_counted, "int32")
     return state._replace(
         text=ops.where(is_new, ids[:, None], state.text),
         length=length,
         done=ops.logical_or(state.done, ended),
         seen=seen,
+        counts=counts,
         logprobs=record_logprobs(state.logprobs, logits, ids, is_new),
     )
 
@@ -109,15 +122,10 @@ def positions_of(state: DecodeState) -> Any:
 def apply_logits_processors(
     logits: Any, state: DecodeState, processors: tuple[LogitsProcessor, ...]
 ) -> Any:
-    """Applies the repetition penalty, then the logits processors of the request.
-
-    The penalty divides positive logits of tokens that are in the text, and multiplies negative
-    ones (Keskar et al., 2019, arXiv:1909.05858).
-    """
-    if state.penalty is not None:
-        penalty = state.penalty[:, None]
-        penalized = ops.where(logits > 0, logits / penalty, logits * penalty)
-        logits = ops.where(state.seen, penalized, logits)
+    """Applies the penalties, then the logits processors of the request."""
+    logits = penalize(
+        logits, state.seen, state.penalty, state.counts, state.frequency, state.presence
+    )
     for processor in processors:
         expected, processed = tuple(logits.shape), processor(state.text, logits)
         shape = tuple(processed.shape) if hasattr(processed, "shape") else f"{processed!r:.80}"

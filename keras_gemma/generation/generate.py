@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from keras_gemma import backend
 from keras_gemma.generation.memory import check_memory
 from keras_gemma.generation.programs import Programs
 from keras_gemma.generation.request import (
@@ -75,11 +74,6 @@ def next_token_logits(
         prefix: Prefix cache of the model with its current weights.
     """
     check(programs, Request(prompts, [1] * len(prompts), GreedySampler(), prefix=prefix))
-    weights, config = programs.backbone.tensors(), programs.config
+    weights = programs.backbone.tensors()
     hidden, _ = programs.prefill(prompts, prefix, weights)
-    head = programs.functions.head
-    run = programs.program(
-        "next token",
-        lambda: backend.compile(lambda weights, hidden: head(hidden, weights, config)),
-    )
-    return run(weights["head"], hidden)
+    return programs.logits(hidden, weights)

@@ -68,6 +68,7 @@ def workload_of(request: Request, config: GemmaConfig) -> Workload:
     num_draft_tokens = 0 if request.draft is None else request.draft.num_tokens
     arrays = LOGITS_ARRAYS + SAMPLING_LOGITS_ARRAYS * is_random
     arrays += 4 * (request.repetition_penalty is not None) + 2 * (request.top_logprobs is not None)
+    arrays += 3 * request.has_counts
     return Workload(
         num_prompts=len(request.prompts),
         rows_per_prompt=rows_per_prompt,

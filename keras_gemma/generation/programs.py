@@ -31,13 +31,26 @@ class Programs:
     is not compiled separately (PyTorch): slower, but without compilation time.
     """
 
-    def __init__(self, backbone: GemmaBackbone, eager: bool = False) -> None:
+    def __init__(
+        self,
+        backbone: GemmaBackbone,
+        eager: bool = False,
+        max_programs: int | None = MAX_PROGRAMS,
+    ) -> None:
         self.backbone = backbone
         self.eager = eager
+        self.max_programs = max_programs
         self.config: GemmaConfig = backbone.config
         self.functions = EAGER if eager else BlockFunctions(*map(backend.jit_part, EAGER))
         self.programs: OrderedDict[Any, Any] = OrderedDict()  # most recently used last
         self.lock = threading.Lock()
+
+    def without_limit(self) -> "Programs":
+        """Returns programs of the same backbone that are never evicted, and have no key that is
+        only used once. Blocks that are compiled separately are shared."""
+        programs = Programs(self.backbone, self.eager, max_programs=None)
+        programs.functions = self.functions
+        return programs
 
     def program(self, key: Any, make: Callable[[], Any]) -> Any:
         """Returns the program of `key`; calls `make` on first use.
@@ -49,7 +62,7 @@ class Programs:
             if key not in self.programs:
                 self.programs[key] = make()
             self.programs.move_to_end(key)
-            while len(self.programs) > MAX_PROGRAMS:
+            while self.max_programs is not None and len(self.programs) > self.max_programs:
                 self.programs.popitem(last=False)
             return self.programs[key]
 
@@ -66,39 +79,86 @@ class Programs:
         cache by position, with S slots, at least one of them free in each row. If `all_tokens`,
         which excludes `prefix`, returns the output for all tokens, `[B, S, D]`.
         """
-        config, batch = self.config, len(prompts)
-        lengths = np.array([len(prompt) for prompt in prompts], "int32")
         start = 0 if prefix is None else prefix.num_shared_tokens(prompts)
-        spans = chunks(start, int(lengths.max()), batch)
-        end = sum(spans[-1])
-        slots = capacity_for(max(end, int(lengths.max()) + 1))
-        token_ids = np.zeros((batch, end), "int32")
-        for row, prompt in zip(token_ids, prompts, strict=True):
+        cache = prefix.cache if start else None
+        prefill = ChunkedPrefill(self, prompts, weights, start, cache, all_tokens)
+        while prefill.num_remaining_tokens:
+            prefill.read_chunk()
+        return prefill.hidden, prefill.cache
+
+    def logits(self, hidden: Any, weights: Any) -> Any:
+        """Returns the logits, float32 `[B, V]`, of the output of the last block `[B, D]`."""
+        head, config = self.functions.head, self.config
+        run = self.program(
+            "next token",
+            lambda: backend.compile(lambda weights, hidden: head(hidden, weights, config)),
+        )
+        return run(weights["head"], hidden)
+
+
+class ChunkedPrefill:
+    """Prefill of a batch of prompts, one chunk at a time.
+
+    Args:
+        programs: Programs of the model.
+        prompts: Token ids of each prompt, int32 `[n]`.
+        weights: Tensors of the backbone.
+        start: Number of tokens that all prompts share with `cache`.
+        cache: Keys and values `[1, S, K, H]` of the first `start` tokens, by position.
+        all_tokens: If True, keeps the output of the last block for all tokens.
+    """
+
+    def __init__(
+        self,
+        programs: Programs,
+        prompts: list[np.ndarray],
+        weights: Any,
+        start: int = 0,
+        cache: Cache | None = None,
+        all_tokens: bool = False,
+    ) -> None:
+        self.programs, self.weights = programs, weights
+        config, batch = programs.config, len(prompts)
+        self.lengths = np.array([len(prompt) for prompt in prompts], "int32")
+        longest = int(self.lengths.max())
+        self._spans = chunks(start, longest, batch)
+        end = sum(self._spans[-1])
+        slots = capacity_for(max(end, longest + 1))
+        self._token_ids = np.zeros((batch, end), "int32")
+        for row, prompt in zip(self._token_ids, prompts, strict=True):
             row[: len(prompt)] = prompt
-        dtype = self.backbone.compute_dtype
+        dtype = programs.backbone.compute_dtype
         if start:
-            cache = [tuple(resize(array, slots) for array in arrays) for arrays in prefix.cache]
-            cache = repeat_cache(cache, batch)
+            cache = [tuple(resize(array, slots) for array in arrays) for arrays in cache]
+            self.cache = repeat_cache(cache, batch)
         else:
-            cache = make_cache(config, batch, slots, dtype)
+            self.cache = make_cache(config, batch, slots, dtype)
         positions = (slots,) if all_tokens else ()
-        hidden = ops.zeros((batch, *positions, config.hidden_dim), dtype=dtype)
+        self.hidden = ops.zeros((batch, *positions, config.hidden_dim), dtype=dtype)
+
+    @property
+    def num_remaining_tokens(self) -> int:
+        """Number of positions that are still to read, including padding; 0 at the end."""
+        return sum(size for _, size in self._spans)
+
+    def read_chunk(self) -> None:
+        """Reads the next chunk into `cache` and `hidden`."""
+        config = self.programs.config
 
         def program(weights: Any, cache: Cache, hidden: Any, *args: Any) -> tuple[Any, Cache]:
             token_ids, start, lengths = args
             return read_chunk(weights, token_ids, start, lengths, hidden, cache, config)
 
-        run = self.program("chunk", lambda: backend.compile(program, donate=1))
-        for start, size in spans:
-            hidden, cache = run(
-                weights,
-                cache,
-                hidden,
-                backend.to_tensor(token_ids[:, start : start + size]),
-                backend.to_tensor(np.int32(start)),
-                backend.to_tensor(lengths),
-            )
-        return hidden, cache
+        run = self.programs.program("chunk", lambda: backend.compile(program, donate=1))
+        start, size = self._spans.pop(0)
+        self.hidden, self.cache = run(
+            self.weights,
+            self.cache,
+            self.hidden,
+            backend.to_tensor(self._token_ids[:, start : start + size]),
+            backend.to_tensor(np.int32(start)),
+            backend.to_tensor(self.lengths),
+        )
 
 
 def repeat_cache(cache: Cache, times: int) -> Cache:

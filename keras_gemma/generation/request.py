@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from keras import ops
 
 from keras_gemma.checks import check_integer
 from keras_gemma.config import GemmaConfig
+from keras_gemma.generation.engine_request import TokenConstraint
 from keras_gemma.generation.samplers import Sampler
 from keras_gemma.generation.samplers.noise import hash_ids
 from keras_gemma.generation.samplers.sampler import LogitsProcessor, Numbers, Seeds
@@ -144,11 +146,21 @@ class Request:
     num_return_sequences: int = 1
     """Number of sequences per prompt."""
     repetition_penalty: Numbers | None = None
+    frequency_penalty: Numbers | None = None
+    presence_penalty: Numbers | None = None
     logits_processors: tuple[LogitsProcessor, ...] = ()
     top_logprobs: int | None = None
     """Number of top log-probabilities per token. `None` disables log-probabilities."""
     prefix: PrefixCache | None = None
     draft: Draft | None = None
+    constraint: Callable[[], TokenConstraint] | None = None
+    """Function that returns a new constraint, called once per sequence. Excludes `draft`, and
+    samplers of other strategies than `"sample"`."""
+
+    @property
+    def has_counts(self) -> bool:
+        """True if a penalty needs the number of occurrences of each new token."""
+        return self.frequency_penalty is not None or self.presence_penalty is not None
 
     def check(self, config: GemmaConfig) -> None:
         """Raises a ValueError if a model of `config` cannot answer the request."""

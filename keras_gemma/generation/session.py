@@ -20,6 +20,7 @@ from keras_gemma.generation.decode import (
     append_tokens,
     next_logits,
 )
+from keras_gemma.generation.engine_request import TokenConstraint
 from keras_gemma.generation.prefill import capacity_for, to_rings
 from keras_gemma.generation.programs import Programs, repeat_cache
 from keras_gemma.generation.request import (
@@ -28,6 +29,7 @@ from keras_gemma.generation.request import (
     SequenceOutput,
     weights_fingerprint,
 )
+from keras_gemma.generation.samplers.sampler import Numbers
 from keras_gemma.generation.stopping import ends_with_stop_token, stop_array
 from keras_gemma.model.cache import Cache, repeat_rows, slots_of_layers, unroll_ring
 
@@ -45,6 +47,9 @@ class DecodingSession:
         self.prompt_lengths = np.repeat(lengths, num_return_sequences)
         self.ends = self.prompt_lengths + np.repeat(request.max_new_tokens, num_return_sequences)
         self.prefilled_tokens = request.num_prefill_tokens()
+        self.constraints: list[TokenConstraint] = []
+        if request.constraint is not None:
+            self.constraints = [request.constraint() for _ in self.prompt_lengths]
         self.state = self._prefill()
         self.steps = 1
 
@@ -64,11 +69,17 @@ class DecodingSession:
         num_return_sequences = request.num_return_sequences
         batch, capacity = len(self.prompt_lengths), cache[0][0].shape[1]
         text = np.full((batch, capacity), -1, "int32")
-        seen = penalty = logprobs = None
+        tensor = backend.to_tensor
+        seen = penalty = counts = frequency = presence = logprobs = allowed = None
         if request.repetition_penalty is not None:
             seen = np.zeros((batch, config.vocabulary_size), "bool")
-            penalty = np.broadcast_to(request.repetition_penalty, len(request.prompts))
-            penalty = np.repeat(penalty, num_return_sequences).astype("float32")
+            penalty = tensor(self._of_rows(request.repetition_penalty))
+        if request.has_counts:
+            counts = tensor(np.zeros((batch, config.vocabulary_size), "int32"))
+            frequency = tensor(self._of_rows(request.frequency_penalty))
+            presence = tensor(self._of_rows(request.presence_penalty))
+        if self.constraints:
+            allowed = tensor(np.stack([constraint.allowed() for constraint in self.constraints]))
         for row in range(batch):
             prompt = request.prompts[row // num_return_sequences]
             text[row, : len(prompt)] = prompt
@@ -79,7 +90,6 @@ class DecodingSession:
             logprobs = Logprobs(
                 ops.zeros(chosen, "float32"), ops.zeros(tops, "int32"), ops.zeros(tops, "float32")
             )
-        tensor = backend.to_tensor
         return DecodeState(
             text=tensor(text),
             length=tensor(self.prompt_lengths.astype("int32")),
@@ -89,9 +99,19 @@ class DecodingSession:
             cache=cache,
             sampler=request.sampler.init(batch, request.seed, request.row_keys()),
             seen=None if seen is None else tensor(seen),
-            penalty=None if penalty is None else tensor(penalty),
+            penalty=penalty,
             logprobs=logprobs,
+            counts=counts,
+            frequency=frequency,
+            presence=presence,
+            allowed=allowed,
         )
+
+    def _of_rows(self, value: Numbers | None) -> np.ndarray:
+        """Returns one value, or one per prompt, as one per row: float32 `[B]`. `None` means 0."""
+        request, value = self.request, 0.0 if value is None else value
+        values = np.broadcast_to(value, len(request.prompts)).astype("float32")
+        return np.repeat(values, request.num_return_sequences)
 
     def _prefill_program(self, capacity: int) -> Any:
         """Returns the program that fills the ring buffers and chooses the first token."""
@@ -143,6 +163,9 @@ class DecodingSession:
             length = int(np.minimum(self.prompt_lengths + self.steps, self.ends - 1).max())
             self.ensure_capacity(length + 1)
             steps = min(n, self.state.text.shape[1] - length)
+            if self.constraints:
+                self._constrain()
+                steps = 1
             program = self.programs.program(
                 ("step", *self.static_key()),
                 lambda: backend.while_loop(any_unfinished, self._decode_function()),
@@ -153,6 +176,16 @@ class DecodingSession:
             if n > 0 and not bool(any_unfinished(self.state)):
                 break
         return self.steps < max_steps and bool(any_unfinished(self.state))
+
+    def _constrain(self) -> None:
+        """Adds the last token of each unfinished row to its constraint, and masks the next one."""
+        allowed = ops.convert_to_numpy(self.state.allowed).copy()
+        done = ops.convert_to_numpy(self.state.done)
+        for row, ids in enumerate(self.new_ids()):
+            if not done[row]:
+                self.constraints[row].accept(int(ids[-1]))
+                allowed[row] = self.constraints[row].allowed()
+        self.state = self.state._replace(allowed=backend.to_tensor(allowed))
 
     def ensure_capacity(self, length: int) -> None:
         """Grows text and cache to at least `length` tokens."""

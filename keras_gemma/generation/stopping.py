@@ -33,8 +33,11 @@ def stop_array(stop_token_ids: Sequence[int]) -> np.ndarray:
 
 
 def is_stop_token(ids: Any, stop_token_ids: Any) -> Any:
-    """Returns True for each of `ids [B]` that is in a `stop_array`: bool `[B]`, in a program."""
-    return ops.any(ids[:, None] == stop_token_ids[None], axis=1)
+    """Returns True for each of `ids [B]` that is a stop token: bool `[B]`, in a program.
+
+    `stop_token_ids` is a `stop_array`, or int32 `[B, MAX_STOP_TOKEN_IDS]` with one for each row.
+    """
+    return ops.any(ids[:, None] == stop_token_ids, axis=-1)
 
 
 def ends_with_stop_token(ids: Sequence[int] | np.ndarray, stop_token_ids: Sequence[int]) -> bool:

@@ -89,7 +89,12 @@ def test_defaults_are_taken_from_compile(tiny_proto):
 
 @pytest.mark.parametrize(
     "compiled",
-    [{"sampler": "beam"}, {"repetition_penalty": 2.0}, {"temperature": [0.5, 1.0]}],
+    [
+        {"sampler": "beam"},
+        {"repetition_penalty": 2.0},
+        {"presence_penalty": 2.0},
+        {"temperature": [0.5, 1.0]},
+    ],
 )
 def test_unsupported_settings_are_refused(tiny_proto, compiled):
     lm = make_lm(proto=tiny_proto)

@@ -104,9 +104,18 @@ def write_cache(cache: Array, new: Array, slots: Array) -> Array:
     return cache.at[jnp.arange(cache.shape[0])[:, None], slots].set(new)
 
 
+def insert_row(array: Array, row: Array, at: Array) -> Array:
+    return jax.lax.dynamic_update_slice_in_dim(array, row, at, 0)
+
+
 def compile(program: Callable[..., Any], donate: int | None = None) -> Callable[..., Any]:
     options = cpu.LEAST_MEMORY if on_cpu() else {}
     return jax.jit(program, compiler_options=options, donate_argnums=donate)
+
+
+def compile_step(step: Callable[..., Any], donate: int | None = None) -> Callable[..., Any]:
+    options = cpu.WIDE_VECTORS if on_cpu() else {}
+    return jax.jit(step, compiler_options=options, donate_argnums=donate)
 
 
 def jit_part(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -117,8 +126,7 @@ def while_loop(
     cond: Callable[[Any], Any], step: Callable[[Any, Any], Any]
 ) -> Callable[[Any, Any, int], Any]:
     if on_cpu():
-        compiled = jax.jit(step, donate_argnums=1, compiler_options=cpu.WIDE_VECTORS)
-        return reference.while_loop(cond, compiled)
+        return reference.while_loop(cond, compile_step(step, donate=1))
 
     def program(weights: Any, state: Any, limit: Any) -> Any:
         return jax.lax.while_loop(
@@ -142,6 +150,10 @@ def free_memory() -> int | None:
 
 def peak_device_memory() -> int | None:
     return None if on_cpu() else jax.devices()[0].memory_stats()["peak_bytes_in_use"]
+
+
+def release_threads() -> None:
+    """Does nothing: XLA has one pool of threads for all callers."""
 
 
 def memory_bandwidth() -> float:

@@ -135,6 +135,10 @@ def write_cache(cache: Tensor, new: Tensor, slots: Tensor) -> Tensor:
     return tf.tensor_scatter_nd_update(cache, tf.stack([rows, slots], axis=-1), new)
 
 
+def insert_row(array: Tensor, row: Tensor, at: Tensor) -> Tensor:
+    return tf.tensor_scatter_nd_update(array, tf.reshape(at, (1, 1)), row)
+
+
 def _concrete(function: Callable[..., Any]) -> Callable[..., Any]:
     """Returns a function that calls a `tf.function` through its concrete functions.
 
@@ -167,10 +171,14 @@ def jit_part(function: Callable[..., Any]) -> Callable[..., Any]:
     return tf.function(traced, jit_compile=True, autograph=False)
 
 
+def compile_step(step: Callable[..., Any], donate: int | None = None) -> Callable[..., Any]:
+    return _concrete(jit_part(step))
+
+
 def while_loop(
     cond: Callable[[Any], Any], step: Callable[[Any, Any], Any]
 ) -> Callable[[Any, Any, int], Any]:
-    return reference.while_loop(cond, _concrete(jit_part(step)))
+    return reference.while_loop(cond, compile_step(step))
 
 
 requires_grad = tf.stop_gradient
@@ -182,6 +190,10 @@ def free_memory() -> int | None:
 
 def peak_device_memory() -> int | None:
     return None if on_cpu() else tf.config.experimental.get_memory_info("GPU:0")["peak"]
+
+
+def release_threads() -> None:
+    """Does nothing: TensorFlow has one pool of threads for all callers."""
 
 
 def memory_bandwidth() -> float:

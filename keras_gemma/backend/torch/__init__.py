@@ -5,6 +5,7 @@ with depth. `cpu.py` has the kernels of a compiled block for CPU. Prefill runs w
 because the library is fast for many rows.
 """
 
+import ctypes
 import threading
 import timeit
 import warnings
@@ -29,6 +30,9 @@ from keras_gemma.backend.torch.quantized import NOT_COMPILED
 
 LOGITS_PER_CHUNK = 1 << 20
 """Logits that a loss processes at a time: 4 MB of float32, which stay in the processor's cache."""
+
+OMP_PAUSE_SOFT = 1
+"""Argument of OpenMP's `omp_pause_resource_all` that keeps its settings."""
 
 MIN_COMPILED_BYTES = 2 << 20
 """Minimum bytes of a block to be compiled. Those of Gemma 3 270M, 11 MB in bfloat16, compile in 3
@@ -168,9 +172,15 @@ def write_cache(cache: Tensor, new: Tensor, slots: Tensor) -> Tensor:
     return cache.index_put_((rows, slots.long()), new)
 
 
+def insert_row(array: Tensor, row: Tensor, at: Tensor) -> Tensor:
+    return array.index_copy_(0, at.reshape(1).long(), row)
+
+
 def compile(program: Callable[..., Any], donate: int | None = None) -> Callable[..., Any]:
     return torch.inference_mode()(program)
 
+
+compile_step = compile
 
 _compile_lock = threading.Lock()
 """Lock for running compiled code, so that two threads do not compile the same code."""
@@ -248,6 +258,14 @@ def free_memory() -> int | None:
 
 def peak_device_memory() -> int | None:
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+
+
+def release_threads() -> None:
+    # Parallel loops of GNU OpenMP put their threads to sleep after each loop if there are more of
+    # them than cores, and each calling thread has threads of its own.
+    pause = getattr(ctypes.CDLL(torch._C.__file__), "omp_pause_resource_all", None)
+    if pause is not None:
+        pause(OMP_PAUSE_SOFT)
 
 
 def memory_bandwidth() -> float:

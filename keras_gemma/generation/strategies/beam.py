@@ -85,5 +85,6 @@ def reorder(state: DecodeState, parents: Any) -> DecodeState:
         done=rows_of(state.done),
         cache=[(rows_of(keys), rows_of(values)) for keys, values in state.cache],
         seen=rows_of(state.seen),
+        counts=rows_of(state.counts),
         logprobs=None if logprobs is None else type(logprobs)(*map(rows_of, logprobs)),
     )

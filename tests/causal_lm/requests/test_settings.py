@@ -37,6 +37,8 @@ def test_a_value_for_each_prompt(lm):
         "top_p": [0.9, 1.0],
         "min_p": [0.3, 1e-6],
         "repetition_penalty": [1.0, 3.0],
+        "frequency_penalty": [0.0, 1.0],
+        "presence_penalty": [2.0, 0.0],
         "seed": [5, 6],
     }
     together = new_ids(lm, **per_row)
@@ -59,6 +61,19 @@ def test_repetition_penalty_against_its_definition(lm):
         logits[seen] = np.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
         text.append(int(logits.argmax()))
     assert result == text
+    assert result != lm.generate(IDS[:1], max_new_tokens=8, stop_token_ids=None)[0]
+
+
+@pytest.mark.parametrize("more", [{}, {"draft": "prompt"}])
+def test_frequency_and_presence_penalty_against_their_definition(lm, more):
+    penalties = {"frequency_penalty": 10.0, "presence_penalty": -30.0}
+    (result,) = lm.generate(IDS[:1], max_new_tokens=8, stop_token_ids=None, **penalties, **more)
+    text, new = list(IDS[0]), []
+    for _ in range(8):
+        logits = logits_of(lm, text + new)[-1].astype("float64")
+        counts = np.bincount(new, minlength=len(logits))
+        new.append(int((logits - 10.0 * counts + 30.0 * (counts > 0)).argmax()))
+    assert result == text + new
     assert result != lm.generate(IDS[:1], max_new_tokens=8, stop_token_ids=None)[0]
 
 
@@ -152,6 +167,8 @@ def test_stop_strings_across_tokens(tiny_proto):
         ({"top_k": 0}, "top_k=0"),
         ({"min_p": 1.5}, r"min_p=1\.5"),
         ({"repetition_penalty": 0}, "repetition_penalty=0"),
+        ({"frequency_penalty": "x"}, "frequency_penalty='x'"),
+        ({"presence_penalty": 1e10}, "presence_penalty=1"),
         ({"seed": "x"}, "seed='x'"),
         ({"stop": ""}, "stop=''"),
         ({"stop": ["a", 3]}, r"stop=\['a', 3\]"),
