@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 from typer import Argument, BadParameter, Option
@@ -22,6 +23,9 @@ from keras_gemma.cli.printing import show
 from keras_gemma.cli.speed import Watch
 from keras_gemma.cli.texts import read_prompts
 
+DEFAULT_BATCH_SIZE = 8
+"""Default of --max-batch-size, as in `Engine`."""
+
 DEFAULT_MAX_NEW_TOKENS = 128
 """Default number of new tokens, if the context has room for them."""
 
@@ -39,11 +43,32 @@ def generate(
     options: ModelOptions,
     sampling: SamplingOptions,
     strip_prompt: bool = Option(False, "--strip-prompt", help="Print only the continuation."),
+    input: Path | None = Option(
+        None,
+        "--input",
+        metavar="FILE",
+        help='JSON-lines file of prompts: strings, or objects with "prompt" or "messages" and '
+        "settings of their own. Needs --output.",
+        show_default=False,
+    ),
+    output: Path | None = Option(
+        None,
+        "--output",
+        metavar="FILE",
+        help="JSON-lines file for the texts of --input, in the order in which they finish.",
+        show_default=False,
+    ),
+    resume: bool = Option(False, "--resume", help="Add the missing texts to --output."),
+    overwrite: bool = Option(False, "--overwrite", help="Replace --output."),
+    max_batch_size: int = Option(
+        DEFAULT_BATCH_SIZE, "--max-batch-size", min=1, help="Texts of --input at a time."
+    ),
     silent: SilentOption = False,
     benchmark: BenchmarkOption = False,
 ) -> None:
-    """Continue each PROMPT and print it with its continuation."""
-    texts = read_prompts(prompts, sys.stdin, options.file)
+    """Continue each PROMPT and print it with its continuation, or a file of prompts."""
+    check_files(input, output, prompts, options)
+    texts = [] if input else read_prompts(prompts, sys.stdin, options.file)
     settings = sampling.settings()
     start(options.backend, options.device, options.debug)
 
@@ -60,8 +85,16 @@ def generate(
         lm = load_model(options, model, silent)
     if benchmark:
         print(summary(model), file=sys.stderr)
-    settings.setdefault("max_new_tokens", default_new_tokens(lm, texts))
     watch = Watch()
+    if input is not None:
+        with progress.hidden(silent):
+            tokens = write_file(
+                lm, input, output, settings, resume, overwrite, max_batch_size, watch
+            )
+        if benchmark:
+            watch.report(*tokens)
+        return
+    settings.setdefault("max_new_tokens", default_new_tokens(lm, texts))
     with progress.hidden(silent):
         if options.as_json:
             tokens = print_json(lm, model, texts, settings, strip_prompt)
@@ -71,6 +104,58 @@ def generate(
                 print(note, file=sys.stderr)
     if benchmark:
         watch.report(sum(map(len, lm.preprocessor.tokenizer.encode(texts))), 0, tokens)
+
+
+def check_files(
+    input: Path | None, output: Path | None, prompts: list[str], options: ModelOptions
+) -> None:
+    """Raises an error if the options for files of prompts are incomplete."""
+    if (input is None) != (output is None):
+        missing = "--output" if output is None else "--input"
+        raise BadParameter(f"pass {missing} too", param_hint=missing)
+    if input is not None and (prompts or options.file):
+        raise BadParameter("pass either prompts or a file of prompts", param_hint="--input")
+
+
+def write_file(
+    lm: Any,
+    input: Path,
+    output: Path,
+    settings: dict[str, Any],
+    resume: bool,
+    overwrite: bool,
+    max_batch_size: int,
+    watch: Watch,
+) -> tuple[int, int, int]:
+    """Generates the texts of a file.
+
+    Returns the number of prompt tokens, of cached ones, and of new tokens.
+    """
+    from keras_gemma.batch.request_file import generate_file, read_prompt_lines
+
+    counts = [0, 0, 0]
+    total = len(read_prompt_lines(input))
+    if "max_length" not in settings:
+        settings.setdefault("max_new_tokens", DEFAULT_MAX_NEW_TOKENS)
+    with progress.bar("Generating", total) as advance:
+
+        def add(result: Any) -> None:
+            watch.piece()
+            counts[0] += result.prompt_tokens
+            counts[2] += sum(result.new_tokens)
+            advance(1)
+
+        generate_file(
+            lm,
+            input,
+            output,
+            resume=resume,
+            overwrite=overwrite,
+            max_batch_size=max_batch_size,
+            on_output=add,
+            **settings,
+        )
+    return tuple(counts)
 
 
 def summary(model: str) -> str:
