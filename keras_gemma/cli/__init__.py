@@ -15,6 +15,7 @@ that `--help` answers at once.
     keyboard.py   editor and Ctrl-C of the conversation
     generate.py   `keras-gemma generate`
     score.py      `keras-gemma score`
+    serve.py      `keras-gemma serve`
     presets.py    `keras-gemma presets`
     info.py       `keras-gemma info`
     convert.py    `keras-gemma convert` and `quantize`

@@ -21,6 +21,7 @@ from keras_gemma.cli.leaderboard import leaderboard
 from keras_gemma.cli.messages import error_lines, in_options, option_names, usage_message
 from keras_gemma.cli.presets import presets
 from keras_gemma.cli.score import score
+from keras_gemma.cli.serve import serve
 from keras_gemma.version import __version__
 
 app = typer.Typer(
@@ -32,6 +33,7 @@ COMMANDS = (
     chat,
     generate,
     score,
+    serve,
     presets,
     info,
     convert,
