@@ -31,13 +31,23 @@ def gguf_path(options: argparse.Namespace) -> Path:
     return resolve(options.model)
 
 
-def memory(name: str) -> float:
-    """Returns bytes of this process: `"VmRSS"` now, or `"VmHWM"`, the peak since `reset_peak`."""
-    path = Path("/proc/self/status")
+def memory(name: str, process: int | str = "self") -> float:
+    """Returns bytes of a process: `"VmRSS"` now, or `"VmHWM"`, the peak since `reset_peak`."""
+    path = Path(f"/proc/{process}/status")
     for line in path.read_text().splitlines() if path.exists() else ():
         if line.startswith(name):
             return int(line.split()[1]) * 1024
     return float("nan")
+
+
+def cpu_seconds(process: int | str = "self") -> float:
+    """Returns the seconds of all cores that a process has used."""
+    path = Path(f"/proc/{process}/stat")
+    if not path.exists():
+        return float("nan")
+    # The name in parentheses may have spaces.
+    fields = path.read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def reset_peak() -> None:
