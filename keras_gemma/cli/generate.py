@@ -49,6 +49,8 @@ def generate(
         metavar="FILE",
         help='JSON-lines file of prompts: strings, or objects with "prompt" or "messages" and '
         "settings of their own. Needs --output.",
+        exists=True,
+        dir_okay=False,
         show_default=False,
     ),
     output: Path | None = Option(
