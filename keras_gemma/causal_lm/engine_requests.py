@@ -36,6 +36,11 @@ def engine_request(lm: Any, prompt: Any, settings: GenerationSettings) -> Engine
             "The engine does not support `logits_processors`, which see the whole batch. Call "
             "`generate` with them."
         )
+    if request.top_logprobs is not None:
+        raise ValueError(
+            "Batches of prompts do not return log-probabilities. Leave out "
+            f"`return_logprobs`, or call `generate`. Received: {settings.return_logprobs!r}"
+        )
     own = {name: np.ravel(value)[0].item() for name, value in sampler.settings().items()}
     seed = sampler.seed if request.seed is None else request.seed
 

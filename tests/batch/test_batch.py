@@ -141,6 +141,7 @@ def test_an_interrupted_run_resumes(lm, expected, tmp_path):
         (["a", {"prompt": "b", "temprature": 1}], "prompt 1: .*Did you mean `temperature`"),
         (["a", "b", {"prompt": "b", "seed": 0.5}], "prompt 2: `seed` must be"),
         ([{"prompt": "x " * 20_000}], "prompt 0: "),
+        ([{"prompt": "x", "return_logprobs": True}], "prompt 0: .*Leave out `return_logprobs`"),
         ([{"prompt": "x", "sampler": "beam"}], "prompt 0: The engine needs a sampler"),
         ([{"messages": [{"role": "model", "content": ""}]}], "prompt 0: "),
     ],
