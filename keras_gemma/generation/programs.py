@@ -46,8 +46,8 @@ class Programs:
         self.lock = threading.Lock()
 
     def without_limit(self) -> "Programs":
-        """Returns programs of the same backbone that are never evicted, and have no key that is
-        only used once. Blocks that are compiled separately are shared."""
+        """Returns programs of the same backbone that are never evicted, for callers that use all
+        of their programs again. Blocks that are compiled separately are shared."""
         programs = Programs(self.backbone, self.eager, max_programs=None)
         programs.functions = self.functions
         return programs

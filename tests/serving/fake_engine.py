@@ -3,26 +3,18 @@
 import asyncio
 import collections
 import concurrent.futures
-import dataclasses
 import threading
 import time
 import types
 
 import numpy as np
 
+from keras_gemma.generation.engine_job import Timings
 from keras_gemma.generation.engine_request import (
     EngineOutput,
     EngineStoppedError,
     QueueFullError,
 )
-
-
-@dataclasses.dataclass
-class Timings:
-    arrival: float
-    prefill_start: float | None = None
-    first_token: float | None = None
-    finish: float | None = None
 
 
 class FakeHandle:
