@@ -126,8 +126,7 @@ def free_penalties(batch: int, vocabulary_size: int) -> Penalties:
 def row_of(request: EngineRequest, index: int, seed: int, config: GemmaConfig) -> Rows:
     """Returns the state of the sequence number `index` of a request, after its prompt."""
     size = config.vocabulary_size
-    # As in `Request.row_keys`: a request has the random numbers of `generate` with one prompt.
-    key = (hash_ids(request.prompt) + index) % 2**32
+    key = hash_ids(request.prompt) + index  # as in `Request.row_keys`, for one prompt
 
     def number(value: float, dtype: str) -> Any:
         return to_tensor(np.array([value], dtype))

@@ -32,7 +32,7 @@ from keras_gemma.generation.engine_step import (
 from keras_gemma.generation.prefill import MIN_CACHE_SLOTS, chunks, to_rings
 from keras_gemma.generation.prefix_store import PrefixStore
 from keras_gemma.generation.programs import ChunkedPrefill, Programs
-from keras_gemma.model.cache import Cache, grow_cache, slots_of_layers
+from keras_gemma.model.cache import Cache, grow_cache, make_cache, slots_of_layers
 
 ALL_ALLOWED = -1
 """Word of a mask that allows its 32 tokens."""
@@ -89,7 +89,8 @@ class Slots:
         self.size, self.capacity = size, MIN_CACHE_SLOTS
         if size:
             self.rows = free_rows(size)
-            self.cache = self._empty_cache(size)
+            config, dtype = self.programs.config, self.programs.backbone.compute_dtype
+            self.cache = make_cache(config, size, slots_of_layers(config, self.capacity), dtype)
 
     def drop_prefixes(self) -> None:
         """Drops the stored prefixes, whose computation may have failed."""
@@ -234,17 +235,6 @@ class Slots:
             self.capacity = bucket(length)
             slots = slots_of_layers(self.programs.config, self.capacity)
             self.cache = grow_cache(self.cache, slots)
-
-    def _empty_cache(self, size: int) -> Cache:
-        config, dtype = self.programs.config, self.programs.backbone.compute_dtype
-        heads = (config.num_key_value_heads, config.head_dim)
-        return [
-            (
-                ops.zeros((size, slots, *heads), dtype=dtype),
-                ops.zeros((size, slots, *heads), dtype=dtype),
-            )
-            for slots in slots_of_layers(config, self.capacity)
-        ]
 
 
 def _to_numpy(chosen: ChosenTokens) -> ChosenTokens:

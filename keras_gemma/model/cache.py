@@ -82,13 +82,11 @@ def take_slots(array: Any, first: Any, count: int) -> Any:
     return ops.slice(array, ops.stack([zero, first, zero, zero]), (b, count, k, h))
 
 
-def make_cache(config: GemmaConfig, batch: int, slots: int, dtype: str) -> Cache:
-    """Returns an empty cache with the same number of slots in every layer."""
-    shape = (batch, slots, config.num_key_value_heads, config.head_dim)
-    return [
-        (ops.zeros(shape, dtype=dtype), ops.zeros(shape, dtype=dtype))
-        for _ in range(config.num_layers)
-    ]
+def make_cache(config: GemmaConfig, batch: int, slots: int | list[int], dtype: str) -> Cache:
+    """Returns an empty cache. `slots` is the number of slots of every layer, or one per layer."""
+    counts = [slots] * config.num_layers if isinstance(slots, int) else slots
+    shapes = [(batch, n, config.num_key_value_heads, config.head_dim) for n in counts]
+    return [(ops.zeros(shape, dtype=dtype), ops.zeros(shape, dtype=dtype)) for shape in shapes]
 
 
 def resize(array: Any, slots: int) -> Any:
