@@ -19,11 +19,11 @@ pytestmark = pytest.mark.skipif(
 def pages() -> list:
     """Returns the examples of README and pages that do without a second framework."""
     own = [example for example in examples() if example.id.startswith(("README", "docs"))]
-    needs_tensorflow = ("tensorflow", "served_gemma")
+    needs_another = ["tensorflow", "served_gemma"]
+    if keras.config.backend() == "torch":
+        needs_another.append('format="jax"')
     return [
-        example
-        for example in own
-        if not any(name in example.values[0] for name in needs_tensorflow)
+        example for example in own if not any(name in example.values[0] for name in needs_another)
     ]
 
 
