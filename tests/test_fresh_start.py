@@ -15,13 +15,14 @@ pytestmark = pytest.mark.skipif(
     keras.config.backend() == "tensorflow", reason="`test_examples.py` runs them in this process"
 )
 
+OTHER = "torch" if keras.config.backend() == "jax" else "jax"
+"""A framework that is hidden from the programs."""
+
 
 def pages() -> list:
     """Returns the examples of README and pages that do without a second framework."""
     own = [example for example in examples() if example.id.startswith(("README", "docs"))]
-    needs_another = ["tensorflow", "served_gemma"]
-    if keras.config.backend() == "torch":
-        needs_another.append('format="jax"')
+    needs_another = ("tensorflow", "served_gemma", f'format="{OTHER}"')
     return [
         example for example in own if not any(name in example.values[0] for name in needs_another)
     ]
@@ -63,8 +64,7 @@ def run():
 
 
 def test_other_frameworks_are_hidden(run):
-    other = "torch" if keras.config.backend() == "jax" else "jax"
-    assert f"No module named '{other}'" in run(f"import {other}")
+    assert f"No module named '{OTHER}'" in run(f"import {OTHER}")
     assert "No module named 'tensorflow'" in run("import keras")  # Keras's default
     assert run("import keras_gemma, keras; print(keras.config.backend())") == ""
 
